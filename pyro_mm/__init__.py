@@ -1,0 +1,18 @@
+"""Multimodal deep generative models in Pyro: stories, posteriors, objectives and estimators as four separate values."""
+
+from . import conditionals, datasets, distributions, estimators, models, nn, objectives, posteriors
+from .batch import Batch
+from .guides import Guide, encode
+from .importance import log_weights
+from .likelihood import Evidence, log_conditional, log_marginal
+from .predictive import generate
+from .saving import load, save
+from .train import History, fit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Batch", "Evidence", "Guide", "History", "conditionals", "datasets", "distributions", "encode", "estimators", "fit",
+    "generate", "load", "log_conditional", "log_marginal", "log_weights", "models", "nn", "objectives", "posteriors",
+    "save",
+]  # fmt: skip

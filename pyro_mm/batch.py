@@ -1,0 +1,383 @@
+"""Rows of multimodal data, and which modality each row has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from .distributions import Scatter
+
+Presence = bool | Tensor  # True and False are known without looking at a tensor, which spares work and device syncs
+
+
+@dataclass(frozen=True)
+class Stack:
+    """How an objective stacks its terms to the left of a story's plates.
+
+    ``decodes[m]`` are the terms, of ``terms``, that decode modality m; ``dim`` is the batch dimension of the terms.
+    """
+
+    decodes: Mapping[str, tuple[int, ...]]
+    terms: int = 1
+    dim: int = -2
+
+
+class Batch:
+    r"""N rows of up to M modalities, any of them missing in any row.
+
+    Args:
+        values: modality name -> tensor, array or sequence of shape ``(N, *event)``. A row that is ``None`` or holds
+            a NaN is a missing one; a modality that is ``None`` is missing everywhere.
+        present: modality name -> boolean ``(N,)``; a modality not named is present in every row.
+        covariates: name -> tensor ``(N, ...)``: known for every row, never modelled or masked (a batch effect).
+        lengths: modality name -> ``(N,)`` numbers of valid steps of sequences.
+
+    Missing values are replaced by a copy of a present row, so that they lie in the support of any likelihood;
+    nothing that is public depends on them. A missing modality is a masked one everywhere: in training, in a
+    likelihood and in sampling.
+
+    Raises:
+        ValueError, TypeError: unequal lengths, an unknown name, a dtype or a mask shape that cannot be used.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        present: Mapping[str, Any] | None = None,
+        covariates: Mapping[str, Any] | None = None,
+        lengths: Mapping[str, Any] | None = None,
+    ):
+        columns = {name: _column(name, value) for name, value in values.items()}
+        sizes = {name: len(column[0]) for name, column in columns.items() if column is not None}
+        covariates = {name: _tensor(f"covariate {name!r}", c) for name, c in (covariates or {}).items()}
+        sizes |= {f"covariate {name}": len(c) for name, c in covariates.items()}
+        if not sizes:
+            raise ValueError("a batch needs at least one modality with values; see Batch.empty for rows without any")
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"expected as many rows in every modality, got {sizes}")
+        self.size: int = next(iter(sizes.values()))
+        for name in [*(present or {}), *(lengths or {})]:
+            if name not in columns:
+                raise ValueError(f"unknown modality {name!r}: this batch holds {list(columns)}")
+        self._values: dict[str, Tensor] = {}
+        self._masks: dict[str, Presence] = {}
+        for name, column in columns.items():
+            mask = _mask(name, (present or {}).get(name), self.size)
+            if column is None:
+                self._masks[name] = False
+                continue
+            value, there = column
+            mask = there & mask.to(there.device)
+            if bool(mask.all()):
+                self._masks[name] = True
+            elif not bool(mask.any()):
+                self._masks[name] = False
+            else:
+                self._masks[name] = mask
+                filler = value[mask][0]
+                value = torch.where(mask.reshape(-1, *[1] * (value.dim() - 1)), value, filler)
+            self._values[name] = torch.nan_to_num(value) if self._masks[name] is False else value
+        self.covariates: dict[str, Tensor] = covariates
+        self.lengths: dict[str, Tensor] = {
+            name: _tensor(f"lengths of {name!r}", value).long() for name, value in (lengths or {}).items()
+        }
+        self.total: int | None = None  # rows of the whole data set, where this batch is a subsample of one
+        self._index: Tensor | None = None
+        self._rows: Presence | None = None
+        self._stack: Stack | None = None
+        self._memo: dict[tuple[str, int], Any] | None = None
+
+    # -- what it holds ------------------------------------------------------------------------------------------
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The modalities, in the order in which they were given."""
+        return tuple(self._masks)
+
+    @property
+    def device(self) -> torch.device:
+        tensors = [*self._values.values(), *self.covariates.values()]
+        return tensors[0].device if tensors else torch.get_default_device()
+
+    @property
+    def present(self) -> dict[str, Tensor]:
+        """Modality name -> boolean ``(N,)``, or ``(T, 1, .., N)`` inside an objective of T terms."""
+        return {name: self._tensor_mask(name) for name in self._masks}
+
+    def presence(self, name: str) -> Presence:
+        """As ``present[name]``, but True or False where that is known of all rows at once. False if unknown."""
+        return self._masks.get(name, False)
+
+    def holds(self, name: str) -> bool:
+        """Whether there are values of a modality, be they filler."""
+        return name in self._values
+
+    @property
+    def rows(self) -> Presence:
+        """Which rows have anything at all: boolean ``(N,)``, or True or False for all of them."""
+        if self._rows is None:
+            masks = list(self._masks.values())
+            if any(m is True for m in masks):
+                return True
+            tensors = [m for m in masks if isinstance(m, Tensor)]
+            return torch.stack(tensors).any(0) if tensors else False
+        return self._rows
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._masks
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._masks)
+
+    def __repr__(self) -> str:
+        def described(name: str) -> str:
+            shape = tuple(self._values[name].shape[1:]) if name in self._values else "?"
+            mask = self._masks[name]
+            there = {True: "all", False: "none"}[mask] if isinstance(mask, bool) else f"{mask.float().mean():.0%}"
+            return f"{name}{shape} present: {there}"
+
+        return f"Batch(size={self.size}, {', '.join(map(described, self._masks))})"
+
+    def __getitem__(self, key: Any) -> Any:
+        """``batch["image"]``: the values (filler where missing). ``batch[rows]``: a batch of those rows."""
+        if isinstance(key, str):
+            if key not in self._values:
+                raise KeyError(f"no values of modality {key!r}: this batch holds {list(self._values)}")
+            return self._values[key]
+        rows = slice(key, key + 1 or None) if isinstance(key, int) else key
+        rows = torch.as_tensor(rows, device=self.device) if isinstance(rows, Sequence | np.ndarray) else rows
+        take = lambda tensors: {name: t[rows] for name, t in tensors.items()}  # noqa: E731
+        new = self._copy(_values=take(self._values), covariates=take(self.covariates), lengths=take(self.lengths))
+        new._masks = {n: m[..., rows] if isinstance(m, Tensor) else m for n, m in self._masks.items()}
+        new._rows = self._rows[rows] if isinstance(self._rows, Tensor) else self._rows
+        new._index = None if self._index is None else self._index[rows]
+        sized = [*new._values.values(), *new.covariates.values()]
+        new.size = len(sized[0]) if sized else len(torch.empty(self.size)[rows])
+        return new
+
+    # -- other batches ------------------------------------------------------------------------------------------
+
+    def only(self, *names: str) -> Batch:
+        """The same rows with every modality but these missing."""
+        self._known(names)
+        return self._copy(_masks={name: mask if name in names else False for name, mask in self._masks.items()})
+
+    def without(self, *names: str) -> Batch:
+        """The same rows with these modalities missing."""
+        self._known(names)
+        return self._copy(_masks={name: False if name in names else mask for name, mask in self._masks.items()})
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same rows on another device."""
+        move = lambda d: {n: v.to(device) if isinstance(v, Tensor) else v for n, v in d.items()}  # noqa: E731
+        moved = {key: move(getattr(self, key)) for key in ("_values", "_masks", "covariates", "lengths")}
+        return self._copy(**moved, _index=None if self._index is None else self._index.to(device))
+
+    def subsample(self, index: Tensor) -> Batch:
+        """The rows ``index`` as a subsample of all: ``plate()`` scales them up to the whole, as Pyro's plates do."""
+        new = self[index]
+        new.total, new._index = self.size, index
+        return new
+
+    @staticmethod
+    def empty(n: int, like: Batch) -> Batch:
+        """n rows in which every modality of ``like`` is missing: what ``generate`` draws from the prior for."""
+        if n < 1:
+            raise ValueError(f"expected at least one row, got n={n}")
+        new = like[torch.zeros(n, dtype=torch.long, device=like.device)]
+        return new._copy(_masks=dict.fromkeys(like._masks, False), total=None, _index=None)
+
+    # -- inside a story -----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def plate(self) -> Iterator[Tensor]:
+        """The plate ``"data"`` at dim -1. Rows in which everything is missing are masked, latent sites included."""
+        rows = self.rows
+        with pyro.plate("data", self.total or self.size, subsample=self._index, dim=-1) as index:
+            if rows is True:
+                yield index
+            else:
+                with poutine.mask(mask=rows):
+                    yield index
+
+    def observe(self, name: str, fn: Any, *parents: Tensor) -> Tensor:
+        """The one way in which a story meets data: the site ``name``, observed where the modality is present.
+
+        Where it is missing the value is a draw from its distribution, which scores nothing, and which is made only
+        if a descendant uses it. So a modality may be the parent of another one: descendants see the draw.
+
+        Args:
+            name: the modality, and the name of the site.
+            fn: a distribution, or a callable giving one: ``fn(*parents)``. A callable is run only for those terms
+                of an objective that decode this modality.
+            parents: tensors whose leading dimensions are those of the plates; one that has none of them (a
+                covariate ``(N, ...)``) is handed over as it is.
+
+        Returns:
+            ``(.., N, *event)``: the values, with draws in place of missing ones.
+        """
+        mask = self.presence(name)
+        decode = fn if callable(fn) and not isinstance(fn, torch.distributions.Distribution) else lambda *_: fn
+        if mask is False and self._stack is not None:
+            return _Draw(lambda: _draw(decode(*parents)))
+        if mask is False:
+            d = decode(*parents)
+            return pyro.sample(name, d.mask(False), obs=_draw(d).detach())
+        d = self._restricted(name, decode, parents)
+        value = self._values[name]
+        observed = pyro.sample(name, d if mask is True else d.mask(mask), obs=value)
+        if mask is True or observed is not value:  # the latter: a handler has drawn it anew, as Predictive does
+            return observed
+
+        def mixed() -> Tensor:
+            full = decode(*parents)
+            there = mask.reshape(mask.shape + (1,) * full.event_dim)
+            return torch.where(there, value, _draw(full))
+
+        return _Draw(mixed)
+
+    def encode(self, name: str, module: Callable[[Tensor], Any]) -> Any:
+        """``module(batch[name])``, run once a step however many terms of an objective ask for it."""
+        if self._memo is None:
+            return module(self._values[name])
+        key = (name, id(module))
+        if key not in self._memo:
+            self._memo[key] = module(self._values[name])
+        return self._memo[key]
+
+    # -- for objectives -----------------------------------------------------------------------------------------
+
+    def view(
+        self, masks: Mapping[str, Presence], stack: Stack, memo: dict[Any, Any] | None, rows: Presence | None = None
+    ) -> Batch:
+        """The same rows under other masks, which may have leading plates; which rows are empty is not for them to say."""
+        return self._copy(_masks=dict(masks), _rows=self.rows if rows is None else rows, _stack=stack, _memo=memo)
+
+    def _restricted(self, name: str, decode: Callable[..., Any], parents: tuple[Tensor, ...]) -> Any:
+        stack = self._stack
+        terms = stack.decodes.get(name, ()) if stack is not None else ()
+        if stack is None or stack.terms == 1 or len(terms) == stack.terms or stack.terms == self.size:
+            return decode(*parents)  # a square batch could be mistaken for a stack of terms: decode all of it then
+        d = decode(*(_take(parent, terms, stack, self.size) for parent in parents))
+        if len(d.batch_shape) < -stack.dim or d.batch_shape[stack.dim] != len(terms):
+            return d  # nothing among its parents depends on the term
+        return Scatter(d, terms, stack.terms, stack.dim)
+
+    def _tensor_mask(self, name: str) -> Tensor:
+        mask = self._masks[name]
+        if isinstance(mask, Tensor):
+            return mask
+        return torch.full((self.size,), mask, dtype=torch.bool, device=self.device)
+
+    def _known(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            if name not in self._masks:
+                raise ValueError(f"unknown modality {name!r}: this batch holds {list(self._masks)}")
+
+    def _copy(self, **changes: Any) -> Batch:
+        new = object.__new__(Batch)
+        new.__dict__.update(self.__dict__)
+        new.__dict__.update(changes)
+        return new
+
+
+class _Draw(torch.Tensor):
+    """A tensor that is computed when somebody first uses it: most draws of missing modalities never are."""
+
+    _compute: Callable[[], Tensor]
+    _value: Tensor | None
+
+    @staticmethod
+    def __new__(cls, compute: Callable[[], Tensor]) -> _Draw:
+        new = torch.Tensor._make_subclass(cls, torch.empty(0))
+        new._compute, new._value = compute, None
+        return new
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = tree_map(_computed, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def _computed(x: Any) -> Any:
+    if not isinstance(x, _Draw):
+        return x
+    if x._value is None:
+        x._value = x._compute()
+    return x._value
+
+
+def _draw(d: Any) -> Tensor:
+    with poutine.block():
+        return d.rsample() if d.has_rsample else d.sample()
+
+
+def _take(parent: Tensor, terms: tuple[int, ...], stack: Stack, size: int) -> Tensor:
+    """The entries ``terms`` of a parent that has one for every term, found by the sizes of its dimensions.
+
+    Those are the dimension of the terms, T, and that of the rows, N, at their distance from each other; dimensions
+    of particles and of enumerated sites may stand to the left of them.
+    """
+    apart = -stack.dim - 1
+    for place in range(parent.dim() - apart):
+        if parent.shape[place] == stack.terms and parent.shape[place + apart] == size:
+            if len(terms) == 1:
+                return parent.narrow(place, terms[0], 1)
+            return parent.index_select(place, torch.tensor(terms, device=parent.device))
+    return parent
+
+
+def _column(name: str, value: Any) -> tuple[Tensor, Tensor] | None:
+    """A modality's values and the rows that are there: neither ``None`` nor NaN."""
+    if value is None:
+        return None
+    there: Tensor | None = None
+    if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.dtype == object):
+        items = list(value)
+        held = [item for item in items if item is not None]
+        if not held:
+            return None
+        if len(held) < len(items):
+            there = torch.tensor([item is not None for item in items])
+            value = [held[0] if item is None else item for item in items]
+        try:
+            value = torch.stack([torch.as_tensor(item) for item in value])
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"modality {name!r}: the rows do not make one tensor: {error}") from error
+    tensor = _tensor(f"modality {name!r}", value)
+    if tensor.dim() == 0:
+        raise ValueError(f"modality {name!r}: expected shape (N, ...), got a single number")
+    there = torch.ones(len(tensor), dtype=torch.bool, device=tensor.device) if there is None else there
+    if tensor.is_floating_point():
+        there = there.to(tensor.device) & ~tensor.flatten(1).isnan().any(1) if tensor.dim() > 1 else there & ~tensor.isnan()
+    return tensor, there
+
+
+def _tensor(what: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        given = getattr(value, "dtype", type(value).__name__)
+        raise TypeError(f"{what}: expected numbers, got {given}") from error
+
+
+def _mask(name: str, mask: Any, size: int) -> Tensor:
+    if mask is None:
+        return torch.ones(size, dtype=torch.bool)
+    mask = _tensor(f"present[{name!r}]", mask)
+    if mask.dtype != torch.bool or mask.shape != (size,):
+        got = f"{mask.dtype} of shape {tuple(mask.shape)}"
+        raise ValueError(f"present[{name!r}]: expected torch.bool of shape ({size},), got {got}")
+    return mask

@@ -1,0 +1,178 @@
+"""Modules that return a distribution, p(x | parents) or q(z | x): a network, and a family for its output.
+
+Several parents are concatenated along their last dimension. A single one goes to the network as it is: an
+image or a class label can be a parent. The network's output may be flat, or shaped like the event: a family
+of m parameters takes ``(..., m * prod(event_shape))`` or ``(..., m * event_shape[0], *event_shape[1:])``. An
+``event_shape`` of None stands for one dimension of whatever size comes. Where both readings fit, which takes
+m = 1 and an event such as ``(1, 64)``, the second one holds.
+
+Parameters are made float32 at least, so that autocast rounds no log-probability, and are not validated.
+"""
+
+import math
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from torch import Size, Tensor, nn
+
+__all__ = ["Bernoulli", "Categorical", "Conditional", "Laplace", "NegativeBinomial", "Normal", "Poisson"]
+
+SCALE_FLOOR = 1e-4
+
+
+class Conditional(nn.Module):
+    """What the families share: the network, and the reading of its output.
+
+    :param net: a module, from the parents to the parameters.
+    :param event_shape: the shape of one value, or None for one dimension of any size.
+    """
+
+    def __init__(self, net: nn.Module, event_shape: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.net = net
+        self.event_shape = None if event_shape is None else Size(event_shape)
+
+    @property
+    def event_dim(self) -> int:
+        return 1 if self.event_shape is None else len(self.event_shape)
+
+    def _output(self, parents: tuple[Tensor, ...]) -> Tensor:
+        if len(parents) > 1:
+            lead = torch.broadcast_shapes(*(parent.shape[:-1] for parent in parents))
+            parents = (torch.cat([parent.expand(*lead, -1) for parent in parents], -1),)
+        out = self.net(*parents)
+        return out.to(torch.promote_types(out.dtype, torch.float32))
+
+    def _parameters_of(self, parents: tuple[Tensor, ...], number: int) -> tuple[Tensor, ...]:
+        """The network's output as ``number`` tensors of shape ``(..., *event_shape)``."""
+        out, event = self._output(parents), self.event_shape
+        if event is None:
+            event = Size([out.shape[-1] // number])
+        shaped = (number * event[0], *event[1:]) if event else (number,)
+        if event and out.shape[-len(shaped) :] == shaped:
+            return out.chunk(number, -len(shaped))
+        if out.shape[-1:] == (number * event.numel(),):
+            return out.unflatten(-1, (number, *event)).unbind(-1 - len(event))
+        flat = f"(..., {number * event.numel()})"
+        wanted = flat if len(event) < 2 else f"{flat} or (..., {', '.join(map(str, shaped))})"
+        raise ValueError(f"expected an output of shape {wanted} from the network, got {tuple(out.shape)}")
+
+
+class _LocationScale(Conditional):
+    """Shared by :class:`Normal` and :class:`Laplace`."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        event_shape: Sequence[int] | None = None,
+        scale: float | nn.Parameter | None = None,
+    ) -> None:
+        super().__init__(net, event_shape)
+        self.log_scale = scale if isinstance(scale, nn.Parameter) else None
+        self.scale = None if scale is None or isinstance(scale, nn.Parameter) else float(scale)
+
+    def _loc_and_scale(self, parents: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        if self.log_scale is not None:
+            (loc,) = self._parameters_of(parents, 1)
+            return loc, self.log_scale.to(loc.dtype).exp().expand_as(loc)
+        if self.scale is not None:
+            (loc,) = self._parameters_of(parents, 1)
+            return loc, torch.full_like(loc, self.scale)
+        loc, raw = self._parameters_of(parents, 2)
+        # The offset makes the scale 1 where raw is 0, about what a fresh network returns.
+        offset = math.log(math.expm1(1 - SCALE_FLOOR))
+        return loc, SCALE_FLOOR + nn.functional.softplus(raw + offset)
+
+
+class Normal(_LocationScale):
+    r"""A diagonal Gaussian, :math:`N(\mu(parents), \sigma)`.
+
+    :param net: gives :math:`\mu` and r, or :math:`\mu` alone where the scale is given.
+    :param event_shape: the shape of one value, or None for one dimension of any size.
+    :param scale: None for :math:`\sigma = 10^{-4} + \mathrm{softplus}(r + c)`, with c such that r = 0 gives
+        :math:`\sigma = 1`; a number for a fixed :math:`\sigma`; a Parameter, broadcast over the event, for a
+        learned :math:`\log\sigma`.
+    :raises ValueError: in ``forward``, if the network's output does not fit.
+    """
+
+    def forward(self, *parents: Tensor) -> dist.TorchDistribution:
+        return dist.Normal(*self._loc_and_scale(parents), validate_args=False).to_event(self.event_dim)
+
+
+class Laplace(_LocationScale):
+    r"""Independent Laplace variables; the arguments are those of :class:`Normal`.
+
+    .. math:: p(x) = \exp(-|x - \mu| / \sigma) / (2 \sigma)
+    """
+
+    def forward(self, *parents: Tensor) -> dist.TorchDistribution:
+        return dist.Laplace(*self._loc_and_scale(parents), validate_args=False).to_event(self.event_dim)
+
+
+class Bernoulli(Conditional):
+    """Independent binary variables; the network gives the logits.
+
+    As values are not validated, ``log_prob`` takes grey levels in [0, 1] too: minus the binary cross-entropy.
+    Its result has the type of the *value* (torch's doing): give float64 values for a float64 result.
+    """
+
+    def forward(self, *parents: Tensor) -> dist.TorchDistribution:
+        (logits,) = self._parameters_of(parents, 1)
+        return dist.Bernoulli(logits=logits, validate_args=False).to_event(self.event_dim)
+
+
+class Categorical(Conditional):
+    """A class label, or an array of them; the network gives logits of shape ``(..., *event_shape, C)``."""
+
+    def __init__(self, net: nn.Module, event_shape: Sequence[int] = ()) -> None:
+        super().__init__(net, event_shape)
+
+    def forward(self, *parents: Tensor) -> dist.TorchDistribution:
+        logits, event = self._output(parents), self.event_shape or ()
+        if logits.shape[-1 - self.event_dim : -1] != event:
+            wanted = ", ".join(["...", *map(str, event), "C"])
+            raise ValueError(f"expected logits of shape ({wanted}), got {tuple(logits.shape)}")
+        return dist.Categorical(logits=logits, validate_args=False).to_event(self.event_dim)
+
+
+class Poisson(Conditional):
+    """Independent counts; the network gives the log of the rate."""
+
+    def forward(self, *parents: Tensor) -> dist.TorchDistribution:
+        (log_rate,) = self._parameters_of(parents, 1)
+        return dist.Poisson(log_rate.exp(), validate_args=False).to_event(self.event_dim)
+
+
+class NegativeBinomial(Conditional):
+    r"""Independent overdispersed counts, by their mean and inverse dispersion.
+
+    .. math:: p(x) = \frac{\Gamma(x + r)}{x! \, \Gamma(r)} \Big(\frac{r}{r + \mu}\Big)^r
+        \Big(\frac{\mu}{r + \mu}\Big)^x, \quad E x = \mu, \quad Var x = \mu + \mu^2 / r
+
+    :param net: gives :math:`\log\mu`, and :math:`\log r` too where ``shared_dispersion`` is false.
+    :param event_shape: the shape of one value, or None for one dimension of any size.
+    :param shared_dispersion: whether :math:`\log r` is a parameter, one per feature, that starts at 0.
+    :raises ValueError: if the dispersion is shared and no ``event_shape`` gives the number of features.
+
+    Reference: Lopez et al. (2018), https://doi.org/10.1038/s41592-018-0229-2.
+    """
+
+    def __init__(
+        self, net: nn.Module, event_shape: Sequence[int] | None = None, shared_dispersion: bool = True
+    ) -> None:
+        super().__init__(net, event_shape)
+        self.log_inverse_dispersion: nn.Parameter | None = None
+        if shared_dispersion:
+            if event_shape is None:
+                raise ValueError("a shared dispersion, one per feature, needs event_shape, got None")
+            self.log_inverse_dispersion = nn.Parameter(torch.zeros(tuple(event_shape)))
+
+    def forward(self, *parents: Tensor) -> dist.TorchDistribution:
+        if self.log_inverse_dispersion is None:
+            log_mean, log_r = self._parameters_of(parents, 2)
+        else:
+            (log_mean,) = self._parameters_of(parents, 1)
+            log_r = self.log_inverse_dispersion.to(log_mean.dtype)
+        family = dist.NegativeBinomial(log_r.exp(), logits=log_mean - log_r, validate_args=False)
+        return family.to_event(self.event_dim)

@@ -1,0 +1,218 @@
+"""Images with their labels: digits, which needs no file, and MNIST and Fashion-MNIST, which do.
+
+Each function returns (train, test), two batches with the modalities ``image``, float32 in [0, 1], and
+``label``, int64 of shape ``(N,)``. What a pixel means differs, and so does any log-likelihood of it:
+
+=================== ======================================================================================
+``digits()``        8 x 8, 1 where the pixel is above 7 of 16, else 0
+``binarize=``       28 x 28, of ``mnist()`` and ``fashion()``:
+``"static"``        0 or 1, drawn once from Bernoulli(pixel / 255), train and test alike; the default
+``"threshold"``     0 or 1, 1 where pixel / 255 is above 0.5
+``None``            grey, pixel / 255: not counts, and no density until noise is added
+=================== ======================================================================================
+
+Salakhutdinov & Murray 2008 drew their binarised MNIST in the same way with other random numbers:
+log-likelihoods are of the same size, not of the same data.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pooch
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from .batch import Batch
+
+__all__ = ["digits", "fashion", "load", "mnist", "parse_idx"]
+
+Binarize = Literal["static", "threshold"] | None
+Split = tuple[Batch, Batch]
+
+FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+MIRRORS = {
+    "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "fashion": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+}
+# Of the uncompressed files: compressed ones differ from mirror to mirror.
+SHA256 = {
+    "mnist": (
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    ),
+    "fashion": (
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    ),
+}
+SEEDS = (0, 1)  # of the static binarisation, train and test
+
+
+def load(name: str, *, directory: str | os.PathLike[str] | None = None, **options: Any) -> Split:
+    """The data set of that name.
+
+    Args:
+        name: ``"digits"``, ``"mnist"`` or ``"fashion"``.
+        directory: where the files are, for those that have any.
+        options: keyword arguments of the function of that name.
+
+    Returns:
+        (train, test).
+
+    Raises:
+        ValueError: no data set has that name.
+
+    >>> load("digits")[1]
+    Batch(size=360, image(8, 8) present: all, label() present: all)
+    """
+    if name not in _DATASETS:
+        raise ValueError(f"unknown data set {name!r}: expected one of {', '.join(map(repr, _DATASETS))}")
+    if directory is not None:
+        options["directory"] = directory
+    return _DATASETS[name](**options)
+
+
+def digits() -> Split:
+    """Handwritten digits of 8 x 8 pixels, 1437 and 360 of them (Alpaydin & Kaynak 1998).
+
+    scikit-learn ships them. A pixel is 1 where it is above 7 of 16. The split is a fixed one, drawn with
+    equal shares of each label.
+    """
+    data = load_digits()
+    image = torch.from_numpy((data.images > 7).astype(np.float32))
+    label = torch.from_numpy(data.target.astype(np.int64))
+    train, test = train_test_split(np.arange(len(label)), test_size=360, random_state=0, stratify=data.target)
+    return Batch({"image": image[train], "label": label[train]}), Batch(
+        {"image": image[test], "label": label[test]}
+    )
+
+
+def mnist(directory: str | os.PathLike[str] | None = None, *, binarize: Binarize = "static") -> Split:
+    """Handwritten digits of 28 x 28 pixels, 60,000 and 10,000 of them (LeCun et al. 1998).
+
+    Args:
+        directory: holds the four idx files, compressed or not, itself or in a folder ``mnist``; by default
+            what the environment variable ``PYRO_MM_DATA`` names. What is absent is downloaded into a cache.
+        binarize: what a pixel is, see the top of this module.
+
+    Raises:
+        FileNotFoundError: the files are not there and cannot be downloaded.
+        ValueError: a file is not the one that was published.
+    """
+    return _idx("mnist", directory, binarize)
+
+
+def fashion(directory: str | os.PathLike[str] | None = None, *, binarize: Binarize = "static") -> Split:
+    """Fashion-MNIST: articles of clothing of 28 x 28 pixels, 60,000 and 10,000 of them (Xiao et al. 2017).
+
+    Grey by nature: binarised ones are a benchmark more than pictures. Arguments and errors are those of
+    :func:`mnist`, with a folder ``fashion``.
+    """
+    return _idx("fashion", directory, binarize)
+
+
+def parse_idx(payload: bytes) -> np.ndarray:
+    """The array in an uncompressed idx file of unsigned bytes.
+
+    The header is two zero bytes, 8 for unsigned bytes, the number of dimensions, and each dimension as a
+    big-endian 32-bit integer.
+
+    Raises:
+        ValueError: it is no such file, or has not as many bytes as the header says.
+
+    >>> parse_idx(bytes([0, 0, 8, 1, 0, 0, 0, 2, 5, 7]))
+    array([5, 7], dtype=uint8)
+    """
+    if len(payload) < 4 or payload[:3] != b"\x00\x00\x08":
+        raise ValueError(
+            f"expected an idx file of unsigned bytes, which starts with 00 00 08, got {payload[:4].hex(' ')}"
+        )
+    start = 4 + 4 * payload[3]
+    shape = tuple(int(n) for n in np.frombuffer(payload[4:start], ">u4"))
+    if len(shape) < payload[3] or len(payload) - start != math.prod(shape):
+        raise ValueError(
+            f"an idx file of shape {shape} needs {math.prod(shape)} bytes, got {len(payload) - start}"
+        )
+    return np.frombuffer(payload, np.uint8, offset=start).reshape(shape)
+
+
+def _idx(name: str, directory: str | os.PathLike[str] | None, binarize: Binarize) -> Split:
+    if binarize not in ("static", "threshold", None):
+        raise ValueError(f"expected binarize='static', 'threshold' or None, got {binarize!r}")
+    arrays = [parse_idx(_read(name, i, directory)) for i in range(len(FILES))]
+    train, test = (
+        Batch({"image": _pixels(images, binarize, seed), "label": torch.from_numpy(labels.astype(np.int64))})
+        for images, labels, seed in zip(arrays[::2], arrays[1::2], SEEDS, strict=True)
+    )
+    return train, test
+
+
+def _pixels(images: np.ndarray, binarize: Binarize, seed: int) -> torch.Tensor:
+    if binarize is None:
+        return torch.from_numpy(images.astype(np.float32) / np.float32(255))
+    if binarize == "threshold":
+        return torch.from_numpy((images > 127).astype(np.float32))  # 127.5 is one half
+    # Uniform on 0 .. 254, so that P(u < pixel) is pixel / 255 exactly. From NumPy: alike on every device.
+    u = np.random.default_rng(seed).integers(0, 255, size=images.shape, dtype=np.uint8)
+    return torch.from_numpy((u < images).astype(np.float32))
+
+
+def _read(name: str, i: int, directory: str | os.PathLike[str] | None) -> bytes:
+    """The i-th file, uncompressed, and checked to be the one that was published."""
+    path = _find(name, FILES[i], directory)
+    payload = path.read_bytes()
+    try:
+        payload = gzip.decompress(payload) if payload.startswith(b"\x1f\x8b") else payload
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged: {error}; delete it or put the right file there") from error
+    found, expected = hashlib.sha256(payload).hexdigest(), SHA256[name][i]
+    if found != expected:
+        raise ValueError(
+            f"{path} is not {FILES[i]} of {name}: uncompressed, its SHA-256 is {found}, expected {expected}; "
+            "delete it or put the right file there"
+        )
+    return payload
+
+
+def _find(name: str, file: str, directory: str | os.PathLike[str] | None) -> Path:
+    given = directory if directory is not None else os.environ.get("PYRO_MM_DATA") or None
+    root = None if given is None else Path(given).expanduser()
+    for folder in () if root is None else (root / name, root):
+        for path in (folder / f"{file}.gz", folder / file):
+            if path.is_file():
+                return path
+    url = f"{MIRRORS[name]}{file}.gz"
+    try:
+        # No hash here: what the file must be is checked after decompression, wherever it comes from.
+        return Path(
+            pooch.retrieve(url, known_hash=None, fname=f"{name}-{file}.gz", path=pooch.os_cache("pyro_mm"))
+        )
+    except OSError as error:  # that of requests is one too
+        looked = "no directory was given" if root is None else f"it is neither in {root / name} nor in {root}"
+        raise FileNotFoundError(
+            f"{name}: {looked}, and {url} cannot be downloaded ({type(error).__name__}). Put "
+            f"{', '.join(f'{f}.gz' for f in FILES)} (or the same uncompressed) into DIRECTORY/{name}, and "
+            "give directory=DIRECTORY or set the environment variable PYRO_MM_DATA to DIRECTORY."
+        ) from error
+
+
+_DATASETS: dict[str, Callable[..., Split]] = {"digits": digits, "mnist": mnist, "fashion": fashion}

@@ -1,0 +1,360 @@
+"""Products and mixtures of experts, choices and restrictions: plain Pyro distributions.
+
+Nothing here looks at a tensor's values in Python, so all of it traces with ``make_fx`` and can be captured in
+a CUDA graph. For the same reason nothing here validates more than shapes.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from pyro.distributions import Delta, Normal, TorchDistribution
+from pyro.distributions.torch_distribution import ExpandedDistribution
+from torch import Size, Tensor
+from torch.distributions import Distribution, Independent, constraints, kl_divergence
+from torch.distributions.kl import register_kl
+
+__all__ = ["STANDARD_NORMAL", "Mixture", "Scatter", "Where", "diagonal", "product_of_normals"]
+
+STANDARD_NORMAL = Normal(0.0, 1.0)
+
+
+def product_of_normals(
+    locs: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    masks: Sequence[bool | Tensor] | None = None,
+    prior: Normal | None = STANDARD_NORMAL,
+) -> Normal:
+    r"""The normalised product of Gaussian experts: precisions add.
+
+    .. math:: p_0(z) \prod_i N(z; \mu_i, \sigma_i)^{m_i} \propto N(z; \mu, \sigma), \quad
+        \sigma^{-2} = \sigma_0^{-2} + \sum_i m_i \sigma_i^{-2}, \quad
+        \mu = \sigma^2 \big(\mu_0 \sigma_0^{-2} + \sum_i m_i \mu_i \sigma_i^{-2}\big)
+
+    A masked expert adds an exact zero: masking equals deleting to the last bit, whatever its tensors hold.
+    Where neither an expert nor the prior is in, the result is N(0, 1).
+
+    :param locs: the :math:`\mu_i`, each of shape ``(*batch, D)``.
+    :param scales: the :math:`\sigma_i`, likewise.
+    :param masks: the :math:`m_i`: True (in, as every expert is if ``masks`` is None), False (left out, its
+        tensors untouched) or a boolean tensor that broadcasts with the *batch* shape.
+    :param prior: the expert :math:`p_0`, or None to leave it out.
+    :return: a Normal of batch shape ``(*batch, D)``; the caller adds ``.to_event(1)``.
+    :raises ValueError: if there is no expert, or the sequences differ in length.
+
+    Reference: Wu and Goodman (2018), https://arxiv.org/abs/1802.05335, section 2.2.
+    """
+    masks = [True] * len(locs) if masks is None else masks
+    if not len(locs) == len(scales) == len(masks) > 0:
+        sizes = f"{len(locs)}, {len(scales)} and {len(masks)}"
+        raise ValueError(f"expected equally many locs, scales and masks, one at least; got {sizes}")
+    total: float | Tensor = 0.0
+    weighted: float | Tensor = 0.0
+    if prior is STANDARD_NORMAL:
+        total = 1.0  # a number: tensors of the CPU within a step keep inductor from using CUDA graphs
+    elif prior is not None:
+        total = prior.scale.pow(-2)
+        weighted = prior.loc * total
+    for loc, scale, mask in zip(locs, scales, masks, strict=True):
+        if mask is False:
+            continue
+        if mask is not True:
+            # Masked before the reciprocal, not after: inf ** -2 is 0, and so is its derivative.
+            loc = torch.where(mask.unsqueeze(-1), loc, 0.0)
+            scale = torch.where(mask.unsqueeze(-1), scale, math.inf)
+        precision = scale.pow(-2)
+        total = total + precision
+        weighted = weighted + loc * precision
+    if all(mask is False for mask in masks):
+        total, weighted = torch.zeros_like(locs[0]) + total, torch.zeros_like(locs[0]) + weighted
+    assert isinstance(total, Tensor)
+    if prior is None and not any(mask is True for mask in masks):
+        total = torch.where(total == 0, 1.0, total)
+    return Normal(weighted / total, total.rsqrt(), validate_args=False)
+
+
+class _Composite(TorchDistribution):
+    """A distribution made of others. Its expansion is only remembered: the parts broadcast when asked."""
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+
+    def __init__(self, batch_shape: Size, *parts: TorchDistribution) -> None:
+        self._parts = parts
+        super().__init__(batch_shape, parts[0].event_shape, validate_args=False)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        return all(part.has_rsample for part in self._parts)
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint | None:
+        return self._parts[0].support
+
+    def expand(self, batch_shape: Sequence[int], _instance: Distribution | None = None) -> Self:
+        if torch.broadcast_shapes(self.batch_shape, Size(batch_shape)) != Size(batch_shape):
+            raise ValueError(f"cannot expand batch shape {tuple(self.batch_shape)} to {tuple(batch_shape)}")
+        new = copy.copy(self)
+        new._batch_shape = Size(batch_shape)
+        return new
+
+
+class Mixture(_Composite):
+    r"""A mixture along the last batch dimension of ``components``.
+
+    .. math:: p(z) = \sum_c w_c \, p_c(z)
+
+    A draw takes an index from the weights, for every element by itself, and that component's pathwise draw.
+    Its derivative tells how the draw moves with the *components*; the weights act through the index, which
+    has none. With learned weights a pathwise gradient would silently lack that term, so ``has_rsample`` holds
+    only where the components have it and the weights need no gradient.
+
+    :param components: a distribution of batch shape ``(*B, C)``.
+    :param log_weights: broadcastable with ``(*B, C)``, normalised here; ``-inf`` leaves a component out of a
+        row. A row of nothing but ``-inf`` counts as one of equal weights: finite, for its maker to mask.
+    :raises ValueError: if the components have no batch dimension, or the last dimensions do not match.
+    """
+
+    def __init__(self, components: TorchDistribution, log_weights: Tensor) -> None:
+        if not components.batch_shape or log_weights.shape[-1:] not in [(1,), components.batch_shape[-1:]]:
+            shapes = f"{tuple(components.batch_shape)} and {tuple(log_weights.shape)}"
+            raise ValueError(f"expected components and log_weights of shape (*B, C), got {shapes}")
+        self.num_components: int = components.batch_shape[-1]
+        log_weights = log_weights.expand(*log_weights.shape[:-1], self.num_components)
+        nothing = log_weights.isneginf().all(-1, keepdim=True)
+        self._log_weights = log_weights.masked_fill(nothing, 0.0).log_softmax(-1)
+        self._components = components
+        batch_shape = torch.broadcast_shapes(components.batch_shape[:-1], log_weights.shape[:-1])
+        super().__init__(batch_shape, components)
+
+    @property
+    def components(self) -> TorchDistribution:
+        """The components, with batch shape ``(*B, C)``."""
+        return _expand(self._components, self.batch_shape + (self.num_components,))
+
+    @property
+    def log_weights(self) -> Tensor:
+        """The normalised log weights, of shape ``(*B, C)``."""
+        return self._log_weights.expand(self.batch_shape + (self.num_components,))
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        return super().has_rsample and not self._log_weights.requires_grad
+
+    @property
+    def mean(self) -> Tensor:
+        return self._average(self._components.mean)
+
+    @property
+    def variance(self) -> Tensor:
+        between = (self._components.mean - self.mean.unsqueeze(-1 - self.event_dim)).square()
+        return self._average(self._components.variance + between)
+
+    def _average(self, x: Tensor) -> Tensor:
+        weights = _pad(self._log_weights.exp(), self.event_dim)
+        return (weights * x).sum(-1 - self.event_dim).expand(self.batch_shape + self.event_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        log_p = self._components.log_prob(value.unsqueeze(-1 - self.event_dim))
+        # Filled, since -inf + log_p is NaN where the density of a component that is left out is not finite.
+        joint = (self._log_weights + log_p).masked_fill(self._log_weights.isneginf(), -math.inf)
+        return _broadcast(joint.logsumexp(-1), self.batch_shape)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        with torch.no_grad():
+            return self._draw(self._index(sample_shape), pathwise=False)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        if not self.has_rsample:
+            raise NotImplementedError(
+                "a pathwise draw needs components with rsample, and takes no gradient to the weights: detach "
+                "log_weights, use sample and a score-function estimator, or stratify by component_rsample"
+            )
+        return self._draw(self._index(sample_shape), pathwise=True)
+
+    def component_rsample(self, index: Tensor) -> Tensor:
+        """A pathwise draw from component ``index`` of every element, whatever the weights (to stratify).
+
+        :param index: a long tensor that broadcasts with the batch shape.
+        :return: a draw of shape ``(*batch_shape, *event_shape)``.
+        """
+        return self._draw(_broadcast(index, self.batch_shape), pathwise=True)
+
+    def _index(self, sample_shape: Sequence[int]) -> Tensor:
+        like = self._log_weights
+        shape = Size(sample_shape) + self.batch_shape + (self.num_components,)
+        uniform = torch.rand(shape, dtype=like.dtype, device=like.device)
+        # Clamped: a uniform of 0 would tie with the components that are left out.
+        gumbel = -uniform.clamp(min=torch.finfo(like.dtype).tiny).log().neg().log()
+        return (like + gumbel).argmax(-1)
+
+    def _draw(self, index: Tensor, pathwise: bool) -> Tensor:
+        """The draw of component ``index``, of shape ``(*index.shape, *event_shape)``."""
+        family = type(_innermost(self._components))
+        if issubclass(family, (torch.distributions.Normal, torch.distributions.Laplace)):
+            loc, scale = (_take(x, index, self.event_dim) for x in diagonal(self._components))
+            return family(loc, scale, validate_args=False).rsample()
+        components = _expand(self._components, index.shape + (self.num_components,))
+        draws = components.rsample() if pathwise else components.sample()
+        where = _pad(index, 1 + self.event_dim).expand(index.shape + (1,) + self.event_shape)
+        return draws.gather(index.dim(), where).squeeze(index.dim())
+
+
+class Where(_Composite):
+    """A choice of distribution for every element of the batch: ``p`` where ``mask`` holds, else ``q``.
+
+    ``KL(Where(m, p, q) || r) = where(m, KL(p || r), KL(q || r))``, and likewise on the right.
+
+    :param mask: a boolean tensor; kept as ``condition``, since ``mask`` is a method of Pyro's distributions.
+    :param p, q: distributions of equal event shape; their batch shapes and the mask's broadcast.
+    :raises ValueError: if the event shapes differ.
+    """
+
+    def __init__(self, mask: Tensor, p: TorchDistribution, q: TorchDistribution) -> None:
+        if p.event_shape != q.event_shape:
+            raise ValueError(f"event shapes differ: {tuple(p.event_shape)} and {tuple(q.event_shape)}")
+        self.condition, self.p, self.q = mask, p, q
+        batch_shape = torch.broadcast_shapes(mask.shape, p.batch_shape, q.batch_shape)
+        super().__init__(batch_shape, p, q)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._choose(self.p.mean, self.q.mean)
+
+    @property
+    def variance(self) -> Tensor:
+        return self._choose(self.p.variance, self.q.variance)
+
+    def _choose(self, p: Tensor, q: Tensor) -> Tensor:
+        chosen = torch.where(_pad(self.condition, self.event_dim), p, q)
+        return _broadcast(chosen, self.batch_shape + self.event_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        log_prob = torch.where(self.condition, self.p.log_prob(value), self.q.log_prob(value))
+        return _broadcast(log_prob, self.batch_shape)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        p, q = (_expand(part, self.batch_shape).sample(Size(sample_shape)) for part in self._parts)
+        return self._choose(p, q)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        p, q = (_expand(part, self.batch_shape).rsample(Size(sample_shape)) for part in self._parts)
+        return self._choose(p, q)
+
+
+@register_kl(Where, Distribution)
+def _kl_where_left(p: Where, q: Distribution) -> Tensor:
+    kl = torch.where(p.condition, kl_divergence(p.p, q), kl_divergence(p.q, q))
+    return _broadcast(kl, p.batch_shape)
+
+
+@register_kl(Delta, Where)  # Pyro registers (Delta, Distribution): without this line the two would tie
+@register_kl(Distribution, Where)
+def _kl_where_right(p: Distribution, q: Where) -> Tensor:
+    kl = torch.where(q.condition, kl_divergence(p, q.p), kl_divergence(p, q.q))
+    return _broadcast(kl, q.batch_shape)
+
+
+@register_kl(Where, Where)
+def _kl_where_where(p: Where, q: Where) -> Tensor:
+    if p.condition is not q.condition:
+        return _broadcast(_kl_where_left(p, q), q.batch_shape)
+    kl = torch.where(p.condition, kl_divergence(p.p, q.p), kl_divergence(p.q, q.q))
+    return _broadcast(_broadcast(kl, p.batch_shape), q.batch_shape)
+
+
+class Scatter(_Composite):
+    """A distribution known on some entries of one batch dimension, scoring zero on the others.
+
+    ``log_prob(x)[index[i]] = base.log_prob(x[index[i]])[i]`` along that dimension, and 0 elsewhere. It only
+    scores: the other entries have nothing to draw from. Where every entry is known, use ``base`` itself.
+
+    :param base: a distribution whose batch dimension ``dim`` has size ``len(index)``.
+    :param index: the distinct entries that ``base`` stands for.
+    :param size: the size of that dimension in this distribution.
+    :param dim: negative, counted from the right of the batch shape.
+    :raises ValueError: if the sizes do not fit.
+    """
+
+    has_rsample = False
+
+    def __init__(self, base: TorchDistribution, index: tuple[int, ...], size: int, dim: int) -> None:
+        shape = list(base.batch_shape)
+        if not -len(shape) <= dim < 0 or shape[dim] != len(index):
+            raise ValueError(f"expected size {len(index)} at batch dim {dim}, got batch shape {shape}")
+        if not index or len(set(index)) < len(index) or not 0 <= min(index) <= max(index) < size:
+            raise ValueError(f"expected distinct entries of range({size}), one at least; got {index}")
+        shape[dim] = size
+        self.base, self.index, self.size, self.dim = base, tuple(index), size, dim
+        super().__init__(Size(shape), base)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        raise NotImplementedError("Scatter only scores: outside of its index there is nothing to draw from")
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """:param value: lacks the dimension, or has 1 or ``size`` entries there."""
+        dim = self.dim - self.event_dim
+        if value.dim() >= -dim and value.shape[dim] != 1:
+            if value.shape[dim] != self.size:
+                raise ValueError(
+                    f"expected 1 or {self.size} entries at dim {dim}, got shape {tuple(value.shape)}"
+                )
+            # Unbound and stacked: an index tensor would be copied from the host at every call.
+            entries = value.unbind(dim)
+            value = torch.stack([entries[i] for i in self.index], dim)
+        log_prob = self.base.log_prob(value)
+        known = dict(zip(self.index, log_prob.unbind(self.dim), strict=True))
+        zero = torch.zeros_like(known[self.index[0]])
+        full = torch.stack([known.get(i, zero) for i in range(self.size)], self.dim)
+        return _broadcast(full, self.batch_shape)
+
+
+def diagonal(d: Distribution) -> tuple[Tensor, Tensor]:
+    """``loc`` and ``scale`` of a Normal or Laplace, however often it was expanded or wrapped by ``to_event``.
+
+    :return: two tensors of shape ``(*batch_shape, *event_shape)``.
+    :raises TypeError: for any other distribution.
+    """
+    base = _innermost(d)
+    if not isinstance(base, (torch.distributions.Normal, torch.distributions.Laplace)):
+        raise TypeError(f"expected a diagonal Normal or Laplace, got {type(base).__name__}")
+    shape = d.batch_shape + d.event_shape
+    return base.loc.expand(shape), base.scale.expand(shape)
+
+
+def _innermost(d: Distribution) -> Distribution:
+    while isinstance(d, (Independent, ExpandedDistribution)):
+        d = d.base_dist
+    return d
+
+
+def _take(x: Tensor, index: Tensor, event_dim: int) -> Tensor:
+    """``x[b, index[..., b]]`` for every b: x (*B, C, *E), index (..., *B), result (*index.shape, *E).
+
+    Rows are selected, not gathered: the backward pass then needs no x expanded to the index's shape.
+    """
+    *batch, size = x.shape[: x.dim() - event_dim]
+    event_shape = x.shape[x.dim() - event_dim :]
+    rows = torch.arange(math.prod(batch), device=x.device).reshape(batch) * size + index
+    return x.reshape(-1, *event_shape).index_select(0, rows.reshape(-1)).reshape(rows.shape + event_shape)
+
+
+def _pad(x: Tensor, dims: int) -> Tensor:
+    return x.reshape(x.shape + (1,) * dims)
+
+
+def _broadcast(x: Tensor, shape: Size) -> Tensor:
+    return x.expand(torch.broadcast_shapes(x.shape, shape))
+
+
+def _expand(d: TorchDistribution, batch_shape: Size) -> TorchDistribution:
+    """``d.expand(batch_shape)``, without Pyro's habit of changing an ``ExpandedDistribution`` in place."""
+    if d.batch_shape == batch_shape:
+        return d
+    if isinstance(d, ExpandedDistribution):
+        return ExpandedDistribution(d.base_dist, batch_shape)
+    if isinstance(d, Independent):
+        n = d.reinterpreted_batch_ndims
+        return _expand(d.base_dist, batch_shape + d.event_shape[:n]).to_event(n)
+    return d.expand(batch_shape)

@@ -1,0 +1,285 @@
+r"""Estimators of a bound and of its gradient: how the expectation in a term of an objective is taken.
+
+All are ``pyro.infer.ELBO``\ s, so each serves alone in ``SVI`` or as the ``estimator`` of any objective, and all are
+functions of one quantity, the log importance weights of :mod:`pyro_mm.importance`, row by row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from torch import Tensor
+
+from .batch import Batch
+from .importance import Scores, score
+from .pairs import Callback, Structure, Views, structure
+
+Weight = float | Tensor | Mapping[str, float | Tensor]
+
+
+class PerRow(ELBO):
+    """A lower bound on every row's log-evidence, computed from the row's own log-weights.
+
+    Args:
+        num_particles: K, the draws from the guide for every row.
+        vectorize_particles: False runs them one after another, for stories that do not broadcast.
+    """
+
+    stratified: Literal["inside", "outside"] | None = None
+    needs: tuple[str, ...] = ("pathwise", "enumerated")
+    rescore = False
+
+    def __init__(self, num_particles: int = 1, *, vectorize_particles: bool = True):
+        if num_particles < 1:
+            raise ValueError(f"expected num_particles >= 1, got {num_particles}")
+        super().__init__(num_particles=num_particles)
+        self.vectorize_particles = vectorize_particles
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(num_particles={self.num_particles})"
+
+    def bound(self, scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:
+        """The bound of every term and row, ``(T, N)``, with weights broadcastable to ``(T, N)``."""
+        raise NotImplementedError
+
+    def scores(self, model: Callback, guide: Callback, views: Views, info: Structure) -> Scores:
+        """Draws the particles that :meth:`bound` needs."""
+        return score(
+            model,
+            guide,
+            views,
+            info,
+            self.num_particles,
+            vectorize=self.vectorize_particles,
+            stratify=self.stratified is not None,
+            rescore=self.rescore,
+        )
+
+    def differentiable_loss(self, model: Callback, guide: Callback, batch: Batch) -> Tensor:  # type: ignore[override]
+        """Minus the bound, summed over rows and scaled by the data plate; differentiable."""
+        info = structure(model, guide, batch)
+        check_pairing(self, info)
+        scores = self.scores(model, guide, Views.of(batch, info.nesting), info)
+        return -self.bound(scores).sum() * scores.factor
+
+    def loss(self, model: Callback, guide: Callback, batch: Batch) -> float:  # type: ignore[override]
+        """Minus the bound, as a number."""
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, batch).item()
+
+    def loss_and_grads(self, model: Callback, guide: Callback, batch: Batch) -> float:  # type: ignore[override]
+        """Minus the bound, as a number; its gradient is added to the parameters'."""
+        loss = self.differentiable_loss(model, guide, batch)
+        if loss.requires_grad:
+            loss.backward()
+        return loss.item()
+
+    def _get_trace(self, *_: Any) -> Any:
+        raise TypeError(f"{type(self).__name__} works on log-weights and has no traces of its own")
+
+
+class AnalyticKL(PerRow):
+    r"""The evidence lower bound with the KL of every latent site in closed form where one is known.
+
+    .. math:: \frac1K \sum_k \log p(x \mid z_k) - KL(q \| r)
+
+    A site whose KL has no closed form, any story with an enumerated site, and a guide that samples the model's
+    sites in another order take the KL from the same K draws. Kingma & Welling 2014 (arXiv:1312.6114).
+    """
+
+    def bound(self, scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:
+        return _likelihood(scores, likelihood).mean(0) - kl * scores.kl()  # type: ignore[operator]
+
+
+class IWAE(PerRow):
+    r"""The importance-weighted bound, by reparameterised gradients.
+
+    .. math:: \log \frac1K \sum_k w_k, \qquad w_k = p(x, z_k) / q(z_k \mid x)
+
+    With K = 1 it is the evidence lower bound, by samples. For a mixture posterior :math:`q = \sum_c \pi_c q_c`,
+    ``stratified`` draws K particles from every component c, always weighted by the whole mixture's density:
+
+    * ``"inside"``: :math:`\log \sum_c \pi_c \frac1K \sum_k w_{ck}`, the tighter;
+    * ``"outside"``: :math:`\sum_c \pi_c \log \frac1K \sum_k w_{ck}`, the "looser" bound of MMVAE's authors.
+
+    References: Burda et al. 2016 (arXiv:1509.00519); Shi et al. 2019 (arXiv:1911.03393).
+    """
+
+    def __init__(
+        self,
+        num_particles: int = 10,
+        *,
+        stratified: Literal["inside", "outside"] | None = None,
+        vectorize_particles: bool = True,
+    ):
+        super().__init__(num_particles, vectorize_particles=vectorize_particles)
+        if stratified not in (None, "inside", "outside"):
+            raise ValueError(f'expected stratified to be None, "inside" or "outside", got {stratified!r}')
+        if stratified and not vectorize_particles:
+            raise ValueError("stratified draws are made in one pass: vectorize_particles=False excludes them")
+        self.stratified = stratified
+
+    def __repr__(self) -> str:
+        stratified = f", stratified={self.stratified!r}" if self.stratified else ""
+        return f"IWAE(num_particles={self.num_particles}{stratified})"
+
+    def bound(self, scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:
+        log_w = weighted(scores, likelihood, kl)
+        if self.stratified is None or scores.log_component is None:
+            return log_w.logsumexp(0) - math.log(self.num_particles)
+        shape = (-1, self.num_particles, *log_w.shape[1:])
+        log_pi = scores.log_component.reshape(shape)[:, 0]
+        # a component that is out of a row has weight zero there, and its particles must not reach the gradient
+        out = log_pi == -math.inf
+        log_w = log_w.reshape(shape).masked_fill(out[:, None], 0.0)
+        each = log_w.logsumexp(1) - math.log(self.num_particles)
+        if self.stratified == "inside":
+            return (each + log_pi).logsumexp(0)
+        return (each * log_pi.exp()).sum(0)
+
+
+class Renyi(PerRow):
+    r"""Rényi's variational bound of order alpha.
+
+    .. math:: \frac{1}{1 - \alpha} \log \frac1K \sum_k w_k^{1 - \alpha}
+
+    A lower bound for every alpha >= 0 (alpha = 0 is :class:`IWAE`); for alpha < 0 no bound at all. Unlike
+    ``pyro.infer.RenyiELBO`` it keeps the scale of a subsampled plate outside of the logarithm. Li & Turner 2016
+    (arXiv:1602.02311).
+    """
+
+    def __init__(self, alpha: float, num_particles: int = 10, *, vectorize_particles: bool = True):
+        if alpha == 1:
+            raise ValueError("alpha = 1 is the evidence lower bound itself: use IWAE(num_particles=1) or AnalyticKL()")
+        super().__init__(num_particles, vectorize_particles=vectorize_particles)
+        self.alpha = alpha
+
+    def __repr__(self) -> str:
+        return f"Renyi(alpha={self.alpha:g}, num_particles={self.num_particles})"
+
+    def bound(self, scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:
+        power = 1 - self.alpha
+        log_w = weighted(scores, likelihood, kl)
+        return ((power * log_w).logsumexp(0) - math.log(self.num_particles)) / power
+
+
+class StickTheLanding(PerRow):
+    r"""The evidence lower bound by samples, without the score of q in its gradient.
+
+    The value is :math:`\frac1K \sum_k \log w_k`; the gradient with respect to the guide's parameters is only that
+    through the latent values, :math:`\partial \log w / \partial z \cdot dz / d\phi`. It vanishes, draw by draw,
+    where the guide is the exact posterior. Roeder et al. 2017 (arXiv:1703.09194).
+    """
+
+    needs = ("pathwise",)
+    rescore = True
+
+    def bound(self, scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:
+        log_w = weighted(scores, likelihood, kl)
+        weight = torch.full_like(log_w, 1 / log_w.shape[0])
+        return _path_gradient(scores, log_w.mean(0), weight, torch.ones_like(log_w), likelihood, kl)
+
+
+class DReG(PerRow):
+    r"""The importance-weighted bound with doubly reparameterised gradients.
+
+    The value is that of :class:`IWAE`. With :math:`\tilde w_k = w_k / \sum_j w_j` held constant, the gradient is
+
+    .. math:: \nabla_\theta: \sum_k \tilde w_k \nabla_\theta \log w_k, \qquad
+              \nabla_\phi: \sum_k \tilde w_k^2 \, \frac{\partial \log w_k}{\partial z_k} \frac{d z_k}{d \phi},
+
+    unbiased, and zero draw by draw where the guide is the exact posterior. A guide that samples a latent given
+    another one is handled whole. Tucker et al. 2019 (arXiv:1810.04152).
+    """
+
+    needs = ("pathwise",)
+    rescore = True
+
+    def __init__(self, num_particles: int = 10, *, vectorize_particles: bool = True):
+        super().__init__(num_particles, vectorize_particles=vectorize_particles)
+
+    def bound(self, scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:
+        log_w = weighted(scores, likelihood, kl)
+        weight = log_w.detach().softmax(0)
+        return _path_gradient(
+            scores, log_w.logsumexp(0) - math.log(self.num_particles), weight, weight, likelihood, kl
+        )
+
+
+def weighted(scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:
+    """``sum_m likelihood_m log p(x_m | z) + kl (log r(z) - log q(z))``, of shape ``(K, T, N)``."""
+    return _likelihood(scores, likelihood) + kl * (scores.log_prior - scores.log_proposal)  # type: ignore[operator]
+
+
+def check_pairing(estimator: ELBO, info: Structure) -> None:
+    """Refuses an estimator that would be wrong, or silently not train, for sites such as these.
+
+    Raises:
+        ValueError: naming the site and the reason.
+    """
+    name = type(estimator).__name__
+    if isinstance(estimator, PerRow):
+        for site, kind in info.latents.items():
+            if kind not in estimator.needs:
+                why = "has neither rsample nor enumeration" if kind == "score" else "is enumerated"
+                raise ValueError(
+                    f"{name} differentiates through the latent values, but guide site {site!r} {why}: "
+                    "use pyro.infer.TraceGraph_ELBO or Trace_ELBO, or IWAE with the site enumerated"
+                )
+        if estimator.stratified and not info.components:
+            raise ValueError(f"stratified={estimator.stratified!r} needs a mixture posterior, and the guide has none")
+    if isinstance(estimator, Trace_ELBO | TraceGraph_ELBO | RenyiELBO):
+        for site, discrete in info.model_only.items():
+            if discrete:
+                raise ValueError(
+                    f"discrete latent site {site!r} is in the model only, where {name} would draw it from its prior and "
+                    "count its log-probability: use pyro.infer.TraceEnum_ELBO or pyro_mm.estimators.IWAE, which sum it out"
+                )
+    if isinstance(estimator, RenyiELBO | TraceMeanField_ELBO):
+        for site, kind in info.latents.items():
+            if kind == "score":
+                raise ValueError(f"guide site {site!r} has no rsample, so {name} gives its parameters no gradient")
+
+
+def _likelihood(scores: Scores, weight: Weight) -> Tensor:
+    if not scores.likelihood:
+        return torch.zeros_like(scores.log_prior)
+    if isinstance(weight, Mapping):
+        if "*" in scores.likelihood:
+            raise ValueError("a weight per modality cannot be given where an enumerated site is summed out of them all")
+        return sum(weight.get(name, 1.0) * x for name, x in scores.likelihood.items())  # type: ignore[return-value]
+    return weight * sum(scores.likelihood.values())  # type: ignore[return-value,operator]
+
+
+def _path_gradient(
+    scores: Scores, value: Tensor, weight: Tensor, path_weight: Tensor, likelihood: Weight, kl: Weight
+) -> Tensor:
+    r"""``value``, with the gradient :math:`\sum_k a_k (\nabla_\theta \log w_k + b_k \partial_z \log w_k dz_k/d\phi)`.
+
+    a is ``weight`` and b is ``path_weight``, both ``(K, T, N)``. The parameters of q in log q(z) get none of it,
+    since only derivatives with respect to the values z are taken of log q.
+    """
+    if not torch.is_grad_enabled():
+        return value
+    model_part = _likelihood(scores, likelihood) + kl * scores.log_prior  # type: ignore[operator]
+    surrogate = (weight * model_part).sum(0)
+    log_q = kl * scores.log_proposal  # type: ignore[operator]
+    values = [z for z, _ in scores.paths]
+    if values:
+        of_model = _slopes(weight * model_part, values)
+        of_q = _slopes(weight * log_q, values)
+        for z, (_, reduce), h, g in zip(values, scores.paths, of_model, of_q, strict=True):
+            # the surrogate passes h on to the guide already, with weight one
+            surrogate = surrogate + ((path_weight - 1) * reduce(h * z) - path_weight * reduce(g * z)).sum(0)
+    return value.detach() + surrogate - surrogate.detach()
+
+
+def _slopes(total: Tensor, values: list[Tensor]) -> list[Tensor]:
+    if not total.requires_grad:
+        return [torch.zeros_like(z) for z in values]
+    slopes = torch.autograd.grad(total.sum(), values, retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(z) if s is None else s for s, z in zip(slopes, values, strict=True)]

@@ -1,0 +1,123 @@
+"""Pyro's own ELBOs as estimators of a table: its terms become a (model, guide) pair, their weights site scales."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceGraph_ELBO
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from .batch import Batch
+from .pairs import Callback, Pair, Structure
+from .registration import announce_gradient
+from .stacking import views
+from .terms import Row
+
+
+def stacks(estimator: ELBO) -> bool:
+    """Whether one call can evaluate several weighted terms: it sums log-probabilities and takes no logarithm of them."""
+    return isinstance(estimator, Trace_ELBO | TraceGraph_ELBO)
+
+
+def differentiable(estimator: ELBO) -> bool:
+    """Whether it has a differentiable loss; if not, only ``loss_and_grads`` trains with it."""
+    return not isinstance(estimator, TraceGraph_ELBO | RenyiELBO)
+
+
+def loss(
+    estimator: ELBO,
+    model: Callback,
+    guide: Callback,
+    batch: Batch,
+    rows: Sequence[Row],
+    info: Structure,
+    memo: Any,
+    backward: bool,
+) -> Any:
+    """Minus the weighted sum of some terms: differentiable, or a number whose gradient was taken if ``backward``.
+
+    Raises:
+        ValueError: a pairing that would be wrong (see :func:`pyro_mm.estimators.check_pairing`).
+        TypeError: a differentiable loss of an estimator that has none.
+    """
+    name, weight = type(estimator).__name__, 1.0
+    if not stacks(estimator):
+        (row,) = rows
+        if isinstance(row.weight, Tensor):
+            raise ValueError(f"{name} gives one number for all rows, and {row.label} weighs rows: use pyro_mm.estimators")
+        if not isinstance(row.likelihood, dict):
+            weight, row.kl, row.likelihood = row.weight * row.likelihood, row.kl / row.likelihood, 1.0
+            row.weight = 1.0
+    if isinstance(estimator, RenyiELBO) and (weight != 1 or batch.total is not None):
+        raise ValueError(
+            "pyro.infer.RenyiELBO takes the scale of a subsampled plate, or a weight, into its logarithm, which is "
+            "no bound: use pyro_mm.estimators.Renyi or IWAE"
+        )
+    pair = Pair(model, guide, views(rows, batch, info.nesting, {} if backward else memo))
+    estimator = copy.copy(estimator)
+    stacked = estimator.vectorize_particles and estimator.num_particles > 1
+    estimator.max_plate_nesting = info.nesting + (len(rows) > 1) + stacked
+
+    def weighted_model(*_: Any) -> None:
+        with _Scale(rows, info.nesting, batch.device):
+            pair.model()
+
+    def weighted_guide(*_: Any) -> None:
+        announce_gradient()
+        with _Scale(rows, info.nesting, batch.device):
+            pair.guide()
+
+    with _frozen(model, [row.frozen for row in rows], name):
+        if backward:
+            return estimator.loss_and_grads(weighted_model, weighted_guide)
+        if differentiable(estimator):
+            return weight * estimator.differentiable_loss(weighted_model, weighted_guide)
+        if torch.is_grad_enabled():
+            raise TypeError(f"{name} has no differentiable loss: use loss_and_grads, as SVI and pyro_mm.fit do")
+        return estimator.loss(weighted_model, weighted_guide)
+
+
+@contextmanager
+def _frozen(model: Callback, frozen: list[bool], name: str) -> Iterator[None]:
+    """The model's parameters without gradient while the graph is built."""
+    if any(frozen) and (not all(frozen) or not isinstance(model, torch.nn.Module)):
+        raise ValueError(f"freeze_decoder with {name} needs a model that is an nn.Module")
+    parameters = [p for p in model.parameters() if p.requires_grad] if any(frozen) else []  # type: ignore[attr-defined]
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
+
+
+class _Scale(Messenger):
+    """Multiplies the scale of every site by its term's weight: ``likelihood`` for data, ``kl`` for latents."""
+
+    def __init__(self, rows: Sequence[Row], nesting: int, device: torch.device):
+        super().__init__()
+        self.rows, self.nesting, self.device = rows, nesting, device
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            return
+        weights = [row.weight * self._weight(row, msg) for row in self.rows]
+        if all(isinstance(w, float) for w in weights) and len(set(weights)) == 1:
+            msg["scale"] = msg["scale"] * weights[0]
+            return
+        size = max([1, *(len(w) for w in weights if isinstance(w, Tensor))])
+        full = [w if isinstance(w, Tensor) else torch.full((size,), w, device=self.device) for w in weights]
+        terms = (len(full), *[1] * (self.nesting - 1)) if len(full) > 1 else ()
+        msg["scale"] = msg["scale"] * torch.stack(full).reshape(*terms, size)
+
+    def _weight(self, row: Row, msg: Any) -> float:
+        if not msg["is_observed"]:
+            return row.kl
+        return row.likelihood.get(msg["name"], 1.0) if isinstance(row.likelihood, dict) else row.likelihood

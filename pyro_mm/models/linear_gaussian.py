@@ -1,0 +1,99 @@
+"""Factor analysis over several modalities: the story whose every likelihood is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ..batch import Batch
+from ..registration import register
+
+
+class LinearGaussian(nn.Module):
+    r"""A linear-Gaussian story with closed-form evidence and posterior, to check objectives and estimates against.
+
+    .. math:: z \sim N(0, I_D), \qquad x_m | z \sim N(W_m z + b_m, \sigma_m^2 I)
+
+    Args:
+        loadings: modality -> W_m, of shape ``(d_m, D)``.
+        noise: sigma_m, one number or one for each modality.
+        offsets: modality -> b_m, of shape ``(d_m,)``; zero by default.
+
+    All parameters can be trained. With S what is present in a row, :math:`L = I + \sum_S W_m^T W_m / \sigma_m^2` and
+    :math:`h = \sum_S W_m^T (x_m - b_m) / \sigma_m^2`, the posterior is :math:`N(L^{-1} h, L^{-1})`. Tipping &
+    Bishop 1999 (probabilistic principal component analysis).
+    """
+
+    def __init__(
+        self,
+        loadings: Mapping[str, Tensor],
+        noise: float | Mapping[str, float] = 1.0,
+        offsets: Mapping[str, Tensor] | None = None,
+    ):
+        super().__init__()
+        sigma = noise if isinstance(noise, Mapping) else dict.fromkeys(loadings, noise)
+        self.loadings = nn.ParameterDict({n: w.detach().clone() for n, w in loadings.items()})
+        self.log_noise = nn.ParameterDict({n: w.new_tensor(math.log(sigma[n])) for n, w in loadings.items()})
+        zeros = {n: w.new_zeros(w.shape[0]) for n, w in loadings.items()}
+        self.offsets = nn.ParameterDict({n: b.detach().clone() for n, b in (zeros | dict(offsets or {})).items()})
+
+    def forward(self, batch: Batch) -> None:
+        register(self)
+        names = list(self.loadings)
+        like = self.loadings[names[0]]
+        with batch.plate():
+            z = pyro.sample("z", dist.Normal(like.new_zeros(like.shape[1]), 1.0).to_event(1))
+            for m in pyro.plate("modalities", len(names)):
+                batch.observe(names[m], lambda z, n=names[m]: self.likelihood(n, z), z)
+
+    def likelihood(self, name: str, z: Tensor) -> dist.Distribution:
+        """p(x_m | z), of event shape ``(d_m,)``."""
+        mean = z @ self.loadings[name].T + self.offsets[name]
+        return dist.Normal(mean, self.log_noise[name].exp()).to_event(1)
+
+    def posterior(self, batch: Batch) -> dist.Distribution:
+        """The exact p(z | x_S) of every row: a multivariate normal, batch shape ``(N,)``."""
+        precision, h, _ = self._statistics(batch)
+        factor = torch.linalg.cholesky(precision)
+        mean = torch.cholesky_solve(h[..., None], factor)[..., 0]
+        return dist.MultivariateNormal(mean, precision_matrix=precision)
+
+    def log_prob(self, batch: Batch) -> Tensor:
+        """log p(x_S) of every row, S being what is present in it: ``(N,)``, in nats."""
+        precision, h, rest = self._statistics(batch)
+        factor = torch.linalg.cholesky(precision)
+        explained = (h * torch.cholesky_solve(h[..., None], factor)[..., 0]).sum(-1)
+        return rest + 0.5 * explained - factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+    def log_conditional(self, batch: Batch, target: Sequence[str], given: Sequence[str] = ()) -> Tensor:
+        """log p(x_target | x_given) of every row, as far as they are present: ``(N,)``, in nats."""
+        return self.log_prob(batch.only(*target, *given)) - self.log_prob(batch.only(*given))
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Batch:
+        """A batch of n rows drawn from the story, complete."""
+        like = next(iter(self.loadings.values()))
+        z = torch.randn(n, like.shape[1], dtype=like.dtype, device=like.device)
+        return Batch({name: self.likelihood(name, z).sample() for name in self.loadings})
+
+    def _statistics(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """L, h, and log p(x_S | z = 0) of every row."""
+        like = next(iter(self.loadings.values()))
+        precision = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
+        h, rest = like.new_zeros(batch.size, like.shape[1]), like.new_zeros(batch.size)
+        for name, w in self.loadings.items():
+            if batch.presence(name) is False:
+                continue
+            mask = batch.present[name].to(like.dtype)
+            variance = (2 * self.log_noise[name]).exp()
+            residual = batch[name] - self.offsets[name]
+            precision = precision + mask[..., None, None] * (w.T @ w) / variance
+            h = h + mask[..., None] * (residual @ w) / variance
+            log_p = dist.Normal(self.offsets[name], variance.sqrt()).to_event(1).log_prob(batch[name])
+            rest = rest + mask * log_p
+        return precision.expand(*h.shape[:-1], -1, -1), h, rest

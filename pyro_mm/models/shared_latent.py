@@ -1,0 +1,39 @@
+"""One latent behind all modalities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyro
+import pyro.distributions as dist
+from torch import nn
+
+from ..batch import Batch
+from ..fixed import Fixed
+from ..registration import register
+
+
+class SharedLatent(nn.Module):
+    r"""The story of VAE, JMVAE, MVAE, MMVAE and their kin.
+
+    .. math:: z_n \sim p(z), \qquad x_{nm} \sim p(x_m | z_n) \quad (m = 1..M)
+
+    Args:
+        prior: p(z), a distribution, or a module ``batch -> distribution``.
+        decoders: modality -> module giving the distribution p(x_m | z).
+
+    Suzuki et al. 2016 (arXiv:1611.01891); Wu & Goodman 2018 (arXiv:1802.05335).
+    """
+
+    def __init__(self, prior: dist.Distribution | nn.Module, decoders: Mapping[str, nn.Module]):
+        super().__init__()
+        self.prior = prior if isinstance(prior, nn.Module) else Fixed(prior)
+        self.decoders = nn.ModuleDict(decoders)
+
+    def forward(self, batch: Batch) -> None:
+        register(self)
+        names = list(self.decoders)
+        with batch.plate():
+            z = pyro.sample("z", self.prior(batch))
+            for m in pyro.plate("modalities", len(names)):
+                batch.observe(names[m], self.decoders[names[m]], z)

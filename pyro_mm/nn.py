@@ -1,0 +1,151 @@
+"""Networks from tensor to tensor, the parts of encoders and decoders. All take any leading dimensions."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["MLP", "Convolutional", "Deconvolutional", "Recurrent"]
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron, ``(..., *event) -> (..., out_features)`` with ``prod(event) = in_features``.
+
+    The event is the shortest run of trailing dimensions, one at least, with that product: one network takes
+    ``(N, 64)`` and ``(T, N, 8, 8)``. Integers and booleans are cast to the type of the weights.
+
+    :param in_features: the number of entries of an event.
+    :param out_features: the size of the output's last dimension.
+    :param hidden: the sizes of the hidden layers; ``()`` gives an affine map.
+    :param activation: makes the module between two layers.
+    :raises ValueError: if no trailing dimensions of the input have ``in_features`` entries.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        hidden: Sequence[int] = (256, 256),
+        activation: Callable[[], nn.Module] = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        sizes = (in_features, *hidden)
+        layers: list[nn.Module] = []
+        for i in range(len(hidden)):
+            layers += [nn.Linear(sizes[i], sizes[i + 1]), activation()]
+        self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for start in reversed(range(x.dim())):
+            if math.prod(x.shape[start:]) == self.in_features:
+                return self.layers(x.to(next(self.parameters()).dtype).flatten(start))
+        raise ValueError(f"expected an event of {self.in_features} entries, got shape {tuple(x.shape)}")
+
+
+class Convolutional(nn.Module):
+    """An image encoder, ``(..., *image_shape) -> (..., out_features)``.
+
+    Convolutions of kernel 4, stride 2 and padding 1 (each halves the image, rounding down); an affine map.
+
+    :param image_shape: ``(C, H, W)``, or ``(H, W)`` for one channel.
+    :param out_features: the size of the output's last dimension.
+    :param channels: the channels after each convolution.
+    :param activation: makes the module after each convolution.
+    :raises ValueError: if the image is too small to be halved so often or an input is not of ``image_shape``.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        out_features: int,
+        channels: Sequence[int] = (32, 64),
+        activation: Callable[[], nn.Module] = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        self.image_shape, self.out_features = tuple(image_shape), out_features
+        depth, sizes = _halvings(image_shape, len(channels))
+        sequence = (depth, *channels)
+        layers: list[nn.Module] = [nn.Unflatten(-1, (depth, *sizes[0]))]
+        for i in range(len(channels)):
+            layers += [nn.Conv2d(sequence[i], sequence[i + 1], 4, stride=2, padding=1), activation()]
+        head = nn.Linear(sequence[-1] * math.prod(sizes[-1]), out_features)
+        self.layers = nn.Sequential(*layers, nn.Flatten(), head)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lead = x.dim() - len(self.image_shape)
+        if x.shape[max(lead, 0) :] != self.image_shape:
+            raise ValueError(f"expected images of shape {self.image_shape}, got shape {tuple(x.shape)}")
+        y = self.layers(x.to(next(self.parameters()).dtype).reshape(-1, math.prod(self.image_shape)))
+        return y.reshape(*x.shape[:lead], self.out_features)
+
+
+class Deconvolutional(nn.Module):
+    """An image decoder, ``(..., in_features) -> (..., *image_shape)``: :class:`Convolutional` in reverse.
+
+    :param in_features: the size of the input's last dimension.
+    :param image_shape: ``(C, H, W)``, or ``(H, W)`` for one channel.
+    :param channels: the channels before each transposed convolution.
+    :param activation: makes the module before each transposed convolution.
+    :raises ValueError: if the image is too small to be halved so often or an input is not of ``in_features``.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        image_shape: Sequence[int],
+        channels: Sequence[int] = (64, 32),
+        activation: Callable[[], nn.Module] = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.image_shape = in_features, tuple(image_shape)
+        depth, sizes = _halvings(image_shape, len(channels))
+        sizes, sequence = sizes[::-1], (*channels, depth)
+        start = (sequence[0], *sizes[0])
+        layers: list[nn.Module] = [nn.Linear(in_features, math.prod(start)), nn.Unflatten(-1, start)]
+        for i in range(len(channels)):
+            odd = (sizes[i + 1][0] % 2, sizes[i + 1][1] % 2)  # what the halving dropped
+            up = nn.ConvTranspose2d(sequence[i], sequence[i + 1], 4, stride=2, padding=1, output_padding=odd)
+            layers += [activation(), up]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1:] != (self.in_features,):
+            raise ValueError(f"expected shape (..., {self.in_features}), got {tuple(x.shape)}")
+        y = self.layers(x.to(next(self.parameters()).dtype).reshape(-1, self.in_features))
+        return y.reshape(x.shape[:-1] + self.image_shape)
+
+
+class Recurrent(nn.Module):
+    """A sequence encoder, ``(..., L, in_features) -> (..., out_features)``: an affine map of a GRU's state.
+
+    :param in_features: the size of a step.
+    :param out_features: the size of the output's last dimension.
+    :param hidden: the size of the state.
+    """
+
+    def __init__(self, in_features: int, out_features: int, hidden: int = 64) -> None:
+        super().__init__()
+        self.gru = nn.GRU(in_features, hidden, batch_first=True)
+        self.head = nn.Linear(hidden, out_features)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """:param lengths: the valid steps, broadcastable with the leading dimensions; 0 gives the state 0."""
+        states, _ = self.gru(x.to(next(self.parameters()).dtype).reshape(-1, *x.shape[-2:]))
+        states = states.reshape(*x.shape[:-1], self.gru.hidden_size)
+        if lengths is None:
+            return self.head(states[..., -1, :])
+        lengths = lengths.expand(x.shape[:-2])[..., None, None]
+        last = (lengths - 1).clamp(min=0).expand(*x.shape[:-2], 1, self.gru.hidden_size)
+        return self.head(torch.where(lengths > 0, states.gather(-2, last), 0.0).squeeze(-2))
+
+
+def _halvings(image_shape: Sequence[int], times: int) -> tuple[int, list[tuple[int, int]]]:
+    """The channels of an image, and its height and width after each of 0 to ``times`` halvings."""
+    if len(image_shape) not in (2, 3):
+        raise ValueError(f"expected an image shape (H, W) or (C, H, W), got {tuple(image_shape)}")
+    depth, height, width = (1, *image_shape) if len(image_shape) == 2 else image_shape
+    if min(height, width) >> times < 1:
+        raise ValueError(f"an image of {height} x {width} cannot be halved {times} times")
+    return depth, [(height >> i, width >> i) for i in range(times + 1)]

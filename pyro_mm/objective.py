@@ -1,0 +1,187 @@
+r"""An objective: a table of terms (:mod:`pyro_mm.terms`), evaluated by an estimator that is chosen apart.
+
+Its weights belong to the objective: ``poutine.scale`` refuses those that are not positive, forbids enumeration where
+they differ, and lands inside the logarithm of an importance-weighted bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pyro.infer import ELBO, RenyiELBO
+from torch import Tensor
+
+from . import foreign
+from .batch import Batch
+from .bounds import Target, target
+from .estimators import AnalyticKL, PerRow, Renyi, check_pairing
+from .importance import Scores
+from .pairs import Callback, Structure, structure
+from .stacking import views
+from .terms import Row, Term, expand
+
+Terms = Sequence[Term] | Callable[[tuple[str, ...]], Sequence[Term]]
+
+
+class Objective(ELBO):
+    """A sum of terms as one ``pyro.infer.ELBO``, for ``SVI``, a hand-written loop, or ``pyro_mm.fit``.
+
+    Args:
+        terms: the table; or a function from the modalities' names to it, where its weights depend on their number.
+        estimator: any ``pyro.infer.ELBO``; by default :class:`~pyro_mm.estimators.AnalyticKL`. Those of
+            :mod:`pyro_mm.estimators` evaluate all terms in one pass and report each of them in ``by_term``.
+        vectorize: False evaluates term by term, with equal results, for stories or guides that do not broadcast.
+
+    A term that decodes nothing is a penalty, and always a KL, whatever the estimator: an importance-weighted "KL"
+    would tend to zero. A term's importance-weighted bound is of ``likelihood * log p + kl * (log r - log q)`` with
+    the (single, positive) likelihood weight taken out of the logarithm.
+
+    Attributes:
+        steps: gradient evaluations so far, the argument of weights that are functions of the step.
+        by_term: label -> value of each term in the latest evaluation (higher is better; summed over rows).
+    """
+
+    def __init__(self, terms: Terms, estimator: ELBO | None = None, *, vectorize: bool = True):
+        super().__init__()
+        self.terms = terms if callable(terms) else tuple(terms)
+        self.estimator = AnalyticKL() if estimator is None else estimator
+        self.vectorize = vectorize
+        self.steps = 0
+        self.by_term: dict[str, Tensor] = {}
+        self._names: tuple[str, ...] | None = None
+
+    def __call__(self, model: Callback, guide: Callback) -> torch.nn.Module:  # type: ignore[override]
+        """The loss as a module, holding model and guide: called with a batch."""
+        return super().__call__(model, guide)  # type: ignore[arg-type]
+
+    def __repr__(self) -> str:
+        table = "  (terms depend on the modalities)" if callable(self.terms) and self._names is None else ""
+        rows = [f"  {term!r}" for term in self._table(self._names)] if not table else [table]
+        return "\n".join([f"Objective, {self.estimator_text}; {self.target}", "  (encode, decode, given)", *rows])
+
+    @property
+    def estimator_text(self) -> str:
+        """The estimator in a word."""
+        return repr(self.estimator) if isinstance(self.estimator, PerRow) else type(self.estimator).__name__
+
+    @property
+    def target(self) -> str:
+        """What the objective bounds, in words; by the modalities' names once it has met a batch."""
+        return str(self.bounds(self._names)) if not callable(self.terms) or self._names else "known with the modalities"
+
+    def bounds(self, names: Sequence[str] | None = None) -> Target:
+        """What the objective bounds, for these modalities."""
+        alpha = getattr(self.estimator, "alpha", 0) if isinstance(self.estimator, Renyi | RenyiELBO) else 0
+        return target(self._table(tuple(names) if names else None), names, lower=alpha >= 0)
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether there is a differentiable loss; if not, ``loss_and_grads`` trains all the same."""
+        return foreign.differentiable(self.estimator)
+
+    # -- evaluation -----------------------------------------------------------------------------------------------
+
+    def differentiable_loss(self, model: Callback, guide: Callback, batch: Batch) -> Tensor:  # type: ignore[override]
+        """Minus the objective: summed over rows, averaged over particles, scaled by a subsampled data plate."""
+        loss = self._loss(model, guide, batch)
+        self.steps += torch.is_grad_enabled()
+        return loss
+
+    def loss(self, model: Callback, guide: Callback, batch: Batch) -> float:  # type: ignore[override]
+        """Minus the objective, as a number."""
+        with torch.no_grad():
+            return float(self._loss(model, guide, batch))
+
+    def loss_and_grads(self, model: Callback, guide: Callback, batch: Batch) -> float:  # type: ignore[override]
+        """Minus the objective, as a number; its gradient is added to the parameters'."""
+        if self.differentiable:
+            loss = _backward(self._loss(model, guide, batch))
+        else:
+            loss = float(self._loss(model, guide, batch, backward=True))
+        self.steps += 1
+        return loss
+
+    def _loss(self, model: Callback, guide: Callback, batch: Batch, backward: bool = False) -> Any:
+        """The loss; with ``backward`` a number, for estimators that take their gradient themselves."""
+        self._names = batch.names
+        self.by_term = {}
+        estimator, info, memo = self.estimator, structure(model, guide, batch), {}
+        check_pairing(estimator, info)
+        rows = expand(self._table(batch.names), batch, self.steps)
+        one_pass = isinstance(estimator, PerRow) or (foreign.stacks(estimator) and not any(r.frozen for r in rows))
+        loss: Any = torch.zeros(())
+        for group in [rows] if self.vectorize and one_pass and rows else [[row] for row in rows]:
+            if isinstance(estimator, PerRow):
+                part: Any = self._per_row(estimator, model, guide, batch, group, info, memo)
+            elif group[0].penalty and not foreign.stacks(estimator):
+                part = self._per_row(AnalyticKL(), model, guide, batch, group, info, {} if backward else memo)
+                part = _backward(part) if backward else part
+            else:
+                part = foreign.loss(estimator, model, guide, batch, group, info, memo, backward)
+            loss = loss + part
+        return loss
+
+    def _per_row(
+        self, estimator: PerRow, model: Callback, guide: Callback, batch: Batch, rows: list[Row], info: Structure, memo: Any
+    ) -> Tensor:
+        scores = estimator.scores(model, guide, views(rows, batch, info.nesting, memo), info)
+        scores.freeze([t for t, row in enumerate(rows) if row.frozen])
+        values: list[Tensor] = [torch.zeros(())] * len(rows)
+        decoding = [t for t, row in enumerate(rows) if not row.penalty]
+        penalties = [t for t, row in enumerate(rows) if row.penalty]
+        if decoding:
+            some = scores if not penalties else scores.take(decoding)
+            for t, value in zip(decoding, _bound(estimator, some, [rows[t] for t in decoding]), strict=True):
+                values[t] = value
+        if penalties:
+            for t, kl in zip(penalties, scores.kl()[penalties], strict=True):
+                values[t] = -rows[t].kl * kl
+        totals = [(row.weight * value).sum() * scores.factor for row, value in zip(rows, values, strict=True)]
+        for row, total in zip(rows, totals, strict=True):
+            self.by_term[row.label] = self.by_term.get(row.label, 0.0) + total.detach()
+        return -sum(totals, torch.zeros(()))  # type: ignore[return-value]
+
+    def _table(self, names: tuple[str, ...] | None) -> Sequence[Term]:
+        return self.terms(names or ()) if callable(self.terms) else self.terms
+
+    def _get_trace(self, *_: Any) -> Any:
+        raise TypeError("an Objective has no single trace")
+
+
+def _bound(estimator: PerRow, scores: Scores, rows: list[Row]) -> Tensor:
+    """The bound of every term, ``(T, N)``; where a row has nothing to decode, minus its KL."""
+    outer = [1.0 if isinstance(row.likelihood, dict) or row.likelihood <= 0 else row.likelihood for row in rows]
+    kl = _column([row.kl / w for row, w in zip(rows, outer, strict=True)], scores)
+    likelihood: Any = 1.0
+    if any(isinstance(row.likelihood, dict) for row in rows):
+        each = [row.likelihood if isinstance(row.likelihood, dict) else {} for row in rows]
+        likelihood = {n: _column([w.get(n, 1.0) for w in each], scores) for n in scores.likelihood}
+        if "*" in scores.likelihood:
+            raise ValueError("a weight per modality cannot be given where an enumerated site is summed out of them all")
+    elif any(row.likelihood <= 0 for row in rows):  # type: ignore[operator]
+        likelihood = _column([min(row.likelihood, 1.0) for row in rows], scores)  # type: ignore[type-var]
+    bound = estimator.bound(scores, likelihood, kl)
+    ragged = [t for t, row in enumerate(rows) if all(m is not True for m in row.decode.values())]
+    if ragged and not isinstance(estimator, AnalyticKL):
+        some = torch.stack([_decodes(row, bound) for row in rows])
+        bound = torch.where(some, bound, -kl * scores.kl())
+    return bound * _column(outer, scores)
+
+
+def _decodes(row: Row, like: Tensor) -> Tensor:
+    full = lambda m: m if isinstance(m, Tensor) else torch.full(like.shape[1:], m, device=like.device)  # noqa: E731
+    return torch.stack([full(m) for m in row.decode.values()]).any(0)
+
+
+def _column(values: list[float], scores: Scores) -> Any:
+    if len(set(values)) == 1:
+        return values[0]
+    return torch.tensor(values, dtype=scores.log_prior.dtype, device=scores.log_prior.device)[:, None]
+
+
+def _backward(loss: Tensor) -> float:
+    if loss.requires_grad:
+        loss.backward()
+    return loss.item()

@@ -1,0 +1,200 @@
+r"""The multimodal objectives of the literature, each a table of terms ``(encode, decode, given)``.
+
+``*`` is all present modalities, ``m`` each of them in turn, ``others`` all but that one, ``P`` the prior, ``-`` the
+empty set. ``estimator=`` takes any ``pyro.infer.ELBO``; by default the KL is analytic where the posterior has one.
+``print(objective)`` shows the table and what it bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from pyro.infer import ELBO
+
+from .estimators import IWAE
+from .objective import Objective
+from .terms import ALL, EACH, EVERY, OTHERS, PRIOR, Number, Random, Symbol, Term
+
+__all__ = [
+    "ALL", "EACH", "EVERY", "OTHERS", "PRIOR", "Objective", "Random", "Symbol", "Term", "beta_vae", "elbo", "jmvae_kl",
+    "masked", "mmjsd", "mmvae", "mopoe", "mvae", "mvtcae", "subset_mean", "telbo", "unimodal_mean", "vaevae", "warm_up",
+]  # fmt: skip
+
+
+def warm_up(steps: int, stop: float = 1.0, start: float = 0.0) -> Callable[[int], float]:
+    """A weight that goes linearly from ``start`` to ``stop`` over so many steps and stays there."""
+
+    def warm_up(step: int) -> float:
+        return start + (stop - start) * min(1.0, step / max(steps, 1))
+
+    return warm_up
+
+
+def elbo(estimator: ELBO | None = None, *, kl: Number = 1.0, vectorize: bool = True) -> Objective:
+    r"""The evidence lower bound of what is present, ``(*, *, P)``; with a joint encoder, that of JMVAE-zero.
+
+    .. math:: E_{q(z|x)} \log p(x|z) - KL(q(z|x) \| p(z))
+
+    Kingma & Welling 2014 (arXiv:1312.6114); Suzuki et al. 2016 (arXiv:1611.01891). ``kl`` may be a warm-up.
+    """
+    return Objective([Term(ALL, ALL, kl=kl)], estimator, vectorize=vectorize)
+
+
+def beta_vae(beta: Number = 4.0, estimator: ELBO | None = None, *, vectorize: bool = True) -> Objective:
+    """The evidence lower bound with its KL times ``beta``: looser for beta > 1, no bound for beta < 1.
+
+    Higgins et al. 2017 (beta-VAE, ICLR).
+    """
+    return elbo(estimator, kl=beta, vectorize=vectorize)
+
+
+def jmvae_kl(
+    alpha: Number = 0.1, estimator: ELBO | None = None, *, kl: Number = 1.0, vectorize: bool = True
+) -> Objective:
+    r"""JMVAE-kl: the joint bound, minus the distance of every unimodal posterior from the joint one.
+
+    .. math:: ELBO(x) - \alpha \sum_m KL(q(z|x) \| q(z|x_m))
+
+    Still a lower bound on log p(x), and one on the variation of information between the modalities. ``kl`` is the
+    weight of the prior's KL alone, which the authors warm up. Suzuki et al. 2016 (arXiv:1611.01891).
+    """
+    return Objective([Term(ALL, ALL, kl=kl), Term(ALL, (), EACH, kl=alpha)], estimator, vectorize=vectorize)
+
+
+def mvae(
+    num_subsets: int = 0,
+    estimator: ELBO | None = None,
+    *,
+    likelihood: Number | Mapping[str, Number] = 1.0,
+    kl: Number = 1.0,
+    vectorize: bool = True,
+) -> Objective:
+    r"""MVAE's sub-sampled objective: the joint bound, every unimodal one, and some of random subsets S.
+
+    .. math:: ELBO(x) + \sum_m ELBO(x_m) + \sum_{i=1}^{k} ELBO(x_{S_i})
+
+    Bounds a sum of log-evidences, not log p(x). ``likelihood`` may weigh modalities (the authors' label x 50), which
+    makes it a surrogate; S is uniform over the non-empty subsets of what the row has. Wu & Goodman 2018
+    (arXiv:1802.05335).
+    """
+    weights = {"likelihood": likelihood, "kl": kl}
+    subsets = [Random(index=i, empty=False) for i in range(num_subsets)]
+    terms = [Term(ALL, ALL, **weights), Term(EACH, EACH, **weights), *(Term(s, s, **weights) for s in subsets)]  # type: ignore[arg-type]
+    return Objective(terms, estimator, vectorize=vectorize)
+
+
+def telbo(
+    estimator: ELBO | None = None, *, likelihood: Number | Mapping[str, Number] = 1.0, vectorize: bool = True
+) -> Objective:
+    """The triple ELBO: the joint bound and every unimodal one, these with the decoders held fixed.
+
+    Vedantam et al. 2018 (arXiv:1705.10762).
+    """
+    unimodal = Term(EACH, EACH, likelihood=likelihood, freeze_decoder=True)
+    return Objective([Term(ALL, ALL, likelihood=likelihood), unimodal], estimator, vectorize=vectorize)
+
+
+def vaevae(estimator: ELBO | None = None, *, vectorize: bool = True) -> Objective:
+    r"""Wu & Goodman's objective: every modality's evidence, and that of the others given it, averaged over both ways.
+
+    .. math:: \frac1M \sum_m [ ELBO(x_m) + E_{q(z|x)} \log p(x_{-m}|z) - KL(q(z|x) \| q(z|x_m)) ]
+
+    Their sum over m targets M log p(x), hence the mean. A bound only where every q(z | x_m) is the exact posterior.
+    Wu & Goodman 2019 (arXiv:1912.05075).
+    """
+    return Objective(
+        [Term(EACH, EACH, average=True), Term(ALL, OTHERS, EACH, average=True)], estimator, vectorize=vectorize
+    )
+
+
+def mmvae(num_particles: int = 10, *, looser: bool = True, estimator: ELBO | None = None) -> Objective:
+    r"""MMVAE: the importance-weighted bound of a mixture-of-experts posterior, K draws from every expert.
+
+    ``looser`` takes the mean over experts of the logarithm, as its authors train; otherwise the tighter logarithm of
+    the mean. The guide's posterior has to be a mixture. Shi et al. 2019 (arXiv:1911.03393).
+    """
+    stratified = IWAE(num_particles, stratified="outside" if looser else "inside")
+    return Objective([Term(ALL, ALL)], stratified if estimator is None else estimator)
+
+
+def unimodal_mean(estimator: ELBO | None = None, *, vectorize: bool = True) -> Objective:
+    r"""The mean of bounds on log p(x) that each encode one modality, ``sum_m (m, *, P) / M``.
+
+    Looser than a mixture-of-experts posterior's own bound, whose density is that of the whole mixture.
+    """
+    return Objective([Term(EACH, ALL, average=True)], estimator, vectorize=vectorize)
+
+
+def mopoe(estimator: ELBO | None = None, *, kl: Number = 1.0, vectorize: bool = True) -> Objective:
+    """MoPoE: the bound of a mixture of products of experts, ``(*, *, P)`` with that posterior.
+
+    By default one draw from a component drawn at random, weighted by the density of the whole mixture; the form
+    that its authors train is :func:`subset_mean`. Sutter et al. 2021 (arXiv:2105.02470).
+    """
+    return elbo(estimator, kl=kl, vectorize=vectorize)
+
+
+def subset_mean(
+    num_subsets: int | None = None, estimator: ELBO | None = None, *, kl: Number = 1.0, vectorize: bool = True
+) -> Objective:
+    r"""The mean over non-empty subsets S of bounds on log p(x) that encode S: ``(S, *, P)``.
+
+    ``num_subsets`` takes the mean over that many random ones, drawn for every row, which is an unbiased estimate of
+    that over all 2^M - 1. Sutter et al. 2021 (arXiv:2105.02470).
+    """
+    if num_subsets is None:
+        return Objective([Term(EVERY, ALL, kl=kl, average=True)], estimator, vectorize=vectorize)
+    share = 1 / num_subsets
+    scaled: Number = (lambda step: share * kl(step)) if callable(kl) else share * kl
+    terms = [Term(Random(index=i, empty=False), ALL, likelihood=share, kl=scaled) for i in range(num_subsets)]
+    return Objective(terms, estimator, vectorize=vectorize)
+
+
+def mmjsd(
+    prior_weight: float | None = None, estimator: ELBO | None = None, *, vectorize: bool = True
+) -> Objective:
+    r"""mmJSD: the reconstruction of all from each, and a Jensen-Shannon divergence with the product as dynamic prior.
+
+    .. math:: \frac1M \sum_m E_{q_m} \log p(x|z) - \sum_m \pi_m KL(q_m \| q) - \pi_0 KL(p \| q)
+
+    with q the posterior of all modalities, :math:`\pi_0` = ``prior_weight`` (default 1 / (M + 1)) and
+    :math:`\pi_m = (1 - \pi_0) / M`. A surrogate. Sutter et al. 2020 (arXiv:2006.08242).
+    """
+
+    def terms(names: tuple[str, ...]) -> list[Term]:
+        share = 1 / (len(names) + 1) if prior_weight is None else prior_weight
+        return [Term(EACH, ALL, ALL, kl=1 - share, average=True), Term(PRIOR, (), ALL, kl=share)]
+
+    return Objective(terms, estimator, vectorize=vectorize)
+
+
+def mvtcae(
+    alpha: float = 5 / 6, beta: Number = 1.0, estimator: ELBO | None = None, *, vectorize: bool = True
+) -> Objective:
+    r"""MVTCAE: a weighted sum of the joint bound and of the conditional bounds given each modality.
+
+    .. math:: (1 - \alpha) [E_q \log p(x|z) - \beta KL(q \| p)]
+              + \frac{\alpha}{M} \sum_m [E_q \log p(x_{-m}|z) - \beta KL(q \| q_m)]
+
+    Meant for a product of experts without the prior expert. Hwang et al. 2021 (NeurIPS, Multi-View Representation
+    Learning via Total Correlation Objective).
+    """
+
+    def times(weight: float) -> Number:
+        return (lambda step: weight * beta(step)) if callable(beta) else weight * beta
+
+    joint = Term(ALL, ALL, likelihood=1 - alpha, kl=times(1 - alpha))
+    conditional = Term(ALL, OTHERS, EACH, likelihood=alpha, kl=times(alpha), average=True)
+    return Objective([joint, conditional], estimator, vectorize=vectorize)
+
+
+def masked(estimator: ELBO | None = None, *, vectorize: bool = True) -> Objective:
+    r"""The masked objective: the evidence of a random subset S, and that of the rest given it.
+
+    .. math:: ELBO(x_S) + E_{q(z|x)} \log p(x_{\setminus S}|z) - KL(q(z|x) \| q(z|x_S))
+
+    S is uniform over all subsets of what the row has, the empty one and the full one included, and drawn for every
+    row at every step. Approximate: its gap from log p(x) may have either sign. Hirt et al. 2024 (arXiv:2309.00380).
+    """
+    chosen, rest = Random(), Random(rest=True)
+    return Objective([Term(chosen, chosen), Term(ALL, rest, chosen)], estimator, vectorize=vectorize)

@@ -1,0 +1,237 @@
+"""A term of an objective, or a stack of terms, as a (model, guide) pair of its own.
+
+With sets of modalities A, B and C, a term is the ELBO of p(x_B | z) r(z) under q(z | x_A), where r is the model's
+prior or q(z | x_C). What makes that pair out of a user's pair is here, and what it is worth is elsewhere.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from .batch import Batch, Presence, Stack
+from .distributions import Where
+
+Callback = Callable[..., Any]
+
+
+# -- what a pair looks like ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What one run on two rows shows of a pair.
+
+    ``nesting`` is the number of batch dimensions of its plates; ``latents`` says of each guide site how it can be
+    differentiated ("pathwise", "enumerated" or "score"); ``model_only`` maps each latent site that the guide lacks
+    to whether it can be enumerated; ``components`` is the number of components of a mixture posterior, else 0;
+    ``in_order`` says that guide and model sample the sites that they share in one order.
+    """
+
+    nesting: int
+    latents: Mapping[str, str]
+    model_only: Mapping[str, bool]
+    components: int
+    in_order: bool
+
+    @property
+    def enumerates(self) -> bool:
+        return "enumerated" in self.latents.values() or any(self.model_only.values())
+
+
+_structures: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+def structure(model: Callback, guide: Callback, batch: Batch) -> Structure:
+    """The :class:`Structure` of a pair, found by one run on two rows and remembered as long as both live."""
+    of_model = _structures.setdefault(model, weakref.WeakKeyDictionary())
+    if guide not in of_model:
+        of_model[guide] = _structure(model, guide, batch[: min(2, batch.size)])
+    return of_model[guide]
+
+
+def _structure(model: Callback, guide: Callback, batch: Batch) -> Structure:
+    devices = [batch.device] if batch.device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices=devices), poutine.block():
+        guide_trace = poutine.trace(guide).get_trace(batch)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch)
+    sites = [*latents(guide_trace).values(), *latents(model_trace).values(), *observed(model_trace).values()]
+    frames = [frame for site in sites for frame in site["cond_indep_stack"]]
+    kinds, components = {}, 0
+    for name, site in latents(guide_trace).items():
+        enumerated = site["infer"].get("enumerate") == "parallel"
+        kinds[name] = "enumerated" if enumerated else "pathwise" if site["fn"].has_rsample else "score"
+        components = max(components, getattr(site["fn"], "num_components", 0))
+    ours = latents(model_trace)
+    return Structure(
+        nesting=max([1, *(-frame.dim for frame in frames if frame.vectorized)]),
+        latents=kinds,
+        model_only={n: bool(s["fn"].has_enumerate_support) for n, s in ours.items() if n not in kinds},
+        components=components,
+        in_order=[n for n in ours if n in kinds] == [n for n in kinds if n in ours],
+    )
+
+
+def latents(trace: Any) -> dict[str, dict[str, Any]]:
+    """The unobserved sample sites of a trace, by name; the index sets of subsampled plates are left out."""
+    return {n: s for n, s in _sites(trace) if not s["is_observed"]}
+
+
+def observed(trace: Any) -> dict[str, dict[str, Any]]:
+    """The observed sample sites of a trace, by name."""
+    return {n: s for n, s in _sites(trace) if s["is_observed"]}
+
+
+def _sites(trace: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    return ((n, s) for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s))
+
+
+# -- a term of an objective as a (model, guide) pair -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Views:
+    """The rows as the three sets of a term show them, T terms stacked at batch dim ``-(nesting + 1)``.
+
+    ``encode_prior`` (``given_prior``) says where the model's prior takes the place of the guide given A (C): a
+    bool, or a boolean tensor ``(T, 1, .., 1)``.
+    """
+
+    encode: Batch
+    decode: Batch
+    given: Batch
+    nesting: int
+    encode_prior: Presence = False
+    given_prior: Presence = True
+    terms: int = 1
+
+    @staticmethod
+    def of(batch: Batch, nesting: int, memo: dict[Any, Any] | None = None) -> Views:
+        """The single term (*, *, prior): encode and decode all that is present."""
+        view = batch.view({n: batch.presence(n) for n in batch.names}, Stack({}), {} if memo is None else memo)
+        return Views(view, view, view, nesting)
+
+
+class Rewrite(Messenger):
+    """Hands every latent site's message to a function, which may change it."""
+
+    def __init__(self, edit: Callable[[dict[str, Any]], None]):
+        super().__init__()
+        self.edit = edit
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and not site_is_subsample(msg):
+            self.edit(msg)
+
+
+class Pair:
+    """The (model, guide) pair whose ELBO is one term, or a stack of terms, of another pair's objective.
+
+    ``guide()`` samples q(z | x_A); ``model()``, run after it, scores p(x_B | z) and r(z). The values at which r is
+    evaluated are those of ``trace``, which ``guide`` leaves behind; ``log_q`` is for who scores them.
+    """
+
+    def __init__(self, model: Callback, guide: Callback, views: Views, num_particles: int = 1):
+        self._model, self._guide, self.views = model, guide, views
+        self.num_particles = num_particles
+        self.particle_dim = -views.nesting - (views.terms > 1) - 1
+        self.trace: Any = None
+        self.log_q: dict[str, Tensor] = {}
+        self._prior: dict[str, Any] | None = None
+
+    @property
+    def enum_dim(self) -> int:
+        """The first dimension that enumerated sites may use."""
+        return self.particle_dim - (self.num_particles > 1)
+
+    @contextmanager
+    def plates(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            if self.num_particles > 1:
+                stack.enter_context(pyro.plate("particles", self.num_particles, dim=self.particle_dim))
+            if self.views.terms > 1:
+                stack.enter_context(pyro.plate("terms", self.views.terms, dim=-self.views.nesting - 1))
+            yield
+
+    def guide(self, *_: Any) -> None:
+        if self._prior is None:
+            self._prior = {} if self.views.encode_prior is False else self._draw_prior()
+        prior = self._prior
+
+        def edit(msg: dict[str, Any]) -> None:
+            self._mask(msg)
+            if msg["name"] in prior:
+                mask, fn, p = self.views.encode_prior, msg["fn"], prior[msg["name"]]
+                value = fn.rsample() if fn.has_rsample else fn.sample()
+                msg["fn"], msg["value"], msg["done"] = p["fn"], p["value"], True
+                if mask is not True:
+                    there = mask.reshape(mask.shape + (1,) * fn.event_dim)
+                    msg["fn"], msg["value"] = Where(mask, p["fn"], fn), torch.where(there, p["value"], value)
+
+        with poutine.trace() as trace, Rewrite(edit), self.plates():
+            self._guide(self.views.encode)
+        self.trace = trace.trace
+
+    def _draw_prior(self) -> dict[str, Any]:
+        nothing = dict.fromkeys(self.views.decode.names, False)
+        with poutine.block(), poutine.trace() as trace, self.plates():
+            self._model(self.views.decode.view(nothing, Stack({}), None))
+        return latents(trace.trace)
+
+    def model(self, *_: Any) -> None:
+        given: dict[str, Any] = {}
+        if self.views.given_prior is not True:
+            with poutine.block(), poutine.trace() as trace, poutine.replay(trace=self.trace), self.plates():
+                self._guide(self.views.given)
+            given = latents(trace.trace)
+
+        def edit(msg: dict[str, Any]) -> None:
+            self._mask(msg)
+            if msg["name"] in given:
+                mask, fn = self.views.given_prior, given[msg["name"]]["fn"]
+                if (modality := private(msg["name"], self.views.given)) is not None:
+                    mask = _or(mask, _not(self.views.given.presence(modality)))
+                if mask is not True:
+                    msg["fn"] = fn if mask is False else Where(mask, msg["fn"], fn)
+            elif msg["name"] not in self.trace.nodes and msg["fn"].has_enumerate_support:
+                msg["infer"].setdefault("enumerate", "parallel")
+
+        with Rewrite(edit), self.plates():
+            self._model(self.views.decode)
+
+    def _mask(self, msg: dict[str, Any]) -> None:
+        """A row with nothing present scores nothing, nor does the private latent of a modality not decoded."""
+        if not any(frame.name == "data" for frame in msg["cond_indep_stack"]):
+            return
+        mask = self.views.decode.rows
+        if (modality := private(msg["name"], self.views.decode)) is not None:
+            mask = _and(mask, self.views.decode.presence(modality))
+        if mask is not True:
+            msg["mask"] = mask if msg["mask"] is None else msg["mask"] & mask
+
+
+def private(site: str, batch: Batch) -> str | None:
+    """The modality whose private latent this site is (``"w_<modality>"``), or None."""
+    return site[2:] if site.startswith("w_") and site[2:] in batch else None
+
+
+def _or(a: Presence, b: Presence) -> Presence:
+    return (a or b) if isinstance(a, bool) and isinstance(b, bool) else True if a is True or b is True else a | b
+
+
+def _and(a: Presence, b: Presence) -> Presence:
+    return (a and b) if isinstance(a, bool) and isinstance(b, bool) else False if a is False or b is False else a & b
+
+
+def _not(a: Presence) -> Presence:
+    return not a if isinstance(a, bool) else ~a

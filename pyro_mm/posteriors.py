@@ -1,0 +1,232 @@
+r"""Posteriors q(z | x_S) for every subset S of the modalities: modules whose ``forward(batch)`` is a distribution.
+
+Each row has its own S, the modalities present in it. A modality that is masked drops out exactly as if it had been
+deleted, and nothing depends on a row's place in the batch. An encoder, or "expert", is a module that maps the values
+of a modality to a Normal of event shape ``(D,)`` unless another kind is named; each runs once a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from .batch import Batch, Presence
+from .fixed import Fixed
+from .distributions import STANDARD_NORMAL, Mixture, Where, diagonal, product_of_normals
+
+
+class _Experts(nn.Module):
+    def __init__(self, experts: Mapping[str, nn.Module]):
+        super().__init__()
+        if not experts:
+            raise ValueError("expected an encoder for at least one modality, got none")
+        self.experts = nn.ModuleDict(experts)
+
+    def encoded(self, batch: Batch) -> tuple[list[Any], list[Presence]]:
+        """The experts' distributions and their masks; a modality that the batch holds no values of has neither."""
+        names = [name for name in self.experts if batch.holds(name)]
+        if not names:
+            raise ValueError(f"the batch holds no values of {list(self.experts)}; Batch.empty(n, like=...) would")
+        return [batch.encode(name, self.experts[name]) for name in names], [batch.presence(name) for name in names]
+
+    def parameters_of(self, batch: Batch) -> tuple[list[Tensor], list[Tensor], list[Presence]]:
+        experts, masks = self.encoded(batch)
+        locs, scales = zip(*map(diagonal, experts), strict=True)
+        return list(locs), list(scales), masks
+
+
+class ProductOfExperts(_Experts):
+    r"""The normalised product of Gaussian experts and a prior expert: precisions add.
+
+    .. math:: q(z | x_S) \propto p_0(z) \prod_{m \in S} N(z; \mu_m, \sigma_m^2), \qquad
+              \sigma^{-2} = \sigma_0^{-2} + \sum_{m \in S} \sigma_m^{-2}, \quad
+              \mu = \sigma^2 \Big( \mu_0 \sigma_0^{-2} + \sum_{m \in S} \mu_m \sigma_m^{-2} \Big)
+
+    Args:
+        experts: modality -> encoder.
+        prior: the prior expert, a diagonal Normal. None leaves it out; q(z | nothing) is then a standard normal.
+
+    Wu & Goodman 2018 (arXiv:1802.05335); without the prior expert, MVTCAE (Hwang et al. 2021).
+    """
+
+    def __init__(self, experts: Mapping[str, nn.Module], prior: dist.Distribution | None = STANDARD_NORMAL):
+        super().__init__(experts)
+        self.prior = None if prior is None else Fixed(prior)
+
+    def forward(self, batch: Batch) -> dist.Distribution:
+        return product_of_normals(*self.parameters_of(batch), prior=_normal(self.prior)).to_event(1)
+
+
+class MixtureOfExperts(_Experts):
+    r"""The mixture of the experts of the present modalities, Normal or Laplace alike.
+
+    .. math:: q(z | x_S) = \sum_{m \in S} \frac{\pi_m}{\sum_{l \in S} \pi_l} q_m(z | x_m)
+
+    Args:
+        experts: modality -> encoder, all of one family (Normal or Laplace).
+        weights: modality -> weight pi_m; equal by default.
+
+    A row with nothing present has all of them, evaluated at filler: mask it, as ``batch.plate()`` does. Shi et al.
+    2019 (arXiv:1911.03393).
+    """
+
+    def __init__(self, experts: Mapping[str, nn.Module], weights: Mapping[str, float] | None = None):
+        super().__init__(experts)
+        if weights is not None and set(weights) != set(experts):
+            raise ValueError(f"expected a weight for each of {list(experts)}, got {list(weights)}")
+        self.weights = {name: 1.0 if weights is None else float(weights[name]) for name in experts}
+
+    def forward(self, batch: Batch) -> dist.Distribution:
+        experts, masks = self.encoded(batch)
+        families = {_family(d) for d in experts}
+        if len(families) > 1:
+            raise TypeError(f"expected experts of one family, got {sorted(f.__name__ for f in families)}")
+        locs, scales = zip(*map(diagonal, experts), strict=True)
+        components = families.pop()(torch.stack(locs, -2), torch.stack(scales, -2)).to_event(1)
+        weights = [self.weights[name] for name in self.experts if batch.holds(name)]
+        return Mixture(components, _log_weights(masks, weights, locs[0]))
+
+
+class MixtureOfProducts(_Experts):
+    r"""The mixture, in equal parts, of the products of experts of all non-empty subsets of the present modalities.
+
+    .. math:: q(z | x_S) = \frac{1}{2^{|S|} - 1} \sum_{\emptyset \neq A \subseteq S} q_A(z | x_A)
+
+    Args:
+        experts: modality -> encoder.
+        prior: the prior expert of every product, or None.
+        subsets: the subsets to take, by default all; a row counts those that are wholly present in it, and if it
+            has none of them the mixture is that of all of them evaluated at what is present.
+
+    Sutter et al. 2021 (arXiv:2105.02470).
+    """
+
+    def __init__(
+        self,
+        experts: Mapping[str, nn.Module],
+        prior: dist.Distribution | None = STANDARD_NORMAL,
+        subsets: Sequence[Sequence[str]] | None = None,
+    ):
+        super().__init__(experts)
+        self.prior = None if prior is None else Fixed(prior)
+        names = list(experts)
+        every = [s for size in range(1, len(names) + 1) for s in combinations(names, size)]
+        self.subsets = every if subsets is None else [tuple(s) for s in subsets]
+        for name in {n for s in self.subsets for n in s} - set(names):
+            raise ValueError(f"a subset names {name!r}, which has no encoder among {names}")
+
+    def forward(self, batch: Batch) -> dist.Distribution:
+        locs, scales, masks = self.parameters_of(batch)
+        held = [name for name in self.experts if batch.holds(name)]
+        prior = _normal(self.prior)
+        products, present = [], []
+        for subset in self.subsets:
+            if set(subset) - set(held):
+                continue
+            chosen = [i for i, name in enumerate(held) if name in subset]
+            # a component that is out of a row has weight zero there, whatever its parameters: no need to mask them
+            products.append(product_of_normals([locs[i] for i in chosen], [scales[i] for i in chosen], prior=prior))
+            present.append(_all([masks[i] for i in chosen]))
+        locs = torch.stack([p.loc for p in products], -2)
+        components = dist.Normal(locs, torch.stack([p.scale for p in products], -2)).to_event(1)
+        return Mixture(components, _log_weights(present, [1.0] * len(products), products[0].loc))
+
+
+class JointEncoder(nn.Module):
+    r"""One network over the features of all modalities, zeros standing for a missing one.
+
+    .. math:: q(z | x_S) = N(\mu, \sigma^2)(h_1, \dots, h_M), \qquad h_m = f_m(x_m) \text{ if } m \in S, \text{ else } 0
+
+    Args:
+        features: modality -> module giving a feature vector ``(N, F_m)``.
+        head: module giving the distribution from their concatenation ``(.., N, sum_m F_m)``.
+        partial: a posterior that takes over where any modality is missing, for instance
+            ``ProductOfExperts(unimodal_encoders, prior=None)``, which is q(z | x_m) where one is present.
+
+    Suzuki et al. 2016 (arXiv:1611.01891): zeros are its JMVAE-zero, separate unimodal encoders its JMVAE-kl.
+    """
+
+    def __init__(self, features: Mapping[str, nn.Module], head: nn.Module, partial: nn.Module | None = None):
+        super().__init__()
+        self.features, self.head, self.partial = nn.ModuleDict(features), head, partial
+
+    def forward(self, batch: Batch) -> dist.Distribution:
+        complete = _all([batch.presence(name) for name in self.features])
+        if self.partial is not None and complete is False:
+            return self.partial(batch)
+        encoded = []
+        for name, net in self.features.items():
+            if not batch.holds(name):
+                raise ValueError(f"a joint encoder needs filler for {name!r}, which the batch holds no values of")
+            feature, mask = batch.encode(name, net), batch.presence(name)
+            if mask is not True:
+                zero = torch.zeros_like(feature)
+                feature = zero if mask is False else torch.where(mask[..., None], feature, zero)
+            encoded.append(feature)
+        lead = torch.broadcast_shapes(*(h.shape[:-1] for h in encoded))
+        joint = self.head(torch.cat([h.expand(*lead, -1) for h in encoded], -1))
+        if self.partial is None or complete is True:
+            return joint
+        return Where(complete, joint, self.partial(batch))
+
+
+class Private(nn.Module):
+    r"""The posterior of a modality's private latent: q(w_m | x_m) where m is present, else ``missing``.
+
+    Args:
+        name: the modality m; the latent's site is ``"w_<name>"``.
+        encoder: module mapping the values of m to a distribution of event shape (D,).
+        missing: what stands in for it where m is absent and w_m is needed to decode it: a distribution, or a module
+            ``batch -> distribution`` (MMVAE+'s learned auxiliary prior). By default a standard normal.
+
+    Palumbo et al. 2023 (MMVAE+, ICLR).
+    """
+
+    def __init__(self, name: str, encoder: nn.Module, missing: dist.Distribution | nn.Module = STANDARD_NORMAL):
+        super().__init__()
+        self.name, self.encoder = name, encoder
+        self.missing = missing if isinstance(missing, nn.Module) else Fixed(missing)
+
+    def forward(self, batch: Batch) -> dist.Distribution:
+        mask, own = batch.presence(self.name), batch.encode(self.name, self.encoder)
+        if mask is True:
+            return own
+        missing = self.missing(batch)
+        if missing is STANDARD_NORMAL:
+            loc = torch.zeros_like(own.mean)
+            missing = dist.Normal(loc, torch.ones_like(loc)).to_event(own.event_dim)
+        return missing.expand(own.batch_shape) if mask is False else Where(mask, own, missing)
+
+
+def _normal(prior: Fixed | None) -> dist.Distribution | None:
+    if prior is None or prior() is STANDARD_NORMAL:
+        return None if prior is None else STANDARD_NORMAL
+    return dist.Normal(*diagonal(prior()))
+
+
+def _family(d: dist.Distribution) -> type:
+    while hasattr(d, "base_dist"):
+        d = d.base_dist
+    return type(d)
+
+
+def _all(masks: Sequence[Presence]) -> Presence:
+    if any(m is False for m in masks):
+        return False
+    tensors = [m for m in masks if isinstance(m, Tensor)]
+    return torch.stack(tensors).all(0) if tensors else True
+
+
+def _log_weights(masks: Sequence[Presence], weights: Sequence[float], like: Tensor) -> Tensor:
+    """Log-weights of components, ``(.., N, C)``: minus infinity where a component is out of a row."""
+    log_weights = torch.tensor(weights, dtype=like.dtype, device=like.device).log()
+    if all(m is True for m in masks):
+        return log_weights.expand(*like.shape[:-1], -1)
+    shape = torch.broadcast_shapes(*(m.shape for m in masks if isinstance(m, Tensor)), like.shape[:-1])
+    there = [m.expand(shape) if isinstance(m, Tensor) else torch.full(shape, m, device=like.device) for m in masks]
+    return torch.where(torch.stack(there, -1), log_weights, -torch.inf)

@@ -1,0 +1,141 @@
+"""Draws of every modality, given whichever of them each row has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.infer import infer_discrete
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from .batch import Batch
+from .pairs import Rewrite, latents, structure
+
+
+@torch.no_grad()
+def generate(
+    model: Callable[[Batch], Any],
+    guide: Callable[[Batch], Any],
+    batch: Batch,
+    num_samples: int = 1,
+    *,
+    mean: bool = False,
+) -> dict[str, Tensor]:
+    r"""Draws :math:`x_m \sim p(x_m | z)`, :math:`z \sim q(z | x_{present})`, of every modality of every row.
+
+    Of a present modality it is a reconstruction, of a missing one cross-modal generation. A row in which nothing is
+    present is drawn from the model's own prior. A discrete latent that only the model has is drawn from its exact
+    posterior given z and what is present. Descendants of a modality see its value where it is present, and the
+    draw that is returned where it is not.
+
+    Args:
+        num_samples: S, independent draws of every row.
+        mean: returns the means of the p(x_m | z) in place of draws; of a Categorical, the class probabilities
+            ``(S, N, *event, C)``.
+
+    Returns:
+        modality -> ``(S, N, *event)``.
+    """
+    info = structure(model, guide, batch)
+    dim = -info.nesting - 1
+
+    def particles() -> Any:
+        return pyro.plate("particles", num_samples, dim=dim)
+
+    with poutine.block(), poutine.trace() as drawn, particles():
+        guide(batch)
+    trace, rows = drawn.trace, batch.rows
+    if rows is not True:
+        _replace_empty(trace, model, batch, rows, particles)
+    discrete = {name for name, enumerable in info.model_only.items() if enumerable}
+    if discrete:
+        trace = _with_discrete(trace, model, batch, discrete, particles, dim - 1)
+    recorder = _Record(batch, mean)
+    with ExitStack() as stack:
+        for handler in (poutine.block(), poutine.replay(trace=trace), recorder, particles()):
+            stack.enter_context(handler)
+        model(batch)
+    return {name: _reshaped(x, num_samples, batch.size, event_dim) for name, (x, event_dim) in recorder.drawn.items()}
+
+
+class _Record(Messenger):
+    """Draws every observed site anew, and lets descendants see the draw where nothing was observed."""
+
+    def __init__(self, batch: Batch, mean: bool):
+        super().__init__()
+        self.batch, self.mean = batch, mean
+        self.drawn: dict[str, tuple[Tensor, int]] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if not msg["is_observed"] or name not in self.batch:
+            return
+        fn = msg["fn"]
+        while isinstance(fn, dist.MaskedDistribution):
+            fn = fn.base_dist
+        draw, mask = fn.sample(), self.batch.presence(name)
+        if mask is not True:
+            there = mask if mask is False else mask.reshape(mask.shape + (1,) * fn.event_dim)
+            msg["value"] = draw if mask is False else torch.where(there, msg["value"], draw)
+        self.drawn[name] = (_mean(fn), fn.event_dim) if self.mean else (draw, fn.event_dim)
+        if self.mean and _is_categorical(fn):
+            self.drawn[name] = (self.drawn[name][0], fn.event_dim + 1)
+
+
+def _replace_empty(trace: Any, model: Any, batch: Batch, rows: bool | Tensor, particles: Any) -> None:
+    """Puts draws from the model's prior in place of the guide's where a row has nothing for the guide to see."""
+    with poutine.block(), poutine.trace() as prior, particles():
+        model(batch.only())
+    ours = latents(prior.trace)
+    for name, site in latents(trace).items():
+        if name in ours:
+            there = rows if rows is False else rows.reshape(rows.shape + (1,) * site["fn"].event_dim)
+            value = ours[name]["value"]
+            trace.nodes[name] = site | {"value": value if there is False else torch.where(there, site["value"], value)}
+
+
+def _with_discrete(trace: Any, model: Any, batch: Batch, names: set[str], particles: Any, enum_dim: int) -> Any:
+    """The trace with draws of the discrete sites that only the model has, from their posterior."""
+
+    def enumerate_them(msg: dict[str, Any]) -> None:
+        if msg["name"] in names:
+            msg["infer"]["enumerate"] = "parallel"
+
+    def conditioned() -> None:
+        with poutine.replay(trace=trace), Rewrite(enumerate_them), particles():
+            model(batch)
+
+    with poutine.block(), poutine.trace() as discrete:
+        infer_discrete(conditioned, first_available_dim=enum_dim)()
+    new = trace.copy()
+    for name in names:
+        site = discrete.trace.nodes[name]
+        new.add_node(name, **(site | {"infer": {}, "name": name}))
+    return new
+
+
+def _is_categorical(fn: Any) -> bool:
+    while isinstance(fn, torch.distributions.Independent | dist.Independent):
+        fn = fn.base_dist
+    return isinstance(fn, torch.distributions.Categorical | torch.distributions.OneHotCategorical)
+
+
+def _mean(fn: Any) -> Tensor:
+    if not _is_categorical(fn):
+        return fn.mean
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn.probs
+
+
+def _reshaped(x: Tensor, num_samples: int, size: int, event_dim: int) -> Tensor:
+    event = x.shape[x.dim() - event_dim :]
+    lead = x.shape[: x.dim() - event_dim]
+    x = x.reshape(lead[0] if len(lead) > 1 else 1, lead[-1] if lead else 1, *event)
+    return x.expand(num_samples, size, *event)

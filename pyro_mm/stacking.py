@@ -1,0 +1,59 @@
+"""The terms of a table stacked along a batch dimension of their own, so that one pass evaluates them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .batch import Batch, Presence, Stack
+from .pairs import Views
+from .terms import Row
+
+
+def views(rows: Sequence[Row], batch: Batch, nesting: int, memo: Any) -> Views:
+    """The batch as T concrete terms show it, stacked at batch dim ``-(nesting + 1)`` when there are several.
+
+    What holds for whole terms stays Python; a tensor is made only where rows of the data differ.
+    """
+    decodes = {n: tuple(t for t, row in enumerate(rows) if row.decode[n] is not False) for n in batch.names}
+    stack = Stack(decodes, len(rows), -nesting - 1)
+    # a row in which a term does not count is, for that term, a row with nothing present
+    everywhere = _stacked([_both(batch.rows, row.counts) for row in rows], batch, nesting)
+
+    def view(masks: Callable[[Row], dict[str, Presence]]) -> Batch:
+        stacked = {n: _stacked([masks(row)[n] for row in rows], batch, nesting) for n in batch.names}
+        return batch.view(stacked, stack, memo, everywhere)
+
+    return Views(
+        encode=view(lambda row: row.encode),
+        decode=view(lambda row: row.decode),
+        given=view(lambda row: row.given),
+        nesting=nesting,
+        encode_prior=_flags([row.encode_prior for row in rows], batch, nesting),
+        given_prior=_flags([row.given_prior for row in rows], batch, nesting),
+        terms=len(rows),
+    )
+
+
+def _stacked(masks: list[Presence], batch: Batch, nesting: int) -> Presence:
+    """Masks of every term as one: a bool where it holds for all, else ``(T, 1, .., N)``."""
+    if len(masks) == 1 or all(m is True for m in masks) or all(m is False for m in masks):
+        return masks[0]
+    shape = (len(masks), *[1] * (nesting - 1), batch.size)
+    if all(isinstance(m, bool) for m in masks):
+        return torch.tensor(masks, device=batch.device).reshape(-1, *[1] * nesting).expand(shape)
+    full = [m if isinstance(m, Tensor) else torch.full((batch.size,), m, device=batch.device) for m in masks]
+    return torch.stack(full).reshape(shape)
+
+
+def _flags(values: list[bool], batch: Batch, nesting: int) -> Presence:
+    if len(set(values)) == 1:
+        return values[0]
+    return torch.tensor(values, device=batch.device).reshape(-1, *[1] * nesting)
+
+
+def _both(a: Presence, b: Presence) -> Presence:
+    return b if a is True else a if b is True else False if a is False or b is False else a & b

@@ -1,0 +1,258 @@
+r"""The one kind of term that every multimodal objective is a sum of, and what a sum of them bounds.
+
+.. math:: term(A, B, C) = E_{z \sim q_A} [ a \log p(x_B | z) + b (\log r_C(z) - \log q_A(z)) ]
+
+with :math:`q_A = q(z | x_A)`, :math:`r_C = q(z | x_C)`, and the prior p(z) in place of either where asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .batch import Batch, Presence
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A set of modalities that depends on the row of the table, or on what a row of the data holds."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+PRIOR = Symbol("P")
+"""Not a set: the model's prior p(z). The empty set ``()`` is q(z | nothing), which is another thing."""
+ALL = Symbol("*")
+"""All present modalities."""
+EACH = Symbol("m")
+"""One modality: the term stands for the sum over them."""
+OTHERS = Symbol("others")
+"""All present modalities but the one of ``EACH``."""
+EVERY = Symbol("S")
+"""Every non-empty subset of the modalities: the term stands for the sum over them."""
+
+
+@dataclass(frozen=True)
+class Random(Symbol):
+    """A subset of the present modalities, uniform and drawn anew for every row at every step.
+
+    Terms of equal ``index`` share the draw; ``rest`` is its complement; ``empty=False`` excludes the empty set.
+    """
+
+    text: str = "random S"
+    index: int = 0
+    empty: bool = True
+    rest: bool = False
+
+    def __repr__(self) -> str:
+        return f"{'not ' if self.rest else ''}random S{self.index or ''}"
+
+
+Names = Symbol | Sequence[str]
+Number = float | Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class Term:
+    """``E_{q(z|x_encode)}[likelihood log p(x_decode | z) + kl (log r_given(z) - log q(z|x_encode))]``.
+
+    Args:
+        encode, given: names of modalities, ``()``, ``PRIOR`` or another symbol.
+        decode: names of modalities, ``()`` for a penalty, or a symbol.
+        likelihood: a number, a function of the step, or either for each modality (one not named weighs 1).
+        kl: a number or a function of the step.
+        freeze_decoder: whether the decoders get no gradient from this term.
+        average: divides a sum over ``EACH`` or ``EVERY`` by the number of its terms that count in the row.
+
+    A term whose ``encode`` or ``given`` names modalities that a row has none of counts 0 there.
+    """
+
+    encode: Names
+    decode: Names
+    given: Names = PRIOR
+    likelihood: Number | Mapping[str, Number] = 1.0
+    kl: Number = 1.0
+    freeze_decoder: bool = False
+    average: bool = False
+
+    def __init__(
+        self,
+        encode: Names,
+        decode: Names,
+        given: Names = PRIOR,
+        *,
+        likelihood: Number | Mapping[str, Number] = 1.0,
+        kl: Number = 1.0,
+        freeze_decoder: bool = False,
+        average: bool = False,
+    ):
+        if decode is PRIOR:
+            raise ValueError("PRIOR cannot be decoded: decode=() makes a term a penalty")
+        sets = {"encode": _names(encode), "decode": _names(decode), "given": _names(given)}
+        weights = {"likelihood": likelihood, "kl": kl, "freeze_decoder": freeze_decoder, "average": average}
+        for name, value in {**sets, **weights}.items():
+            object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        sets = ", ".join(map(_text, (self.encode, self.decode, self.given)))
+        over = self.over
+        text = f"{'mean' if self.average else 'sum'}_{over} " if over else ""
+        text += f"({sets})"
+        if isinstance(self.likelihood, Mapping) or callable(self.likelihood) or self.likelihood != 1:
+            text += f" likelihood {_weight_text(self.likelihood)}"
+        if callable(self.kl) or self.kl != 1:
+            text += f" kl {_weight_text(self.kl)}"
+        return text + (" decoders frozen" if self.freeze_decoder else "")
+
+    @property
+    def over(self) -> Symbol | None:
+        """The symbol over which the term is a sum, if it is one."""
+        sets = (self.encode, self.decode, self.given)
+        return EACH if EACH in sets or OTHERS in sets else EVERY if EVERY in sets else None
+
+
+@dataclass
+class Row:
+    """One concrete term: which modalities of which rows it encodes, decodes and is given; step weights filled in."""
+
+    label: str
+    encode: dict[str, Presence]
+    decode: dict[str, Presence]
+    given: dict[str, Presence]
+    encode_prior: bool
+    given_prior: bool
+    counts: Presence
+    likelihood: float | dict[str, float]
+    kl: float
+    frozen: bool
+    weight: float | Tensor = 1.0
+
+    @property
+    def penalty(self) -> bool:
+        """Whether it decodes nothing in any row."""
+        return all(mask is False for mask in self.decode.values())
+
+
+def expand(terms: Sequence[Term], batch: Batch, step: int) -> list[Row]:
+    """The concrete terms of a table for a batch, those that count in none of its rows left out."""
+    names = batch.names
+    there = {name: batch.presence(name) for name in names}
+    draws: dict[int, dict[str, Tensor]] = {}
+    rows: list[Row] = []
+    for term in terms:
+        for symbol in (term.encode, term.decode, term.given):
+            if isinstance(symbol, Random) and symbol.index not in draws:
+                draws[symbol.index] = _random_subset(batch, symbol.empty)
+        sums: list[Sequence[str]] = [()]
+        if term.over is EACH:
+            sums = [(name,) for name in names]
+        elif term.over is EVERY:
+            sums = [s for size in range(1, len(names) + 1) for s in combinations(names, size)]
+        group = [row for chosen in sums if (row := _row(term, chosen, there, draws, step)).counts is not False]
+        if term.average and group:
+            counts = [row.counts for row in group]
+            tensors = [c for c in counts if isinstance(c, Tensor)]
+            total: Any = len(counts) - len(tensors)
+            total = total + sum(c.to(torch.get_default_dtype()) for c in tensors) if tensors else total
+            for row in group:
+                row.weight = 1 / (total.clamp(min=1) if isinstance(total, Tensor) else total)
+        rows += group
+    return rows
+
+
+def _row(term: Term, chosen: Sequence[str], there: dict[str, Presence], draws: Any, step: int) -> Row:
+    def masks(names: Names) -> dict[str, Presence]:
+        if isinstance(names, Random):
+            drawn = draws[names.index]
+            picked = {n: (~drawn[n] if names.rest else drawn[n]) for n in there}
+            return {n: False if m is False else picked[n] if m is True else m & picked[n] for n, m in there.items()}
+        members = _members(names, chosen, tuple(there))
+        return {n: m if n in members else False for n, m in there.items()}
+
+    counts: Presence = True
+    for names in (term.encode, term.given):
+        if isinstance(names, Random) or names is PRIOR:
+            continue
+        if members := _members(names, chosen, tuple(there)):
+            counts = _both(counts, _any([there.get(n, False) for n in members]))
+    decode = {n: _both(m, counts) for n, m in masks(term.decode).items()}
+    text = ", ".join(_text(_concrete(names, chosen, tuple(there))) for names in (term.encode, term.decode, term.given))
+    return Row(
+        label=f"({text})",
+        encode=masks(term.encode),
+        decode=decode,
+        given=masks(term.given),
+        encode_prior=term.encode is PRIOR,
+        given_prior=term.given is PRIOR,
+        counts=counts,
+        likelihood={n: at_step(w, step) for n, w in term.likelihood.items()}
+        if isinstance(term.likelihood, Mapping)
+        else at_step(term.likelihood, step),
+        kl=at_step(term.kl, step),
+        frozen=term.freeze_decoder,
+    )
+
+
+def at_step(weight: Number, step: int) -> float:
+    """A weight at a step of the optimisation."""
+    return float(weight(step)) if callable(weight) else float(weight)
+
+
+def _random_subset(batch: Batch, empty: bool) -> dict[str, Tensor]:
+    """Uniform over the subsets of what each row has, modality -> boolean (N,); without the empty one unless asked."""
+    present = {n: batch.present[n] for n in batch.names}
+    left = torch.stack([p.float() for p in present.values()]).sum(0)
+    chosen, none = {}, torch.ones(batch.size, dtype=torch.bool, device=batch.device)
+    for name, there in present.items():
+        # with r modalities left and none chosen yet, 2^(r-1) of the 2^r - 1 non-empty subsets have this one
+        odds = torch.full_like(left, 0.5)
+        if not empty:
+            odds = torch.where(none, 2 ** (left - 1) / (2**left - 1).clamp(min=0.5), odds)
+        chosen[name] = there & (torch.rand(batch.size, device=batch.device) < odds)
+        none, left = none & ~chosen[name], left - there.float()
+    return chosen
+
+
+def _members(names: Names, chosen: Sequence[str], all_names: tuple[str, ...]) -> tuple[str, ...]:
+    if names is ALL:
+        return all_names
+    if names is OTHERS:
+        return tuple(n for n in all_names if n not in chosen)
+    if names in (EACH, EVERY):
+        return tuple(chosen)
+    return () if isinstance(names, Symbol) else tuple(names)
+
+
+def _concrete(names: Names, chosen: Sequence[str], all_names: tuple[str, ...]) -> Names:
+    return names if names is ALL or names is PRIOR or isinstance(names, Random) else _members(names, chosen, all_names)
+
+
+def _names(names: Names) -> Names:
+    return names if isinstance(names, Symbol) else (names,) if isinstance(names, str) else tuple(names)
+
+
+def _text(names: Names) -> str:
+    return repr(names) if isinstance(names, Symbol) else "+".join(names) or "-"
+
+
+def _weight_text(weight: Any) -> str:
+    if isinstance(weight, Mapping):
+        return "{" + ", ".join(f"{n}: {_weight_text(w)}" for n, w in weight.items()) + "}"
+    return f"{getattr(weight, '__name__', repr(weight))}(step)" if callable(weight) else f"{weight:g}"
+
+
+def _both(a: Presence, b: Presence) -> Presence:
+    return False if a is False or b is False else b if a is True else a if b is True else a & b
+
+
+def _any(masks: list[Presence]) -> Presence:
+    tensors = [m for m in masks if isinstance(m, Tensor)]
+    return True if any(m is True for m in masks) else torch.stack(tensors).any(0) if tensors else False

@@ -1,0 +1,193 @@
+"""Families against torch's and SciPy's, and the reading of a network's output."""
+
+import pyro.distributions as dist
+import pytest
+import scipy.stats
+import torch
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_mm import conditionals
+from pyro_mm.nn import MLP, Deconvolutional
+
+F64 = {"dtype": torch.float64}
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("family", ["Normal", "Laplace"])
+def test_location_and_scale_families(family):
+    x, out = torch.randn(5, 3, **F64), torch.randn(5, 6, **F64)
+    oracle = getattr(torch.distributions, family)
+    d = getattr(conditionals, family)(nn.Identity())(out)
+    # softplus(r + log(e - 1)) is 1 at r = 0, up to the floor that is part of the 1.
+    scale = 1e-4 + (1 + (torch.tensor(1 - 1e-4, **F64).expm1()) * out[:, 3:].exp()).log()
+    torch.testing.assert_close(d.log_prob(x), oracle(out[:, :3], scale).log_prob(x).sum(-1), **EXACT)
+    assert isinstance(d.base_dist, getattr(dist, family))
+
+    fixed = getattr(conditionals, family)(nn.Identity(), scale=0.75)(x)
+    torch.testing.assert_close(fixed.log_prob(x + 1), oracle(x, 0.75).log_prob(x + 1).sum(-1), **EXACT)
+
+    log_scale = nn.Parameter(torch.randn(3, **F64))
+    learned = getattr(conditionals, family)(nn.Identity(), scale=log_scale)
+    assert [p is log_scale for p in learned.parameters()] == [True]
+    torch.testing.assert_close(
+        learned(x).log_prob(x + 1), oracle(x, log_scale.exp()).log_prob(x + 1).sum(-1), **EXACT
+    )
+    learned(x).log_prob(x).sum().backward()
+    assert log_scale.grad.shape == (3,)
+
+
+def test_the_scale_is_one_at_zero_and_never_below_the_floor():
+    d = conditionals.Normal(nn.Identity())(torch.tensor([[0.0, 0.0], [0.0, -100.0]], **F64))
+    torch.testing.assert_close(d.base_dist.scale[:, 0], torch.tensor([1.0, 1e-4], **F64), **EXACT)
+
+
+@pytest.mark.parametrize("lead", [(), (5,), (4, 1, 5)])
+def test_flat_and_event_shaped_outputs_are_read_alike(lead):
+    flat = torch.randn(*lead, 2 * 3 * 4, **F64)
+    normal = conditionals.Normal(nn.Identity(), event_shape=(3, 4))
+    a, b = normal(flat), normal(flat.unflatten(-1, (6, 4)))
+    assert a.batch_shape == b.batch_shape == lead and a.event_shape == b.event_shape == (3, 4)
+    assert torch.equal(a.mean, b.mean) and torch.equal(a.variance, b.variance)
+    assert torch.equal(a.mean, flat[..., :12].unflatten(-1, (3, 4)))
+
+
+def test_an_image_decoder_with_two_halves():
+    decoder = conditionals.Normal(Deconvolutional(2, (6, 8, 8)), event_shape=(3, 8, 8))
+    d = decoder(torch.randn(4, 5, 2))
+    assert d.batch_shape == (4, 5) and d.event_shape == (3, 8, 8)
+    assert conditionals.Bernoulli(Deconvolutional(2, (8, 8)), (8, 8))(torch.randn(5, 2)).event_shape == (8, 8)
+
+
+def test_a_scalar_event():
+    d = conditionals.Normal(nn.Identity(), event_shape=())(torch.randn(5, 2))
+    assert d.batch_shape == (5,) and d.event_shape == ()
+    assert conditionals.Poisson(nn.Identity(), event_shape=())(torch.randn(5, 1)).batch_shape == (5,)
+
+
+def test_encoders_of_images_and_labels():
+    for net, x in ((MLP(64, 32), torch.randn(5, 8, 8)), (nn.Embedding(10, 32), torch.arange(5))):
+        d = conditionals.Normal(net)(x)
+        assert d.batch_shape == (5,) and d.event_shape == (16,)
+
+
+def test_several_parents_broadcast_and_are_concatenated():
+    net = MLP(5, 2)
+    z, u = torch.randn(4, 1, 3), torch.randint(2, (6, 2))
+    logits = net(torch.cat([z.expand(4, 6, 3), u.expand(4, 6, 2).float()], -1))
+    d = conditionals.Bernoulli(net)(z, u)
+    assert d.batch_shape == (4, 6)
+    torch.testing.assert_close(d.base_dist.logits, logits)
+
+
+def test_bernoulli():
+    logits, x = torch.randn(5, 3, **F64), torch.rand(5, 3, **F64).round()
+    d = conditionals.Bernoulli(nn.Identity())(logits)
+    torch.testing.assert_close(
+        d.log_prob(x), (x * logits - torch.nn.functional.softplus(logits)).sum(-1), **EXACT
+    )
+
+
+@pytest.mark.parametrize("event", [(), (7,), (2, 7)])
+def test_categorical(event):
+    logits, x = torch.randn(5, *event, 4, **F64), torch.randint(4, (5, *event))
+    d = conditionals.Categorical(nn.Identity(), event_shape=event)(logits)
+    assert d.batch_shape == (5,) and d.event_shape == event
+    picked = logits.log_softmax(-1).gather(-1, x[..., None]).reshape(5, -1).sum(-1)
+    torch.testing.assert_close(d.log_prob(x), picked, **EXACT)
+
+
+def test_poisson():
+    log_rate, x = torch.randn(5, 3, **F64), torch.randint(9, (5, 3)).double()
+    d = conditionals.Poisson(nn.Identity())(log_rate)
+    oracle = scipy.stats.poisson.logpmf(x.numpy(), log_rate.exp().numpy()).sum(-1)
+    torch.testing.assert_close(d.log_prob(x), torch.from_numpy(oracle), **EXACT)
+
+
+def test_negative_binomial_shared_and_by_row():
+    log_mean, log_r = torch.randn(5, 3, **F64), torch.randn(5, 3, **F64)
+    x = torch.randint(9, (5, 3)).double()
+
+    def oracle(log_mean, log_r):
+        mean, r = log_mean.exp().numpy(), log_r.exp().numpy()
+        return torch.from_numpy(scipy.stats.nbinom.logpmf(x.numpy(), r, r / (r + mean)).sum(-1))
+
+    rows = conditionals.NegativeBinomial(nn.Identity(), shared_dispersion=False)
+    d = rows(torch.cat([log_mean, log_r], -1))
+    torch.testing.assert_close(d.log_prob(x), oracle(log_mean, log_r), **EXACT)
+    torch.testing.assert_close(d.mean, log_mean.exp(), **EXACT)
+    torch.testing.assert_close(d.variance, log_mean.exp() + (2 * log_mean - log_r).exp(), **EXACT)
+
+    shared = conditionals.NegativeBinomial(nn.Identity(), (3,)).double()
+    with torch.no_grad():
+        shared.log_inverse_dispersion.copy_(log_r[0])
+    d = shared(log_mean)
+    assert d.batch_shape == (5,) and d.event_shape == (3,)
+    torch.testing.assert_close(d.log_prob(x), oracle(log_mean, log_r[0]), **EXACT)
+    d.log_prob(x).sum().backward()
+    assert shared.log_inverse_dispersion.grad.isfinite().all()
+    assert d.expand((2, 5)).sample().shape == (2, 5, 3)
+
+
+def test_sizes_that_do_not_fit_are_named():
+    out = torch.zeros(5, 7)
+    with pytest.raises(ValueError, match=r"\(\.\.\., 6\) from the network, got \(5, 7\)"):
+        conditionals.Normal(nn.Identity(), (3,))(out)
+    with pytest.raises(
+        ValueError, match=r"\(\.\.\., 24\) or \(\.\.\., 6, 4\) from the network, got \(5, 7\)"
+    ):
+        conditionals.Normal(nn.Identity(), (3, 4))(out)
+    with pytest.raises(ValueError, match=r"\(\.\.\., 6\) from the network, got \(5, 7\)"):
+        conditionals.Laplace(nn.Identity())(out)
+    with pytest.raises(ValueError, match=r"\(\.\.\., 3, C\), got \(5, 7\)"):
+        conditionals.Categorical(nn.Identity(), (3,))(out)
+    with pytest.raises(ValueError, match="needs event_shape"):
+        conditionals.NegativeBinomial(nn.Identity())
+
+
+FAMILIES = {
+    "Normal": lambda net: conditionals.Normal(net),
+    "Normal, fixed": lambda net: conditionals.Normal(net, scale=0.5),
+    "Normal, learned": lambda net: conditionals.Normal(net, scale=nn.Parameter(torch.zeros(6))),
+    "Laplace": lambda net: conditionals.Laplace(net),
+    "Bernoulli": lambda net: conditionals.Bernoulli(net),
+    "Categorical": lambda net: conditionals.Categorical(net),
+    "Poisson": lambda net: conditionals.Poisson(net),
+    "NegativeBinomial": lambda net: conditionals.NegativeBinomial(net, (6,)),
+}
+
+
+@pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES.keys())
+def test_families_trace_keep_their_device_and_are_float32_under_autocast(make):
+    module = make(MLP(3, 6, hidden=(4,)))
+    x = module(torch.randn(5, 3)).sample()
+    loss = make_fx(lambda z: module(z).log_prob(x))(torch.zeros(5, 3))
+    z = torch.randn(5, 3)
+    expected = module(z).log_prob(x)
+    torch.testing.assert_close(loss(z), expected)
+    with torch.device("meta"):  # a tensor made without a device would not mix with those of the CPU
+        assert torch.equal(module(z).log_prob(x), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = module(z).log_prob(x)
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded, expected, rtol=0.1, atol=0.1)
+    double = module.double()(z.double())
+    assert double.log_prob(x.double()).dtype == torch.float64 and double.batch_shape == (5,)
+
+
+@pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES.keys())
+def test_every_parameter_gets_a_finite_gradient_and_is_in_the_state_dict(make):
+    module = make(MLP(3, 6, hidden=(4,)))
+    d = module(torch.randn(5, 3))
+    d.log_prob(d.sample()).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+    other = make(MLP(3, 6, hidden=(4,)))
+    other.load_state_dict(module.state_dict())
+    z = torch.randn(2, 3)
+    x = module(z).sample()
+    assert torch.equal(other(z).log_prob(x), module(z).log_prob(x))
