@@ -11,12 +11,13 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.indep_messenger import IndepMessenger
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from .distributions import Scatter
-
-Presence = bool | Tensor  # True and False are known without looking at a tensor, which spares work and device syncs
+from .presence import Presence, any_of, over_events
 
 
 @dataclass(frozen=True)
@@ -124,13 +125,7 @@ class Batch:
     @property
     def rows(self) -> Presence:
         """Which rows have anything at all: boolean ``(N,)``, or True or False for all of them."""
-        if self._rows is None:
-            masks = list(self._masks.values())
-            if any(m is True for m in masks):
-                return True
-            tensors = [m for m in masks if isinstance(m, Tensor)]
-            return torch.stack(tensors).any(0) if tensors else False
-        return self._rows
+        return any_of(self._masks.values()) if self._rows is None else self._rows
 
     def __len__(self) -> int:
         return self.size
@@ -156,8 +151,11 @@ class Batch:
             if key not in self._values:
                 raise KeyError(f"no values of modality {key!r}: this batch holds {list(self._values)}")
             return self._values[key]
-        rows = slice(key, key + 1 or None) if isinstance(key, int) else key
-        rows = torch.as_tensor(rows, device=self.device) if isinstance(rows, Sequence | np.ndarray) else rows
+        if isinstance(key, int | np.integer) or (isinstance(key, Tensor | np.ndarray) and key.ndim == 0):
+            if not -self.size <= key < self.size:
+                raise IndexError(f"row {int(key)} of a batch of {self.size} rows")
+            key = [int(key) % self.size]
+        rows = torch.as_tensor(key, device=self.device) if isinstance(key, Sequence | np.ndarray) else key
         take = lambda tensors: {name: t[rows] for name, t in tensors.items()}  # noqa: E731
         new = self._copy(_values=take(self._values), covariates=take(self.covariates), lengths=take(self.lengths))
         new._masks = {n: m[..., rows] if isinstance(m, Tensor) else m for n, m in self._masks.items()}
@@ -206,11 +204,8 @@ class Batch:
         """The plate ``"data"`` at dim -1. Rows in which everything is missing are masked, latent sites included."""
         rows = self.rows
         with pyro.plate("data", self.total or self.size, subsample=self._index, dim=-1) as index:
-            if rows is True:
+            with poutine.mask(mask=rows):
                 yield index
-            else:
-                with poutine.mask(mask=rows):
-                    yield index
 
     def observe(self, name: str, fn: Any, *parents: Tensor) -> Tensor:
         """The one way in which a story meets data: the site ``name``, observed where the modality is present.
@@ -234,17 +229,16 @@ class Batch:
             return _Draw(lambda: _draw(decode(*parents)))
         if mask is False:
             d = decode(*parents)
-            return pyro.sample(name, d.mask(False), obs=_draw(d).detach())
+            return pyro.sample(name, d.mask(False), obs=_draw(d), infer={"is_auxiliary": True})
         d = self._restricted(name, decode, parents)
         value = self._values[name]
         observed = pyro.sample(name, d if mask is True else d.mask(mask), obs=value)
-        if mask is True or observed is not value:  # the latter: a handler has drawn it anew, as Predictive does
+        if not isinstance(mask, Tensor) or observed is not value:  # the latter: drawn anew, as Predictive does
             return observed
 
         def mixed() -> Tensor:
             full = decode(*parents)
-            there = mask.reshape(mask.shape + (1,) * full.event_dim)
-            return torch.where(there, value, _draw(full))
+            return torch.where(over_events(mask, full.event_dim), value, _draw(full))
 
         return _Draw(mixed)
 
@@ -268,9 +262,12 @@ class Batch:
     def _restricted(self, name: str, decode: Callable[..., Any], parents: tuple[Tensor, ...]) -> Any:
         stack = self._stack
         terms = stack.decodes.get(name, ()) if stack is not None else ()
-        if stack is None or stack.terms == 1 or len(terms) == stack.terms or stack.terms == self.size:
-            return decode(*parents)  # a square batch could be mistaken for a stack of terms: decode all of it then
-        d = decode(*(_take(parent, terms, stack, self.size) for parent in parents))
+        if stack is None or len(terms) == stack.terms or self.size in (1, stack.terms):
+            return decode(*parents)
+        places = [_places(parent, stack, self.size) for parent in parents]
+        if any(len(found) > 1 for found in places):
+            return decode(*parents)  # sizes that cannot be told apart: decode for all terms, which is only slower
+        d = decode(*(_take(parent, terms, found) for parent, found in zip(parents, places, strict=True)))
         if len(d.batch_shape) < -stack.dim or d.batch_shape[stack.dim] != len(terms):
             return d  # nothing among its parents depends on the term
         return Scatter(d, terms, stack.terms, stack.dim)
@@ -320,23 +317,29 @@ def _computed(x: Any) -> Any:
 
 
 def _draw(d: Any) -> Tensor:
-    with poutine.block():
-        return d.rsample() if d.has_rsample else d.sample()
+    """A draw for every element of the plates around, also of a distribution that is the same for all of them."""
+    plates = {h.dim: h.size for h in _PYRO_STACK if isinstance(h, IndepMessenger) and h.dim is not None}
+    shape = [plates.get(dim, 1) for dim in range(min(plates, default=0), 0)]
+    d = d.expand(torch.broadcast_shapes(d.batch_shape, shape))
+    return d.rsample() if d.has_rsample else d.sample()
 
 
-def _take(parent: Tensor, terms: tuple[int, ...], stack: Stack, size: int) -> Tensor:
-    """The entries ``terms`` of a parent that has one for every term, found by the sizes of its dimensions.
+def _places(parent: Tensor, stack: Stack, size: int) -> list[int]:
+    """The dimensions of a parent that may be that of the terms: of its size, and at its distance from the rows.
 
-    Those are the dimension of the terms, T, and that of the rows, N, at their distance from each other; dimensions
-    of particles and of enumerated sites may stand to the left of them.
+    Dimensions of particles and of enumerated sites may stand to the left of it, and event dimensions to the right.
     """
-    apart = -stack.dim - 1
-    for place in range(parent.dim() - apart):
-        if parent.shape[place] == stack.terms and parent.shape[place + apart] == size:
-            if len(terms) == 1:
-                return parent.narrow(place, terms[0], 1)
-            return parent.index_select(place, torch.tensor(terms, device=parent.device))
-    return parent
+    apart, shape = -stack.dim - 1, parent.shape
+    return [i for i in range(len(shape) - apart) if shape[i] == stack.terms and shape[i + apart] == size]
+
+
+def _take(parent: Tensor, terms: tuple[int, ...], places: list[int]) -> Tensor:
+    """The entries ``terms`` of a parent that has one for every term; one that has not, as it is."""
+    if not places:
+        return parent
+    if len(terms) == 1:
+        return parent.narrow(places[0], terms[0], 1)
+    return parent.index_select(places[0], torch.tensor(terms, device=parent.device))
 
 
 def _column(name: str, value: Any) -> tuple[Tensor, Tensor] | None:

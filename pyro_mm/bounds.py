@@ -119,10 +119,11 @@ def _disjoint(decode: Names, given: Names) -> bool:
 def _concrete(decode: Names, given: Names, over: bool | str, names: Sequence[str] | None) -> list[tuple[Names, Names]]:
     if names is None:
         return [(decode, given)]
-    every = [s for size in range(1, len(names) + 1) for s in combinations(names, size)]
     sums: list[Sequence[str]] = [()]
-    if over:
-        sums = every if EVERY in (decode, given) else [(n,) for n in names]
+    if over and EVERY in (decode, given):
+        sums = [s for size in range(1, len(names) + 1) for s in combinations(names, size)]
+    elif over:
+        sums = [(n,) for n in names]
 
     def members(which: Names, chosen: Sequence[str]) -> Names:
         table = {ALL: tuple(names), EACH: chosen, EVERY: chosen, OTHERS: tuple(n for n in names if n not in chosen)}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .distributions import STANDARD_NORMAL
 
+
 class Fixed(nn.Module):
     """A distribution with fixed parameters as a module that ignores its inputs, so that it moves with a model.
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from .batch import Batch
 from .pairs import Callback, Pair, Structure
-from .registration import announce_gradient
+from .registration import GRADIENT, announce_gradient
 from .stacking import views
 from .terms import Row
 
@@ -59,28 +60,35 @@ def loss(
             "pyro.infer.RenyiELBO takes the scale of a subsampled plate, or a weight, into its logarithm, which is "
             "no bound: use pyro_mm.estimators.Renyi or IWAE"
         )
-    pair = Pair(model, guide, views(rows, batch, info.nesting, {} if backward else memo))
     estimator = copy.copy(estimator)
-    stacked = estimator.vectorize_particles and estimator.num_particles > 1
-    estimator.max_plate_nesting = info.nesting + (len(rows) > 1) + stacked
+    particles = estimator.num_particles if estimator.vectorize_particles else 1
+    estimator.max_plate_nesting = info.nesting + (len(rows) > 1) + (particles > 1)
+    if stacks(estimator) and particles > 1:
+        # under our own plate, which everything that the pair runs can see: the sum of K terms weighing 1 / K each
+        estimator.num_particles, estimator.vectorize_particles = 1, False
+    else:
+        particles = 1
+    pair = Pair(model, guide, views(rows, batch, info.nesting, {} if backward else memo), particles)
+    scale = _Scale(rows, info.nesting, batch.device, 1 / particles)
 
     def weighted_model(*_: Any) -> None:
-        with _Scale(rows, info.nesting, batch.device):
+        with scale:
             pair.model()
 
     def weighted_guide(*_: Any) -> None:
         announce_gradient()
-        with _Scale(rows, info.nesting, batch.device):
+        with scale:
             pair.guide()
 
-    with _frozen(model, [row.frozen for row in rows], name):
+    # what is announced is for the estimator: SVI would make an optimiser for it
+    with _frozen(model, [row.frozen for row in rows], name), poutine.block(hide=[GRADIENT]):
         if backward:
             return estimator.loss_and_grads(weighted_model, weighted_guide)
-        if differentiable(estimator):
-            return weight * estimator.differentiable_loss(weighted_model, weighted_guide)
-        if torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
+            return weight * estimator.loss(weighted_model, weighted_guide)
+        if not differentiable(estimator):
             raise TypeError(f"{name} has no differentiable loss: use loss_and_grads, as SVI and pyro_mm.fit do")
-        return estimator.loss(weighted_model, weighted_guide)
+        return weight * estimator.differentiable_loss(weighted_model, weighted_guide)
 
 
 @contextmanager
@@ -101,14 +109,14 @@ def _frozen(model: Callback, frozen: list[bool], name: str) -> Iterator[None]:
 class _Scale(Messenger):
     """Multiplies the scale of every site by its term's weight: ``likelihood`` for data, ``kl`` for latents."""
 
-    def __init__(self, rows: Sequence[Row], nesting: int, device: torch.device):
+    def __init__(self, rows: Sequence[Row], nesting: int, device: torch.device, weight: float):
         super().__init__()
-        self.rows, self.nesting, self.device = rows, nesting, device
+        self.rows, self.nesting, self.device, self.weight = rows, nesting, device, weight
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             return
-        weights = [row.weight * self._weight(row, msg) for row in self.rows]
+        weights = [self.weight * row.weight * self._site_weight(row, msg) for row in self.rows]
         if all(isinstance(w, float) for w in weights) and len(set(weights)) == 1:
             msg["scale"] = msg["scale"] * weights[0]
             return
@@ -117,7 +125,7 @@ class _Scale(Messenger):
         terms = (len(full), *[1] * (self.nesting - 1)) if len(full) > 1 else ()
         msg["scale"] = msg["scale"] * torch.stack(full).reshape(*terms, size)
 
-    def _weight(self, row: Row, msg: Any) -> float:
+    def _site_weight(self, row: Row, msg: Any) -> float:
         if not msg["is_observed"]:
             return row.kl
         return row.likelihood.get(msg["name"], 1.0) if isinstance(row.likelihood, dict) else row.likelihood

@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import nn
 
 from .batch import Batch
@@ -51,4 +52,5 @@ def encode(guide: Callable[[Batch], Any], batch: Batch) -> dict[str, dist.Distri
     """
     with poutine.block(), poutine.trace() as trace:
         guide(batch)
-    return {n: s["fn"] for n, s in trace.trace.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
+    sites = {n: s for n, s in trace.trace.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
+    return {n: s["fn"] for n, s in sites.items() if not site_is_subsample(s)}

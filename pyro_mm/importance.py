@@ -72,7 +72,7 @@ class Scores:
         By the first-order identity ``l(z) -> l(z0) + <dl/dz, z - z0>`` with l(z0) and dl/dz held constant, which
         asks nothing of the decoders and so serves a story of any form.
         """
-        if not torch.is_grad_enabled() or not self.paths:
+        if not terms or not torch.is_grad_enabled() or not self.paths:
             return
         frozen_terms = torch.zeros(self.log_prior.shape[1], 1, dtype=torch.bool, device=self.log_prior.device)
         frozen_terms[terms] = True
@@ -243,8 +243,13 @@ class _Shape:
 
     def log_prob(self, site: dict[str, Any]) -> Tensor:
         """Masked, scaled by the site's own scale but not by the data plate's, summed over other plates."""
-        log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), self._scale(site), site["mask"])
-        return self.rows(log_prob, site)
+        scale, log_prob = self._scale(site), site["fn"].log_prob(site["value"])
+        if "_enumerate_dim" not in site["infer"] or site["mask"] is None:
+            return self.rows(scale_and_mask(log_prob, scale, site["mask"]), site)
+        # a masked site is to weigh nothing, and it is summed over: its classes share a weight of one
+        mask = torch.as_tensor(site["mask"], device=log_prob.device)
+        share = -math.log(log_prob.shape[site["infer"]["_enumerate_dim"]])
+        return self.rows(torch.where(mask, scale * log_prob, share), site)
 
     def _scale(self, site: dict[str, Any]) -> Any:
         frames = {frame.name: frame for frame in site["cond_indep_stack"]}
@@ -283,7 +288,7 @@ class _Shape:
         return self.full(sum(terms[1:], terms[0]) if terms else torch.zeros((), device=self.pair.views.decode.device))
 
     def kl(self, q: dict[str, Any], r: dict[str, Any] | None, log_q: Tensor, log_r: Tensor | None) -> Tensor:
-        if r is None:
+        if r is None or log_r is None:
             return log_q
         try:
             kl = kl_divergence(q["fn"], r["fn"])

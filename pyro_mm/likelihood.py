@@ -175,8 +175,14 @@ class _Sums:
     def evidence(self, quantity: str) -> Evidence:
         inverse_ess = (self.two - 2 * self.one).exp()
         variance = (inverse_ess - 1 / self.k).clamp(min=0) * (self.k / (self.k - 1) if self.k > 1 else math.nan)
-        columns = (self.one - math.log(self.k), variance.sqrt(), 1 / inverse_ess, pareto_k(self.top, self.k))
-        return Evidence(*(c.to(self.dtype) for c in columns), quantity, self.k)
+        return Evidence(
+            (self.one - math.log(self.k)).to(self.dtype),
+            variance.sqrt().to(self.dtype),
+            (1 / inverse_ess).to(self.dtype),
+            pareto_k(self.top, self.k).to(self.dtype),
+            quantity,
+            self.k,
+        )
 
 
 def _weights(
@@ -230,10 +236,10 @@ def _part(pair: Pair, info: Structure, particles: slice, rows: slice) -> Tensor:
     def cut(x: Tensor, event_dim: int = 0) -> Tensor:
         for dim, full, kept in ((-1, size, rows), (pair.particle_dim, k, particles)):
             place = x.dim() + dim - event_dim
-            if place >= 0 and x.shape[place] == full and full > 1:
+            if place >= 0 and x.shape[place] == full > 1:
                 x = x[(slice(None),) * place + (kept,)]
-                if dim != -1 and part.num_particles == 1:  # a pair of one particle has no plate for it
-                    x = x.squeeze(place)
+            if place >= 0 and dim != -1 and part.num_particles == 1 < k:
+                x = x.squeeze(place)  # a pair of one particle has no plate for it
         return x
 
     part.trace = pair.trace.copy()

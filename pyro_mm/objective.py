@@ -107,7 +107,8 @@ class Objective(ELBO):
         """The loss; with ``backward`` a number, for estimators that take their gradient themselves."""
         self._names = batch.names
         self.by_term = {}
-        estimator, info, memo = self.estimator, structure(model, guide, batch), {}
+        estimator, info = self.estimator, structure(model, guide, batch)
+        memo: dict[Any, Any] = {}
         check_pairing(estimator, info)
         rows = expand(self._table(batch.names), batch, self.steps)
         one_pass = isinstance(estimator, PerRow) or (foreign.stacks(estimator) and not any(r.frozen for r in rows))
@@ -152,16 +153,16 @@ class Objective(ELBO):
 
 def _bound(estimator: PerRow, scores: Scores, rows: list[Row]) -> Tensor:
     """The bound of every term, ``(T, N)``; where a row has nothing to decode, minus its KL."""
-    outer = [1.0 if isinstance(row.likelihood, dict) or row.likelihood <= 0 else row.likelihood for row in rows]
+    outer = [row.likelihood if isinstance(row.likelihood, float) and row.likelihood > 0 else 1.0 for row in rows]
     kl = _column([row.kl / w for row, w in zip(rows, outer, strict=True)], scores)
-    likelihood: Any = 1.0
-    if any(isinstance(row.likelihood, dict) for row in rows):
-        each = [row.likelihood if isinstance(row.likelihood, dict) else {} for row in rows]
-        likelihood = {n: _column([w.get(n, 1.0) for w in each], scores) for n in scores.likelihood}
-        if "*" in scores.likelihood:
-            raise ValueError("a weight per modality cannot be given where an enumerated site is summed out of them all")
-    elif any(row.likelihood <= 0 for row in rows):  # type: ignore[operator]
-        likelihood = _column([min(row.likelihood, 1.0) for row in rows], scores)  # type: ignore[type-var]
+
+    def inner(row: Row, weight: float, name: str) -> float:
+        return row.likelihood.get(name, 1.0) if isinstance(row.likelihood, dict) else row.likelihood / weight
+
+    each = {n: [inner(row, w, n) for row, w in zip(rows, outer, strict=True)] for n in scores.likelihood}
+    likelihood: Any = {n: _column(weights, scores) for n, weights in each.items()}
+    if all(isinstance(w, float) and w == 1 for w in likelihood.values()):
+        likelihood = 1.0
     bound = estimator.bound(scores, likelihood, kl)
     ragged = [t for t, row in enumerate(rows) if all(m is not True for m in row.decode.values())]
     if ragged and not isinstance(estimator, AnalyticKL):

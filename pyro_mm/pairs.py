@@ -19,8 +19,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from .batch import Batch, Presence, Stack
+from .batch import Batch, Stack
 from .distributions import Where
+from .presence import Presence, all_of, any_of, negated, over_events
 
 Callback = Callable[..., Any]
 
@@ -62,7 +63,8 @@ def structure(model: Callback, guide: Callback, batch: Batch) -> Structure:
 
 def _structure(model: Callback, guide: Callback, batch: Batch) -> Structure:
     devices = [batch.device] if batch.device.type == "cuda" else []
-    with torch.no_grad(), torch.random.fork_rng(devices=devices), poutine.block():
+    # with gradients on: whether a distribution can be differentiated may depend on whether its parameters are
+    with torch.enable_grad(), torch.random.fork_rng(devices=devices), poutine.block():
         guide_trace = poutine.trace(guide).get_trace(batch)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch)
     sites = [*latents(guide_trace).values(), *latents(model_trace).values(), *observed(model_trace).values()]
@@ -174,9 +176,9 @@ class Pair:
                 mask, fn, p = self.views.encode_prior, msg["fn"], prior[msg["name"]]
                 value = fn.rsample() if fn.has_rsample else fn.sample()
                 msg["fn"], msg["value"], msg["done"] = p["fn"], p["value"], True
-                if mask is not True:
-                    there = mask.reshape(mask.shape + (1,) * fn.event_dim)
-                    msg["fn"], msg["value"] = Where(mask, p["fn"], fn), torch.where(there, p["value"], value)
+                if isinstance(mask, Tensor):
+                    msg["fn"] = Where(mask, p["fn"], fn)
+                    msg["value"] = torch.where(over_events(mask, fn.event_dim), p["value"], value)
 
         with poutine.trace() as trace, Rewrite(edit), self.plates():
             self._guide(self.views.encode)
@@ -200,9 +202,9 @@ class Pair:
             if msg["name"] in given:
                 mask, fn = self.views.given_prior, given[msg["name"]]["fn"]
                 if (modality := private(msg["name"], self.views.given)) is not None:
-                    mask = _or(mask, _not(self.views.given.presence(modality)))
+                    mask = any_of([mask, negated(self.views.given.presence(modality))])
                 if mask is not True:
-                    msg["fn"] = fn if mask is False else Where(mask, msg["fn"], fn)
+                    msg["fn"] = Where(mask, msg["fn"], fn) if isinstance(mask, Tensor) else fn
             elif msg["name"] not in self.trace.nodes and msg["fn"].has_enumerate_support:
                 msg["infer"].setdefault("enumerate", "parallel")
 
@@ -215,7 +217,7 @@ class Pair:
             return
         mask = self.views.decode.rows
         if (modality := private(msg["name"], self.views.decode)) is not None:
-            mask = _and(mask, self.views.decode.presence(modality))
+            mask = all_of([mask, self.views.decode.presence(modality)])
         if mask is not True:
             msg["mask"] = mask if msg["mask"] is None else msg["mask"] & mask
 
@@ -223,15 +225,3 @@ class Pair:
 def private(site: str, batch: Batch) -> str | None:
     """The modality whose private latent this site is (``"w_<modality>"``), or None."""
     return site[2:] if site.startswith("w_") and site[2:] in batch else None
-
-
-def _or(a: Presence, b: Presence) -> Presence:
-    return (a or b) if isinstance(a, bool) and isinstance(b, bool) else True if a is True or b is True else a | b
-
-
-def _and(a: Presence, b: Presence) -> Presence:
-    return (a and b) if isinstance(a, bool) and isinstance(b, bool) else False if a is False or b is False else a & b
-
-
-def _not(a: Presence) -> Presence:
-    return not a if isinstance(a, bool) else ~a

@@ -15,9 +15,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from .batch import Batch, Presence
-from .fixed import Fixed
+from .batch import Batch
 from .distributions import STANDARD_NORMAL, Mixture, Where, diagonal, product_of_normals
+from .fixed import Fixed
+from .presence import Presence, all_of
 
 
 class _Experts(nn.Module):
@@ -131,9 +132,9 @@ class MixtureOfProducts(_Experts):
             chosen = [i for i, name in enumerate(held) if name in subset]
             # a component that is out of a row has weight zero there, whatever its parameters: no need to mask them
             products.append(product_of_normals([locs[i] for i in chosen], [scales[i] for i in chosen], prior=prior))
-            present.append(_all([masks[i] for i in chosen]))
-        locs = torch.stack([p.loc for p in products], -2)
-        components = dist.Normal(locs, torch.stack([p.scale for p in products], -2)).to_event(1)
+            present.append(all_of([masks[i] for i in chosen]))
+        loc, scale = (torch.stack([getattr(p, which) for p in products], -2) for which in ("loc", "scale"))
+        components = dist.Normal(loc, scale).to_event(1)
         return Mixture(components, _log_weights(present, [1.0] * len(products), products[0].loc))
 
 
@@ -156,7 +157,7 @@ class JointEncoder(nn.Module):
         self.features, self.head, self.partial = nn.ModuleDict(features), head, partial
 
     def forward(self, batch: Batch) -> dist.Distribution:
-        complete = _all([batch.presence(name) for name in self.features])
+        complete = all_of([batch.presence(name) for name in self.features])
         if self.partial is not None and complete is False:
             return self.partial(batch)
         encoded = []
@@ -170,9 +171,9 @@ class JointEncoder(nn.Module):
             encoded.append(feature)
         lead = torch.broadcast_shapes(*(h.shape[:-1] for h in encoded))
         joint = self.head(torch.cat([h.expand(*lead, -1) for h in encoded], -1))
-        if self.partial is None or complete is True:
+        if self.partial is None:
             return joint
-        return Where(complete, joint, self.partial(batch))
+        return Where(complete, joint, self.partial(batch)) if isinstance(complete, Tensor) else joint
 
 
 class Private(nn.Module):
@@ -200,7 +201,7 @@ class Private(nn.Module):
         if missing is STANDARD_NORMAL:
             loc = torch.zeros_like(own.mean)
             missing = dist.Normal(loc, torch.ones_like(loc)).to_event(own.event_dim)
-        return missing.expand(own.batch_shape) if mask is False else Where(mask, own, missing)
+        return Where(mask, own, missing) if isinstance(mask, Tensor) else missing.expand(own.batch_shape)
 
 
 def _normal(prior: Fixed | None) -> dist.Distribution | None:
@@ -213,13 +214,6 @@ def _family(d: dist.Distribution) -> type:
     while hasattr(d, "base_dist"):
         d = d.base_dist
     return type(d)
-
-
-def _all(masks: Sequence[Presence]) -> Presence:
-    if any(m is False for m in masks):
-        return False
-    tensors = [m for m in masks if isinstance(m, Tensor)]
-    return torch.stack(tensors).all(0) if tensors else True
 
 
 def _log_weights(masks: Sequence[Presence], weights: Sequence[float], like: Tensor) -> Tensor:

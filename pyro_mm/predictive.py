@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .batch import Batch
 from .pairs import Rewrite, latents, structure
+from .presence import over_events
 
 
 @torch.no_grad()
@@ -51,11 +52,11 @@ def generate(
     with poutine.block(), poutine.trace() as drawn, particles():
         guide(batch)
     trace, rows = drawn.trace, batch.rows
-    if rows is not True:
-        _replace_empty(trace, model, batch, rows, particles)
     discrete = {name for name, enumerable in info.model_only.items() if enumerable}
     if discrete:
         trace = _with_discrete(trace, model, batch, discrete, particles, dim - 1)
+    if rows is not True:
+        _replace_empty(trace, model, batch, rows, particles)
     recorder = _Record(batch, mean)
     with ExitStack() as stack:
         for handler in (poutine.block(), poutine.replay(trace=trace), recorder, particles()):
@@ -73,16 +74,19 @@ class _Record(Messenger):
         self.drawn: dict[str, tuple[Tensor, int]] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
-        name = msg["name"]
-        if not msg["is_observed"] or name not in self.batch:
+        name, fn = msg["name"], msg["fn"]
+        if not msg["is_observed"] or not any(frame.name == "data" for frame in msg["cond_indep_stack"]):
             return
-        fn = msg["fn"]
         while isinstance(fn, dist.MaskedDistribution):
             fn = fn.base_dist
-        draw, mask = fn.sample(), self.batch.presence(name)
-        if mask is not True:
-            there = mask if mask is False else mask.reshape(mask.shape + (1,) * fn.event_dim)
-            msg["value"] = draw if mask is False else torch.where(there, msg["value"], draw)
+        if isinstance(fn, dist.Unit):
+            return
+        missing = msg["infer"].get("is_auxiliary", False)  # a modality of which the batch holds nothing
+        draw, mask = fn.sample(), self.batch.presence(name) if name in self.batch else not missing
+        if isinstance(mask, Tensor):
+            msg["value"] = torch.where(over_events(mask, fn.event_dim), msg["value"], draw)
+        elif not mask:
+            msg["value"] = draw
         self.drawn[name] = (_mean(fn), fn.event_dim) if self.mean else (draw, fn.event_dim)
         if self.mean and _is_categorical(fn):
             self.drawn[name] = (self.drawn[name][0], fn.event_dim + 1)
@@ -95,9 +99,10 @@ def _replace_empty(trace: Any, model: Any, batch: Batch, rows: bool | Tensor, pa
     ours = latents(prior.trace)
     for name, site in latents(trace).items():
         if name in ours:
-            there = rows if rows is False else rows.reshape(rows.shape + (1,) * site["fn"].event_dim)
             value = ours[name]["value"]
-            trace.nodes[name] = site | {"value": value if there is False else torch.where(there, site["value"], value)}
+            if isinstance(rows, Tensor):
+                value = torch.where(over_events(rows, site["fn"].event_dim), site["value"], value)
+            trace.nodes[name] = site | {"value": value}
 
 
 def _with_discrete(trace: Any, model: Any, batch: Batch, names: set[str], particles: Any, enum_dim: int) -> Any:
@@ -123,7 +128,7 @@ def _with_discrete(trace: Any, model: Any, batch: Batch, names: set[str], partic
 def _is_categorical(fn: Any) -> bool:
     while isinstance(fn, torch.distributions.Independent | dist.Independent):
         fn = fn.base_dist
-    return isinstance(fn, torch.distributions.Categorical | torch.distributions.OneHotCategorical)
+    return isinstance(fn, torch.distributions.Categorical)
 
 
 def _mean(fn: Any) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 from pyro.poutine.runtime import _PYRO_STACK, apply_stack
 from pyro.poutine.trace_messenger import TraceMessenger
 
+GRADIENT = "pyro_mm$gradient"
+
 _count = itertools.count()
 _names: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
 
@@ -35,7 +37,7 @@ def announce_gradient() -> None:
     """
     leaf = torch.zeros((), requires_grad=True)
     leaf.unconstrained = lambda: leaf  # type: ignore[attr-defined]  # what SVI asks of a parameter
-    message = dict(type="param", name="pyro_mm$gradient", fn=lambda: leaf, args=(), kwargs={}, infer={})
+    message = dict(type="param", name=GRADIENT, fn=lambda: leaf, args=(), kwargs={}, infer={})
     message |= dict(is_observed=False, scale=1.0, mask=None, cond_indep_stack=(), done=False, stop=False)
     message |= dict(value=None, continuation=None, obs=None)
     apply_stack(message)  # type: ignore[arg-type]

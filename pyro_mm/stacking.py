@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batch import Batch, Presence, Stack
+from .batch import Batch, Stack
 from .pairs import Views
+from .presence import Presence, all_of
 from .terms import Row
 
 
@@ -21,7 +22,7 @@ def views(rows: Sequence[Row], batch: Batch, nesting: int, memo: Any) -> Views:
     decodes = {n: tuple(t for t, row in enumerate(rows) if row.decode[n] is not False) for n in batch.names}
     stack = Stack(decodes, len(rows), -nesting - 1)
     # a row in which a term does not count is, for that term, a row with nothing present
-    everywhere = _stacked([_both(batch.rows, row.counts) for row in rows], batch, nesting)
+    everywhere = _stacked([all_of([batch.rows, row.counts]) for row in rows], batch, nesting)
 
     def view(masks: Callable[[Row], dict[str, Presence]]) -> Batch:
         stacked = {n: _stacked([masks(row)[n] for row in rows], batch, nesting) for n in batch.names}
@@ -53,7 +54,3 @@ def _flags(values: list[bool], batch: Batch, nesting: int) -> Presence:
     if len(set(values)) == 1:
         return values[0]
     return torch.tensor(values, device=batch.device).reshape(-1, *[1] * nesting)
-
-
-def _both(a: Presence, b: Presence) -> Presence:
-    return b if a is True else a if b is True else False if a is False or b is False else a & b

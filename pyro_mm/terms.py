@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batch import Batch, Presence
+from .batch import Batch
+from .presence import Presence, all_of, any_of, negated
 
 
 @dataclass(frozen=True)
@@ -172,8 +173,7 @@ def _row(term: Term, chosen: Sequence[str], there: dict[str, Presence], draws: A
     def masks(names: Names) -> dict[str, Presence]:
         if isinstance(names, Random):
             drawn = draws[names.index]
-            picked = {n: (~drawn[n] if names.rest else drawn[n]) for n in there}
-            return {n: False if m is False else picked[n] if m is True else m & picked[n] for n, m in there.items()}
+            return {n: all_of([m, negated(drawn[n]) if names.rest else drawn[n]]) for n, m in there.items()}
         members = _members(names, chosen, tuple(there))
         return {n: m if n in members else False for n, m in there.items()}
 
@@ -182,8 +182,8 @@ def _row(term: Term, chosen: Sequence[str], there: dict[str, Presence], draws: A
         if isinstance(names, Random) or names is PRIOR:
             continue
         if members := _members(names, chosen, tuple(there)):
-            counts = _both(counts, _any([there.get(n, False) for n in members]))
-    decode = {n: _both(m, counts) for n, m in masks(term.decode).items()}
+            counts = all_of([counts, any_of(there.get(n, False) for n in members)])
+    decode = {n: all_of([m, counts]) for n, m in masks(term.decode).items()}
     text = ", ".join(_text(_concrete(names, chosen, tuple(there))) for names in (term.encode, term.decode, term.given))
     return Row(
         label=f"({text})",
@@ -247,12 +247,3 @@ def _weight_text(weight: Any) -> str:
     if isinstance(weight, Mapping):
         return "{" + ", ".join(f"{n}: {_weight_text(w)}" for n, w in weight.items()) + "}"
     return f"{getattr(weight, '__name__', repr(weight))}(step)" if callable(weight) else f"{weight:g}"
-
-
-def _both(a: Presence, b: Presence) -> Presence:
-    return False if a is False or b is False else b if a is True else a if b is True else a & b
-
-
-def _any(masks: list[Presence]) -> Presence:
-    tensors = [m for m in masks if isinstance(m, Tensor)]
-    return True if any(m is True for m in masks) else torch.stack(tensors).any(0) if tensors else False

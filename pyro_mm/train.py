@@ -61,7 +61,7 @@ def fit(
     validation: Batch | None = None,
     epochs: int = 10,
     batch_size: int = 128,
-    optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer] = lambda ps: torch.optim.Adam(ps, 1e-3),  # noqa: B008
+    optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer] = lambda ps: torch.optim.Adam(ps, 1e-3),
     seed: int | None = None,
     device: torch.device | str | None = None,
     precision: str = "32-true",
@@ -119,7 +119,7 @@ def fit(
                 with fabric.autocast(), pyro.validation_enabled(first):
                     loss = _backward(objective, model, guide, batch, fabric)
                 if first:
-                    _check_gradients(model, guide)
+                    _check_gradients(model, guide, leaves)
                 torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1 / rows)
                 step.step()
                 values = {"loss": loss} | getattr(objective, "by_term", {})
@@ -132,7 +132,7 @@ def fit(
             for module in modules:
                 module.eval()
             if validation is not None:
-                entry["validation"] = _validation_loss(objective, model, guide, validation, batch_size, fabric)
+                entry["validation"] = _validation_loss(objective, model, guide, validation, batch_size, fabric, scaled)
             history.append(entry)
             bar(entry)
             if callback is not None:
@@ -155,11 +155,14 @@ def _backward(objective: Any, model: Any, guide: Any, batch: Batch, fabric: Any)
     return torch.as_tensor(objective.loss_and_grads(model, guide if ours else announced, batch))
 
 
-def _validation_loss(objective: Any, model: Any, guide: Any, rows: Batch, batch_size: int, fabric: Any) -> float:
+def _validation_loss(
+    objective: Any, model: Any, guide: Any, rows: Batch, batch_size: int, fabric: Any, scaled: bool
+) -> float:
     total = 0.0
     with _seeded(0, fabric.device), torch.no_grad(), fabric.autocast():
         for index in torch.arange(rows.size, device=rows.device).split(batch_size):
-            total += objective.loss(model, guide, rows[index])
+            loss = objective.loss(model, guide, rows.subsample(index))
+            total += loss * len(index) / rows.size if scaled else loss
     return total / rows.size
 
 
@@ -198,8 +201,10 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, parameters: list[Tensor])
         raise RuntimeError(f"the optimiser leaves out {len(missing)} trainable tensors, of shapes {missing[:5]}")
 
 
-def _check_gradients(model: Any, guide: Any) -> None:
-    missing = [
+def _check_gradients(model: Any, guide: Any, leaves: dict[int, Tensor]) -> None:
+    own = {id(p) for m in (model, guide) if isinstance(m, nn.Module) for p in m.parameters()}
+    missing = [f"a tensor of shape {tuple(p.shape)}" for i, p in leaves.items() if i not in own and p.grad is None]
+    missing += [
         f"{what}.{name}"
         for what, module in (("model", model), ("guide", guide))
         if isinstance(module, nn.Module)

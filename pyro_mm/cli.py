@@ -1,0 +1,384 @@
+"""The command line: train a recipe, evaluate a run, compare recipes. The one place where names stand for values."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from pyro.infer import ELBO
+from torch import Tensor
+
+from . import datasets, estimators, objectives
+from .batch import Batch
+from .guides import encode
+from .likelihood import Evidence, log_conditional, log_marginal
+from .objective import Objective
+from .predictive import generate
+from .recipes import RECIPES, Recipe
+from .saving import load, save
+from .train import History, fit
+
+EPOCHS = {"digits": 200, "mnist": 20, "fashion": 20}
+ONE_THREAD = ("digits",)  # matrices so small that sharing them out costs more than it gives, on a busy machine 10x
+OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
+    name.replace("_", "-"): getattr(objectives, name)
+    for name in (
+        "elbo", "beta_vae", "jmvae_kl", "mvae", "telbo", "vaevae", "mmvae", "unimodal_mean", "mopoe", "subset_mean",
+        "mmjsd", "mvtcae", "masked",
+    )
+}  # fmt: skip
+ESTIMATORS: Mapping[str, Callable[..., ELBO]] = {
+    "analytic-kl": estimators.AnalyticKL,
+    "iwae": estimators.IWAE,
+    "iwae-stratified": partial(estimators.IWAE, stratified="outside"),
+    "dreg": estimators.DReG,
+    "stick-the-landing": estimators.StickTheLanding,
+    "renyi": partial(estimators.Renyi, 0.5),
+}
+COMPARED = ("mvae", "jmvae-kl", "mmvae", "mopoe")
+DRAWS = 20  # evaluations of a bound, whose spread is its standard error
+COLUMNS = ("log_prob", "standard_error", "ess", "pareto_k")
+PREDICTIONS = 100  # draws of z behind a predicted label
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What it takes to rebuild a run and its numbers: config.json."""
+
+    dataset: str
+    recipe: str
+    objective: str | None
+    estimator: str | None
+    num_particles: int | None
+    epochs: int
+    batch_size: int
+    lr: float
+    seed: int
+    latent: int
+    data: str | None
+    rows: int
+    evidence_particles: int
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table: nats a row, their standard error, and diagnostics where there are weights."""
+
+    quantity: str
+    value: float
+    error: float
+    shared: bool  # whether it means the same for every recipe
+    ess: float | None = None
+    untrusted: float | None = None
+    particles: int | None = None
+
+
+Dataset = Annotated[str, typer.Argument(help=", ".join(EPOCHS))]
+RecipeName = Annotated[str, typer.Option(help=", ".join(RECIPES))]
+ObjectiveName = Annotated[str | None, typer.Option(help=f"Instead of the recipe's: {', '.join(OBJECTIVES)}")]
+EstimatorName = Annotated[str | None, typer.Option(help=f"Instead of the objective's: {', '.join(ESTIMATORS)}")]
+Particles = Annotated[int | None, typer.Option(min=1, help="Draws of the training estimator.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help=f"By default {EPOCHS}.")]
+BatchSize = Annotated[int, typer.Option(min=1)]
+Rate = Annotated[float, typer.Option(min=0.0, help="Adam's step.")]
+Seed = Annotated[int, typer.Option(min=0)]
+Data = Annotated[Path | None, typer.Option(help="Folder of the data files, for those that have any.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, .. By default CUDA where there is one.")]
+Rows = Annotated[int, typer.Option(min=1, help="Test rows, the first ones, that the table is of.")]
+EvidenceParticles = Annotated[int, typer.Option(min=2, help="Draws a row of the likelihoods in the table.")]
+
+
+@app.command()
+def train(
+    dataset: Dataset,
+    recipe: RecipeName = "mvae",
+    objective: ObjectiveName = None,
+    estimator: EstimatorName = None,
+    num_particles: Particles = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = 128,
+    lr: Rate = 3e-3,
+    seed: Seed = 0,
+    latent: Annotated[int, typer.Option(min=1, help="Dimensions of z.")] = 16,
+    data: Data = None,
+    device: Device = None,
+    out: Annotated[Path | None, typer.Option(help="By default runs/<dataset>-<recipe>.")] = None,
+    rows: Rows = 1000,
+    evidence_particles: EvidenceParticles = 1000,
+) -> None:
+    """Trains a recipe, prints its likelihoods, and writes them with pictures and weights to a folder."""
+    settings = Settings(
+        _key(EPOCHS, dataset, "data set"), recipe, objective, estimator, num_particles, epochs or EPOCHS[dataset],
+        batch_size, lr, seed, latent, data and str(data), rows, evidence_particles,
+    )  # fmt: skip
+    with _short_errors():
+        run, history, test, seconds = _train(settings, _device(device))
+        lines, evidence = _evaluate(run, test, settings)
+        probabilities, accuracy = _predict(run, test, settings)
+        out = out or Path("runs") / f"{dataset}-{recipe}"
+        _write(out, settings, run, history, evidence, _pictures(run, test, history, probabilities, seed))
+    _print(settings, run.objective, lines, accuracy, test.size)
+    typer.echo(f"{settings.epochs} epochs in {seconds:.0f} s; written to {out}")
+
+
+@app.command()
+def evaluate(
+    directory: Annotated[Path, typer.Argument(help="What train wrote.")],
+    data: Data = None,
+    device: Device = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Instead of those of the run.")] = None,
+    evidence_particles: Annotated[int | None, typer.Option(min=2, help="Instead of those of the run.")] = None,
+) -> None:
+    """Prints the table of a run again, from its weights: the same numbers."""
+    for name in ("config.json", "weights.pt"):
+        if not (directory / name).is_file():
+            raise typer.BadParameter(f"there is no {directory / name}: expected a folder that train wrote")
+    with _short_errors():
+        settings = Settings(**json.loads((directory / "config.json").read_text()))
+        changed = {"data": data and str(data), "rows": rows, "evidence_particles": evidence_particles}
+        settings = replace(settings, **{name: value for name, value in changed.items() if value is not None})
+        train, test = _load(settings)
+        run = _build(settings, train)
+        load(directory / "weights.pt", run.model, run.guide)
+        for module in (run.model, run.guide):
+            module.to(_device(device)).eval()
+        test = test.to(_device(device))
+        lines, _ = _evaluate(run, test, settings)
+        _, accuracy = _predict(run, test, settings)
+    _print(settings, run.objective, lines, accuracy, test.size)
+
+
+@app.command()
+def compare(
+    dataset: Dataset,
+    epochs: Epochs = None,
+    batch_size: BatchSize = 128,
+    lr: Rate = 3e-3,
+    seed: Seed = 0,
+    data: Data = None,
+    device: Device = None,
+    rows: Rows = 1000,
+    evidence_particles: EvidenceParticles = 1000,
+) -> None:
+    """Trains MVAE, JMVAE-kl, MMVAE and MoPoE alike and prints them side by side."""
+    columns: list[dict[str, str]] = []
+    for recipe in COMPARED:
+        settings = Settings(
+            _key(EPOCHS, dataset, "data set"), recipe, None, None, None, epochs or EPOCHS[dataset], batch_size, lr,
+            seed, 16, data and str(data), rows, evidence_particles,
+        )  # fmt: skip
+        with _short_errors():
+            run, _, test, seconds = _train(settings, _device(device))
+            lines, _ = _evaluate(run, test, settings)
+            _, accuracy = _predict(run, test, settings)
+        column: dict[str, str] = {}
+        for line in (line for line in lines if line.shared):
+            column[line.quantity] = f"{line.value:.2f} ± {line.error:.2f}"
+            if line.untrusted is not None:
+                column["  share k-hat > 0.7 of " + line.quantity] = f"{line.untrusted:.0%}"
+        columns.append(column | {"label accuracy": f"{accuracy:.1%}", "training, seconds": f"{seconds:.0f}"})
+    header = f"{dataset}: {test.size} test rows, {settings.epochs} epochs each; nats a row ± their standard error"
+    _show(header, ("", *COMPARED), [(name, *(c.get(name, "") for c in columns)) for name in columns[0]])
+
+
+# -- from settings to a run -------------------------------------------------------------------------------------
+
+
+def _key(choices: Mapping[str, Any], name: str, what: str) -> str:
+    if name not in choices:
+        raise typer.BadParameter(f"unknown {what} {name!r}: expected one of {', '.join(choices)}")
+    return name
+
+
+def _build(settings: Settings, batch: Batch) -> Recipe:
+    """Model, guide and objective for the modalities of a batch, under the run's seed."""
+    recipe = RECIPES[_key(RECIPES, settings.recipe, "recipe")]
+    k = {} if settings.num_particles is None else {"num_particles": settings.num_particles}
+    estimator = None
+    if settings.estimator is not None:
+        estimator = ESTIMATORS[_key(ESTIMATORS, settings.estimator, "estimator")](**k)
+    torch.manual_seed(settings.seed)
+    run = recipe(batch, latent=settings.latent, estimator=estimator)
+    if settings.objective is not None:
+        named = OBJECTIVES[_key(OBJECTIVES, settings.objective, "objective")](estimator=estimator)
+        run = run._replace(objective=named)
+    if estimator is None and k:
+        run.objective.estimator.num_particles = settings.num_particles
+    return run
+
+
+def _load(settings: Settings) -> tuple[Batch, Batch]:
+    """All training rows, and the test rows that the table is of."""
+    if settings.dataset in ONE_THREAD:
+        torch.set_num_threads(1)
+    train, test = datasets.load(settings.dataset, **({"directory": settings.data} if settings.data else {}))
+    return train, test[torch.arange(min(settings.rows, test.size))]
+
+
+def _train(settings: Settings, device: torch.device) -> tuple[Recipe, History, Batch, float]:
+    train, test = _load(settings)
+    run, start = _build(settings, train), time.perf_counter()
+    history = fit(
+        *run,
+        train,
+        validation=test,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        optimizer=lambda parameters: torch.optim.Adam(parameters, settings.lr),
+        seed=settings.seed,
+        device=device,
+    )
+    return run, history, test.to(device), time.perf_counter() - start
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros((), device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise typer.BadParameter(f"no device {name!r} here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+@contextmanager
+def _short_errors() -> Iterator[None]:
+    """What a wrong choice of options raises, as a message; a defect still has its traceback."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, FloatingPointError, RuntimeError, TypeError) as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+# -- the numbers ------------------------------------------------------------------------------------------------
+
+
+def _evaluate(run: Recipe, test: Batch, settings: Settings) -> tuple[list[Line], list[Evidence]]:
+    """The lines of the table, and the likelihoods behind them."""
+    options: dict[str, Any] = {"num_particles": settings.evidence_particles, "seed": settings.seed}
+    model, guide, objective = run
+    joint = log_marginal(model, guide, test, **options)
+    marginals = {name: log_marginal(model, guide, test.only(name), **options) for name in test}
+    evidence = [joint, *marginals.values()]
+    for name in test:
+        others = [other for other in test if other != name]
+        evidence.append(log_conditional(model, guide, test, target=name, given=others, **options))
+    lines = [Line(e.quantity, *e.mean(), True, e.ess.median().item(), e.untrusted(), e.num_particles) for e in evidence]
+    elbo = _bound(objectives.elbo(), run, test, settings.seed)
+    lines.append(Line(f"ELBO, a bound on {joint.quantity}", *elbo, True))
+    lines.append(Line("training objective (see below)", *_bound(objective, run, test, settings.seed), False))
+    target = objective.bounds(test.names)
+    if target.kind == "lower bound" and not target.conditional:
+        known = {frozenset(test): joint, **{frozenset((name,)): e for name, e in marginals.items()}}
+        if set(target.log_evidence) <= set(known):
+            parts = [(weight, *known[names].mean()) for names, weight in target.log_evidence.items()]
+            value = sum(weight * mean for weight, mean, _ in parts)
+            error = math.hypot(*(weight * e for weight, _, e in parts))
+            lines.append(Line("what it bounds, estimated", value, error, False))
+    return lines, evidence
+
+
+def _bound(objective: Objective, run: Recipe, test: Batch, seed: int) -> tuple[float, float]:
+    """The value of an objective in nats a row, and its standard error over draws of the latent."""
+    with _seeded(seed):
+        values = torch.tensor([-objective.loss(run.model, run.guide, test) / test.size for _ in range(DRAWS)])
+    return values.mean().item(), (values.std() / DRAWS**0.5).item()
+
+
+def _predict(run: Recipe, test: Batch, settings: Settings) -> tuple[Tensor, float]:
+    """The predicted label of every row given its image, and the share of right ones."""
+    from .metrics import class_probabilities
+
+    with _seeded(settings.seed):
+        probabilities = class_probabilities(run.model, run.guide, test, "label", "image", PREDICTIONS)
+    return probabilities, (probabilities.argmax(-1) == test["label"]).float().mean().item()
+
+
+# -- what is printed and written --------------------------------------------------------------------------------
+
+
+def _print(settings: Settings, objective: Objective, lines: list[Line], accuracy: float, size: int) -> None:
+    rows = [
+        (
+            line.quantity,
+            f"{line.value:.3f}",
+            f"{line.error:.3f}",
+            *(() if line.ess is None else (f"{line.ess:.0f}", f"{line.untrusted:.1%}", f"{line.particles}")),
+        )
+        for line in lines
+    ]
+    title = f"{settings.recipe} on {settings.dataset}, mean over {size} test rows"
+    _show(title, ("", "nats a row", "s.e.", "median ESS", "k-hat > 0.7", "K"), rows)
+    typer.echo(f"training objective: {objective.estimator_text}; {objective.target}")
+    typer.echo(f"label accuracy given the image: {accuracy:.1%}")
+
+
+def _show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD)
+    for i, name in enumerate(header):
+        table.add_column(name, justify="right" if i else "left", no_wrap=i > 0)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.width = max(console.width, 100)  # a narrower one breaks the names of the quantities
+    console.print(table)
+
+
+def _pictures(run: Recipe, test: Batch, history: History, probabilities: Tensor, seed: int) -> dict[str, Any]:
+    from . import metrics, plots
+
+    label, classes = test["label"], probabilities.shape[-1]
+    found = [(label == c).nonzero()[:1, 0] for c in range(classes)]
+    first = torch.cat(found)
+    with _seeded(seed):
+        images = generate(run.model, run.guide, test[first].only("label"), 8, mean=True)["image"].transpose(0, 1)
+    points = encode(run.guide, test)["z"].mean
+    matrix = metrics.confusion_matrix(label, probabilities.argmax(-1), classes)
+    return {
+        "training": plots.training_curve(history),
+        "generated": plots.image_grid(
+            images, rows=label[first].tolist(), title="mean image given z, z given the label"
+        ),
+        "confusion": plots.confusion(matrix, title="label given the image"),
+        "latent": plots.latent_view(points, label, title="posterior means given image and label"),
+    }
+
+
+def _write(
+    out: Path, settings: Settings, run: Recipe, history: History, evidence: list[Evidence], figures: dict[str, Any]
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
+    history.to_csv(out / "history.csv")
+    save(out / "weights.pt", run.model, run.guide)
+    with open(out / "evidence.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("quantity", "row", *COLUMNS))
+        for e in evidence:
+            columns = [getattr(e, name).tolist() for name in COLUMNS]
+            writer.writerows((e.quantity, i, *values) for i, values in enumerate(zip(*columns, strict=True)))
+    evidence[0].to_arviz().to_netcdf(str(out / "evidence.nc"))
+    for name, figure in figures.items():
+        figure.savefig(out / f"{name}.png", dpi=120)

@@ -1,0 +1,70 @@
+"""How well one modality is told from others: of the class labels that a model predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .batch import Batch
+from .predictive import generate
+
+CHUNK = 256  # rows at once: every modality is decoded, and only the target's class probabilities are kept
+
+
+def class_probabilities(
+    model: Callable[[Batch], Any],
+    guide: Callable[[Batch], Any],
+    batch: Batch,
+    target: str,
+    given: Sequence[str] | str,
+    num_samples: int = 100,
+) -> Tensor:
+    r"""The predicted classes of every row, ``(N, C)``: :math:`\frac1S \sum_s p(x_t | z_s), z_s \sim q(z | x_{given})`.
+
+    Args:
+        target: the modality to predict, a Categorical.
+        given: those to predict it from.
+        num_samples: S.
+
+    Raises:
+        ValueError: the target is among what is given, or is not a Categorical.
+    """
+    names = (given,) if isinstance(given, str) else tuple(given)
+    if target in names:
+        raise ValueError(f"{target!r} is both the target and given")
+    parts = [
+        generate(model, guide, batch[rows].only(*names), num_samples, mean=True)[target].mean(0)
+        for rows in torch.arange(batch.size, device=batch.device).split(CHUNK)
+    ]
+    probabilities = torch.cat(parts)
+    if probabilities.dim() != 2 or batch[target].dim() != 1:
+        raise ValueError(f"expected {target!r} to be one class label a row, got {tuple(probabilities.shape)}")
+    return probabilities
+
+
+def cross_modal_accuracy(
+    model: Callable[[Batch], Any],
+    guide: Callable[[Batch], Any],
+    batch: Batch,
+    target: str,
+    given: Sequence[str] | str,
+    num_samples: int = 100,
+) -> float:
+    """The share of the rows that have the target in which its likeliest class, as predicted, is the true one.
+
+    Arguments as of :func:`class_probabilities`. Rows that lack everything given are predicted from the prior.
+    """
+    there = batch.present[target]
+    predicted = class_probabilities(model, guide, batch, target, given, num_samples).argmax(-1)
+    return (predicted == batch[target])[there].float().mean().item()
+
+
+def confusion_matrix(true: Tensor, predicted: Tensor, num_classes: int) -> np.ndarray:
+    """Counts ``(C, C)``: true classes down, predicted ones across."""
+    from sklearn import metrics  # here, because it takes a second
+
+    return metrics.confusion_matrix(true.cpu(), predicted.cpu(), labels=range(num_classes))

@@ -1,0 +1,36 @@
+"""Masks that are True or False where that is known of all rows at once, which spares work and device syncs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import reduce
+
+from torch import Tensor
+
+Presence = bool | Tensor
+
+
+def all_of(masks: Iterable[Presence]) -> Presence:
+    """Where every mask holds; True of none."""
+    tensors = []
+    for mask in masks:
+        if isinstance(mask, Tensor):
+            tensors.append(mask)
+        elif not mask:
+            return False
+    return reduce(Tensor.__and__, tensors) if tensors else True
+
+
+def any_of(masks: Iterable[Presence]) -> Presence:
+    """Where any mask holds; False of none."""
+    return negated(all_of(negated(mask) for mask in masks))
+
+
+def negated(mask: Presence) -> Presence:
+    """Where the mask does not hold."""
+    return ~mask if isinstance(mask, Tensor) else not mask
+
+
+def over_events(mask: Tensor, event_dim: int) -> Tensor:
+    """The mask with event dimensions of size 1 to its right."""
+    return mask.reshape(mask.shape + (1,) * event_dim)

@@ -1,0 +1,216 @@
+"""What every story, posterior, objective and estimator keeps, from dicts of constructors."""
+
+import io
+import itertools
+import os
+
+import pyro.distributions as dist
+import pytest
+import torch
+from linear_gaussian import oracle
+from pyro.infer import Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+
+import pyro_mm as mm
+from pyro_mm.pairs import latents
+
+LATENT, DIMS = 3, {"a": (2, 2), "b": (3,), "c": ()}
+
+
+def normal(shape=(LATENT,)):
+    return dist.Normal(torch.zeros(shape), 1.0).to_event(len(shape))
+
+
+def decoders(inputs):
+    return {
+        "a": mm.conditionals.Bernoulli(mm.nn.MLP(inputs["a"], 4, (8,)), event_shape=(2, 2)),
+        "b": mm.conditionals.Normal(mm.nn.MLP(inputs["b"], 6, (8,))),
+        "c": mm.conditionals.Categorical(mm.nn.MLP(inputs["c"], 4, (8,))),
+    }
+
+
+def experts(family=mm.conditionals.Normal):
+    return {
+        "a": family(mm.nn.MLP(4, 2 * LATENT, (8,))),
+        "b": family(mm.nn.MLP(3, 2 * LATENT, (8,))),
+        "c": family(torch.nn.Embedding(4, 2 * LATENT)),
+    }
+
+
+class Seen(torch.nn.Module):
+    """A latent-free stand-in for a posterior on the values themselves is not needed: features for joint encoders."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def joint_encoder(partial):
+    features = {"a": Seen(mm.nn.MLP(4, 5, ())), "b": Seen(mm.nn.MLP(3, 5, ())), "c": torch.nn.Embedding(4, 5)}
+    head = mm.conditionals.Normal(mm.nn.MLP(15, 2 * LATENT, (8,)))
+    return mm.posteriors.JointEncoder(features, head, partial() if partial else None)
+
+
+MODELS = {
+    "shared": lambda: mm.models.SharedLatent(normal(), decoders(dict.fromkeys(DIMS, LATENT))),
+    "private": lambda: mm.models.PrivateLatents(
+        normal(), {"a": normal((2,)), "c": normal((1,))}, decoders({"a": LATENT + 2, "b": LATENT, "c": LATENT + 1})
+    ),
+}
+PRIVATE = {
+    "shared": dict,
+    "private": lambda: {
+        "w_a": mm.posteriors.Private("a", mm.conditionals.Normal(mm.nn.MLP(4, 4, (8,)))),
+        "w_c": mm.posteriors.Private("c", mm.conditionals.Normal(torch.nn.Embedding(4, 2))),
+    },
+}
+POSTERIORS = {
+    "product": lambda: mm.posteriors.ProductOfExperts(experts()),
+    "product without prior": lambda: mm.posteriors.ProductOfExperts(experts(), prior=None),
+    "mixture": lambda: mm.posteriors.MixtureOfExperts(experts()),
+    "Laplace mixture": lambda: mm.posteriors.MixtureOfExperts(experts(mm.conditionals.Laplace)),
+    "mixture of products": lambda: mm.posteriors.MixtureOfProducts(experts()),
+    "joint": lambda: joint_encoder(None),
+    "joint and unimodal": lambda: joint_encoder(lambda: mm.posteriors.ProductOfExperts(experts(), prior=None)),
+}
+O, E = mm.objectives, mm.estimators
+OBJECTIVES = {
+    "elbo": O.elbo, "beta_vae": lambda e, **k: O.beta_vae(2.0, e, **k), "jmvae_kl": lambda e, **k: O.jmvae_kl(0.1, e, **k),
+    "mvae": lambda e, **k: O.mvae(1, e, **k), "telbo": O.telbo, "vaevae": O.vaevae, "unimodal_mean": O.unimodal_mean,
+    "mopoe": O.mopoe, "subset_mean": lambda e, **k: O.subset_mean(None, e, **k), "mmjsd": lambda e, **k: O.mmjsd(None, e, **k),
+    "mvtcae": lambda e, **k: O.mvtcae(0.8, 1.0, e, **k), "masked": O.masked,
+}  # fmt: skip
+ESTIMATORS = {
+    "analytic": E.AnalyticKL, "iwae": lambda: E.IWAE(3), "one by one": lambda: E.IWAE(2, vectorize_particles=False),
+    "dreg": lambda: E.DReG(3), "stl": E.StickTheLanding, "renyi": lambda: E.Renyi(0.5, 3), "trace": Trace_ELBO,
+    "particles": lambda: Trace_ELBO(num_particles=2, vectorize_particles=True), "mean field": TraceMeanField_ELBO,
+    "graph": TraceGraph_ELBO,
+}  # fmt: skip
+
+
+def pair(model, posterior):
+    return MODELS[model](), mm.Guide(z=POSTERIORS[posterior](), **PRIVATE[model]())
+
+
+def data(rows=6):
+    values = {"a": torch.bernoulli(torch.full((rows, 2, 2), 0.5)), "b": torch.randn(rows, 3), "c": torch.arange(rows) % 4}
+    present = {n: torch.rand(rows) < 0.7 for n in values}
+    present["a"][:2] = present["b"][:2] = present["c"][:2] = True
+    for p in present.values():
+        p[-1] = False
+    return mm.Batch(values, present=present)
+
+
+def all_pairs():
+    """Each two of the four kinds of thing together at least once; with PYRO_MM_LONG=1 the full product."""
+    kinds = [list(MODELS), list(POSTERIORS), list(OBJECTIVES), list(ESTIMATORS)]
+    product = list(itertools.product(*kinds))
+    if os.environ.get("PYRO_MM_LONG") == "1":
+        return product
+    pairs = lambda c: {(i, c[i], j, c[j]) for i, j in itertools.combinations(range(4), 2)}  # noqa: E731
+    missing, chosen = set().union(*map(pairs, product)), []
+    while missing:
+        best = max(product, key=lambda c: len(pairs(c) & missing))
+        chosen.append(best)
+        missing -= pairs(best)
+    return chosen
+
+
+@pytest.mark.parametrize("names", all_pairs(), ids=" | ".join)
+def test_every_combination_trains(names):
+    model, guide = pair(*names[:2])
+    objective = OBJECTIVES[names[2]](ESTIMATORS[names[3]]())
+    batch = data()
+    before = {n: (batch[n].clone(), batch.present[n].clone()) for n in batch.names}
+    loss = objective.loss_and_grads(model, guide, batch)
+    assert torch.tensor(loss).isfinite()
+    for n, p in [*model.named_parameters(), *guide.named_parameters()]:
+        assert p.grad is None or p.grad.isfinite().all(), n
+    reached = {n for n, p in [*model.named_parameters(), *guide.named_parameters()] if p.grad is not None}
+    everything = {n for n, _ in [*model.named_parameters(), *guide.named_parameters()]}
+    if names[1] != "joint and unimodal":  # whose unimodal encoders serve incomplete rows only
+        assert reached == everything
+    assert torch.tensor(objective.loss(model, guide, batch)).isfinite()
+    for n, (value, present) in before.items():
+        assert torch.equal(batch[n], value) and torch.equal(batch.present[n], present)
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+@pytest.mark.parametrize("model", MODELS)
+class TestEveryPair:
+    def test_guide_sites_are_the_latents(self, model, posterior):
+        model, guide = pair(model, posterior)
+        drawn = mm.pairs.poutine.trace(guide).get_trace(data())
+        modelled = mm.pairs.poutine.trace(mm.pairs.poutine.replay(model, trace=drawn)).get_trace(data())
+        assert set(latents(drawn)) == set(latents(modelled))
+
+    def test_state_dict_round_trips(self, model, posterior):
+        first, second = pair(model, posterior), pair(model, posterior)
+        file = io.BytesIO()
+        mm.save(file, *first)
+        file.seek(0)
+        mm.load(file, *second)
+        batch = data()
+        values = []
+        for p in (first, second):
+            torch.manual_seed(0)
+            values.append(mm.log_weights(*p, batch, 2))
+        assert torch.equal(*values)
+
+    def test_masking_equals_deleting(self, model, posterior):
+        """What lies under a mask, and whether the modality is held at all, changes nothing."""
+        model, guide = pair(model, posterior)
+        batch = data()
+        other = mm.Batch({"a": 1 - batch["a"], "b": batch["b"] + 9, "c": (batch["c"] + 1) % 4})
+        swapped = {
+            n: torch.where(batch.present[n].reshape(-1, *[1] * (batch[n].dim() - 1)), batch[n], other[n]) for n in batch.names
+        }
+        values = []
+        for rows in (batch, batch._copy(_values=swapped)):
+            torch.manual_seed(0)
+            values.append(mm.log_weights(model, guide, rows, 3))
+        assert torch.equal(*values)
+
+    def test_evidence_and_draws(self, model, posterior):
+        model, guide = pair(model, posterior)
+        batch = data()
+        evidence = mm.log_marginal(model, guide, batch, num_particles=30, seed=0)
+        assert evidence.log_prob.isfinite().all() and evidence.log_prob[-1] == 0
+        parts = mm.log_marginal(model, guide, batch, num_particles=30, seed=0, chunk=5)
+        torch.testing.assert_close(evidence.log_prob, parts.log_prob, rtol=1e-5, atol=1e-5)
+        draws = mm.generate(model, guide, batch, num_samples=2)
+        assert {n: tuple(x.shape) for n, x in draws.items()} == {n: (2, 6, *e) for n, e in DIMS.items()}
+
+    def test_works_in_double_and_under_a_default_device(self, model, posterior, double):
+        with torch.device("cpu"):
+            model, guide = pair(model, posterior)
+            batch = data()
+            assert mm.log_weights(model, guide, batch, 2).dtype == torch.float64
+            assert O.masked(E.IWAE(2)).differentiable_loss(model, guide, batch).dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", ["product", "product without prior", "mixture", "mixture of products"])
+def test_order_of_modalities_does_not_matter(name, double):
+    model = oracle(3)
+    nets = {n: mm.conditionals.Normal(mm.nn.MLP(w.shape[0], 6, (8,))) for n, w in model.loadings.items()}
+    kind = {"product": mm.posteriors.ProductOfExperts, "mixture": mm.posteriors.MixtureOfExperts}
+    kind |= {"mixture of products": mm.posteriors.MixtureOfProducts}
+    kind |= {"product without prior": lambda e: mm.posteriors.ProductOfExperts(e, prior=None)}
+    batch, z = model.sample(5), torch.randn(5, 3)
+    batch = mm.Batch({n: batch[n] for n in batch.names}, present={"x1": torch.tensor([1, 0, 1, 0, 1], dtype=torch.bool)})
+    forwards = kind[name](nets)(batch).log_prob(z)
+    backwards = kind[name](dict(reversed(nets.items())))(batch).log_prob(z)
+    torch.testing.assert_close(forwards, backwards, rtol=1e-12, atol=0)
+
+
+def test_one_expert_is_itself(double):
+    net = mm.conditionals.Normal(mm.nn.MLP(3, 6, (8,)))
+    batch, z = mm.Batch({"x": torch.randn(4, 3)}), torch.randn(4, 3)
+    for posterior in (
+        mm.posteriors.ProductOfExperts({"x": net}, prior=None),
+        mm.posteriors.MixtureOfExperts({"x": net}),
+        mm.posteriors.MixtureOfProducts({"x": net}, prior=None),
+    ):
+        torch.testing.assert_close(posterior(batch).log_prob(z), net(batch["x"]).log_prob(z), rtol=1e-11, atol=0)

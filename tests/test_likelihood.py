@@ -1,0 +1,265 @@
+"""Evidence against the truth: the linear-Gaussian model's closed form, and quadrature."""
+
+import math
+import warnings
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from linear_gaussian import encoders, every_pattern, oracle
+
+import pyro_mm as mm
+from pyro_mm.pareto import pareto_k, tail_length
+
+POSTERIORS = {
+    "product": mm.posteriors.ProductOfExperts,
+    "mixture": mm.posteriors.MixtureOfExperts,
+    "mixture of products": mm.posteriors.MixtureOfProducts,
+}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Guides fitted to the oracle for some seconds, so that importance sampling works as it does in use."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    model = oracle(3, latent=2, noise=1.0)
+    for p in model.parameters():
+        p.requires_grad_(False)
+    train, guides = model.sample(2000), {}
+    for name, posterior in POSTERIORS.items():
+        guides[name] = mm.Guide(z=posterior(encoders(model, hidden=())))
+        objective = mm.objectives.mvae() if name == "product" else mm.objectives.elbo(mm.estimators.IWAE(4))
+        mm.fit(model, guides[name], objective, train, epochs=20, seed=0, progress=False,
+               optimizer=lambda ps: torch.optim.Adam(ps, 1e-2))  # fmt: skip
+    yield model, guides
+    torch.set_default_dtype(before)
+
+
+def snapshot(batch):
+    return {n: (batch[n].clone(), batch.present[n].clone()) for n in batch.names}
+
+
+@pytest.mark.parametrize("modalities", [2, 4])
+def test_exact_posterior_gives_the_evidence_to_rounding(modalities, double):
+    model = oracle(modalities)
+    guide, batch = mm.Guide(z=model.posterior), every_pattern(model)
+    evidence = mm.log_marginal(model, guide, batch, num_particles=20, seed=0)
+    torch.testing.assert_close(evidence.log_prob, model.log_prob(batch), rtol=0, atol=1e-10)
+    assert evidence.standard_error.max() < 1e-7 and (evidence.ess > 20 - 1e-9).all()
+    assert mm.log_marginal(model, guide, batch, num_particles=200, seed=0).pareto_k.eq(0).all()
+    for target, given in ((["x0"], ["x1"]), (["x1"], []), (["x0", "x1"], batch.names[2:])):
+        found = mm.log_conditional(model, guide, batch, target=target, given=given, num_particles=3, seed=0)
+        torch.testing.assert_close(found.log_prob, model.log_conditional(batch, target, given), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", POSTERIORS)
+def test_evidence_is_within_its_error(name, trained):
+    model, guides = trained
+    batch = every_pattern(model, rows=30)
+    before = snapshot(batch)
+    for quantity, truth in (
+        (mm.log_marginal(model, guides[name], batch, num_particles=4000, seed=1), model.log_prob(batch)),
+        (
+            mm.log_conditional(model, guides[name], batch, target="x0", given=["x1"], num_particles=4000, seed=2),
+            model.log_conditional(batch, ["x0"], ["x1"]),
+        ),
+    ):
+        error = (quantity.log_prob - truth).abs()
+        # a row fails with probability 0.3 %; of 240 rows, more than 1 % + 4 fail with probability 1e-5
+        trusted = quantity.pareto_k < 0.5  # where the error is near normal
+        assert trusted.float().mean() > 0.7
+        beyond = (error > 3 * quantity.standard_error + 1e-9) & trusted
+        assert beyond.sum() <= 0.01 * len(error) + 4
+        assert error[trusted].max() < 0.2
+    for n, (value, present) in before.items():
+        assert torch.equal(batch[n], value) and torch.equal(batch.present[n], present)
+
+
+@pytest.mark.parametrize("name", POSTERIORS)
+def test_invariant_to_chunks_and_to_rows_within_error(name, trained):
+    model, guides = trained
+    batch = every_pattern(model, rows=5)
+
+    def estimate(rows=None, **options):
+        return mm.log_marginal(model, guides[name], batch if rows is None else batch[rows], num_particles=1500, **options)
+
+    whole = estimate(seed=0)
+    for chunk in (1, 7, 64, 1000, 10**6):
+        again = estimate(seed=0, chunk=chunk)
+        for column in ("log_prob", "standard_error", "ess", "pareto_k"):
+            torch.testing.assert_close(getattr(again, column), getattr(whole, column), rtol=1e-10, atol=1e-10)
+    backwards = torch.arange(batch.size - 1, -1, -1)
+    single = [estimate([i], seed=i) for i in range(batch.size)]
+    for log_prob, error in (
+        (estimate(backwards, seed=0).log_prob.flip(0), estimate(backwards, seed=0).standard_error.flip(0)),
+        (torch.cat([s.log_prob for s in single]), torch.cat([s.standard_error for s in single])),
+    ):
+        both = (error.square() + whole.standard_error.square()).sqrt()
+        # 40 differences: |t| > 4.5 in one of them with probability 3e-4
+        assert ((log_prob - whole.log_prob).abs() < 4.5 * both + 1e-9).all()
+
+
+def test_many_blocks_are_one_estimate(trained, monkeypatch):
+    """Draws come in canonical blocks: smaller ones are other draws, and the same quantity within its error."""
+    model, guides = trained
+    batch = every_pattern(model, rows=2)
+    one = mm.log_marginal(model, guides["mixture"], batch, num_particles=999, seed=0)
+    monkeypatch.setattr(mm.likelihood, "BLOCK", 16 * 50)
+    many = mm.log_marginal(model, guides["mixture"], batch, num_particles=999, seed=0, chunk=100)
+    both = (one.standard_error.square() + many.standard_error.square()).sqrt()
+    assert ((one.log_prob - many.log_prob).abs() < 4.5 * both + 1e-9).all()
+    torch.testing.assert_close(
+        many.log_prob, mm.log_marginal(model, guides["mixture"], batch, num_particles=999, seed=0).log_prob
+    )
+
+
+def test_statistics_are_those_of_the_weights(trained):
+    model, guides = trained
+    batch = model.sample(3)
+    evidence = mm.log_marginal(model, guides["product"], batch, num_particles=500, seed=4)
+    with mm.likelihood.seeded(4, 0, batch.device), torch.no_grad():
+        log_w = mm.log_weights(model, guides["product"], batch, 500)
+    w = log_w.exp()
+    torch.testing.assert_close(evidence.log_prob, w.mean(0).log(), rtol=1e-10, atol=0)
+    torch.testing.assert_close(evidence.standard_error, w.std(0) / 500**0.5 / w.mean(0), rtol=1e-8, atol=0)
+    torch.testing.assert_close(evidence.ess, w.sum(0) ** 2 / (w**2).sum(0), rtol=1e-8, atol=0)
+
+
+def test_proposals(trained):
+    model, guides = trained
+    batch = model.sample(20)
+    only = batch.only("x0")
+    truth = model.log_prob(only)
+    joint = mm.log_marginal(model, guides["product"], only, proposal=batch, num_particles=8000, seed=0)
+    exact = mm.log_marginal(model, guides["product"], only, proposal=mm.Guide(z=model.posterior), num_particles=3, seed=0)
+    torch.testing.assert_close(exact.log_prob, truth, rtol=0, atol=1e-10)
+    shown = mm.log_marginal(
+        model, guides["product"], only, proposal=lambda _: guides["product"](batch), num_particles=8000, seed=0
+    )
+    torch.testing.assert_close(joint.log_prob, shown.log_prob, rtol=1e-10, atol=0)
+    own = mm.log_marginal(model, guides["product"], only, num_particles=8000, seed=0)
+    assert (joint.pareto_k > own.pareto_k).float().mean() > 0.8, "too narrow a proposal shows itself"
+
+
+def test_mistakes_that_others_made_give_other_numbers(trained):
+    """Mixing rows, an omitted - log K, and a standard deviation taken for a variance are each visibly off."""
+    model, guides = trained
+    batch = model.sample(12)
+    truth = model.log_prob(batch)
+    with torch.no_grad():
+        log_w = mm.log_weights(model, guides["product"], batch, 1200)
+    right = mm.log_marginal(model, guides["product"], batch, num_particles=1200, seed=0).log_prob
+    assert (right - truth).abs().max() < 0.1
+    mixed = log_w.T.reshape(1200, 12).logsumexp(0) - math.log(1200)
+    assert (mixed - truth).abs().max() > 1
+    assert (log_w.logsumexp(0) - truth).abs().min() > 5
+
+    def std_for_variance(batch):
+        right = guides["product"].posteriors["z"](batch).base_dist
+        return dist.Normal(right.loc, right.scale.square()).to_event(1)
+
+    wrong = mm.encode(mm.Guide(z=std_for_variance), batch)["z"]
+    assert (wrong.stddev - model.posterior(batch).stddev).abs().min() > 0.02
+
+
+def test_a_scaled_site_is_refused(double):
+    model = oracle(2)
+
+    def scaled(batch):
+        with pyro.poutine.scale(scale=3.92):
+            model(batch)
+
+    guide = mm.Guide(z=model.posterior)
+    with pytest.raises(ValueError, match=r"site '(z|x0)' is scaled by 3.92"):
+        mm.log_marginal(scaled, guide, model.sample(2))
+    batch = model.sample(6)
+    part = mm.log_marginal(model, guide, batch.subsample(torch.tensor([1, 4])), num_particles=2)
+    torch.testing.assert_close(part.log_prob, model.log_prob(batch)[[1, 4]])
+
+
+def test_nonlinear_story_agrees_with_quadrature(double):
+    def decode(z):
+        return torch.stack([(2 * z[..., 0]).sin() + z[..., 1], z[..., 0] * z[..., 1], z[..., 1] ** 2], -1)
+
+    def story(batch):
+        with batch.plate():
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            batch.observe("a", lambda z: dist.Normal(decode(z), 0.5).to_event(1), z)
+            batch.observe("b", lambda z: dist.Bernoulli(logits=3 * z.sum(-1)), z)
+
+    def guide(batch):
+        with batch.plate():
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.2).to_event(1))
+
+    a, b = torch.tensor([[0.5, 0.2, 0.3], [-1.0, 0.4, 1.0], [0.1, -0.5, 0.2]]), torch.tensor([1.0, 0.0, 1.0])
+    batch = mm.Batch({"a": a, "b": b}, present={"a": torch.tensor([True, True, False]), "b": torch.tensor([True, False, True])})
+    grid = torch.linspace(-8, 8, 801)
+    z = torch.stack(torch.meshgrid(grid, grid, indexing="ij"), -1)
+    log_joint = dist.Normal(torch.zeros(2), 1.0).to_event(1).log_prob(z) + 2 * math.log(16 / 800)
+    evidence = mm.log_marginal(story, guide, batch, num_particles=100_000, seed=0)
+    for row in range(3):
+        total = log_joint
+        if batch.present["a"][row]:
+            total = total + dist.Normal(decode(z), 0.5).to_event(1).log_prob(a[row])
+        if batch.present["b"][row]:
+            total = total + dist.Bernoulli(logits=3 * z.sum(-1)).log_prob(b[row])
+        truth = total.flatten().logsumexp(0)
+        assert abs(evidence.log_prob[row] - truth) < 1e-2
+        assert abs(evidence.log_prob[row] - truth) < 4 * evidence.standard_error[row]
+
+
+def test_seeds(trained):
+    model, guides = trained
+    batch = model.sample(2)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first = mm.log_marginal(model, guides["product"], batch, num_particles=50, seed=1)
+    assert torch.equal(state, torch.get_rng_state()), "the caller's generator is left alone"
+    again = mm.log_marginal(model, guides["product"], batch, num_particles=50, seed=1)
+    assert torch.equal(first.log_prob, again.log_prob)
+    other = mm.log_marginal(model, guides["product"], batch, num_particles=50)
+    assert not torch.equal(first.log_prob, other.log_prob)
+
+
+@pytest.mark.parametrize("draws", [100, 1000, 5000])
+def test_pareto_k_is_arvizs(draws):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        az = pytest.importorskip("arviz")
+    if not hasattr(az, "psislw"):
+        pytest.skip("this ArviZ has no psislw")
+    log_w = torch.randn(draws, 40, dtype=torch.float64) * torch.linspace(0.05, 4, 40)
+    found = pareto_k(log_w.T.topk(tail_length(draws) + 1, -1).values, draws)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = az.psislw(log_w.T.numpy())[1]
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-9)
+    assert pareto_k(torch.zeros(3, 1), 4).isnan().all(), "too few draws"
+
+
+def test_to_arviz(trained):
+    model, guides = trained
+    evidence = mm.log_marginal(model, guides["product"], model.sample(4), num_particles=100, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data = evidence.to_arviz()
+    np.testing.assert_array_equal(data["log_likelihood"][evidence.quantity].values[0, 0], evidence.log_prob.numpy())
+    np.testing.assert_array_equal(data["sample_stats"]["pareto_k"].values[0, 0], evidence.pareto_k.numpy())
+    assert evidence.quantity == "log p(x0, x1, x2)" and "nats a row" in repr(evidence)
+
+
+def test_errors(trained):
+    model, guides = trained
+    batch = model.sample(2)
+    with pytest.raises(ValueError, match="num_particles >= 1"):
+        mm.log_marginal(model, guides["product"], batch, num_particles=0)
+    with pytest.raises(ValueError, match="none of them given"):
+        mm.log_conditional(model, guides["product"], batch, target=["x0"], given=["x0"])
+    with pytest.raises(ValueError, match="unknown modality 'nope'"):
+        mm.log_conditional(model, guides["product"], batch, target=["nope"])
+    with pytest.raises(ValueError, match="3 rows, and the batch 2"):
+        mm.log_marginal(model, guides["product"], batch, proposal=model.sample(3))

@@ -1,0 +1,338 @@
+"""Every table against its formula written out by hand, exactly: sigma points make expectations closed forms."""
+
+from itertools import combinations
+
+import pyro.distributions as dist
+import pytest
+import torch
+from linear_gaussian import ByHand, Sigma, encoders, every_pattern, oracle
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from torch.distributions import kl_divergence
+
+import pyro_mm as mm
+from pyro_mm import terms
+from pyro_mm.distributions import diagonal
+from pyro_mm.objectives import ALL, EACH, EVERY, OTHERS, PRIOR, Objective, Random, Term
+
+LATENT = 3
+AnalyticKL = mm.estimators.AnalyticKL
+
+
+def mean(values):
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def jmvae_kl(h):
+    return h.term(h.present, h.present) + 0.3 * sum(h.term(h.present, (), (m,)) for m in h.present)
+
+
+def mvae(h):
+    return h.term(h.present, h.present) + sum(h.term((m,), (m,)) for m in h.present)
+
+
+def others(h, m):
+    return tuple(n for n in h.present if n != m)
+
+
+def vaevae(h):
+    return mean(h.term((m,), (m,)) + h.term(h.present, others(h, m), (m,)) for m in h.present)
+
+
+def mmjsd(h):
+    share = 1 / (len(h.batch.names) + 1)
+    each = mean(h.term((m,), h.present, h.present, b=1 - share) for m in h.present)
+    return each + h.term(None, (), h.present, b=share)
+
+
+def mvtcae(h):
+    a, b = 0.6, 1.5
+    joint = h.term(h.present, h.present, a=1 - a, b=b * (1 - a))
+    return joint + mean(h.term(h.present, others(h, m), (m,), a=a, b=a * b) for m in h.present)
+
+
+O = mm.objectives
+TABLES = {
+    "elbo": (O.elbo, lambda h: h.term(h.present, h.present)),
+    "beta_vae": (lambda **k: O.beta_vae(2.5, **k), lambda h: h.term(h.present, h.present, b=2.5)),
+    "jmvae_kl": (lambda **k: O.jmvae_kl(0.3, **k), jmvae_kl),
+    "mvae": (O.mvae, mvae),
+    "mvae weighted": (
+        lambda **k: O.mvae(likelihood={"x0": 50.0}, **k),
+        lambda h: mvae(h) + 49 * sum(h.likelihood(h.q(s), ("x0",)) for s in (h.present, ("x0",)) if "x0" in h.present),
+    ),
+    "telbo": (O.telbo, mvae),
+    "vaevae": (O.vaevae, vaevae),
+    "unimodal_mean": (O.unimodal_mean, lambda h: mean(h.term((m,), h.present) for m in h.present)),
+    "mopoe": (O.mopoe, lambda h: h.term(h.present, h.present)),
+    "subset_mean": (O.subset_mean, lambda h: mean(h.term(s, h.present) for s in h.subsets())),
+    "mmjsd": (O.mmjsd, mmjsd),
+    "mvtcae": (lambda **k: O.mvtcae(0.6, 1.5, **k), mvtcae),
+}
+
+
+@pytest.fixture
+def pair(double):
+    model = oracle(3, LATENT)
+    posterior = mm.posteriors.ProductOfExperts(encoders(model))
+    return model, posterior, mm.Guide(z=Sigma(posterior))
+
+
+@pytest.fixture
+def batches(pair):
+    return {"complete": pair[0].sample(4), "missing": every_pattern(pair[0])}
+
+
+def by_hand(formula, model, posterior, batch):
+    rows = [ByHand(model, posterior, batch, i) for i in range(batch.size)]
+    return sum(formula(row) for row in rows if row.present)
+
+
+@pytest.mark.parametrize("vectorize", [True, False], ids=["one pass", "term by term"])
+@pytest.mark.parametrize("rows", ["complete", "missing"])
+@pytest.mark.parametrize("name", TABLES)
+def test_table_equals_its_formula(name, rows, vectorize, pair, batches):
+    model, posterior, guide = pair
+    build, formula = TABLES[name]
+    objective = build(estimator=AnalyticKL(2 * LATENT), vectorize=vectorize)
+    expected = by_hand(formula, model, posterior, batches[rows]).item()
+    assert -objective.loss(model, guide, batches[rows]) == pytest.approx(expected, rel=1e-11)
+    assert sum(v.item() for v in objective.by_term.values()) == pytest.approx(expected, rel=1e-11)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_gradient_is_that_of_the_formula(name, pair, batches):
+    model, posterior, guide = pair
+    build, formula = TABLES[name]
+    if name == "telbo":
+        pytest.skip("its gradient is not that of its value: see the test of frozen decoders")
+    parameters = [*model.parameters(), *posterior.parameters()]
+    objective = build(estimator=AnalyticKL(2 * LATENT))
+    found = torch.autograd.grad(-objective.differentiable_loss(model, guide, batches["missing"]), parameters)
+    expected = torch.autograd.grad(by_hand(formula, model, posterior, batches["missing"]), parameters)
+    for f, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(f, e, rtol=1e-9, atol=1e-9)
+
+
+def test_masked_equals_its_formula_for_every_subset(pair, monkeypatch):
+    model, posterior, guide = pair
+    batch = every_pattern(model)
+    names = batch.names
+    for subset in [s for k in range(4) for s in combinations(names, k)]:
+        drawn = {n: batch.present[n] & (n in subset) for n in names}
+        monkeypatch.setattr(terms, "_random_subset", lambda *_, d=drawn: d)
+
+        def formula(h, subset=subset):
+            chosen = tuple(n for n in h.present if n in subset)
+            rest = tuple(n for n in h.present if n not in subset)
+            return h.term(chosen, chosen) + h.term(h.present, rest, chosen)
+
+        expected = by_hand(formula, model, posterior, batch).item()
+        for vectorize in (True, False):
+            objective = O.masked(AnalyticKL(2 * LATENT), vectorize=vectorize)
+            assert -objective.loss(model, guide, batch) == pytest.approx(expected, rel=1e-11)
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_random_subsets_are_uniform(empty):
+    rows = 40_000
+    present = {"a": torch.ones(rows, dtype=torch.bool), "b": torch.ones(rows, dtype=torch.bool), "c": torch.arange(rows) % 2 == 0}
+    batch = mm.Batch({n: torch.zeros(rows, 1) for n in present}, present=present)
+    drawn = terms._random_subset(batch, empty)
+    code = drawn["a"] * 1 + drawn["b"] * 2 + drawn["c"] * 4
+    for has_c in (True, False):
+        some = code[present["c"] == has_c]
+        cells = 8 if has_c else 4
+        expected = len(some) / (cells - (not empty))
+        counts = torch.bincount(some, minlength=8)
+        assert counts[cells:].sum() == 0 and (empty or counts[0] == 0)
+        # each count is binomial: five standard errors, so one run in 10^5 fails over all cells
+        counts = counts[0 if empty else 1 : cells].double()
+        assert ((counts - expected).abs() < 5 * expected**0.5).all()
+
+
+def test_subset_subsample_is_unbiased(pair):
+    model, posterior, guide = pair
+    batch = every_pattern(model, empty=False)
+    full = -O.subset_mean(estimator=AnalyticKL(2 * LATENT)).loss(model, guide, batch)
+    draws = torch.tensor([-O.subset_mean(2, AnalyticKL(2 * LATENT)).loss(model, guide, batch) for _ in range(400)])
+    # four standard errors of a mean of 400: one seed in 15,000 fails; the seed is fixed
+    assert abs(draws.mean() - full) < 4 * draws.std() / 20
+
+
+def test_telbo_freezes_decoders_in_unimodal_terms(pair):
+    model, posterior, guide = pair
+    batch = every_pattern(model)
+    objective = O.telbo(AnalyticKL(2 * LATENT))
+    loss = -objective.differentiable_loss(model, guide, batch)
+    decoders, experts = list(model.parameters()), list(posterior.parameters())
+    joint = by_hand(lambda h: h.term(h.present, h.present), model, posterior, batch)
+    both = by_hand(mvae, model, posterior, batch)
+    for found, expected in zip(
+        torch.autograd.grad(loss, decoders + experts),
+        torch.autograd.grad(joint, decoders, retain_graph=True) + torch.autograd.grad(both, experts),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("names", [ALL, (), ("x1",), ("x0", "x2"), EACH, EVERY, Random()])
+@pytest.mark.parametrize("estimator", [AnalyticKL(2), mm.estimators.IWAE(3), mm.estimators.StickTheLanding()])
+def test_a_term_given_what_it_encodes_is_zero(names, estimator, double):
+    model = oracle(3, LATENT)
+    batch = every_pattern(model)
+    experts = encoders(model)
+    for posterior in (
+        mm.posteriors.ProductOfExperts(experts),
+        mm.posteriors.MixtureOfExperts(experts),
+        mm.posteriors.MixtureOfProducts(experts),
+    ):
+        objective = Objective([Term(names, (), names)], estimator)
+        assert objective.loss(model, mm.Guide(z=posterior), batch) == pytest.approx(0, abs=1e-9)
+
+
+def test_gap_of_a_term_is_the_divergence_from_the_exact_posterior(pair):
+    """With the decoder fixed, log p(x) minus (A, *, P) is KL(q_A || p(z | x)), at least half tr(L Cov(E[z|x] | x_A))."""
+    model, posterior, guide = pair
+    batch = model.sample(6)
+    exact, evidence = model.posterior(batch), model.log_prob(batch)
+    gaps = []
+    for subset in [s for k in range(1, 4) for s in combinations(batch.names, k)]:
+        objective = Objective([Term(subset, ALL)], AnalyticKL(2 * LATENT))
+        loc, scale = diagonal(posterior(batch.only(*subset)))
+        diagonal_q = torch.distributions.MultivariateNormal(loc, scale_tril=torch.diag_embed(scale))
+        gap = kl_divergence(diagonal_q, exact).sum().item()
+        assert evidence.sum().item() + objective.loss(model, guide, batch) == pytest.approx(gap, rel=1e-9)
+        gaps.append(gap)
+    subsets = O.subset_mean(estimator=AnalyticKL(2 * LATENT))
+    assert evidence.sum().item() + subsets.loss(model, guide, batch) == pytest.approx(mean(gaps), rel=1e-9)
+
+
+def test_even_the_best_encoder_of_a_subset_keeps_its_gap(double):
+    """q_A = p(z | x_A), the exact posterior of the subset: the mean gap is half tr(L Cov(E[z|x] | x_A)) at least."""
+    model = oracle(3, LATENT)
+    batch = model.sample(20_000)
+    precision = torch.eye(LATENT)
+    for n, w in model.loadings.items():
+        precision = precision + w.T @ w / (2 * model.log_noise[n]).exp()
+    given = model.posterior(batch.only("x0"))
+    gap = kl_divergence(given, model.posterior(batch))
+    cov_given = given.covariance_matrix[0]
+    spread = cov_given - precision.inverse()  # Cov(E[z | x] | x_A), by the law of total covariance
+    floor = 0.5 * (precision @ spread).trace()
+    # the mean of 20,000 rows is within four standard errors of its expectation but for one seed in 15,000
+    assert gap.mean() > floor - 4 * gap.std() / 20_000**0.5
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_no_bound_exceeds_what_it_bounds(name, pair):
+    model, posterior, guide = pair
+    objective = TABLES[name][0](estimator=AnalyticKL(2 * LATENT))
+    for seed in range(5):
+        torch.manual_seed(seed)
+        for p in posterior.parameters():
+            torch.nn.init.normal_(p, std=0.4)
+        batch = model.sample(3)
+        target = objective.bounds(batch.names)
+        if target.kind == "lower bound":
+            truth = sum(w * model.log_prob(batch.only(*names)).sum() for names, w in target.log_evidence.items())
+            assert -objective.loss(model, guide, batch) <= truth + 1e-9
+
+
+def test_vaevae_and_masked_are_exact_where_the_posterior_is(double):
+    model = oracle(2, LATENT)
+    batch, guide = model.sample(5), mm.Guide(z=model.posterior)
+    truth = model.log_prob(batch).sum().item()
+    # log p(x_B | z) r(z) / q(z) is constant in z at the exact posterior, term by term, so one draw is exact
+    for objective in (O.vaevae(mm.estimators.IWAE(1)), O.masked(mm.estimators.IWAE(1)), O.mvtcae(0.0, estimator=mm.estimators.IWAE(1))):
+        assert -objective.loss(model, guide, batch) == pytest.approx(truth, rel=1e-10)
+
+
+def test_pyro_estimators_agree_with_ours(pair):
+    """At one seed and in float64: Pyro's own ELBOs on the (model, guide) pair of the terms."""
+    model, posterior, _ = pair
+    guide, batch = mm.Guide(z=posterior), every_pattern(model)
+    for name, (build, _) in TABLES.items():
+        for ours, theirs in ((AnalyticKL(), TraceMeanField_ELBO()), (mm.estimators.IWAE(1), Trace_ELBO())):
+            if name == "telbo" or (theirs.__class__ is Trace_ELBO and name not in ("elbo", "mvae", "subset_mean")):
+                continue  # frozen decoders run term by term; penalties are KLs here and samples there
+            losses, gradients = [], []
+            for estimator in (ours, theirs):
+                torch.manual_seed(3)
+                loss = build(estimator=estimator).differentiable_loss(model, guide, batch)
+                losses.append(loss.item())
+                gradients.append(torch.autograd.grad(loss, list(guide.parameters())))
+            assert losses[0] == pytest.approx(losses[1], rel=1e-10), name
+            for a, b in zip(*gradients, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
+def test_trace_enum_refuses_weights_by_row_and_serves_complete_rows(pair):
+    model, posterior, _ = pair
+    guide = mm.Guide(z=posterior)
+    with pytest.warns(UserWarning, match="no sample sites configured for enumeration"):
+        batch = model.sample(4)
+        torch.manual_seed(0)
+        theirs = O.mvae(estimator=TraceEnum_ELBO(), vectorize=False).loss(model, guide, batch)
+    torch.manual_seed(0)
+    ours = O.mvae(estimator=mm.estimators.IWAE(1), vectorize=False).loss(model, guide, batch)
+    assert theirs == pytest.approx(ours, rel=1e-10)
+    with pytest.raises(ValueError, match="weighs rows"):
+        O.vaevae(TraceEnum_ELBO()).loss(model, guide, every_pattern(model))
+
+
+def test_step_weights_and_their_count(pair):
+    model, _, guide = pair
+    batch = model.sample(3)
+    objective = O.elbo(AnalyticKL(2 * LATENT), kl=O.warm_up(4))
+    kls = []
+    for _ in range(6):
+        before = objective.loss(model, guide, batch)  # an evaluation is no step
+        assert objective.differentiable_loss(model, guide, batch).item() == pytest.approx(before, rel=1e-12)
+        kls.append(before)
+    assert objective.steps == 6
+    steps = [b - a for a, b in zip(kls, kls[1:], strict=False)]
+    assert steps[:4] == pytest.approx([steps[0]] * 4) and steps[4] == pytest.approx(0, abs=1e-9) and steps[0] > 0
+
+
+class Counted(torch.nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module, self.calls, self.rows = module, 0, 0
+
+    def forward(self, x):
+        self.calls += 1
+        self.rows += x.shape[:-1].numel()
+        return self.module(x)
+
+
+@pytest.mark.parametrize("estimator", [None, mm.estimators.IWAE(4)])
+def test_jmvae_kl_runs_every_network_once_a_step(estimator):
+    names = [f"x{i}" for i in range(5)]
+    decoders = {n: Counted(torch.nn.Linear(4, 6)) for n in names}
+    networks = {n: Counted(torch.nn.Linear(6, 8)) for n in names}
+    model = mm.models.SharedLatent(
+        dist.Normal(torch.zeros(4), 1.0).to_event(1),
+        {n: mm.conditionals.Normal(d, scale=1.0) for n, d in decoders.items()},
+    )
+    guide = mm.Guide(z=mm.posteriors.ProductOfExperts({n: mm.conditionals.Normal(e) for n, e in networks.items()}))
+    batch = mm.Batch({n: torch.randn(7, 6) for n in names})
+    objective = O.jmvae_kl(0.1, estimator)
+    objective.loss(model, guide, batch)  # the first evaluation looks at the structure of the pair as well
+    for counted in (*decoders.values(), *networks.values()):
+        counted.calls = counted.rows = 0
+    objective.loss_and_grads(model, guide, batch)
+    particles = 1 if estimator is None else 4
+    for counted in decoders.values():
+        assert (counted.calls, counted.rows) == (1, 7 * particles)  # and only for the one term that decodes
+    for counted in networks.values():
+        assert (counted.calls, counted.rows) == (1, 7)
+
+
+def test_term_rejects_what_makes_no_sense():
+    with pytest.raises(ValueError, match="PRIOR cannot be decoded"):
+        Term(ALL, PRIOR)
+    assert repr(Term(ALL, (), EACH, kl=0.1)) == "sum_m (*, -, m) kl 0.1"
+    assert repr(Term(EACH, EACH, average=True)) == "mean_m (m, m, P)"
+    assert repr(Term("a", ("a", "b"), (), freeze_decoder=True)) == "(a, a+b, -) decoders frozen"
+    assert OTHERS in (Term(ALL, OTHERS, EACH).decode,)
