@@ -11,12 +11,11 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
-from pyro.poutine.indep_messenger import IndepMessenger
-from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
+from .columns import read_mask, read_modality, read_tensor
 from .distributions import Scatter
+from .draws import Deferred, draw, plate_shape
 from .presence import Presence, any_of, over_events
 
 
@@ -57,9 +56,9 @@ class Batch:
         covariates: Mapping[str, Any] | None = None,
         lengths: Mapping[str, Any] | None = None,
     ):
-        columns = {name: _column(name, value) for name, value in values.items()}
+        columns = {name: read_modality(name, value) for name, value in values.items()}
         sizes = {name: len(column[0]) for name, column in columns.items() if column is not None}
-        covariates = {name: _tensor(f"covariate {name!r}", c) for name, c in (covariates or {}).items()}
+        covariates = {name: read_tensor(f"covariate {name!r}", c) for name, c in (covariates or {}).items()}
         sizes |= {f"covariate {name}": len(c) for name, c in covariates.items()}
         if not sizes:
             raise ValueError("a batch needs at least one modality with values; see Batch.empty for rows without any")
@@ -72,7 +71,7 @@ class Batch:
         self._values: dict[str, Tensor] = {}
         self._masks: dict[str, Presence] = {}
         for name, column in columns.items():
-            mask = _mask(name, (present or {}).get(name), self.size)
+            mask = read_mask(name, (present or {}).get(name), self.size)
             if column is None:
                 self._masks[name] = False
                 continue
@@ -89,7 +88,7 @@ class Batch:
             self._values[name] = torch.nan_to_num(value) if self._masks[name] is False else value
         self.covariates: dict[str, Tensor] = covariates
         self.lengths: dict[str, Tensor] = {
-            name: _tensor(f"lengths of {name!r}", value).long() for name, value in (lengths or {}).items()
+            name: read_tensor(f"lengths of {name!r}", value).long() for name, value in (lengths or {}).items()
         }
         self.total: int | None = None  # rows of the whole data set, where this batch is a subsample of one
         self._index: Tensor | None = None
@@ -203,9 +202,9 @@ class Batch:
     def plate(self) -> Iterator[Tensor]:
         """The plate ``"data"`` at dim -1. Rows in which everything is missing are masked, latent sites included."""
         rows = self.rows
-        with pyro.plate("data", self.total or self.size, subsample=self._index, dim=-1) as index:
-            with poutine.mask(mask=rows):
-                yield index
+        plate = pyro.plate("data", self.total or self.size, subsample=self._index, dim=-1)
+        with plate as index, poutine.mask(mask=rows):
+            yield index
 
     def observe(self, name: str, fn: Any, *parents: Tensor) -> Tensor:
         """The one way in which a story meets data: the site ``name``, observed where the modality is present.
@@ -225,11 +224,12 @@ class Batch:
         """
         mask = self.presence(name)
         decode = fn if callable(fn) and not isinstance(fn, torch.distributions.Distribution) else lambda *_: fn
+        plates = () if mask is True else plate_shape()
         if mask is False and self._stack is not None:
-            return _Draw(lambda: _draw(decode(*parents)))
+            return Deferred(lambda: draw(decode(*parents), plates))
         if mask is False:
             d = decode(*parents)
-            return pyro.sample(name, d.mask(False), obs=_draw(d), infer={"is_auxiliary": True})
+            return pyro.sample(name, d.mask(False), obs=draw(d, plates), infer={"is_auxiliary": True})
         d = self._restricted(name, decode, parents)
         value = self._values[name]
         observed = pyro.sample(name, d if mask is True else d.mask(mask), obs=value)
@@ -238,9 +238,9 @@ class Batch:
 
         def mixed() -> Tensor:
             full = decode(*parents)
-            return torch.where(over_events(mask, full.event_dim), value, _draw(full))
+            return torch.where(over_events(mask, full.event_dim), value, draw(full, plates))
 
-        return _Draw(mixed)
+        return Deferred(mixed)
 
     def encode(self, name: str, module: Callable[[Tensor], Any]) -> Any:
         """``module(batch[name])``, run once a step however many terms of an objective ask for it."""
@@ -256,13 +256,13 @@ class Batch:
     def view(
         self, masks: Mapping[str, Presence], stack: Stack, memo: dict[Any, Any] | None, rows: Presence | None = None
     ) -> Batch:
-        """The same rows under other masks, which may have leading plates; which rows are empty is not for them to say."""
+        """The same rows under other masks, which may have leading plates, and which do not say what rows are empty."""
         return self._copy(_masks=dict(masks), _rows=self.rows if rows is None else rows, _stack=stack, _memo=memo)
 
     def _restricted(self, name: str, decode: Callable[..., Any], parents: tuple[Tensor, ...]) -> Any:
         stack = self._stack
         terms = stack.decodes.get(name, ()) if stack is not None else ()
-        if stack is None or len(terms) == stack.terms or self.size in (1, stack.terms):
+        if stack is None or stack.terms in (1, len(terms)) or self.size in (1, stack.terms):
             return decode(*parents)
         places = [_places(parent, stack, self.size) for parent in parents]
         if any(len(found) > 1 for found in places):
@@ -290,40 +290,6 @@ class Batch:
         return new
 
 
-class _Draw(torch.Tensor):
-    """A tensor that is computed when somebody first uses it: most draws of missing modalities never are."""
-
-    _compute: Callable[[], Tensor]
-    _value: Tensor | None
-
-    @staticmethod
-    def __new__(cls, compute: Callable[[], Tensor]) -> _Draw:
-        new = torch.Tensor._make_subclass(cls, torch.empty(0))
-        new._compute, new._value = compute, None
-        return new
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = tree_map(_computed, (args, kwargs or {}))
-        return func(*args, **kwargs)
-
-
-def _computed(x: Any) -> Any:
-    if not isinstance(x, _Draw):
-        return x
-    if x._value is None:
-        x._value = x._compute()
-    return x._value
-
-
-def _draw(d: Any) -> Tensor:
-    """A draw for every element of the plates around, also of a distribution that is the same for all of them."""
-    plates = {h.dim: h.size for h in _PYRO_STACK if isinstance(h, IndepMessenger) and h.dim is not None}
-    shape = [plates.get(dim, 1) for dim in range(min(plates, default=0), 0)]
-    d = d.expand(torch.broadcast_shapes(d.batch_shape, shape))
-    return d.rsample() if d.has_rsample else d.sample()
-
-
 def _places(parent: Tensor, stack: Stack, size: int) -> list[int]:
     """The dimensions of a parent that may be that of the terms: of its size, and at its distance from the rows.
 
@@ -340,47 +306,3 @@ def _take(parent: Tensor, terms: tuple[int, ...], places: list[int]) -> Tensor:
     if len(terms) == 1:
         return parent.narrow(places[0], terms[0], 1)
     return parent.index_select(places[0], torch.tensor(terms, device=parent.device))
-
-
-def _column(name: str, value: Any) -> tuple[Tensor, Tensor] | None:
-    """A modality's values and the rows that are there: neither ``None`` nor NaN."""
-    if value is None:
-        return None
-    there: Tensor | None = None
-    if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.dtype == object):
-        items = list(value)
-        held = [item for item in items if item is not None]
-        if not held:
-            return None
-        if len(held) < len(items):
-            there = torch.tensor([item is not None for item in items])
-            value = [held[0] if item is None else item for item in items]
-        try:
-            value = torch.stack([torch.as_tensor(item) for item in value])
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"modality {name!r}: the rows do not make one tensor: {error}") from error
-    tensor = _tensor(f"modality {name!r}", value)
-    if tensor.dim() == 0:
-        raise ValueError(f"modality {name!r}: expected shape (N, ...), got a single number")
-    there = torch.ones(len(tensor), dtype=torch.bool, device=tensor.device) if there is None else there
-    if tensor.is_floating_point():
-        there = there.to(tensor.device) & ~tensor.flatten(1).isnan().any(1) if tensor.dim() > 1 else there & ~tensor.isnan()
-    return tensor, there
-
-
-def _tensor(what: str, value: Any) -> Tensor:
-    try:
-        return torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        given = getattr(value, "dtype", type(value).__name__)
-        raise TypeError(f"{what}: expected numbers, got {given}") from error
-
-
-def _mask(name: str, mask: Any, size: int) -> Tensor:
-    if mask is None:
-        return torch.ones(size, dtype=torch.bool)
-    mask = _tensor(f"present[{name!r}]", mask)
-    if mask.dtype != torch.bool or mask.shape != (size,):
-        got = f"{mask.dtype} of shape {tuple(mask.shape)}"
-        raise ValueError(f"present[{name!r}]: expected torch.bool of shape ({size},), got {got}")
-    return mask

@@ -121,7 +121,7 @@ def train(
     """Trains a recipe, prints its likelihoods, and writes them with pictures and weights to a folder."""
     settings = Settings(
         _key(EPOCHS, dataset, "data set"), recipe, objective, estimator, num_particles, epochs or EPOCHS[dataset],
-        batch_size, lr, seed, latent, data and str(data), rows, evidence_particles,
+        batch_size, lr, seed, latent, str(data) if data else None, rows, evidence_particles,
     )  # fmt: skip
     with _short_errors():
         run, history, test, seconds = _train(settings, _device(device))
@@ -147,7 +147,7 @@ def evaluate(
             raise typer.BadParameter(f"there is no {directory / name}: expected a folder that train wrote")
     with _short_errors():
         settings = Settings(**json.loads((directory / "config.json").read_text()))
-        changed = {"data": data and str(data), "rows": rows, "evidence_particles": evidence_particles}
+        changed: dict[str, Any] = {"data": data and str(data), "rows": rows, "evidence_particles": evidence_particles}
         settings = replace(settings, **{name: value for name, value in changed.items() if value is not None})
         train, test = _load(settings)
         run = _build(settings, train)
@@ -173,24 +173,25 @@ def compare(
     evidence_particles: EvidenceParticles = 1000,
 ) -> None:
     """Trains MVAE, JMVAE-kl, MMVAE and MoPoE alike and prints them side by side."""
-    columns: list[dict[str, str]] = []
+    columns: list[list[tuple[str, str]]] = []
     for recipe in COMPARED:
         settings = Settings(
             _key(EPOCHS, dataset, "data set"), recipe, None, None, None, epochs or EPOCHS[dataset], batch_size, lr,
-            seed, 16, data and str(data), rows, evidence_particles,
+            seed, 16, str(data) if data else None, rows, evidence_particles,
         )  # fmt: skip
         with _short_errors():
             run, _, test, seconds = _train(settings, _device(device))
             lines, _ = _evaluate(run, test, settings)
             _, accuracy = _predict(run, test, settings)
-        column: dict[str, str] = {}
+        column = []
         for line in (line for line in lines if line.shared):
-            column[line.quantity] = f"{line.value:.2f} ± {line.error:.2f}"
-            if line.untrusted is not None:
-                column["  share k-hat > 0.7 of " + line.quantity] = f"{line.untrusted:.0%}"
-        columns.append(column | {"label accuracy": f"{accuracy:.1%}", "training, seconds": f"{seconds:.0f}"})
+            column.append((line.quantity, f"{line.value:.2f} ± {line.error:.2f}"))
+            if line.ess is not None:
+                column.append(("  its share of k-hat > 0.7", _share(line.untrusted)))
+        columns.append([*column, ("label accuracy", f"{accuracy:.1%}"), ("training, seconds", f"{seconds:.0f}")])
     header = f"{dataset}: {test.size} test rows, {settings.epochs} epochs each; nats a row ± their standard error"
-    _show(header, ("", *COMPARED), [(name, *(c.get(name, "") for c in columns)) for name in columns[0]])
+    rows_of_table = [(cells[0][0], *(value for _, value in cells)) for cells in zip(*columns, strict=True)]
+    _show(header, ("", *COMPARED), rows_of_table)
 
 
 # -- from settings to a run -------------------------------------------------------------------------------------
@@ -281,9 +282,9 @@ def _evaluate(run: Recipe, test: Batch, settings: Settings) -> tuple[list[Line],
     for name in test:
         others = [other for other in test if other != name]
         evidence.append(log_conditional(model, guide, test, target=name, given=others, **options))
-    lines = [Line(e.quantity, *e.mean(), True, e.ess.median().item(), e.untrusted(), e.num_particles) for e in evidence]
+    lines = [Line(e.quantity, *e.mean(), True, e.ess.median().item(), _untrusted(e), e.num_particles) for e in evidence]
     elbo = _bound(objectives.elbo(), run, test, settings.seed)
-    lines.append(Line(f"ELBO, a bound on {joint.quantity}", *elbo, True))
+    lines.append(Line(f"ELBO, below {joint.quantity}", *elbo, True))
     lines.append(Line("training objective (see below)", *_bound(objective, run, test, settings.seed), False))
     target = objective.bounds(test.names)
     if target.kind == "lower bound" and not target.conditional:
@@ -294,6 +295,11 @@ def _evaluate(run: Recipe, test: Batch, settings: Settings) -> tuple[list[Line],
             error = math.hypot(*(weight * e for weight, _, e in parts))
             lines.append(Line("what it bounds, estimated", value, error, False))
     return lines, evidence
+
+
+def _untrusted(e: Evidence) -> float:
+    """The share of rows with k-hat above 0.7; NaN where there were too few draws for any k-hat."""
+    return math.nan if e.pareto_k.isnan().any() else e.untrusted()
 
 
 def _bound(objective: Objective, run: Recipe, test: Batch, seed: int) -> tuple[float, float]:
@@ -316,19 +322,20 @@ def _predict(run: Recipe, test: Batch, settings: Settings) -> tuple[Tensor, floa
 
 
 def _print(settings: Settings, objective: Objective, lines: list[Line], accuracy: float, size: int) -> None:
-    rows = [
-        (
-            line.quantity,
-            f"{line.value:.3f}",
-            f"{line.error:.3f}",
-            *(() if line.ess is None else (f"{line.ess:.0f}", f"{line.untrusted:.1%}", f"{line.particles}")),
-        )
-        for line in lines
-    ]
-    title = f"{settings.recipe} on {settings.dataset}, mean over {size} test rows"
-    _show(title, ("", "nats a row", "s.e.", "median ESS", "k-hat > 0.7", "K"), rows)
+    rows = []
+    for line in lines:
+        row = [line.quantity, f"{line.value:.3f}", f"{line.error:.3f}"]
+        if line.ess is not None:
+            row += [f"{line.ess:.0f}", _share(line.untrusted), f"{line.particles}"]
+        rows.append(row)
+    header = ("", "nats a row", "s.e.", "median ESS", "k-hat > 0.7", "K")
+    _show(f"{settings.recipe} on {settings.dataset}, mean over {size} test rows", header, rows)
     typer.echo(f"training objective: {objective.estimator_text}; {objective.target}")
     typer.echo(f"label accuracy given the image: {accuracy:.1%}")
+
+
+def _share(untrusted: float | None) -> str:
+    return "too few draws" if untrusted is None or math.isnan(untrusted) else f"{untrusted:.1%}"
 
 
 def _show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

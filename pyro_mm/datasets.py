@@ -101,9 +101,7 @@ def digits() -> Split:
     image = torch.from_numpy((data.images > 7).astype(np.float32))
     label = torch.from_numpy(data.target.astype(np.int64))
     train, test = train_test_split(np.arange(len(label)), test_size=360, random_state=0, stratify=data.target)
-    return Batch({"image": image[train], "label": label[train]}), Batch(
-        {"image": image[test], "label": label[test]}
-    )
+    return Batch({"image": image[train], "label": label[train]}), Batch({"image": image[test], "label": label[test]})
 
 
 def mnist(directory: str | os.PathLike[str] | None = None, *, binarize: Binarize = "static") -> Split:
@@ -149,9 +147,7 @@ def parse_idx(payload: bytes) -> np.ndarray:
     start = 4 + 4 * payload[3]
     shape = tuple(int(n) for n in np.frombuffer(payload[4:start], ">u4"))
     if len(shape) < payload[3] or len(payload) - start != math.prod(shape):
-        raise ValueError(
-            f"an idx file of shape {shape} needs {math.prod(shape)} bytes, got {len(payload) - start}"
-        )
+        raise ValueError(f"an idx file of shape {shape} needs {math.prod(shape)} bytes, got {len(payload) - start}")
     return np.frombuffer(payload, np.uint8, offset=start).reshape(shape)
 
 
@@ -203,9 +199,7 @@ def _find(name: str, file: str, directory: str | os.PathLike[str] | None) -> Pat
     url = f"{MIRRORS[name]}{file}.gz"
     try:
         # No hash here: what the file must be is checked after decompression, wherever it comes from.
-        return Path(
-            pooch.retrieve(url, known_hash=None, fname=f"{name}-{file}.gz", path=pooch.os_cache("pyro_mm"))
-        )
+        return Path(pooch.retrieve(url, known_hash=None, fname=f"{name}-{file}.gz", path=pooch.os_cache("pyro_mm")))
     except OSError as error:  # that of requests is one too
         looked = "no directory was given" if root is None else f"it is neither in {root / name} nor in {root}"
         raise FileNotFoundError(

@@ -297,9 +297,7 @@ class Scatter(_Composite):
         dim = self.dim - self.event_dim
         if value.dim() >= -dim and value.shape[dim] != 1:
             if value.shape[dim] != self.size:
-                raise ValueError(
-                    f"expected 1 or {self.size} entries at dim {dim}, got shape {tuple(value.shape)}"
-                )
+                raise ValueError(f"expected 1 or {self.size} entries at dim {dim}, got shape {tuple(value.shape)}")
             # Unbound and stacked: an index tensor would be copied from the host at every call.
             entries = value.unbind(dim)
             value = torch.stack([entries[i] for i in self.index], dim)

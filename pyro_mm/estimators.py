@@ -205,9 +205,7 @@ class DReG(PerRow):
     def bound(self, scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:
         log_w = weighted(scores, likelihood, kl)
         weight = log_w.detach().softmax(0)
-        return _path_gradient(
-            scores, log_w.logsumexp(0) - math.log(self.num_particles), weight, weight, likelihood, kl
-        )
+        return _path_gradient(scores, log_w.logsumexp(0) - math.log(self.num_particles), weight, weight, likelihood, kl)
 
 
 def weighted(scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:
@@ -236,8 +234,8 @@ def check_pairing(estimator: ELBO, info: Structure) -> None:
         for site, discrete in info.model_only.items():
             if discrete:
                 raise ValueError(
-                    f"discrete latent site {site!r} is in the model only, where {name} would draw it from its prior and "
-                    "count its log-probability: use pyro.infer.TraceEnum_ELBO or pyro_mm.estimators.IWAE, which sum it out"
+                    f"discrete latent site {site!r} is in the model only, where {name} would draw it from its "
+                    "prior and count its log-probability: pyro.infer.TraceEnum_ELBO, and IWAE of pyro_mm, sum it out"
                 )
     if isinstance(estimator, RenyiELBO | TraceMeanField_ELBO):
         for site, kind in info.latents.items():

@@ -22,7 +22,7 @@ from .terms import Row
 
 
 def stacks(estimator: ELBO) -> bool:
-    """Whether one call can evaluate several weighted terms: it sums log-probabilities and takes no logarithm of them."""
+    """Whether one call can evaluate several weighted terms: it sums log-probabilities, and takes no logarithm."""
     return isinstance(estimator, Trace_ELBO | TraceGraph_ELBO)
 
 
@@ -51,7 +51,9 @@ def loss(
     if not stacks(estimator):
         (row,) = rows
         if isinstance(row.weight, Tensor):
-            raise ValueError(f"{name} gives one number for all rows, and {row.label} weighs rows: use pyro_mm.estimators")
+            raise ValueError(
+                f"{name} gives one number for all rows, and {row.label} weighs rows: use pyro_mm.estimators"
+            )
         if not isinstance(row.likelihood, dict):
             weight, row.kl, row.likelihood = row.weight * row.likelihood, row.kl / row.likelihood, 1.0
             row.weight = 1.0

@@ -131,7 +131,7 @@ def propose(pair: Pair, info: Structure, per_component: int = 0, rescore: bool =
         fn = msg["fn"]
         if isinstance(fn, Mixture):
             index = torch.arange(pair.num_particles, device=fn.log_weights.device) // per_component
-            index = index.reshape(-1, *[1] * (-pair.particle_dim - 1)) if pair.num_particles > 1 else index
+            index = index.reshape(-1, *[1] * (-pair.particle_dim - 1)) if pair.plated else index
             msg["value"], msg["done"] = fn.component_rsample(index), True
             index = index.expand(fn.batch_shape)
             log_component = shape.full(fn.log_weights.gather(-1, index[..., None])[..., 0])
@@ -255,7 +255,7 @@ class _Shape:
         frames = {frame.name: frame for frame in site["cond_indep_stack"]}
         if "data" not in frames:
             raise ValueError(
-                f"site {site['name']!r} lies outside the plate 'data', so its log-probability belongs to no single row: "
+                f"site {site['name']!r} lies outside the plate 'data', so its log-probability is of no single row: "
                 "put it in `with batch.plate():`, or train with pyro.infer.Trace_ELBO or TraceMeanField_ELBO"
             )
         data = frames["data"]
@@ -280,7 +280,7 @@ class _Shape:
 
     def full(self, x: Tensor) -> Tensor:
         k, t = self.pair.num_particles, self.pair.views.terms
-        lead = ((k,) if k > 1 else ()) + ((t,) if t > 1 else ())
+        lead = ((k,) if self.pair.plated else ()) + ((t,) if t > 1 else ())
         return x.expand(*lead, *[1] * (self.pair.views.nesting - 1), self.size).reshape(k, t, self.size)
 
     def total(self, terms: Iterable[Tensor]) -> Tensor:

@@ -231,15 +231,13 @@ def _part(pair: Pair, info: Structure, particles: slice, rows: slice) -> Tensor:
     size, k = pair.views.decode.size, pair.num_particles
 
     views = replace(pair.views, decode=pair.views.decode[rows])
-    part = Pair(pair._model, pair._guide, views, len(range(*particles.indices(k))))
+    part = Pair(pair._model, pair._guide, views, len(range(*particles.indices(k))), plated=k > 1)
 
     def cut(x: Tensor, event_dim: int = 0) -> Tensor:
         for dim, full, kept in ((-1, size, rows), (pair.particle_dim, k, particles)):
             place = x.dim() + dim - event_dim
             if place >= 0 and x.shape[place] == full > 1:
                 x = x[(slice(None),) * place + (kept,)]
-            if place >= 0 and dim != -1 and part.num_particles == 1 < k:
-                x = x.squeeze(place)  # a pair of one particle has no plate for it
         return x
 
     part.trace = pair.trace.copy()

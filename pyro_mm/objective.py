@@ -125,7 +125,14 @@ class Objective(ELBO):
         return loss
 
     def _per_row(
-        self, estimator: PerRow, model: Callback, guide: Callback, batch: Batch, rows: list[Row], info: Structure, memo: Any
+        self,
+        estimator: PerRow,
+        model: Callback,
+        guide: Callback,
+        batch: Batch,
+        rows: list[Row],
+        info: Structure,
+        memo: Any,
     ) -> Tensor:
         scores = estimator.scores(model, guide, views(rows, batch, info.nesting, memo), info)
         scores.freeze([t for t, row in enumerate(rows) if row.frozen])

@@ -150,9 +150,7 @@ def subset_mean(
     return Objective(terms, estimator, vectorize=vectorize)
 
 
-def mmjsd(
-    prior_weight: float | None = None, estimator: ELBO | None = None, *, vectorize: bool = True
-) -> Objective:
+def mmjsd(prior_weight: float | None = None, estimator: ELBO | None = None, *, vectorize: bool = True) -> Objective:
     r"""mmJSD: the reconstruction of all from each, and a Jensen-Shannon divergence with the product as dynamic prior.
 
     .. math:: \frac1M \sum_m E_{q_m} \log p(x|z) - \sum_m \pi_m KL(q_m \| q) - \pi_0 KL(p \| q)

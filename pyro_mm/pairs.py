@@ -143,9 +143,12 @@ class Pair:
     evaluated are those of ``trace``, which ``guide`` leaves behind; ``log_q`` is for who scores them.
     """
 
-    def __init__(self, model: Callback, guide: Callback, views: Views, num_particles: int = 1):
+    def __init__(
+        self, model: Callback, guide: Callback, views: Views, num_particles: int = 1, plated: bool | None = None
+    ):
         self._model, self._guide, self.views = model, guide, views
         self.num_particles = num_particles
+        self.plated = num_particles > 1 if plated is None else plated  # whether particles have a plate
         self.particle_dim = -views.nesting - (views.terms > 1) - 1
         self.trace: Any = None
         self.log_q: dict[str, Tensor] = {}
@@ -154,12 +157,12 @@ class Pair:
     @property
     def enum_dim(self) -> int:
         """The first dimension that enumerated sites may use."""
-        return self.particle_dim - (self.num_particles > 1)
+        return self.particle_dim - self.plated
 
     @contextmanager
     def plates(self) -> Iterator[None]:
         with ExitStack() as stack:
-            if self.num_particles > 1:
+            if self.plated:
                 stack.enter_context(pyro.plate("particles", self.num_particles, dim=self.particle_dim))
             if self.views.terms > 1:
                 stack.enter_context(pyro.plate("terms", self.views.terms, dim=-self.views.nesting - 1))

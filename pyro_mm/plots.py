@@ -26,7 +26,7 @@ def training_curve(history: History | Mapping[str, Sequence[float]]) -> Figure:
     losses = {name: columns[name] for name in ("loss", "validation") if name in columns}
     terms = {name: values for name, values in columns.items() if name not in losses}
     panels = 2 if len(terms) > 1 else 1
-    figure = _figure(4.8 * panels, 3.4)
+    figure = _figure(4.8 * panels, 4.0)
     axes = figure.subplots(1, panels, squeeze=False)[0]
     epochs = np.arange(1, len(columns["loss"]) + 1)
     labels = {"loss": "training", "validation": "validation"}
@@ -65,7 +65,7 @@ def image_grid(
         title: of the whole.
     """
     r, c, height, width = images.shape
-    figure = _figure(0.62 * c * width / height + 0.5, 0.62 * r + (0.4 if title else 0.1))
+    figure = _figure(0.62 * c * width / height + 0.5, 0.62 * r + (0.4 if title else 0.1), gap=0.02)
     axes = figure.subplots(r, c, squeeze=False)
     for i in range(r):
         for j in range(c):
@@ -77,9 +77,8 @@ def image_grid(
                 spine.set_color("0.8")
         if rows is not None:
             axes[i, 0].set_ylabel(str(rows[i]), rotation=0, ha="right", va="center")
-    for j in range(c if columns is not None else 0):
-        axes[0, j].set_title(str(columns[j]), fontsize=9)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    for ax, name in zip(axes[0], columns or (), strict=False):
+        ax.set_title(str(name), fontsize=9)
     if title:
         figure.suptitle(title, fontsize=10)
     return figure
@@ -126,7 +125,9 @@ def latent_view(points: Tensor, labels: Tensor, title: str = "") -> Figure:
     classes = np.unique(y)
     colours = _colours(len(classes))
     for colour, label in zip(colours, classes, strict=True):
-        ax.scatter(*plane[y == label].T, s=14, color=colour, label=str(label), alpha=0.8, linewidths=0)
+        ax.scatter(
+            plane[y == label, 0], plane[y == label, 1], s=14, color=colour, label=str(label), alpha=0.8, linewidths=0
+        )
     ax.set_xlabel(f"first principal component ({share[0]:.0f} % of the variance)")
     ax.set_ylabel(f"second ({share[1]:.0f} %)")
     ax.set_aspect("equal", adjustable="datalim")
@@ -137,10 +138,12 @@ def latent_view(points: Tensor, labels: Tensor, title: str = "") -> Figure:
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
+def _figure(width: float, height: float, gap: float = 0.05) -> Figure:
     from matplotlib.figure import Figure  # here, because it takes a second
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    return Figure(figsize=(width, height), layout="constrained")
+    pads = ConstrainedLayoutEngine(w_pad=gap, h_pad=gap, wspace=0.02, hspace=0.02)
+    return Figure(figsize=(width, height), layout=pads)
 
 
 def _colours(n: int) -> list[Any]:

@@ -1,15 +1,9 @@
 r"""The literature's pairs: from a paper to ``(model, guide, objective)``. The one place for networks and their sizes.
 
-A recipe looks at a batch only to see what modalities there are and of which kind:
-
-========================================= ==================================== ==============================
-kind                                      likelihood                           encoder
-========================================= ==================================== ==============================
-image: floats in [0, 1], ``(N, H, W)``    Bernoulli, a perceptron's logits     a perceptron
-label: integers, ``(N,)``                 Categorical, a perceptron's logits   a table, a row for each class
-========================================= ==================================== ==============================
-
-All papers train other networks on other data; what the docstrings call a departure comes on top of that.
+A recipe looks at a batch only to see what modalities there are and of which kind. An image, floats in {0, 1} of
+shape ``(N, H, W)``, has a Bernoulli likelihood, and perceptrons for its logits and its encoder; a label, integers of
+shape ``(N,)``, a Categorical one, a perceptron for its logits, and an encoder that is a table with a row for each
+class. All papers train other networks on other data; what a docstring says of departures comes on top of that.
 
 >>> import pyro_mm as mm
 >>> train, test = mm.datasets.load("digits")
@@ -19,7 +13,7 @@ All papers train other networks on other data; what the docstrings call a depart
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import pyro.distributions as dist
 import torch
@@ -33,6 +27,8 @@ from .models import SharedLatent
 from .nn import MLP
 from .objective import Objective
 
+Hidden = Sequence[int]
+Estimator: TypeAlias = ELBO | None
 LATENT, HIDDEN = 16, (128,)
 
 
@@ -45,13 +41,12 @@ class Recipe(NamedTuple):
 
 
 def mvae(
-    batch: Batch, latent: int = LATENT, hidden: Sequence[int] = HIDDEN, estimator: ELBO | None = None,
-    label_weight: float = 1.0,
-) -> Recipe:  # fmt: skip
+    batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None, label_weight: float = 1.0
+) -> Recipe:
     """MVAE: a product of experts, and the sum of the joint bound and the unimodal ones.
 
     Wu & Goodman 2018 (arXiv:1802.05335). They weigh the label's likelihood by 50 and warm the KL up. The weight here
-    is 1: any other makes the sum a surrogate, and on the digits a larger one made every likelihood worse.
+    is 1: any other makes the sum a surrogate, and on the digits 10 and 50 made every likelihood worse.
     """
     weights = {name: label_weight for name in batch if _is_label(batch, name)}
     objective = objectives.mvae(estimator=estimator, likelihood=weights or 1.0)
@@ -59,9 +54,8 @@ def mvae(
 
 
 def jmvae_kl(
-    batch: Batch, latent: int = LATENT, hidden: Sequence[int] = HIDDEN, estimator: ELBO | None = None,
-    alpha: float = 0.1,
-) -> Recipe:  # fmt: skip
+    batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None, alpha: float = 0.1
+) -> Recipe:
     """JMVAE-kl: a joint encoder, and unimodal encoders drawn near to it.
 
     Suzuki et al. 2016 (arXiv:1611.01891). They warm the KL up.
@@ -70,9 +64,7 @@ def jmvae_kl(
     return Recipe(_story(batch, latent, hidden), _joint(batch, latent, hidden), objective)
 
 
-def jmvae_zero(
-    batch: Batch, latent: int = LATENT, hidden: Sequence[int] = HIDDEN, estimator: ELBO | None = None
-) -> Recipe:
+def jmvae_zero(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
     """JMVAE-zero: a joint encoder that is given zeros for what is missing, and never trained on them.
 
     Suzuki et al. 2016 (arXiv:1611.01891), their baseline. Zeros stand for features, not for the values.
@@ -81,7 +73,7 @@ def jmvae_zero(
     return Recipe(_story(batch, latent, hidden), guide, objectives.elbo(estimator))
 
 
-def telbo(batch: Batch, latent: int = LATENT, hidden: Sequence[int] = HIDDEN, estimator: ELBO | None = None) -> Recipe:
+def telbo(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
     """The triple ELBO: a joint encoder trained with the decoders, and unimodal encoders trained against them.
 
     Vedantam et al. 2018 (arXiv:1705.10762). They weigh the likelihoods, and have a product of experts over the
@@ -90,7 +82,7 @@ def telbo(batch: Batch, latent: int = LATENT, hidden: Sequence[int] = HIDDEN, es
     return Recipe(_story(batch, latent, hidden), _joint(batch, latent, hidden), objectives.telbo(estimator))
 
 
-def vaevae(batch: Batch, latent: int = LATENT, hidden: Sequence[int] = HIDDEN, estimator: ELBO | None = None) -> Recipe:
+def vaevae(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
     """Wu & Goodman's objective of every modality's evidence and the others' given it.
 
     Wu & Goodman 2019 (arXiv:1912.05075). The posterior here is a product of experts.
@@ -99,9 +91,8 @@ def vaevae(batch: Batch, latent: int = LATENT, hidden: Sequence[int] = HIDDEN, e
 
 
 def mmvae(
-    batch: Batch, latent: int = LATENT, hidden: Sequence[int] = HIDDEN, estimator: ELBO | None = None,
-    num_particles: int = 10,
-) -> Recipe:  # fmt: skip
+    batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None, num_particles: int = 10
+) -> Recipe:
     """MMVAE: a mixture of Laplace experts, with K importance-weighted draws from each.
 
     Shi et al. 2019 (arXiv:1911.03393), the looser bound that they train. The gradient is plain reparameterisation in
@@ -114,7 +105,7 @@ def mmvae(
     return Recipe(_story(batch, latent, hidden, prior), guide, objectives.mmvae(num_particles, estimator=estimator))
 
 
-def mopoe(batch: Batch, latent: int = LATENT, hidden: Sequence[int] = HIDDEN, estimator: ELBO | None = None) -> Recipe:
+def mopoe(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
     """MoPoE: a mixture of the products of all subsets of the experts, trained as the mean over subsets.
 
     Sutter et al. 2021 (arXiv:2105.02470). Without their beta; every subset's product has the prior expert.
@@ -123,7 +114,7 @@ def mopoe(batch: Batch, latent: int = LATENT, hidden: Sequence[int] = HIDDEN, es
     return Recipe(_story(batch, latent, hidden), guide, objectives.subset_mean(estimator=estimator))
 
 
-def mvtcae(batch: Batch, latent: int = LATENT, hidden: Sequence[int] = HIDDEN, estimator: ELBO | None = None) -> Recipe:
+def mvtcae(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
     """MVTCAE: a product of experts without the prior, and bounds given each modality besides the joint one.
 
     Hwang et al. 2021 (NeurIPS). With beta = 1.
@@ -132,7 +123,7 @@ def mvtcae(batch: Batch, latent: int = LATENT, hidden: Sequence[int] = HIDDEN, e
     return Recipe(_story(batch, latent, hidden), guide, objectives.mvtcae(estimator=estimator))
 
 
-def mmjsd(batch: Batch, latent: int = LATENT, hidden: Sequence[int] = HIDDEN, estimator: ELBO | None = None) -> Recipe:
+def mmjsd(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
     """mmJSD: a Jensen-Shannon divergence between the experts and the prior, with their product as dynamic prior.
 
     Sutter et al. 2020 (arXiv:2006.08242). Without their modality-specific latents.
@@ -140,9 +131,7 @@ def mmjsd(batch: Batch, latent: int = LATENT, hidden: Sequence[int] = HIDDEN, es
     return Recipe(_story(batch, latent, hidden), _product(batch, latent, hidden), objectives.mmjsd(estimator=estimator))
 
 
-def unimodal_mean(
-    batch: Batch, latent: int = LATENT, hidden: Sequence[int] = HIDDEN, estimator: ELBO | None = None
-) -> Recipe:
+def unimodal_mean(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
     """A mixture of experts trained expert by expert, each reconstructing all: looser than the mixture's own bound.
 
     The form with one particle that much work after Shi et al. 2019 (arXiv:1911.03393) trains under MMVAE's name,
@@ -157,9 +146,6 @@ RECIPES: Mapping[str, Callable[..., Recipe]] = {
     for f in (mvae, jmvae_kl, jmvae_zero, telbo, vaevae, mmvae, mopoe, mvtcae, mmjsd, unimodal_mean)
 }
 """The names of the command line; elsewhere call the functions."""
-
-
-# -- networks by kind of modality -------------------------------------------------------------------------------
 
 
 def _is_label(batch: Batch, name: str) -> bool:
@@ -177,7 +163,7 @@ def _classes(batch: Batch, name: str) -> int:
     return int(batch[name].max()) + 1
 
 
-def _story(batch: Batch, latent: int, hidden: Sequence[int], prior: dist.Distribution | None = None) -> SharedLatent:
+def _story(batch: Batch, latent: int, hidden: Hidden, prior: dist.Distribution | None = None) -> SharedLatent:
     def decoder(name: str) -> nn.Module:
         if _is_label(batch, name):
             return conditionals.Categorical(MLP(latent, _classes(batch, name), hidden))
@@ -188,24 +174,24 @@ def _story(batch: Batch, latent: int, hidden: Sequence[int], prior: dist.Distrib
     return SharedLatent(prior, {name: decoder(name) for name in batch})
 
 
-def _features(batch: Batch, name: str, out: int, hidden: Sequence[int]) -> nn.Module:
+def _features(batch: Batch, name: str, out: int, hidden: Hidden) -> nn.Module:
     if _is_label(batch, name):
         return nn.Embedding(_classes(batch, name), out)
     return MLP(batch[name][0].numel(), out, hidden)
 
 
 def _encoders(
-    batch: Batch, latent: int, hidden: Sequence[int], family: type[nn.Module] = conditionals.Normal
+    batch: Batch, latent: int, hidden: Hidden, family: type[nn.Module] = conditionals.Normal
 ) -> dict[str, nn.Module]:
     return {name: family(_features(batch, name, 2 * latent, hidden)) for name in batch}
 
 
-def _product(batch: Batch, latent: int, hidden: Sequence[int]) -> Guide:
+def _product(batch: Batch, latent: int, hidden: Hidden) -> Guide:
     return Guide(z=posteriors.ProductOfExperts(_encoders(batch, latent, hidden)))
 
 
 def _joint_encoder(
-    batch: Batch, latent: int, hidden: Sequence[int], partial: nn.Module | None = None
+    batch: Batch, latent: int, hidden: Hidden, partial: nn.Module | None = None
 ) -> posteriors.JointEncoder:
     """Features of one hidden layer less than an encoder, whose last one is the head's."""
     width = hidden[-1]
@@ -214,6 +200,6 @@ def _joint_encoder(
     return posteriors.JointEncoder(features, head, partial)
 
 
-def _joint(batch: Batch, latent: int, hidden: Sequence[int]) -> Guide:
+def _joint(batch: Batch, latent: int, hidden: Hidden) -> Guide:
     unimodal = posteriors.ProductOfExperts(_encoders(batch, latent, hidden), prior=None)
     return Guide(z=_joint_encoder(batch, latent, hidden, unimodal))

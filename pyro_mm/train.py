@@ -104,7 +104,9 @@ def fit(
         own = {id(p): p for m in modules for p in m.parameters() if p.requires_grad}
         parameters = list((own | leaves).values())
         if not parameters:
-            raise RuntimeError("nothing to train: neither model nor guide depends on a parameter that requires a gradient")
+            raise RuntimeError(
+                "nothing to train: neither model nor guide depends on a parameter that requires a gradient"
+            )
         step = optimizer(parameters)
         _check_optimizer(step, parameters)
         for epoch in range(epochs):
@@ -180,7 +182,9 @@ def _leaves(model: Any, guide: Any, batch: Batch) -> tuple[dict[int, Tensor], bo
             if site["type"] != "sample":
                 continue
             scaled |= any(frame.name == "data" and frame.full_size == batch.total for frame in site["cond_indep_stack"])
-            stack = [x.grad_fn or x for x in (site.get("log_prob_sum"), site["value"]) if getattr(x, "requires_grad", False)]
+            stack = [
+                x.grad_fn or x for x in (site.get("log_prob_sum"), site["value"]) if getattr(x, "requires_grad", False)
+            ]
             while stack:
                 node = stack.pop()
                 if node is None or id(node) in seen:
@@ -252,7 +256,13 @@ def _bar(show: bool, epochs: int, steps: int) -> Iterator[Callable[..., None]]:
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("epoch"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    columns = (
+        TextColumn("epoch"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
     with Progress(*columns) as progress:
         task = progress.add_task("", total=epochs)
 
@@ -260,6 +270,8 @@ def _bar(show: bool, epochs: int, steps: int) -> Iterator[Callable[..., None]]:
             if entry is None:
                 progress.advance(task, 1 / steps)
                 return
-            progress.update(task, description=", ".join(f"{n} {entry[n]:.2f}" for n in ("loss", "validation") if n in entry))
+            progress.update(
+                task, description=", ".join(f"{n} {entry[n]:.2f}" for n in ("loss", "validation") if n in entry)
+            )
 
         yield advance

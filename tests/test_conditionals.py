@@ -35,9 +35,7 @@ def test_location_and_scale_families(family):
     log_scale = nn.Parameter(torch.randn(3, **F64))
     learned = getattr(conditionals, family)(nn.Identity(), scale=log_scale)
     assert [p is log_scale for p in learned.parameters()] == [True]
-    torch.testing.assert_close(
-        learned(x).log_prob(x + 1), oracle(x, log_scale.exp()).log_prob(x + 1).sum(-1), **EXACT
-    )
+    torch.testing.assert_close(learned(x).log_prob(x + 1), oracle(x, log_scale.exp()).log_prob(x + 1).sum(-1), **EXACT)
     learned(x).log_prob(x).sum().backward()
     assert log_scale.grad.shape == (3,)
 
@@ -88,9 +86,7 @@ def test_several_parents_broadcast_and_are_concatenated():
 def test_bernoulli():
     logits, x = torch.randn(5, 3, **F64), torch.rand(5, 3, **F64).round()
     d = conditionals.Bernoulli(nn.Identity())(logits)
-    torch.testing.assert_close(
-        d.log_prob(x), (x * logits - torch.nn.functional.softplus(logits)).sum(-1), **EXACT
-    )
+    torch.testing.assert_close(d.log_prob(x), (x * logits - torch.nn.functional.softplus(logits)).sum(-1), **EXACT)
 
 
 @pytest.mark.parametrize("event", [(), (7,), (2, 7)])
@@ -138,9 +134,7 @@ def test_sizes_that_do_not_fit_are_named():
     out = torch.zeros(5, 7)
     with pytest.raises(ValueError, match=r"\(\.\.\., 6\) from the network, got \(5, 7\)"):
         conditionals.Normal(nn.Identity(), (3,))(out)
-    with pytest.raises(
-        ValueError, match=r"\(\.\.\., 24\) or \(\.\.\., 6, 4\) from the network, got \(5, 7\)"
-    ):
+    with pytest.raises(ValueError, match=r"\(\.\.\., 24\) or \(\.\.\., 6, 4\) from the network, got \(5, 7\)"):
         conditionals.Normal(nn.Identity(), (3, 4))(out)
     with pytest.raises(ValueError, match=r"\(\.\.\., 6\) from the network, got \(5, 7\)"):
         conditionals.Laplace(nn.Identity())(out)

@@ -95,7 +95,11 @@ def pair(model, posterior):
 
 
 def data(rows=6):
-    values = {"a": torch.bernoulli(torch.full((rows, 2, 2), 0.5)), "b": torch.randn(rows, 3), "c": torch.arange(rows) % 4}
+    values = {
+        "a": torch.bernoulli(torch.full((rows, 2, 2), 0.5)),
+        "b": torch.randn(rows, 3),
+        "c": torch.arange(rows) % 4,
+    }
     present = {n: torch.rand(rows) < 0.7 for n in values}
     present["a"][:2] = present["b"][:2] = present["c"][:2] = True
     for p in present.values():
@@ -165,7 +169,8 @@ class TestEveryPair:
         batch = data()
         other = mm.Batch({"a": 1 - batch["a"], "b": batch["b"] + 9, "c": (batch["c"] + 1) % 4})
         swapped = {
-            n: torch.where(batch.present[n].reshape(-1, *[1] * (batch[n].dim() - 1)), batch[n], other[n]) for n in batch.names
+            n: torch.where(batch.present[n].reshape(-1, *[1] * (batch[n].dim() - 1)), batch[n], other[n])
+            for n in batch.names
         }
         values = []
         for rows in (batch, batch._copy(_values=swapped)):
@@ -199,7 +204,9 @@ def test_order_of_modalities_does_not_matter(name, double):
     kind |= {"mixture of products": mm.posteriors.MixtureOfProducts}
     kind |= {"product without prior": lambda e: mm.posteriors.ProductOfExperts(e, prior=None)}
     batch, z = model.sample(5), torch.randn(5, 3)
-    batch = mm.Batch({n: batch[n] for n in batch.names}, present={"x1": torch.tensor([1, 0, 1, 0, 1], dtype=torch.bool)})
+    batch = mm.Batch(
+        {n: batch[n] for n in batch.names}, present={"x1": torch.tensor([1, 0, 1, 0, 1], dtype=torch.bool)}
+    )
     forwards = kind[name](nets)(batch).log_prob(z)
     backwards = kind[name](dict(reversed(nets.items())))(batch).log_prob(z)
     torch.testing.assert_close(forwards, backwards, rtol=1e-12, atol=0)

@@ -33,9 +33,7 @@ def laplace(*shape, event=1):
 
 
 def experts(count, *shape):
-    return [torch.randn(shape, **F64) for _ in range(count)], [
-        torch.rand(shape, **F64) + 0.5 for _ in range(count)
-    ]
+    return [torch.randn(shape, **F64) for _ in range(count)], [torch.rand(shape, **F64) + 0.5 for _ in range(count)]
 
 
 # ---------------------------------------------------------------- product_of_normals
@@ -98,9 +96,7 @@ def test_a_product_of_nothing_is_standard_normal_with_finite_gradients(masks, pr
         x.requires_grad_()
     product = product_of_normals(locs, scales, masks, prior)
     assert product.loc.dtype == torch.float64
-    assert torch.equal(product.loc, torch.zeros(5, 3, **F64)) and torch.equal(
-        product.scale, torch.ones(5, 3, **F64)
-    )
+    assert torch.equal(product.loc, torch.zeros(5, 3, **F64)) and torch.equal(product.scale, torch.ones(5, 3, **F64))
     if product.loc.requires_grad:
         (product.rsample() ** 2 + product.scale.log()).sum().backward()
         assert all(x.grad.count_nonzero() == 0 for x in (locs[0], scales[0]))
@@ -215,9 +211,7 @@ def test_mixture_draws_have_its_moments(components):
 
 def test_mixture_draws_choose_a_component_for_every_element():
     loc = torch.arange(3.0, **F64)[:, None].expand(3, 1)
-    mixture = Mixture(dist.Normal(loc, 1e-3).to_event(1), torch.tensor([0.2, 0.0, 0.8], **F64).log()).expand(
-        (50,)
-    )
+    mixture = Mixture(dist.Normal(loc, 1e-3).to_event(1), torch.tensor([0.2, 0.0, 0.8], **F64).log()).expand((50,))
     draws = mixture.sample((400,)).round()[..., 0]
     assert set(draws.unique().tolist()) == {0.0, 2.0}
     share = (draws == 2).double()
@@ -364,14 +358,8 @@ def test_where_kls_resolve_without_ambiguity():
         nested = Where(other, left, s)
         by_hand = torch.where(other, kl_divergence(left, r), kl_divergence(s, r))
         torch.testing.assert_close(kl_divergence(nested, r), by_hand, **EXACT)
-        assert (
-            kl_divergence(left.expand((5, 3)), r).shape
-            == kl_divergence(r, left.expand((5, 3))).shape
-            == (5, 3)
-        )
-        assert (
-            kl_divergence(left.expand((5, 3)), right).shape == kl_divergence(left, right.expand((5, 3))).shape
-        )
+        assert kl_divergence(left.expand((5, 3)), r).shape == kl_divergence(r, left.expand((5, 3))).shape == (5, 3)
+        assert kl_divergence(left.expand((5, 3)), right).shape == kl_divergence(left, right.expand((5, 3))).shape
         assert torch.equal(kl_divergence(left, left.expand((5, 3))), torch.zeros(5, 3, **F64))
         delta = dist.Delta(torch.zeros(3, 2, **F64), event_dim=1)
         torch.testing.assert_close(kl_divergence(delta, left), -left.log_prob(delta.v), **EXACT)
@@ -441,9 +429,7 @@ def test_diagonal_unwraps():
     loc, scale = torch.randn(3, 2, **F64), torch.rand(3, 2, **F64)
     d = dist.Laplace(loc, scale).to_event(1).expand((5, 3)).to_event(1)
     assert d.event_shape == (3, 2)
-    assert torch.equal(diagonal(d)[0], loc.expand(5, 3, 2)) and torch.equal(
-        diagonal(d)[1], scale.expand(5, 3, 2)
-    )
+    assert torch.equal(diagonal(d)[0], loc.expand(5, 3, 2)) and torch.equal(diagonal(d)[1], scale.expand(5, 3, 2))
     assert torch.equal(diagonal(torch.distributions.Normal(loc, scale))[1], scale)
     with pytest.raises(TypeError, match="Gamma"):
         diagonal(dist.Gamma(torch.ones(3), 1.0).to_event(1))

@@ -158,7 +158,9 @@ def test_stratified_bound_is_its_formula(stratified, double):
         share = {n: posterior.weights[n] / sum(posterior.weights[m] for m in experts) for n in experts}
         density = torch.stack([math.log(share[n]) + q.log_prob(z[:, row]) for n, q in experts.items()]).logsumexp(0)
         log_w = log_joint[:, row] - density
-        each = {n: log_w[4 * i : 4 * i + 4].logsumexp(0) - math.log(4) for i, n in enumerate(batch.names) if n in experts}
+        each = {
+            n: log_w[4 * i : 4 * i + 4].logsumexp(0) - math.log(4) for i, n in enumerate(batch.names) if n in experts
+        }
         if stratified == "inside":
             total += torch.stack([each[n] + math.log(share[n]) for n in experts]).logsumexp(0).item()
         else:

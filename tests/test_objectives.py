@@ -136,7 +136,11 @@ def test_masked_equals_its_formula_for_every_subset(pair, monkeypatch):
 @pytest.mark.parametrize("empty", [True, False])
 def test_random_subsets_are_uniform(empty):
     rows = 40_000
-    present = {"a": torch.ones(rows, dtype=torch.bool), "b": torch.ones(rows, dtype=torch.bool), "c": torch.arange(rows) % 2 == 0}
+    present = {
+        "a": torch.ones(rows, dtype=torch.bool),
+        "b": torch.ones(rows, dtype=torch.bool),
+        "c": torch.arange(rows) % 2 == 0,
+    }
     batch = mm.Batch({n: torch.zeros(rows, 1) for n in present}, present=present)
     drawn = terms._random_subset(batch, empty)
     code = drawn["a"] * 1 + drawn["b"] * 2 + drawn["c"] * 4
@@ -244,7 +248,11 @@ def test_vaevae_and_masked_are_exact_where_the_posterior_is(double):
     batch, guide = model.sample(5), mm.Guide(z=model.posterior)
     truth = model.log_prob(batch).sum().item()
     # log p(x_B | z) r(z) / q(z) is constant in z at the exact posterior, term by term, so one draw is exact
-    for objective in (O.vaevae(mm.estimators.IWAE(1)), O.masked(mm.estimators.IWAE(1)), O.mvtcae(0.0, estimator=mm.estimators.IWAE(1))):
+    for objective in (
+        O.vaevae(mm.estimators.IWAE(1)),
+        O.masked(mm.estimators.IWAE(1)),
+        O.mvtcae(0.0, estimator=mm.estimators.IWAE(1)),
+    ):
         assert -objective.loss(model, guide, batch) == pytest.approx(truth, rel=1e-10)
 
 

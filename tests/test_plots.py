@@ -48,6 +48,7 @@ def test_latent_view_finds_the_plane_of_most_variance(tmp_path, size):
 
 
 def test_pyplot_is_never_imported():
-    code = "import sys, pyro_mm.plots as p; p.training_curve({'loss': [1.0, 2.0]}); print('matplotlib.pyplot' in sys.modules)"
+    draw = "import sys, pyro_mm.plots as p; p.training_curve({'loss': [1.0, 2.0]})"
+    code = f"{draw}; print('matplotlib.pyplot' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

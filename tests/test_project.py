@@ -46,9 +46,7 @@ def test_every_dependency_is_pinned():
     pins = {}
     for line in read("constraints.txt").splitlines():
         if line and not line.startswith("#"):
-            name, version = re.fullmatch(
-                r"([\w.-]+)==([\w.]+)(?: ; python_version [<>=]+ \"3\.12\")?", line
-            ).groups()
+            name, version = re.fullmatch(r"([\w.-]+)==([\w.]+)(?: ; python_version [<>=]+ \"3\.12\")?", line).groups()
             pins.setdefault(canonical(name), []).append(version)
     project = pyproject()["project"]
     extras = project["optional-dependencies"]

@@ -42,9 +42,7 @@ def test_an_estimator_goes_through(rows):
 
 def test_the_default_is_a_bound(rows):
     _, _, objective = mvae(rows)
-    assert str(objective.bounds(rows.names)) == (
-        "lower bound on log p(image, label) + log p(image) + log p(label)"
-    )
+    assert str(objective.bounds(rows.names)) == ("lower bound on log p(image, label) + log p(image) + log p(label)")
     assert mvae(rows, label_weight=50.0).objective.bounds(rows.names).kind == "surrogate"
 
 

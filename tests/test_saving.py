@@ -16,9 +16,7 @@ def pair(hidden=8, latent=2):
     w = dist.Normal(torch.zeros(1), 1.0).to_event(1)
     net = lambda i, o: mm.nn.MLP(i, 2 * o, hidden=(hidden,))  # noqa: E731
     normal = mm.conditionals.Normal
-    model = mm.models.PrivateLatents(
-        z, {"a": w}, {"a": normal(net(latent + 1, 3)), "b": normal(net(latent, 2))}
-    )
+    model = mm.models.PrivateLatents(z, {"a": w}, {"a": normal(net(latent + 1, 3)), "b": normal(net(latent, 2))})
     experts = {"a": normal(net(3, latent)), "b": normal(net(2, latent))}
     own = mm.posteriors.Private("a", normal(net(3, 1)))
     return model, mm.Guide(z=mm.posteriors.ProductOfExperts(experts), w_a=own)
@@ -39,9 +37,7 @@ def test_there_and_back(tmp_path):
     assert torch.equal(mm.log_marginal(*other, rows, num_particles=20, seed=0).log_prob, expected)
     for state, m, n in zip(kept, one, other, strict=True):
         assert m.state_dict().keys() == state.keys() == n.state_dict().keys()
-        assert all(
-            torch.equal(state[k], x) and torch.equal(x, n.state_dict()[k]) for k, x in m.state_dict().items()
-        )
+        assert all(torch.equal(state[k], x) and torch.equal(x, n.state_dict()[k]) for k, x in m.state_dict().items())
 
 
 def test_loaded_weights_are_trained_on_and_belong_to_their_own_model(tmp_path):

@@ -55,7 +55,7 @@ OBJECTIVES = {
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_a_cell_that_is_run_again_trains_again(name):
-    """With the same objects it goes on; with fresh ones it starts anew, to the same place, Pyro's store untouched."""
+    """With the same objects it goes on; with fresh ones it starts anew, to the same place, without Pyro's store."""
     batch, runs = data(), []
     for _ in range(2):
         torch.manual_seed(7)
@@ -71,9 +71,7 @@ def test_a_cell_that_is_run_again_trains_again(name):
     assert len(pyro.get_param_store()) == 0
 
 
-@pytest.mark.parametrize(
-    "elbo", [lambda: Trace_ELBO(), lambda: mm.objectives.jmvae_kl(0.1)], ids=["Trace", "jmvae_kl"]
-)
+@pytest.mark.parametrize("elbo", [lambda: Trace_ELBO(), lambda: mm.objectives.jmvae_kl(0.1)], ids=["Trace", "jmvae_kl"])
 def test_and_so_it_does_under_plain_svi_with_a_store_that_nobody_clears(elbo):
     batch = data()
     for _ in range(2):
@@ -141,7 +139,7 @@ def test_a_function_story_whose_networks_are_closures_trains(name):
 
 
 def test_and_so_it_does_where_the_first_rows_lack_a_modality():
-    """The parameters are found by a run on two rows, which here have no b, and in which the first has nothing."""
+    """The parameters are found by a run on two rows, which have no b here; the first has nothing."""
     story, guide, nets = closures()
     rows = data(64)
     there = torch.arange(64)
@@ -219,34 +217,28 @@ def test_a_global_latent_is_weighed_right_under_subsampling(elbo, batch_size):
     """Learned mean within 0.1 of the exact 1.27 and standard deviation within 10 % of the exact 0.25.
 
     Unscaled minibatches of 15 would give 0.46 for the latter. The
-    optimiser's own noise, at the last of its steps of 0.1, 0.03 and 0.01, is about 0.02 and 3 %; the seed is fixed.
+    optimiser's own noise, at the last of the steps 0.1, 0.03 and 0.01, is about 0.02 and 3 %; the seed is fixed.
     """
     story, guide, batch, (loc, log_scale), exact, log_p = global_mean()
     for step in (0.1, 0.03, 0.01):
         history = mm.fit(
-            story, guide, elbo(num_particles=4), batch, epochs=25 * batch_size // 15, batch_size=batch_size, seed=0, progress=False,
+            story, guide, elbo(num_particles=4), batch, epochs=25 * batch_size // 15, batch_size=batch_size,
+            seed=0, progress=False,
             optimizer=lambda ps, step=step: torch.optim.Adam(ps, step),
         )  # fmt: skip
     assert loc.item() == pytest.approx(exact[0], abs=0.1)
     assert log_scale.exp().item() == pytest.approx(exact[1], rel=0.1)
     loss = history.to_dict()["loss"]
-    assert sum(loss[-10:]) / 10 == pytest.approx(
-        -log_p / 60, abs=0.1
-    )  # nats a row of the whole, whatever the batch
+    assert sum(loss[-10:]) / 10 == pytest.approx(-log_p / 60, abs=0.1)  # nats a row of the whole, whatever the batch
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the validation loss counts a global latent's KL once for every minibatch"
-)
 def test_the_validation_loss_does_not_depend_on_the_batch_size():
     story, guide, batch, parameters, exact, log_p = global_mean()
     with torch.no_grad():
         parameters[0].fill_(exact[0]), parameters[1].fill_(math.log(exact[1]))
     still = {"optimizer": lambda ps: torch.optim.SGD(ps, 0.0), "progress": False, "epochs": 1, "seed": 0}
-    for batch_size in (10, 60):
-        history = mm.fit(
-            story, guide, TraceMeanField_ELBO(200), batch, validation=batch, batch_size=batch_size, **still
-        )
+    for batch_size in (20, 60):
+        history = mm.fit(story, guide, TraceMeanField_ELBO(30), batch, validation=batch, batch_size=batch_size, **still)
         assert history.to_dict()["validation"][0] == pytest.approx(-log_p / 60, abs=0.05)
 
 
@@ -260,9 +252,7 @@ def test_a_seed_fixes_the_run_and_leaves_the_generator_alone():
         torch.manual_seed(noise)
         state = torch.get_rng_state()
         twin = copy.deepcopy((model, guide))
-        history = mm.fit(
-            *twin, mm.objectives.mvae(1), data(), validation=data(20, 1), epochs=2, seed=5, **QUIET
-        )
+        history = mm.fit(*twin, mm.objectives.mvae(1), data(), validation=data(20, 1), epochs=2, seed=5, **QUIET)
         assert torch.equal(torch.get_rng_state(), state)
         results.append((history.to_dict(), weights(*twin)))
     assert results[0][0] == results[1][0] and all(map(torch.equal, results[0][1], results[1][1]))
@@ -275,9 +265,7 @@ def test_validation_draws_do_not_change_the_training():
     histories = []
     for validation in (None, data(20, 1)):
         twin = copy.deepcopy((model, guide))
-        histories.append(
-            mm.fit(*twin, mm.objectives.elbo(), data(), validation=validation, epochs=2, seed=5, **QUIET)
-        )
+        histories.append(mm.fit(*twin, mm.objectives.elbo(), data(), validation=validation, epochs=2, seed=5, **QUIET))
     assert histories[0].to_dict()["loss"] == histories[1].to_dict()["loss"]
 
 
@@ -302,11 +290,7 @@ def test_the_csv_is_the_columns(tmp_path):
     history = mm.fit(*pair(), mm.objectives.elbo(), data(), epochs=2, **QUIET)
     history.to_csv(tmp_path / "history.csv")
     head, *rows = (tmp_path / "history.csv").read_text().splitlines()
-    assert (
-        len(rows) == 2
-        and float(rows[1].split(",")[0]) == history.to_dict()["loss"][1]
-        and head.startswith("loss")
-    )
+    assert len(rows) == 2 and float(rows[1].split(",")[0]) == history.to_dict()["loss"][1] and head.startswith("loss")
 
 
 def exact_pair():
@@ -378,7 +362,6 @@ def test_a_parameter_without_a_gradient_is_named():
         mm.fit(*pair(), only_a, data(), epochs=1, **QUIET)
 
 
-@pytest.mark.xfail(strict=True, reason="a leaf of a function story that gets no gradient is not looked at")
 def test_and_so_is_one_of_a_function_story():
     story, guide, _ = closures()
     only_a = mm.objectives.Objective([mm.objectives.Term("a", "a")])
@@ -411,17 +394,12 @@ def test_a_loss_that_is_not_finite_raises():
 def test_a_loss_that_diverges_raises():
     huge = lambda ps: torch.optim.SGD(ps, 1e6)  # noqa: E731
     with pytest.raises(FloatingPointError, match="epoch"):
-        mm.fit(
-            *pair(), mm.objectives.elbo(), data(), epochs=20, batch_size=32, progress=False, optimizer=huge
-        )
+        mm.fit(*pair(), mm.objectives.elbo(), data(), epochs=20, batch_size=32, progress=False, optimizer=huge)
 
 
 # -- Pyro's optimisers -----------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(
-    strict=True, reason="every step's announced leaf gets a torch optimiser of its own, for ever"
-)
 def test_an_objective_in_svi_gives_the_optimiser_nothing_but_parameters():
     model, guide = pair()
     optimizer = pyro.optim.Adam({"lr": 0.01})
@@ -431,16 +409,12 @@ def test_an_objective_in_svi_gives_the_optimiser_nothing_but_parameters():
     assert len(optimizer.optim_objs) == len(weights(model, guide))
 
 
-@pytest.mark.xfail(strict=True, reason="and it has no name for a callable of the optimiser's arguments")
 def test_an_objective_in_svi_allows_a_rate_by_parameter():
     model, guide = pair()
     svi = SVI(model, guide, pyro.optim.Adam(lambda name: {"lr": 0.01}), mm.objectives.elbo(Trace_ELBO()))
     svi.step(data())
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the structure is looked at without gradients, where weights look fixed"
-)
 def test_a_mixture_with_learned_weights_is_refused_by_pathwise_estimators():
     log_weights = nn.Parameter(torch.zeros(2))
     shift = nn.Parameter(torch.tensor([[-1.0], [1.0]]))
