@@ -14,9 +14,9 @@ from pyro import poutine
 from torch import Tensor
 
 from .columns import read_mask, read_modality, read_tensor
-from .distributions import Scatter
 from .draws import Deferred, draw, plate_shape
 from .presence import Presence, any_of, over_events
+from .scatter import Scatter
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,7 @@ class Batch:
         take = lambda tensors: {name: t[rows] for name, t in tensors.items()}  # noqa: E731
         new = self._copy(_values=take(self._values), covariates=take(self.covariates), lengths=take(self.lengths))
         new._masks = {n: m[..., rows] if isinstance(m, Tensor) else m for n, m in self._masks.items()}
+        new._memo = None if self._memo is None else {}
         new._rows = self._rows[rows] if isinstance(self._rows, Tensor) else self._rows
         new._index = None if self._index is None else self._index[rows]
         sized = [*new._values.values(), *new.covariates.values()]
@@ -200,7 +201,11 @@ class Batch:
 
     @contextmanager
     def plate(self) -> Iterator[Tensor]:
-        """The plate ``"data"`` at dim -1. Rows in which everything is missing are masked, latent sites included."""
+        """The plate ``"data"`` at dim -1. Rows in which everything is missing are masked, latent sites included.
+
+        ``pyro.plate("data", batch.size, dim=-1)`` serves in its place, but that under Pyro's own ELBOs it does not
+        mask such rows, and does not scale a subsample.
+        """
         rows = self.rows
         plate = pyro.plate("data", self.total or self.size, subsample=self._index, dim=-1)
         with plate as index, poutine.mask(mask=rows):
@@ -210,7 +215,8 @@ class Batch:
         """The one way in which a story meets data: the site ``name``, observed where the modality is present.
 
         Where it is missing the value is a draw from its distribution, which scores nothing, and which is made only
-        if a descendant uses it. So a modality may be the parent of another one: descendants see the draw.
+        if a descendant uses it. So a modality may be the parent of another one: descendants see the draw. One that
+        has no ``rsample`` passes no gradient from them to its parents; sum such a label out instead, as a latent.
 
         Args:
             name: the modality, and the name of the site.

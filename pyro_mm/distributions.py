@@ -16,7 +16,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, Independent, constraints, kl_divergence
 from torch.distributions.kl import register_kl
 
-__all__ = ["STANDARD_NORMAL", "Mixture", "Scatter", "Where", "diagonal", "product_of_normals"]
+__all__ = ["STANDARD_NORMAL", "Mixture", "Where", "diagonal", "product_of_normals"]
 
 STANDARD_NORMAL = Normal(0.0, 1.0)
 
@@ -75,7 +75,7 @@ def product_of_normals(
     return Normal(weighted / total, total.rsqrt(), validate_args=False)
 
 
-class _Composite(TorchDistribution):
+class Composite(TorchDistribution):
     """A distribution made of others. Its expansion is only remembered: the parts broadcast when asked."""
 
     arg_constraints: dict[str, constraints.Constraint] = {}
@@ -100,7 +100,7 @@ class _Composite(TorchDistribution):
         return new
 
 
-class Mixture(_Composite):
+class Mixture(Composite):
     r"""A mixture along the last batch dimension of ``components``.
 
     .. math:: p(z) = \sum_c w_c \, p_c(z)
@@ -159,7 +159,7 @@ class Mixture(_Composite):
         log_p = self._components.log_prob(value.unsqueeze(-1 - self.event_dim))
         # Filled, since -inf + log_p is NaN where the density of a component that is left out is not finite.
         joint = (self._log_weights + log_p).masked_fill(self._log_weights.isneginf(), -math.inf)
-        return _broadcast(joint.logsumexp(-1), self.batch_shape)
+        return broadcast(joint.logsumexp(-1), self.batch_shape)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         with torch.no_grad():
@@ -179,7 +179,7 @@ class Mixture(_Composite):
         :param index: a long tensor that broadcasts with the batch shape.
         :return: a draw of shape ``(*batch_shape, *event_shape)``.
         """
-        return self._draw(_broadcast(index, self.batch_shape), pathwise=True)
+        return self._draw(broadcast(index, self.batch_shape), pathwise=True)
 
     def _index(self, sample_shape: Sequence[int]) -> Tensor:
         like = self._log_weights
@@ -201,7 +201,7 @@ class Mixture(_Composite):
         return draws.gather(index.dim(), where).squeeze(index.dim())
 
 
-class Where(_Composite):
+class Where(Composite):
     """A choice of distribution for every element of the batch: ``p`` where ``mask`` holds, else ``q``.
 
     ``KL(Where(m, p, q) || r) = where(m, KL(p || r), KL(q || r))``, and likewise on the right.
@@ -228,11 +228,11 @@ class Where(_Composite):
 
     def _choose(self, p: Tensor, q: Tensor) -> Tensor:
         chosen = torch.where(_pad(self.condition, self.event_dim), p, q)
-        return _broadcast(chosen, self.batch_shape + self.event_shape)
+        return broadcast(chosen, self.batch_shape + self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         log_prob = torch.where(self.condition, self.p.log_prob(value), self.q.log_prob(value))
-        return _broadcast(log_prob, self.batch_shape)
+        return broadcast(log_prob, self.batch_shape)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         p, q = (_expand(part, self.batch_shape).sample(Size(sample_shape)) for part in self._parts)
@@ -246,66 +246,22 @@ class Where(_Composite):
 @register_kl(Where, Distribution)
 def _kl_where_left(p: Where, q: Distribution) -> Tensor:
     kl = torch.where(p.condition, kl_divergence(p.p, q), kl_divergence(p.q, q))
-    return _broadcast(kl, p.batch_shape)
+    return broadcast(kl, p.batch_shape)
 
 
 @register_kl(Delta, Where)  # Pyro registers (Delta, Distribution): without this line the two would tie
 @register_kl(Distribution, Where)
 def _kl_where_right(p: Distribution, q: Where) -> Tensor:
     kl = torch.where(q.condition, kl_divergence(p, q.p), kl_divergence(p, q.q))
-    return _broadcast(kl, q.batch_shape)
+    return broadcast(kl, q.batch_shape)
 
 
 @register_kl(Where, Where)
 def _kl_where_where(p: Where, q: Where) -> Tensor:
     if p.condition is not q.condition:
-        return _broadcast(_kl_where_left(p, q), q.batch_shape)
+        return broadcast(_kl_where_left(p, q), q.batch_shape)
     kl = torch.where(p.condition, kl_divergence(p.p, q.p), kl_divergence(p.q, q.q))
-    return _broadcast(_broadcast(kl, p.batch_shape), q.batch_shape)
-
-
-class Scatter(_Composite):
-    """A distribution known on some entries of one batch dimension, scoring zero on the others.
-
-    ``log_prob(x)[index[i]] = base.log_prob(x[index[i]])[i]`` along that dimension, and 0 elsewhere. It only
-    scores: the other entries have nothing to draw from. Where every entry is known, use ``base`` itself.
-
-    :param base: a distribution whose batch dimension ``dim`` has size ``len(index)``.
-    :param index: the distinct entries that ``base`` stands for.
-    :param size: the size of that dimension in this distribution.
-    :param dim: negative, counted from the right of the batch shape.
-    :raises ValueError: if the sizes do not fit.
-    """
-
-    has_rsample = False
-
-    def __init__(self, base: TorchDistribution, index: tuple[int, ...], size: int, dim: int) -> None:
-        shape = list(base.batch_shape)
-        if not -len(shape) <= dim < 0 or shape[dim] != len(index):
-            raise ValueError(f"expected size {len(index)} at batch dim {dim}, got batch shape {shape}")
-        if not index or len(set(index)) < len(index) or not 0 <= min(index) <= max(index) < size:
-            raise ValueError(f"expected distinct entries of range({size}), one at least; got {index}")
-        shape[dim] = size
-        self.base, self.index, self.size, self.dim = base, tuple(index), size, dim
-        super().__init__(Size(shape), base)
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        raise NotImplementedError("Scatter only scores: outside of its index there is nothing to draw from")
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """:param value: lacks the dimension, or has 1 or ``size`` entries there."""
-        dim = self.dim - self.event_dim
-        if value.dim() >= -dim and value.shape[dim] != 1:
-            if value.shape[dim] != self.size:
-                raise ValueError(f"expected 1 or {self.size} entries at dim {dim}, got shape {tuple(value.shape)}")
-            # Unbound and stacked: an index tensor would be copied from the host at every call.
-            entries = value.unbind(dim)
-            value = torch.stack([entries[i] for i in self.index], dim)
-        log_prob = self.base.log_prob(value)
-        known = dict(zip(self.index, log_prob.unbind(self.dim), strict=True))
-        zero = torch.zeros_like(known[self.index[0]])
-        full = torch.stack([known.get(i, zero) for i in range(self.size)], self.dim)
-        return _broadcast(full, self.batch_shape)
+    return broadcast(broadcast(kl, p.batch_shape), q.batch_shape)
 
 
 def diagonal(d: Distribution) -> tuple[Tensor, Tensor]:
@@ -342,7 +298,8 @@ def _pad(x: Tensor, dims: int) -> Tensor:
     return x.reshape(x.shape + (1,) * dims)
 
 
-def _broadcast(x: Tensor, shape: Size) -> Tensor:
+def broadcast(x: Tensor, shape: Size) -> Tensor:
+    """``x`` at a shape that it broadcasts to."""
     return x.expand(torch.broadcast_shapes(x.shape, shape))
 
 

@@ -38,7 +38,7 @@ def training_curve(history: History | Mapping[str, Sequence[float]]) -> Figure:
             axes[1].plot(epochs, values, label=name)
         axes[1].set_ylabel(f"term of the objective ({NATS})")
         axes[1].legend(
-            title="term (encode, decode, given)", frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3
+            title="term (encode, decode, given)", frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2
         )
     axes[0].legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     for ax in axes:

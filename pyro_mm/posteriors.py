@@ -194,6 +194,11 @@ class Private(nn.Module):
         self.missing = missing if isinstance(missing, nn.Module) else Fixed(missing)
 
     def forward(self, batch: Batch) -> dist.Distribution:
+        if not batch.holds(self.name):
+            missing = self.missing(batch)
+            if missing is STANDARD_NORMAL:
+                raise ValueError(f"no values of {self.name!r} to tell the size of its latent: give ``missing`` an event")
+            return missing.expand(torch.Size([batch.size]))
         mask, own = batch.presence(self.name), batch.encode(self.name, self.encoder)
         if mask is True:
             return own

@@ -10,7 +10,8 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch.distributions import kl_divergence
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_mm.distributions import STANDARD_NORMAL, Mixture, Scatter, Where, diagonal, product_of_normals
+from pyro_mm.distributions import STANDARD_NORMAL, Mixture, Where, diagonal, product_of_normals
+from pyro_mm.scatter import Scatter
 
 F64 = {"dtype": torch.float64}
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
