@@ -1,6 +1,6 @@
 """Multimodal deep generative models in Pyro: stories, posteriors, objectives and estimators as four separate values."""
 
-from . import conditionals, datasets, distributions, estimators, models, nn, objectives, posteriors
+from . import conditionals, datasets, distributions, estimators, models, nn, objectives, posteriors, recipes
 from .batch import Batch
 from .guides import Guide, encode
 from .importance import log_weights
@@ -14,5 +14,5 @@ __version__ = "0.1.0"
 __all__ = [
     "Batch", "Evidence", "Guide", "History", "conditionals", "datasets", "distributions", "encode", "estimators", "fit",
     "generate", "load", "log_conditional", "log_marginal", "log_weights", "models", "nn", "objectives", "posteriors",
-    "save",
+    "recipes", "save",
 ]  # fmt: skip

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,10 +20,11 @@ from torch import Tensor
 from . import datasets, estimators, objectives
 from .batch import Batch
 from .guides import encode
-from .likelihood import Evidence, log_conditional, log_marginal
+from .likelihood import Evidence
 from .objective import Objective
 from .predictive import generate
 from .recipes import RECIPES, Recipe
+from .report import HEADER, Line, cells, evaluated, seeded, share, show
 from .saving import load, save
 from .train import History, fit
 
@@ -46,7 +46,6 @@ ESTIMATORS: Mapping[str, Callable[..., ELBO]] = {
     "renyi": partial(estimators.Renyi, 0.5),
 }
 COMPARED = ("mvae", "jmvae-kl", "mmvae", "mopoe")
-DRAWS = 20  # evaluations of a bound, whose spread is its standard error
 COLUMNS = ("log_prob", "standard_error", "ess", "pareto_k")
 PREDICTIONS = 100  # draws of z behind a predicted label
 
@@ -72,19 +71,6 @@ class Settings:
     evidence_particles: int
 
 
-@dataclass(frozen=True)
-class Line:
-    """A line of the table: nats a row, their standard error, and diagnostics where there are weights."""
-
-    quantity: str
-    value: float
-    error: float
-    shared: bool  # whether it means the same for every recipe
-    ess: float | None = None
-    untrusted: float | None = None
-    particles: int | None = None
-
-
 Dataset = Annotated[str, typer.Argument(help=", ".join(EPOCHS))]
 RecipeName = Annotated[str, typer.Option(help=", ".join(RECIPES))]
 ObjectiveName = Annotated[str | None, typer.Option(help=f"Instead of the recipe's: {', '.join(OBJECTIVES)}")]
@@ -103,7 +89,7 @@ EvidenceParticles = Annotated[int, typer.Option(min=2, help="Draws a row of the 
 @app.command()
 def train(
     dataset: Dataset,
-    recipe: RecipeName = "mvae",
+    recipe: RecipeName = "jmvae-kl",
     objective: ObjectiveName = None,
     estimator: EstimatorName = None,
     num_particles: Particles = None,
@@ -125,7 +111,7 @@ def train(
     )  # fmt: skip
     with _short_errors():
         run, history, test, seconds = _train(settings, _device(device))
-        lines, evidence = _evaluate(run, test, settings)
+        lines, evidence = evaluated(run, test, settings.evidence_particles, settings.seed)
         probabilities, accuracy = _predict(run, test, settings)
         out = out or Path("runs") / f"{dataset}-{recipe}"
         _write(out, settings, run, history, evidence, _pictures(run, test, history, probabilities, seed))
@@ -155,7 +141,7 @@ def evaluate(
         for module in (run.model, run.guide):
             module.to(_device(device)).eval()
         test = test.to(_device(device))
-        lines, _ = _evaluate(run, test, settings)
+        lines, _ = evaluated(run, test, settings.evidence_particles, settings.seed)
         _, accuracy = _predict(run, test, settings)
     _print(settings, run.objective, lines, accuracy, test.size)
 
@@ -181,17 +167,17 @@ def compare(
         )  # fmt: skip
         with _short_errors():
             run, _, test, seconds = _train(settings, _device(device))
-            lines, _ = _evaluate(run, test, settings)
+            lines, _ = evaluated(run, test, settings.evidence_particles, settings.seed)
             _, accuracy = _predict(run, test, settings)
         column = []
         for line in (line for line in lines if line.shared):
             column.append((line.quantity, f"{line.value:.2f} ± {line.error:.2f}"))
             if line.ess is not None:
-                column.append(("  its share of k-hat > 0.7", _share(line.untrusted)))
+                column.append(("  its share of k-hat > 0.7", share(line.untrusted)))
         columns.append([*column, ("label accuracy", f"{accuracy:.1%}"), ("training, seconds", f"{seconds:.0f}")])
     header = f"{dataset}: {test.size} test rows, {settings.epochs} epochs each; nats a row ± their standard error"
     rows_of_table = [(cells[0][0], *(value for _, value in cells)) for cells in zip(*columns, strict=True)]
-    _show(header, ("", *COMPARED), rows_of_table)
+    show(header, ("", *COMPARED), rows_of_table)
 
 
 # -- from settings to a run -------------------------------------------------------------------------------------
@@ -262,58 +248,11 @@ def _short_errors() -> Iterator[None]:
         raise typer.BadParameter(str(error)) from error
 
 
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
-
-
-# -- the numbers ------------------------------------------------------------------------------------------------
-
-
-def _evaluate(run: Recipe, test: Batch, settings: Settings) -> tuple[list[Line], list[Evidence]]:
-    """The lines of the table, and the likelihoods behind them."""
-    options: dict[str, Any] = {"num_particles": settings.evidence_particles, "seed": settings.seed}
-    model, guide, objective = run
-    joint = log_marginal(model, guide, test, **options)
-    marginals = {name: log_marginal(model, guide, test.only(name), **options) for name in test}
-    evidence = [joint, *marginals.values()]
-    for name in test:
-        others = [other for other in test if other != name]
-        evidence.append(log_conditional(model, guide, test, target=name, given=others, **options))
-    lines = [Line(e.quantity, *e.mean(), True, e.ess.median().item(), _untrusted(e), e.num_particles) for e in evidence]
-    elbo = _bound(objectives.elbo(), run, test, settings.seed)
-    lines.append(Line(f"ELBO, below {joint.quantity}", *elbo, True))
-    lines.append(Line("training objective (see below)", *_bound(objective, run, test, settings.seed), False))
-    target = objective.bounds(test.names)
-    if target.kind == "lower bound" and not target.conditional:
-        known = {frozenset(test): joint, **{frozenset((name,)): e for name, e in marginals.items()}}
-        if set(target.log_evidence) <= set(known):
-            parts = [(weight, *known[names].mean()) for names, weight in target.log_evidence.items()]
-            value = sum(weight * mean for weight, mean, _ in parts)
-            error = math.hypot(*(weight * e for weight, _, e in parts))
-            lines.append(Line("what it bounds, estimated", value, error, False))
-    return lines, evidence
-
-
-def _untrusted(e: Evidence) -> float:
-    """The share of rows with k-hat above 0.7; NaN where there were too few draws for any k-hat."""
-    return math.nan if e.pareto_k.isnan().any() else e.untrusted()
-
-
-def _bound(objective: Objective, run: Recipe, test: Batch, seed: int) -> tuple[float, float]:
-    """The value of an objective in nats a row, and its standard error over draws of the latent."""
-    with _seeded(seed):
-        values = torch.tensor([-objective.loss(run.model, run.guide, test) / test.size for _ in range(DRAWS)])
-    return values.mean().item(), (values.std() / DRAWS**0.5).item()
-
-
 def _predict(run: Recipe, test: Batch, settings: Settings) -> tuple[Tensor, float]:
     """The predicted label of every row given its image, and the share of right ones."""
     from .metrics import class_probabilities
 
-    with _seeded(settings.seed):
+    with seeded(settings.seed):
         probabilities = class_probabilities(run.model, run.guide, test, "label", "image", PREDICTIONS)
     return probabilities, (probabilities.argmax(-1) == test["label"]).float().mean().item()
 
@@ -322,35 +261,9 @@ def _predict(run: Recipe, test: Batch, settings: Settings) -> tuple[Tensor, floa
 
 
 def _print(settings: Settings, objective: Objective, lines: list[Line], accuracy: float, size: int) -> None:
-    rows = []
-    for line in lines:
-        row = [line.quantity, f"{line.value:.3f}", f"{line.error:.3f}"]
-        if line.ess is not None:
-            row += [f"{line.ess:.0f}", _share(line.untrusted), f"{line.particles}"]
-        rows.append(row)
-    header = ("", "nats a row", "s.e.", "median ESS", "k-hat > 0.7", "K")
-    _show(f"{settings.recipe} on {settings.dataset}, mean over {size} test rows", header, rows)
+    show(f"{settings.recipe} on {settings.dataset}, mean over {size} test rows", HEADER, cells(lines))
     typer.echo(f"training objective: {objective.estimator_text}; {objective.target}")
     typer.echo(f"label accuracy given the image: {accuracy:.1%}")
-
-
-def _share(untrusted: float | None) -> str:
-    return "too few draws" if untrusted is None or math.isnan(untrusted) else f"{untrusted:.1%}"
-
-
-def _show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD)
-    for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left", no_wrap=i > 0)
-    for row in rows:
-        table.add_row(*row)
-    console = Console()
-    console.width = max(console.width, 100)  # a narrower one breaks the names of the quantities
-    console.print(table)
 
 
 def _pictures(run: Recipe, test: Batch, history: History, probabilities: Tensor, seed: int) -> dict[str, Any]:
@@ -359,7 +272,7 @@ def _pictures(run: Recipe, test: Batch, history: History, probabilities: Tensor,
     label, classes = test["label"], probabilities.shape[-1]
     found = [(label == c).nonzero()[:1, 0] for c in range(classes)]
     first = torch.cat(found)
-    with _seeded(seed):
+    with seeded(seed):
         images = generate(run.model, run.guide, test[first].only("label"), 8, mean=True)["image"].transpose(0, 1)
     points = encode(run.guide, test)["z"].mean
     matrix = metrics.confusion_matrix(label, probabilities.argmax(-1), classes)

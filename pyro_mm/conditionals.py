@@ -24,8 +24,9 @@ SCALE_FLOOR = 1e-4
 class Conditional(nn.Module):
     """What the families share: the network, and the reading of its output.
 
-    :param net: a module, from the parents to the parameters.
-    :param event_shape: the shape of one value, or None for one dimension of any size.
+    Args:
+        net: a module, from the parents to the parameters.
+        event_shape: the shape of one value, or None for one dimension of any size.
     """
 
     def __init__(self, net: nn.Module, event_shape: Sequence[int] | None = None) -> None:
@@ -88,12 +89,15 @@ class _LocationScale(Conditional):
 class Normal(_LocationScale):
     r"""A diagonal Gaussian, :math:`N(\mu(parents), \sigma)`.
 
-    :param net: gives :math:`\mu` and r, or :math:`\mu` alone where the scale is given.
-    :param event_shape: the shape of one value, or None for one dimension of any size.
-    :param scale: None for :math:`\sigma = 10^{-4} + \mathrm{softplus}(r + c)`, with c such that r = 0 gives
-        :math:`\sigma = 1`; a number for a fixed :math:`\sigma`; a Parameter, broadcast over the event, for a
-        learned :math:`\log\sigma`.
-    :raises ValueError: in ``forward``, if the network's output does not fit.
+    Args:
+        net: gives :math:`\mu` and r, or :math:`\mu` alone where the scale is given.
+        event_shape: the shape of one value, or None for one dimension of any size.
+        scale: None for :math:`\sigma = 10^{-4} + \mathrm{softplus}(r + c)`, with c such that r = 0 gives
+            :math:`\sigma = 1`; a number for a fixed :math:`\sigma`; a Parameter, broadcast over the event, for a
+            learned :math:`\log\sigma`.
+
+    Raises:
+        ValueError: in ``forward``, the network's output does not fit.
     """
 
     def forward(self, *parents: Tensor) -> dist.TorchDistribution:
@@ -150,12 +154,15 @@ class NegativeBinomial(Conditional):
     .. math:: p(x) = \frac{\Gamma(x + r)}{x! \, \Gamma(r)} \Big(\frac{r}{r + \mu}\Big)^r
         \Big(\frac{\mu}{r + \mu}\Big)^x, \quad E x = \mu, \quad Var x = \mu + \mu^2 / r
 
-    :param net: gives :math:`\log\mu`, and :math:`\log r` too where ``shared_dispersion`` is false.
-    :param event_shape: the shape of one value, or None for one dimension of any size.
-    :param shared_dispersion: whether :math:`\log r` is a parameter, one per feature, that starts at 0.
-    :raises ValueError: if the dispersion is shared and no ``event_shape`` gives the number of features.
+    Args:
+        net: gives :math:`\log\mu`, and :math:`\log r` too where ``shared_dispersion`` is false.
+        event_shape: the shape of one value, or None for one dimension of any size.
+        shared_dispersion: whether :math:`\log r` is a parameter, one per feature, that starts at 0.
 
-    Reference: Lopez et al. (2018), https://doi.org/10.1038/s41592-018-0229-2.
+    Raises:
+        ValueError: the dispersion is shared and no ``event_shape`` gives the number of features.
+
+    Lopez et al. 2018 (doi:10.1038/s41592-018-0229-2).
     """
 
     def __init__(

@@ -27,10 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pooch
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from .batch import Batch
 
@@ -97,6 +94,9 @@ def digits() -> Split:
     scikit-learn ships them. A pixel is 1 where it is above 7 of 16. The split is a fixed one, drawn with
     equal shares of each label.
     """
+    from sklearn.datasets import load_digits  # here, because it takes seconds
+    from sklearn.model_selection import train_test_split
+
     data = load_digits()
     image = torch.from_numpy((data.images > 7).astype(np.float32))
     label = torch.from_numpy(data.target.astype(np.int64))
@@ -196,6 +196,8 @@ def _find(name: str, file: str, directory: str | os.PathLike[str] | None) -> Pat
         for path in (folder / f"{file}.gz", folder / file):
             if path.is_file():
                 return path
+    import pooch  # here, because it takes seconds
+
     url = f"{MIRRORS[name]}{file}.gz"
     try:
         # No hash here: what the file must be is checked after decompression, wherever it comes from.

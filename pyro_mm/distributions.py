@@ -33,18 +33,21 @@ def product_of_normals(
         \sigma^{-2} = \sigma_0^{-2} + \sum_i m_i \sigma_i^{-2}, \quad
         \mu = \sigma^2 \big(\mu_0 \sigma_0^{-2} + \sum_i m_i \mu_i \sigma_i^{-2}\big)
 
-    A masked expert adds an exact zero: masking equals deleting to the last bit, whatever its tensors hold.
-    Where neither an expert nor the prior is in, the result is N(0, 1).
+    A masked expert adds an exact zero: masking equals deleting to the last bit, whatever its tensors hold. Where
+    neither an expert nor the prior is in, the result is N(0, 1). Wu & Goodman 2018 (arXiv:1802.05335), section 2.2.
 
-    :param locs: the :math:`\mu_i`, each of shape ``(*batch, D)``.
-    :param scales: the :math:`\sigma_i`, likewise.
-    :param masks: the :math:`m_i`: True (in, as every expert is if ``masks`` is None), False (left out, its
-        tensors untouched) or a boolean tensor that broadcasts with the *batch* shape.
-    :param prior: the expert :math:`p_0`, or None to leave it out.
-    :return: a Normal of batch shape ``(*batch, D)``; the caller adds ``.to_event(1)``.
-    :raises ValueError: if there is no expert, or the sequences differ in length.
+    Args:
+        locs: the :math:`\mu_i`, each of shape ``(*batch, D)``.
+        scales: the :math:`\sigma_i`, likewise.
+        masks: the :math:`m_i`: True (in, as every expert is if ``masks`` is None), False (left out, its tensors
+            untouched) or a boolean tensor that broadcasts with the *batch* shape.
+        prior: the expert :math:`p_0`, or None to leave it out.
 
-    Reference: Wu and Goodman (2018), https://arxiv.org/abs/1802.05335, section 2.2.
+    Returns:
+        A Normal of batch shape ``(*batch, D)``; the caller adds ``.to_event(1)``.
+
+    Raises:
+        ValueError: there is no expert, or the sequences differ in length.
     """
     masks = [True] * len(locs) if masks is None else masks
     if not len(locs) == len(scales) == len(masks) > 0:
@@ -105,15 +108,18 @@ class Mixture(Composite):
 
     .. math:: p(z) = \sum_c w_c \, p_c(z)
 
-    A draw takes an index from the weights, for every element by itself, and that component's pathwise draw.
-    Its derivative tells how the draw moves with the *components*; the weights act through the index, which
-    has none. With learned weights a pathwise gradient would silently lack that term, so ``has_rsample`` holds
-    only where the components have it and the weights need no gradient.
+    A draw takes an index from the weights, for every element by itself, and that component's pathwise draw. Its
+    derivative tells how the draw moves with the *components*; the weights act through the index, which has none.
+    With learned weights a pathwise gradient would silently lack that term, so ``has_rsample`` holds only where the
+    components have it and the weights need no gradient.
 
-    :param components: a distribution of batch shape ``(*B, C)``.
-    :param log_weights: broadcastable with ``(*B, C)``, normalised here; ``-inf`` leaves a component out of a
-        row. A row of nothing but ``-inf`` counts as one of equal weights: finite, for its maker to mask.
-    :raises ValueError: if the components have no batch dimension, or the last dimensions do not match.
+    Args:
+        components: a distribution of batch shape ``(*B, C)``.
+        log_weights: broadcastable with ``(*B, C)``, normalised here; ``-inf`` leaves a component out of a row. A row
+            of nothing but ``-inf`` counts as one of equal weights: finite, for its maker to mask.
+
+    Raises:
+        ValueError: the components have no batch dimension, or the last dimensions do not match.
     """
 
     def __init__(self, components: TorchDistribution, log_weights: Tensor) -> None:
@@ -176,8 +182,11 @@ class Mixture(Composite):
     def component_rsample(self, index: Tensor) -> Tensor:
         """A pathwise draw from component ``index`` of every element, whatever the weights (to stratify).
 
-        :param index: a long tensor that broadcasts with the batch shape.
-        :return: a draw of shape ``(*batch_shape, *event_shape)``.
+        Args:
+            index: a long tensor that broadcasts with the batch shape.
+
+        Returns:
+            A draw of shape ``(*batch_shape, *event_shape)``.
         """
         return self._draw(broadcast(index, self.batch_shape), pathwise=True)
 
@@ -206,9 +215,12 @@ class Where(Composite):
 
     ``KL(Where(m, p, q) || r) = where(m, KL(p || r), KL(q || r))``, and likewise on the right.
 
-    :param mask: a boolean tensor; kept as ``condition``, since ``mask`` is a method of Pyro's distributions.
-    :param p, q: distributions of equal event shape; their batch shapes and the mask's broadcast.
-    :raises ValueError: if the event shapes differ.
+    Args:
+        mask: a boolean tensor; kept as ``condition``, since ``mask`` is a method of Pyro's distributions.
+        p, q: distributions of equal event shape; their batch shapes and the mask's broadcast.
+
+    Raises:
+        ValueError: the event shapes differ.
     """
 
     def __init__(self, mask: Tensor, p: TorchDistribution, q: TorchDistribution) -> None:
@@ -267,8 +279,11 @@ def _kl_where_where(p: Where, q: Where) -> Tensor:
 def diagonal(d: Distribution) -> tuple[Tensor, Tensor]:
     """``loc`` and ``scale`` of a Normal or Laplace, however often it was expanded or wrapped by ``to_event``.
 
-    :return: two tensors of shape ``(*batch_shape, *event_shape)``.
-    :raises TypeError: for any other distribution.
+    Returns:
+        Two tensors of shape ``(*batch_shape, *event_shape)``.
+
+    Raises:
+        TypeError: any other distribution.
     """
     base = _innermost(d)
     if not isinstance(base, (torch.distributions.Normal, torch.distributions.Laplace)):

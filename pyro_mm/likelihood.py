@@ -50,8 +50,8 @@ class Evidence:
         return self.log_prob.mean().item(), (self.standard_error.square().sum().sqrt() / len(self)).item()
 
     def untrusted(self) -> float:
-        """The share of rows whose k-hat exceeds 0.7."""
-        return (self.pareto_k > 0.7).float().mean().item()
+        """The share of rows whose k-hat exceeds 0.7; NaN where there were too few draws for any k-hat."""
+        return math.nan if self.pareto_k.isnan().any() else (self.pareto_k > 0.7).float().mean().item()
 
     def __repr__(self) -> str:
         mean, error = self.mean()

@@ -15,11 +15,14 @@ class MLP(nn.Module):
     The event is the shortest run of trailing dimensions, one at least, with that product: one network takes
     ``(N, 64)`` and ``(T, N, 8, 8)``. Integers and booleans are cast to the type of the weights.
 
-    :param in_features: the number of entries of an event.
-    :param out_features: the size of the output's last dimension.
-    :param hidden: the sizes of the hidden layers; ``()`` gives an affine map.
-    :param activation: makes the module between two layers.
-    :raises ValueError: if no trailing dimensions of the input have ``in_features`` entries.
+    Args:
+        in_features: the number of entries of an event.
+        out_features: the size of the output's last dimension.
+        hidden: the sizes of the hidden layers; ``()`` gives an affine map.
+        activation: makes the module between two layers.
+
+    Raises:
+        ValueError: no trailing dimensions of the input have ``in_features`` entries.
     """
 
     def __init__(
@@ -49,11 +52,14 @@ class Convolutional(nn.Module):
 
     Convolutions of kernel 4, stride 2 and padding 1 (each halves the image, rounding down); an affine map.
 
-    :param image_shape: ``(C, H, W)``, or ``(H, W)`` for one channel.
-    :param out_features: the size of the output's last dimension.
-    :param channels: the channels after each convolution.
-    :param activation: makes the module after each convolution.
-    :raises ValueError: if the image is too small to be halved so often or an input is not of ``image_shape``.
+    Args:
+        image_shape: ``(C, H, W)``, or ``(H, W)`` for one channel.
+        out_features: the size of the output's last dimension.
+        channels: the channels after each convolution.
+        activation: makes the module after each convolution.
+
+    Raises:
+        ValueError: the image is too small to be halved so often, or an input is not of ``image_shape``.
     """
 
     def __init__(
@@ -84,11 +90,14 @@ class Convolutional(nn.Module):
 class Deconvolutional(nn.Module):
     """An image decoder, ``(..., in_features) -> (..., *image_shape)``: :class:`Convolutional` in reverse.
 
-    :param in_features: the size of the input's last dimension.
-    :param image_shape: ``(C, H, W)``, or ``(H, W)`` for one channel.
-    :param channels: the channels before each transposed convolution.
-    :param activation: makes the module before each transposed convolution.
-    :raises ValueError: if the image is too small to be halved so often or an input is not of ``in_features``.
+    Args:
+        in_features: the size of the input's last dimension.
+        image_shape: ``(C, H, W)``, or ``(H, W)`` for one channel.
+        channels: the channels before each transposed convolution.
+        activation: makes the module before each transposed convolution.
+
+    Raises:
+        ValueError: the image is too small to be halved so often, or an input is not of ``in_features``.
     """
 
     def __init__(
@@ -120,9 +129,10 @@ class Deconvolutional(nn.Module):
 class Recurrent(nn.Module):
     """A sequence encoder, ``(..., L, in_features) -> (..., out_features)``: an affine map of a GRU's state.
 
-    :param in_features: the size of a step.
-    :param out_features: the size of the output's last dimension.
-    :param hidden: the size of the state.
+    Args:
+        in_features: the size of a step.
+        out_features: the size of the output's last dimension.
+        hidden: the size of the state.
     """
 
     def __init__(self, in_features: int, out_features: int, hidden: int = 64) -> None:
@@ -131,7 +141,12 @@ class Recurrent(nn.Module):
         self.head = nn.Linear(hidden, out_features)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """:param lengths: the valid steps, broadcastable with the leading dimensions; 0 gives the state 0."""
+        """The output after the last valid step.
+
+        Args:
+            x: sequences of shape ``(..., L, in_features)``.
+            lengths: the valid steps, broadcastable with the leading dimensions; 0 gives the state 0.
+        """
         states, _ = self.gru(x.to(next(self.parameters()).dtype).reshape(-1, *x.shape[-2:]))
         states = states.reshape(*x.shape[:-1], self.gru.hidden_size)
         if lengths is None:

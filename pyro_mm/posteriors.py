@@ -197,7 +197,7 @@ class Private(nn.Module):
         if not batch.holds(self.name):
             missing = self.missing(batch)
             if missing is STANDARD_NORMAL:
-                raise ValueError(f"no values of {self.name!r} to tell the size of its latent: give ``missing`` an event")
+                raise ValueError(f"no values of {self.name!r} to tell the size of its latent: give ``missing`` one")
             return missing.expand(torch.Size([batch.size]))
         mask, own = batch.presence(self.name), batch.encode(self.name, self.encoder)
         if mask is True:

@@ -17,11 +17,14 @@ class Scatter(Composite):
     ``log_prob(x)[index[i]] = base.log_prob(x[index[i]])[i]`` along that dimension, and 0 elsewhere. It only
     scores: the other entries have nothing to draw from. Where every entry is known, use ``base`` itself.
 
-    :param base: a distribution whose batch dimension ``dim`` has size ``len(index)``.
-    :param index: the distinct entries that ``base`` stands for.
-    :param size: the size of that dimension in this distribution.
-    :param dim: negative, counted from the right of the batch shape.
-    :raises ValueError: if the sizes do not fit.
+    Args:
+        base: a distribution whose batch dimension ``dim`` has size ``len(index)``.
+        index: the distinct entries that ``base`` stands for.
+        size: the size of that dimension in this distribution.
+        dim: negative, counted from the right of the batch shape.
+
+    Raises:
+        ValueError: the sizes do not fit.
     """
 
     has_rsample = False
@@ -40,7 +43,7 @@ class Scatter(Composite):
         raise NotImplementedError("Scatter only scores: outside of its index there is nothing to draw from")
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """:param value: lacks the dimension, or has 1 or ``size`` entries there."""
+        """The log-density of ``value``, which lacks the dimension, or has 1 or ``size`` entries there."""
         dim = self.dim - self.event_dim
         if value.dim() >= -dim and value.shape[dim] != 1:
             if value.shape[dim] != self.size:

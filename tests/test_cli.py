@@ -38,7 +38,7 @@ def trained(tmp_path_factory):
 def test_train_writes_its_files(trained):
     out, output = trained
     assert {path.name for path in out.iterdir()} == FILES
-    assert json.loads((out / "config.json").read_text())["recipe"] == "mvae"
+    assert json.loads((out / "config.json").read_text())["recipe"] == "jmvae-kl"
     with open(out / "evidence.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 5 * 40

@@ -5,6 +5,7 @@ import os
 import struct
 
 import numpy as np
+import pooch
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -21,7 +22,7 @@ def no_download(monkeypatch):
     def refuse(*args, **kwargs):
         raise ConnectionError("no route to host")
 
-    monkeypatch.setattr(datasets.pooch, "retrieve", refuse)
+    monkeypatch.setattr(pooch, "retrieve", refuse)
     monkeypatch.delenv("PYRO_MM_DATA", raising=False)
 
 
@@ -118,7 +119,7 @@ def test_files_are_downloaded_where_they_are_not_there(tiny, tmp_path, monkeypat
         asked.append(url)
         return str(tmp_path / "cache" / url.rsplit("/", 1)[1])
 
-    monkeypatch.setattr(datasets.pooch, "retrieve", retrieve)
+    monkeypatch.setattr(pooch, "retrieve", retrieve)
     train, test = datasets.mnist(tmp_path)
     assert (len(train), len(test)) == (6, 4)
     assert asked == [f"https://ossci-datasets.s3.amazonaws.com/mnist/{file}.gz" for file in datasets.FILES]

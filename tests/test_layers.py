@@ -20,7 +20,13 @@ LAYERS = [
     ["objective"],
     ["objectives"],
 ]
-WITHIN = {("scatter", "distributions"), ("scatter", "distributions"), ("bounds", "terms"), ("stacking", "terms"), ("foreign", "terms"), ("foreign", "stacking")}
+WITHIN = {
+    ("scatter", "distributions"),
+    ("bounds", "terms"),
+    ("stacking", "terms"),
+    ("foreign", "terms"),
+    ("foreign", "stacking"),
+}
 # Beside the layers: exactly what each may import.
 BESIDE = {
     "likelihood": {"arviz_bridge", "batch", "importance", "pairs", "pareto"},
@@ -31,10 +37,17 @@ BESIDE = {
     "metrics": {"batch", "likelihood", "predictive", "pairs", "importance"},
     "plots": None,
     "recipes": None,
+    "report": None,
     "cli": None,
     "__init__": None,
 }  # None: anything but its own superiors
-LEAVES = {"cli": set(), "plots": {"cli"}, "recipes": {"cli"}, "metrics": {"cli", "recipes", "plots"}}
+LEAVES = {
+    "cli": set(),
+    "plots": {"cli"},
+    "metrics": {"cli"},
+    "report": {"cli"},
+    "recipes": {"cli", "report", "__init__"},
+}
 APART = ["models", "guides", "objectives", "likelihood"]
 
 
@@ -112,7 +125,6 @@ def lines():
     return {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
 
 
-@pytest.mark.xfail(strict=True, reason="batch, distributions and cli are longer")
 def test_no_module_is_long():
     assert {n: k for n, k in lines().items() if k > 350} == {}
 

@@ -1,0 +1,104 @@
+"""The table of a trained pair: its likelihoods, its bounds beside them, and how far each can be trusted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import objectives
+from .batch import Batch
+from .likelihood import Evidence, log_conditional, log_marginal
+from .objective import Objective
+from .recipes import Recipe
+
+DRAWS = 20  # evaluations of a bound, whose spread is its standard error
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table: nats a row, their standard error, and diagnostics where there are weights."""
+
+    quantity: str
+    value: float
+    error: float
+    shared: bool  # whether it means the same for every recipe
+    ess: float | None = None
+    untrusted: float | None = None
+    particles: int | None = None
+
+
+HEADER = ("", "nats a row", "s.e.", "median ESS", "k-hat > 0.7", "K")
+
+
+def evaluated(run: Recipe, test: Batch, num_particles: int, seed: int) -> tuple[list[Line], list[Evidence]]:
+    """The lines of the table, and the likelihoods behind them."""
+    options: dict[str, Any] = {"num_particles": num_particles, "seed": seed}
+    model, guide, objective = run
+    joint = log_marginal(model, guide, test, **options)
+    marginals = {name: log_marginal(model, guide, test.only(name), **options) for name in test}
+    evidence = [joint, *marginals.values()]
+    for name in test:
+        others = [other for other in test if other != name]
+        evidence.append(log_conditional(model, guide, test, target=name, given=others, **options))
+    lines = [Line(e.quantity, *e.mean(), True, e.ess.median().item(), e.untrusted(), e.num_particles) for e in evidence]
+    elbo = _bound(objectives.elbo(), run, test, seed)
+    lines.append(Line(f"ELBO, below {joint.quantity}", *elbo, True))
+    lines.append(Line("training objective (see below)", *_bound(objective, run, test, seed), False))
+    target = objective.bounds(test.names)
+    if target.kind == "lower bound" and not target.conditional:
+        known = {frozenset(test): joint, **{frozenset((name,)): e for name, e in marginals.items()}}
+        if set(target.log_evidence) <= set(known):
+            parts = [(weight, *known[names].mean()) for names, weight in target.log_evidence.items()]
+            value = sum(weight * mean for weight, mean, _ in parts)
+            error = math.hypot(*(weight * e for weight, _, e in parts))
+            lines.append(Line("what it bounds, estimated", value, error, False))
+    return lines, evidence
+
+
+def _bound(objective: Objective, run: Recipe, test: Batch, seed: int) -> tuple[float, float]:
+    """The value of an objective in nats a row, and its standard error over draws of the latent."""
+    with seeded(seed):
+        values = torch.tensor([-objective.loss(run.model, run.guide, test) / test.size for _ in range(DRAWS)])
+    return values.mean().item(), (values.std() / DRAWS**0.5).item()
+
+
+def cells(lines: Sequence[Line]) -> list[list[str]]:
+    """The lines as text, under :data:`HEADER`."""
+    rows = []
+    for line in lines:
+        row = [line.quantity, f"{line.value:.3f}", f"{line.error:.3f}"]
+        if line.ess is not None:
+            row += [f"{line.ess:.0f}", share(line.untrusted), f"{line.particles}"]
+        rows.append(row)
+    return rows
+
+
+def share(untrusted: float | None) -> str:
+    return "too few draws" if untrusted is None or math.isnan(untrusted) else f"{untrusted:.1%}"
+
+
+def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD)
+    for i, name in enumerate(header):
+        table.add_column(name, justify="right" if i else "left", no_wrap=i > 0)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.width = max(console.width, 100)  # a narrower one breaks the names of the quantities
+    console.print(table)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
