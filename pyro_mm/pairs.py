@@ -24,6 +24,11 @@ from .distributions import Where
 from .presence import Presence, all_of, any_of, negated, over_events
 
 Callback = Callable[..., Any]
+UNBROADCAST = (
+    "Particles and terms are dimensions to the left of the rows here. If the story or the guide does not broadcast "
+    "over them, pass vectorize=False to the objective, log_marginal or generate, and vectorize_particles=False to the "
+    "estimator."
+)
 
 
 # -- what a pair looks like ---------------------------------------------------------------------------------------
@@ -161,12 +166,17 @@ class Pair:
 
     @contextmanager
     def plates(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            if self.plated:
-                stack.enter_context(pyro.plate("particles", self.num_particles, dim=self.particle_dim))
-            if self.views.terms > 1:
-                stack.enter_context(pyro.plate("terms", self.views.terms, dim=-self.views.nesting - 1))
-            yield
+        try:
+            with ExitStack() as stack:
+                if self.plated:
+                    stack.enter_context(pyro.plate("particles", self.num_particles, dim=self.particle_dim))
+                if self.views.terms > 1:
+                    stack.enter_context(pyro.plate("terms", self.views.terms, dim=-self.views.nesting - 1))
+                yield
+        except (RuntimeError, IndexError, ValueError) as error:
+            if self.plated or self.views.terms > 1:
+                error.add_note(UNBROADCAST)
+            raise
 
     def guide(self, *_: Any) -> None:
         if self._prior is None:

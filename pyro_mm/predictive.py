@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import pyro
@@ -27,6 +27,7 @@ def generate(
     num_samples: int = 1,
     *,
     mean: bool = False,
+    vectorize: bool = True,
 ) -> dict[str, Tensor]:
     r"""Draws :math:`x_m \sim p(x_m | z)`, :math:`z \sim q(z | x_{present})`, of every modality of every row.
 
@@ -39,15 +40,19 @@ def generate(
         num_samples: S, independent draws of every row.
         mean: returns the means of the p(x_m | z) in place of draws; of a Categorical, the class probabilities
             ``(S, N, *event, C)``.
+        vectorize: False draws sample by sample, for stories that do not broadcast.
 
     Returns:
         modality -> ``(S, N, *event)``.
     """
+    if not vectorize and num_samples > 1:
+        each = [generate(model, guide, batch, mean=mean) for _ in range(num_samples)]
+        return {name: torch.cat([draws[name] for draws in each]) for name in each[0]}
     info = structure(model, guide, batch)
-    dim = -info.nesting - 1
+    dim = -info.nesting - (num_samples > 1)
 
     def particles() -> Any:
-        return pyro.plate("particles", num_samples, dim=dim)
+        return pyro.plate("particles", num_samples, dim=dim) if num_samples > 1 else nullcontext()
 
     with poutine.block(), poutine.trace() as drawn, particles():
         guide(batch)

@@ -72,7 +72,8 @@ def fit(
 
     Parameters are those of the model and the guide where they are modules, and otherwise the leaves that a run of
     them depends on: a network held by a closure trains, and so does ``pyro.param``. Nothing enters Pyro's global
-    store but what a ``pyro.param`` puts there, so a second call, or a second model, starts from its own weights.
+    store but what a ``pyro.param`` puts there, so a second call, or a second model, starts from its own weights. On a
+    CPU, networks of a few hundred units train fastest on one thread (``torch.set_num_threads(1)``).
 
     Args:
         model, guide: callables of a batch.
