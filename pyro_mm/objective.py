@@ -40,7 +40,8 @@ class Objective(ELBO):
 
     Attributes:
         steps: gradient evaluations so far, the argument of weights that are functions of the step.
-        by_term: label -> value of each term in the latest evaluation (higher is better; summed over rows).
+        by_term: label -> value of each term in the latest evaluation (higher is better; summed over rows). Pyro's own
+            estimators know only the sum of terms that they evaluate in one pass; ``vectorize=False`` tells them apart.
     """
 
     def __init__(self, terms: Terms, estimator: ELBO | None = None, *, vectorize: bool = True):
@@ -121,6 +122,8 @@ class Objective(ELBO):
                 part = _backward(part) if backward else part
             else:
                 part = foreign.loss(estimator, model, guide, batch, group, info, memo, backward)
+                if len(group) == 1:
+                    self.by_term[group[0].label] = -torch.as_tensor(part).detach()
             loss = loss + part
         return loss
 

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from linear_gaussian import ByHand, Sigma, encoders, every_pattern, oracle
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch.distributions import kl_divergence
 
 import pyro_mm as mm
@@ -300,6 +300,16 @@ def test_pyro_estimators_agree_with_ours(pair):
             assert losses[0] == pytest.approx(losses[1], rel=1e-10), name
             for a, b in zip(*gradients, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("estimator", [Trace_ELBO(), TraceGraph_ELBO()], ids=["Trace", "TraceGraph"])
+def test_terms_of_pyros_estimators_are_told_apart_one_by_one(estimator, pair):
+    model, posterior, _ = pair
+    guide, batch = mm.Guide(z=posterior), every_pattern(model)
+    objective = tables.mvae(estimator=estimator, vectorize=False)
+    loss = objective.loss_and_grads(model, guide, batch)
+    assert list(objective.by_term) == ["(*, *, P)", "(x0, x0, P)", "(x1, x1, P)", "(x2, x2, P)"]
+    assert -sum(map(float, objective.by_term.values())) == pytest.approx(loss, rel=1e-6)
 
 
 def test_trace_enum_refuses_weights_by_row_and_serves_complete_rows(pair):
