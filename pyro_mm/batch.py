@@ -94,7 +94,7 @@ class Batch:
         self._index: Tensor | None = None
         self._rows: Presence | None = None
         self._stack: Stack | None = None
-        self._memo: dict[tuple[str, int], Any] | None = None
+        self._memo: dict[Any, Any] | None = None
 
     # -- what it holds ------------------------------------------------------------------------------------------
 
@@ -252,7 +252,7 @@ class Batch:
         """``module(batch[name])``, run once a step however many terms of an objective ask for it."""
         if self._memo is None:
             return module(self._values[name])
-        key = (name, id(module))
+        key = (name, module)  # which keeps the module alive, so that no other one can come by its identity
         if key not in self._memo:
             self._memo[key] = module(self._values[name])
         return self._memo[key]
@@ -302,7 +302,9 @@ def _places(parent: Tensor, stack: Stack, size: int) -> list[int]:
     Dimensions of particles and of enumerated sites may stand to the left of it, and event dimensions to the right.
     """
     apart, shape = -stack.dim - 1, parent.shape
-    return [i for i in range(len(shape) - apart) if shape[i] == stack.terms and shape[i + apart] == size]
+    found = [i for i in range(len(shape) - apart) if shape[i] == stack.terms and shape[i + apart] == size]
+    # as many particles as rows, or a covariate that begins with its rows: that cannot be told apart either
+    return [*found, 0] if found and found[0] > 0 and shape[0] == size else found
 
 
 def _take(parent: Tensor, terms: tuple[int, ...], places: list[int]) -> Tensor:

@@ -32,7 +32,9 @@ class Target:
         return text + (" only where q(z | x_C) is the exact posterior" if self.kind == "approximate" else "")
 
 
-def target(terms: Sequence[Term], names: Sequence[str] | None = None, lower: bool = True) -> Target:
+def target(
+    terms: Sequence[Term], names: Sequence[str] | None = None, lower: bool = True, linear: bool = True
+) -> Target:
     """What the sum of these terms bounds, after any warm-up, for rows that have all modalities.
 
     The rules: a term given PRIOR with kl >= likelihood = w > 0 bounds w log p(x_B) from below; a penalty with
@@ -42,6 +44,8 @@ def target(terms: Sequence[Term], names: Sequence[str] | None = None, lower: boo
     Args:
         names: the modalities; without them the text says x for all of them.
         lower: whether the estimator keeps a lower bound one (Rényi's with alpha < 0 does not).
+        linear: whether it is a mean of log-weights. One that takes the logarithm of a mean of weights needs
+            kl = likelihood: with kl > likelihood the mean of those weights may exceed p(x).
     """
     parts: dict[tuple[Names, Names, bool], float] = {}
     kind = "lower bound" if lower else "surrogate"
@@ -53,7 +57,10 @@ def target(terms: Sequence[Term], names: Sequence[str] | None = None, lower: boo
             continue
         weight = likelihood.pop()
         wide = isinstance(term.likelihood, Mapping) and set(term.likelihood) != set(names or ())
-        if likelihood or (wide and weight != 1) or not 0 < weight <= kl:
+        if not likelihood and weight == 0 and kl >= 0:
+            continue
+        off = kl < weight or (kl > weight and not linear)
+        if likelihood or (wide and weight != 1) or weight <= 0 or off:
             return Target("surrogate", "")
         if term.given is not PRIOR:
             if not _disjoint(term.decode, term.given):

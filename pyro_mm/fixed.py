@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pyro.distributions as dist
@@ -17,10 +18,15 @@ class Fixed(nn.Module):
 
     Args:
         distribution: its tensors follow ``.to(...)`` like buffers; they are not part of the ``state_dict``.
+
+    Raises:
+        ValueError: a tensor that requires a gradient, which no optimiser would find here.
     """
 
     def __init__(self, distribution: dist.Distribution):
         super().__init__()
+        if any(tensor.requires_grad for tensor in _tensors(distribution)):
+            raise ValueError("the distribution has trainable parameters: pass a module whose forward makes it of them")
         self.distribution = distribution
 
     def forward(self, *_: Any) -> dist.Distribution:
@@ -30,6 +36,14 @@ class Fixed(nn.Module):
         if self.distribution is not STANDARD_NORMAL:  # plain numbers, at home on every device
             self.distribution = _map_tensors(self.distribution, fn)
         return super()._apply(fn, recurse)
+
+
+def _tensors(d: Any) -> Iterator[Tensor]:
+    for value in vars(d).values():
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, torch.distributions.Distribution):
+            yield from _tensors(value)
 
 
 def _map_tensors(d: Any, fn: Any) -> Any:

@@ -124,7 +124,7 @@ def propose(pair: Pair, info: Structure, per_component: int = 0, rescore: bool =
     component of each particle, ``(K, T, N)``.
     """
     log_component = None
-    shape = _Shape(pair)
+    shape = Reduce(pair)
 
     def stratify(msg: dict[str, Any]) -> None:
         nonlocal log_component
@@ -167,7 +167,7 @@ def score_model(pair: Pair, info: Structure, unscaled: bool = False) -> Scores:
             stack.enter_context(poutine.enum(first_available_dim=pair.enum_dim))
         stack.enter_context(poutine.replay(trace=pair.trace))
         pair.model()
-    shape, theirs, ours = _Shape(pair, unscaled), latents(pair.trace), latents(traced.trace)
+    shape, theirs, ours = Reduce(pair, unscaled), latents(pair.trace), latents(traced.trace)
     proposal = dict(pair.log_q)
     prior = {name: shape.log_prob(site) for name, site in ours.items()}
     likelihood = {name: shape.log_prob(site) for name, site in observed(traced.trace).items()}
@@ -234,7 +234,7 @@ def sum_out(factors: list[Tensor], enum_dim: int) -> Tensor:
     return sum(factors, torch.zeros(()))  # type: ignore[return-value]
 
 
-class _Shape:
+class Reduce:
     """Brings the log-probabilities of a pair's sites to ``(K, T, N)``."""
 
     def __init__(self, pair: Pair, unscaled: bool = False):

@@ -159,6 +159,13 @@ def log_conditional(
     )
 
 
+def evidence_of(log_w: Tensor, quantity: str) -> Evidence:
+    """The :class:`Evidence` of log-weights ``(K, N)``."""
+    sums = _Sums(len(log_w))
+    sums.add(log_w)
+    return sums.evidence(quantity)
+
+
 class _Sums:
     """What is kept of log-weights that come in blocks of particles: two sums, and the largest ones."""
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from . import foreign
 from .batch import Batch
 from .bounds import Target, target
-from .estimators import AnalyticKL, PerRow, Renyi, check_pairing
+from .estimators import AnalyticKL, PerRow, Renyi, StickTheLanding, check_pairing
 from .importance import Scores
 from .pairs import Callback, Structure, structure
 from .stacking import views
@@ -75,7 +75,9 @@ class Objective(ELBO):
     def bounds(self, names: Sequence[str] | None = None) -> Target:
         """What the objective bounds, for these modalities."""
         alpha = getattr(self.estimator, "alpha", 0) if isinstance(self.estimator, Renyi | RenyiELBO) else 0
-        return target(self._table(tuple(names) if names else None), names, lower=alpha >= 0)
+        linear = isinstance(self.estimator, AnalyticKL | StickTheLanding) or self.estimator.num_particles == 1
+        linear |= not isinstance(self.estimator, PerRow | RenyiELBO)
+        return target(self._table(tuple(names) if names else None), names, lower=alpha >= 0, linear=linear)
 
     @property
     def differentiable(self) -> bool:

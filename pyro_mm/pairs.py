@@ -180,7 +180,7 @@ class Pair:
 
     def guide(self, *_: Any) -> None:
         if self._prior is None:
-            self._prior = {} if self.views.encode_prior is False else self._draw_prior()
+            self._prior = {} if self.views.encode_prior is False else self.draw_prior()
         prior = self._prior
 
         def edit(msg: dict[str, Any]) -> None:
@@ -197,7 +197,8 @@ class Pair:
             self._guide(self.views.encode)
         self.trace = trace.trace
 
-    def _draw_prior(self) -> dict[str, Any]:
+    def draw_prior(self) -> dict[str, Any]:
+        """The model's latent sites, drawn from its prior under the plates of particles and terms."""
         nothing = dict.fromkeys(self.views.decode.names, False)
         with poutine.block(), poutine.trace() as trace, self.plates():
             self._model(self.views.decode.view(nothing, Stack({}), None))

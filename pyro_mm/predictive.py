@@ -15,7 +15,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from .batch import Batch
-from .pairs import Rewrite, latents, structure
+from .pairs import Rewrite, latents, observed, structure
 from .presence import over_events
 
 
@@ -33,8 +33,9 @@ def generate(
 
     Of a present modality it is a reconstruction, of a missing one cross-modal generation. A row in which nothing is
     present is drawn from the model's own prior. A discrete latent that only the model has is drawn from its exact
-    posterior given z and what is present. Descendants of a modality see its value where it is present, and the
-    draw that is returned where it is not.
+    posterior given z and what is present. A missing modality on which a latent depends is drawn from its prior, unless
+    the whole row is missing: give the story a latent for it where that matters. Descendants of a modality see its
+    value where it is present, and the draw that is returned where it is not.
 
     Args:
         num_samples: S, independent draws of every row.
@@ -57,12 +58,13 @@ def generate(
     with poutine.block(), poutine.trace() as drawn, particles():
         guide(batch)
     trace, rows = drawn.trace, batch.rows
+    alike: dict[str, Tensor] = {}
     discrete = {name for name, enumerable in info.model_only.items() if enumerable}
     if discrete:
         trace = _with_discrete(trace, model, batch, discrete, particles, dim - 1)
     if rows is not True:
-        _replace_empty(trace, model, batch, rows, particles)
-    recorder = _Record(batch, mean)
+        alike = _replace_empty(trace, model, batch, rows, particles)
+    recorder = _Record(batch, mean, alike)
     with ExitStack() as stack:
         for handler in (poutine.block(), poutine.replay(trace=trace), recorder, particles()):
             stack.enter_context(handler)
@@ -73,9 +75,9 @@ def generate(
 class _Record(Messenger):
     """Draws every observed site anew, and lets descendants see the draw where nothing was observed."""
 
-    def __init__(self, batch: Batch, mean: bool):
+    def __init__(self, batch: Batch, mean: bool, alike: dict[str, Tensor]):
         super().__init__()
-        self.batch, self.mean = batch, mean
+        self.batch, self.mean, self.alike = batch, mean, alike
         self.drawn: dict[str, tuple[Tensor, int]] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -88,6 +90,10 @@ class _Record(Messenger):
             return
         missing = msg["infer"].get("is_auxiliary", False)  # a modality of which the batch holds nothing
         draw, mask = fn.sample(), self.batch.presence(name) if name in self.batch else not missing
+        if name in self.alike:  # the draw that the latents of an empty row were drawn with
+            rows = self.batch.rows
+            same = self.alike[name]
+            draw = torch.where(over_events(rows, fn.event_dim), draw, same) if isinstance(rows, Tensor) else same
         if isinstance(mask, Tensor):
             msg["value"] = torch.where(over_events(mask, fn.event_dim), msg["value"], draw)
         elif not mask:
@@ -97,8 +103,11 @@ class _Record(Messenger):
             self.drawn[name] = (self.drawn[name][0], fn.event_dim + 1)
 
 
-def _replace_empty(trace: Any, model: Any, batch: Batch, rows: bool | Tensor, particles: Any) -> None:
-    """Puts draws from the model's prior in place of the guide's where a row has nothing for the guide to see."""
+def _replace_empty(trace: Any, model: Any, batch: Batch, rows: bool | Tensor, particles: Any) -> dict[str, Tensor]:
+    """Puts draws from the model's prior in place of the guide's where a row has nothing for the guide to see.
+
+    Returns the modalities drawn along with them, on which latents may depend.
+    """
     with poutine.block(), poutine.trace() as prior, particles():
         model(batch.only())
     ours = latents(prior.trace)
@@ -108,6 +117,7 @@ def _replace_empty(trace: Any, model: Any, batch: Batch, rows: bool | Tensor, pa
             if isinstance(rows, Tensor):
                 value = torch.where(over_events(rows, site["fn"].event_dim), site["value"], value)
             trace.nodes[name] = site | {"value": value}
+    return {name: site["value"] for name, site in observed(prior.trace).items() if name in batch}
 
 
 def _with_discrete(trace: Any, model: Any, batch: Batch, names: set[str], particles: Any, enum_dim: int) -> Any:

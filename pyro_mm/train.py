@@ -101,7 +101,8 @@ def fit(
     validation = None if validation is None else validation.to(fabric.device)
     history = History()
     with _seeded(seed, fabric.device), _bar(progress, epochs, math.ceil(train.size / batch_size)) as bar:
-        leaves, scaled = _leaves(model, guide, train.subsample(torch.arange(min(2, train.size), device=train.device)))
+        few = train.subsample(torch.arange(min(2, train.size), device=train.device))
+        leaves, scaled = _leaves(objective, model, guide, few)
         own = {id(p): p for m in modules for p in m.parameters() if p.requires_grad}
         parameters = list((own | leaves).values())
         if not parameters:
@@ -145,7 +146,7 @@ def fit(
 
 def _backward(objective: Any, model: Any, guide: Any, batch: Batch, fabric: Any) -> Tensor:
     """The loss, its gradient added to the parameters'."""
-    if getattr(objective, "differentiable", hasattr(objective, "differentiable_loss")):
+    if _differentiable(objective):
         loss = objective.differentiable_loss(model, guide, batch)
         fabric.backward(loss)
         return loss.detach()
@@ -169,34 +170,40 @@ def _validation_loss(
     return total / rows.size
 
 
-def _leaves(model: Any, guide: Any, batch: Batch) -> tuple[dict[int, Tensor], bool]:
-    """The leaves of the autograd graph of a run of the pair, and whether its data plate scales a subsample up."""
+def _leaves(objective: Any, model: Any, guide: Any, batch: Batch) -> tuple[dict[int, Tensor], bool]:
+    """The leaves of the autograd graph of a loss, and whether the data plate scales a subsample up."""
     with poutine.block(), poutine.trace() as guided:
         guide(batch)
     with poutine.block(), poutine.trace() as modelled, poutine.replay(trace=guided.trace):
         model(batch)
-    leaves: dict[int, Tensor] = {}
-    seen, scaled = set(), False
+    roots, scaled = [], False
     for trace in (guided.trace, modelled.trace):
         trace.compute_log_prob()
-        for site in trace.nodes.values():
-            if site["type"] != "sample":
-                continue
+        for site in (s for s in trace.nodes.values() if s["type"] == "sample"):
+            roots += [site["value"], site.get("log_prob_sum")]
             scaled |= any(frame.name == "data" and frame.full_size == batch.total for frame in site["cond_indep_stack"])
-            stack = [
-                x.grad_fn or x for x in (site.get("log_prob_sum"), site["value"]) if getattr(x, "requires_grad", False)
-            ]
-            while stack:
-                node = stack.pop()
-                if node is None or id(node) in seen:
-                    continue
-                seen.add(id(node))
-                leaf = node if isinstance(node, Tensor) else getattr(node, "variable", None)
-                if leaf is not None:
-                    leaves[id(leaf)] = leaf
-                else:
-                    stack += [parent for parent, _ in node.next_functions]
+    if _differentiable(objective):  # what only some of its terms use, such as an encoder of incomplete rows
+        steps = getattr(objective, "steps", None)
+        roots.append(objective.differentiable_loss(model, guide, batch))
+        if steps is not None:
+            objective.steps = steps
+    leaves: dict[int, Tensor] = {}
+    stack, seen = [x.grad_fn or x for x in roots if getattr(x, "requires_grad", False)], set()
+    while stack:
+        node = stack.pop()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        leaf = node if isinstance(node, Tensor) else getattr(node, "variable", None)
+        if leaf is not None:
+            leaves[id(leaf)] = leaf
+        else:
+            stack += [parent for parent, _ in node.next_functions]
     return leaves, scaled
+
+
+def _differentiable(objective: Any) -> bool:
+    return getattr(objective, "differentiable", hasattr(objective, "differentiable_loss"))
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> None:

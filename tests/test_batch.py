@@ -449,3 +449,34 @@ def test_filler_lies_in_the_support_of_a_lognormal():
     log_prob = dist.LogNormal(0.0, 1.0).log_prob(torch.tensor(2.0)).item()
     assert poutine.trace(story).get_trace(batch).log_prob_sum().item() == pytest.approx(log_prob)
     assert poutine.trace(story).get_trace(batch[[0, 2]]).log_prob_sum().item() == 0
+
+
+def test_encode_keeps_two_functions_apart_that_do_not_outlive_the_call():
+    batch = mm.Batch({"a": torch.ones(3)})
+    view = batch.view({"a": True}, mm.batch.Stack({}), {})
+    assert [float(view.encode("a", lambda x, k=k: k * x)[0]) for k in range(5)] == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+def test_a_covariate_that_begins_with_its_rows_is_not_taken_for_a_stack_of_terms():
+    """Shape (N, T, N) with T terms: its second and third sizes look like terms and rows, but its first is the rows."""
+    rows, cell = 5, {}
+    covariate = torch.arange(rows * 2 * rows, dtype=torch.float).reshape(rows, 2, rows)
+    batch = mm.Batch({"a": torch.randn(rows), "b": torch.randn(rows)}, covariates={"u": covariate})
+
+    def decode(z, u):
+        cell.setdefault("shapes", []).append(tuple(u.shape))
+        return dist.Normal(z + u.sum((-1, -2)), 1.0)
+
+    def story(batch):
+        with batch.plate():
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            batch.observe("a", decode, z, batch.covariates["u"])
+            batch.observe("b", dist.Normal(z, 1.0))
+
+    def guide(batch):
+        with batch.plate():
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    mm.objectives.unimodal_mean(mm.estimators.IWAE(3)).loss(story, guide, batch)
+    mm.objectives.Objective([mm.objectives.Term("a", "a"), mm.objectives.Term("b", "b")]).loss(story, guide, batch)
+    assert set(cell["shapes"]) <= {(rows, 2, rows), (2, 2, rows)}  # whole, or the two rows of a look at the structure

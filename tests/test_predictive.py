@@ -245,3 +245,25 @@ def test_encode_gives_the_latent_sites_and_nothing_else():
     model = oracle()
     for batch in (model.sample(4), model.sample(4).subsample(torch.tensor([1, 2]))):
         assert set(mm.encode(mm.Guide(z=model.posterior), batch)) == {"z"}
+
+
+def test_an_empty_row_is_drawn_jointly_where_a_latent_depends_on_a_modality():
+    """label -> z -> image: of an empty row the three come from one draw of the prior, and so agree."""
+    centres = torch.tensor([-40.0, 0.0, 40.0])
+
+    def story(batch):
+        with batch.plate():
+            label = batch.observe("label", dist.Categorical(torch.ones(3)))
+            z = pyro.sample("z", dist.Normal(centres[label], 1.0))
+            batch.observe("image", lambda z: dist.Normal(z, 1.0), z)
+
+    def guide(batch):
+        with batch.plate():
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    batch = mm.Batch({"label": torch.tensor([0, 1, 2]), "image": torch.zeros(3)},
+                     present={n: torch.tensor([False, False, n == "label"]) for n in ("label", "image")})  # fmt: skip
+    for rows in (mm.Batch.empty(4, like=batch), batch[:2], batch):
+        draws = mm.generate(story, guide, rows, num_samples=50)
+        label, image = draws["label"][:, :2], draws["image"][:, :2]
+        assert (image - centres[label]).abs().max() < 15 and len(label.unique()) == 3

@@ -426,3 +426,24 @@ def test_a_mixture_with_learned_weights_is_refused_by_pathwise_estimators():
 
     with pytest.raises(ValueError, match="'z'"):
         mm.fit(pair()[0], guide, mm.estimators.IWAE(3), data(), epochs=1, **QUIET)
+
+
+def test_what_only_some_terms_use_trains_in_a_function_guide_too():
+    """A joint encoder's stand-in for incomplete rows never runs on complete ones, and JMVAE-kl's penalties need it."""
+    normal = lambda d: mm.conditionals.Normal(mm.nn.MLP(d, 4, ()))  # noqa: E731
+    unimodal = mm.posteriors.ProductOfExperts({"a": normal(2), "b": normal(3)}, prior=None)
+    features = {"a": mm.nn.MLP(2, 4, ()), "b": mm.nn.MLP(3, 4, ())}
+    posterior = mm.posteriors.JointEncoder(features, normal(8), partial=unimodal)
+
+    def guide(batch):
+        with batch.plate():
+            pyro.sample("z", posterior(batch))
+
+    prior = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    model = mm.models.SharedLatent(prior, {"a": normal(2), "b": mm.conditionals.Normal(mm.nn.MLP(2, 6, ()))})
+    data = mm.Batch({"a": torch.randn(20, 2), "b": torch.randn(20, 3)})
+    before = {n: p.clone() for n, p in posterior.named_parameters()}
+    objective = mm.objectives.jmvae_kl(0.5)
+    mm.fit(model, guide, objective, data, epochs=2, batch_size=10, progress=False)
+    assert all(not torch.equal(p, before[n]) for n, p in posterior.named_parameters())
+    assert objective.steps == 4
