@@ -43,7 +43,8 @@ class Batch:
 
     Missing values are replaced by a copy of a present row, so that they lie in the support of any likelihood;
     nothing that is public depends on them. A missing modality is a masked one everywhere: in training, in a
-    likelihood and in sampling.
+    likelihood and in sampling. Types are kept: float64 wants networks of float64, or ``nn.MLP``, which casts. A latent
+    site called ``"w_<modality>"`` is private to that modality, and counts only where that is decoded.
 
     Raises:
         ValueError, TypeError: unequal lengths, an unknown name, a dtype or a mask shape that cannot be used.
@@ -86,6 +87,9 @@ class Batch:
                 filler = value[mask][0]
                 value = torch.where(mask.reshape(-1, *[1] * (value.dim() - 1)), value, filler)
             self._values[name] = torch.nan_to_num(value) if self._masks[name] is False else value
+        for name, value in (lengths or {}).items():
+            if len(value) != self.size:
+                raise ValueError(f"lengths of {name!r}: expected {self.size} numbers, got {len(value)}")
         self.covariates: dict[str, Tensor] = covariates
         self.lengths: dict[str, Tensor] = {
             name: read_tensor(f"lengths of {name!r}", value).long() for name, value in (lengths or {}).items()
@@ -252,10 +256,10 @@ class Batch:
         """``module(batch[name])``, run once a step however many terms of an objective ask for it."""
         if self._memo is None:
             return module(self._values[name])
-        key = (name, module)  # which keeps the module alive, so that no other one can come by its identity
-        if key not in self._memo:
-            self._memo[key] = module(self._values[name])
-        return self._memo[key]
+        key = (name, id(module))
+        if key not in self._memo:  # the module is kept, so that no other one can come by its identity
+            self._memo[key] = (module(self._values[name]), module)
+        return self._memo[key][0]
 
     # -- for objectives -----------------------------------------------------------------------------------------
 

@@ -57,7 +57,7 @@ def target(
             continue
         weight = likelihood.pop()
         wide = isinstance(term.likelihood, Mapping) and set(term.likelihood) != set(names or ())
-        if not likelihood and weight == 0 and kl >= 0:
+        if not likelihood and weight == 0 and kl >= 0 and (linear or kl <= 1):
             continue
         off = kl < weight or (kl > weight and not linear)
         if likelihood or (wide and weight != 1) or weight <= 0 or off:

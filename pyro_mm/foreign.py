@@ -54,7 +54,7 @@ def loss(
             raise ValueError(
                 f"{name} gives one number for all rows, and {row.label} weighs rows: use pyro_mm.estimators"
             )
-        if not isinstance(row.likelihood, dict):
+        if isinstance(row.likelihood, float) and row.likelihood > 0:
             weight, row.kl, row.likelihood = row.weight * row.likelihood, row.kl / row.likelihood, 1.0
             row.weight = 1.0
     if isinstance(estimator, RenyiELBO) and (weight != 1 or batch.total is not None):
@@ -118,12 +118,14 @@ class _Scale(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             return
+        # what weighs rows is float64, and the sites are of the data's type
         weights = [self.weight * row.weight * self._site_weight(row, msg) for row in self.rows]
         if all(isinstance(w, float) for w in weights) and len(set(weights)) == 1:
             msg["scale"] = msg["scale"] * weights[0]
             return
         size = max([1, *(len(w) for w in weights if isinstance(w, Tensor))])
-        full = [w if isinstance(w, Tensor) else torch.full((size,), w, device=self.device) for w in weights]
+        dtype = torch.get_default_dtype()
+        full = [torch.as_tensor(w, dtype=dtype, device=self.device).expand(size) for w in weights]
         terms = (len(full), *[1] * (self.nesting - 1)) if len(full) > 1 else ()
         msg["scale"] = msg["scale"] * torch.stack(full).reshape(*terms, size)
 

@@ -72,7 +72,11 @@ class Scores:
         By the first-order identity ``l(z) -> l(z0) + <dl/dz, z - z0>`` with l(z0) and dl/dz held constant, which
         asks nothing of the decoders and so serves a story of any form.
         """
-        if not terms or not torch.is_grad_enabled() or not self.paths:
+        if terms and "*" in self.likelihood:
+            raise ValueError(
+                "freeze_decoder needs a likelihood apart from the prior, and an enumerated site mixes them"
+            )
+        if not terms or not torch.is_grad_enabled():
             return
         frozen_terms = torch.zeros(self.log_prior.shape[1], 1, dtype=torch.bool, device=self.log_prior.device)
         frozen_terms[terms] = True

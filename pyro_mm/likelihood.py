@@ -90,8 +90,8 @@ def log_marginal(
         proposal: another guide to draw from; or the same rows as another batch, for the guide to see instead of
             ``batch`` (with ``batch.only("image")`` and ``proposal=batch``: log p(image) under q(z | image, label)).
         seed: of the draws; None takes one from torch's generator, which is not otherwise touched.
-        chunk: (row, particle) pairs decoded at once, which bounds the memory and changes no digit of the result but
-            by rounding. Default 2^14, on CUDA 2^16.
+        chunk: (row, particle) pairs decoded at once, which bounds the memory of the decoders (encoders see all rows at
+            once) and changes no digit of the result but by rounding. Default 2^14, on CUDA 2^16.
         vectorize: False draws particle by particle, for stories that do not broadcast.
 
     Raises:

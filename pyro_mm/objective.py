@@ -75,8 +75,9 @@ class Objective(ELBO):
     def bounds(self, names: Sequence[str] | None = None) -> Target:
         """What the objective bounds, for these modalities."""
         alpha = getattr(self.estimator, "alpha", 0) if isinstance(self.estimator, Renyi | RenyiELBO) else 0
-        linear = isinstance(self.estimator, AnalyticKL | StickTheLanding) or self.estimator.num_particles == 1
-        linear |= not isinstance(self.estimator, PerRow | RenyiELBO)
+        e = self.estimator
+        linear = isinstance(e, AnalyticKL | StickTheLanding) or not isinstance(e, PerRow | RenyiELBO)
+        linear |= e.num_particles == 1 and getattr(e, "stratified", None) != "inside"
         return target(self._table(tuple(names) if names else None), names, lower=alpha >= 0, linear=linear)
 
     @property
@@ -151,7 +152,10 @@ class Objective(ELBO):
         if penalties:
             for t, kl in zip(penalties, scores.kl()[penalties], strict=True):
                 values[t] = -rows[t].kl * kl
-        totals = [(row.weight * value).sum() * scores.factor for row, value in zip(rows, values, strict=True)]
+        weights = [
+            row.weight.to(scores.log_prior.dtype) if isinstance(row.weight, Tensor) else row.weight for row in rows
+        ]
+        totals = [(weight * value).sum() * scores.factor for weight, value in zip(weights, values, strict=True)]
         for row, total in zip(rows, totals, strict=True):
             self.by_term[row.label] = self.by_term.get(row.label, 0.0) + total.detach()
         return -sum(totals, torch.zeros(()))  # type: ignore[return-value]
@@ -171,6 +175,8 @@ def _bound(estimator: PerRow, scores: Scores, rows: list[Row]) -> Tensor:
     def inner(row: Row, weight: float, name: str) -> float:
         return row.likelihood.get(name, 1.0) if isinstance(row.likelihood, dict) else row.likelihood / weight
 
+    if "*" in scores.likelihood and any(isinstance(row.likelihood, dict) for row in rows):
+        raise ValueError("a weight per modality cannot be given where an enumerated site is summed out of them all")
     each = {n: [inner(row, w, n) for row, w in zip(rows, outer, strict=True)] for n in scores.likelihood}
     likelihood: Any = {n: _column(weights, scores) for n, weights in each.items()}
     if all(isinstance(w, float) and w == 1 for w in likelihood.values()):

@@ -111,7 +111,8 @@ def mmvae(num_particles: int = 10, *, looser: bool = True, estimator: ELBO | Non
     r"""MMVAE: the importance-weighted bound of a mixture-of-experts posterior, K draws from every expert.
 
     ``looser`` takes the mean over experts of the logarithm, as its authors train; otherwise the tighter logarithm of
-    the mean. The guide's posterior has to be a mixture. Shi et al. 2019 (arXiv:1911.03393).
+    the mean; ``estimator`` replaces both. The guide's posterior has to be a mixture. Shi et al. 2019
+    (arXiv:1911.03393).
     """
     stratified = IWAE(num_particles, stratified="outside" if looser else "inside")
     return Objective([Term(ALL, ALL)], stratified if estimator is None else estimator)

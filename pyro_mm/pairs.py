@@ -60,16 +60,21 @@ _structures: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 def structure(model: Callback, guide: Callback, batch: Batch) -> Structure:
     """The :class:`Structure` of a pair, found by one run on two rows and remembered as long as both live."""
-    of_model = _structures.setdefault(model, weakref.WeakKeyDictionary())
-    if guide not in of_model:
-        of_model[guide] = _structure(model, guide, batch[: min(2, batch.size)])
-    return of_model[guide]
+    try:
+        of_model = _structures.setdefault(model, weakref.WeakKeyDictionary())
+        known = of_model.get(guide)
+    except TypeError:  # a callable that cannot be a key
+        return _structure(model, guide, batch[: min(2, batch.size)])
+    if known is None:
+        known = of_model[guide] = _structure(model, guide, batch[: min(2, batch.size)])
+    return known
 
 
 def _structure(model: Callback, guide: Callback, batch: Batch) -> Structure:
     devices = [batch.device] if batch.device.type == "cuda" else []
     # with gradients on: whether a distribution can be differentiated may depend on whether its parameters are
-    with torch.enable_grad(), torch.random.fork_rng(devices=devices), poutine.block():
+    no_inference, fork = torch.inference_mode(False), torch.random.fork_rng(devices=devices)
+    with no_inference, torch.enable_grad(), fork, poutine.block():
         guide_trace = poutine.trace(guide).get_trace(batch)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch)
     sites = [*latents(guide_trace).values(), *latents(model_trace).values(), *observed(model_trace).values()]

@@ -13,6 +13,7 @@ from itertools import combinations
 from typing import Any
 
 import torch
+from pyro.infer import ELBO
 from torch import Tensor
 
 from .batch import Batch
@@ -70,7 +71,8 @@ class Term:
         decode: names of modalities, ``()`` for a penalty, or a symbol.
         likelihood: a number, a function of the step, or either for each modality (one not named weighs 1).
         kl: a number or a function of the step.
-        freeze_decoder: whether the decoders get no gradient from this term.
+        freeze_decoder: whether the decoders get no gradient from this term (with Pyro's own estimators, nor does
+            anything else of the model).
         average: divides a sum over ``EACH`` or ``EVERY`` by the number of its terms that count in the row.
 
     A term whose ``encode`` or ``given`` names modalities that a row has none of counts 0 there.
@@ -95,6 +97,11 @@ class Term:
         freeze_decoder: bool = False,
         average: bool = False,
     ):
+        numbers = [*likelihood.values()] if isinstance(likelihood, Mapping) else [likelihood]
+        for weight in (*numbers, kl):
+            if isinstance(weight, ELBO):
+                raise TypeError(f"a weight is a number or a function of the step, got {weight!r}: is it the estimator?")
+        likelihood = 1.0 if isinstance(likelihood, Mapping) and not likelihood else likelihood
         if decode is PRIOR:
             raise ValueError("PRIOR cannot be decoded: decode=() makes a term a penalty")
         sets = {"encode": _names(encode), "decode": _names(decode), "given": _names(given)}
@@ -162,7 +169,7 @@ def expand(terms: Sequence[Term], batch: Batch, step: int) -> list[Row]:
             counts = [row.counts for row in group]
             tensors = [c for c in counts if isinstance(c, Tensor)]
             total: Any = len(counts) - len(tensors)
-            total = total + sum(c.to(torch.get_default_dtype()) for c in tensors) if tensors else total
+            total = total + sum(c.double() for c in tensors) if tensors else total
             for row in group:
                 row.weight = 1 / (total.clamp(min=1) if isinstance(total, Tensor) else total)
         rows += group

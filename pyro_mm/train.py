@@ -77,7 +77,8 @@ def fit(
 
     Args:
         model, guide: callables of a batch.
-        objective: an :class:`~pyro_mm.objectives.Objective` or any ``pyro.infer.ELBO``.
+        objective: an :class:`~pyro_mm.objectives.Objective`, whose weights start from step 0, or any
+            ``pyro.infer.ELBO``.
         train: all rows; ``batch.plate()`` is sized to them, so that a latent outside of it is weighed right.
         validation: rows whose loss is taken after every epoch, under one seed.
         optimizer: parameters -> ``torch.optim`` optimiser. The gradient it sees is that of the loss a row.
@@ -100,6 +101,8 @@ def fit(
     train = train.to(fabric.device)
     validation = None if validation is None else validation.to(fabric.device)
     history = History()
+    if hasattr(objective, "steps"):
+        objective.steps = 0  # a warm-up is one of this training
     with _seeded(seed, fabric.device), _bar(progress, epochs, math.ceil(train.size / batch_size)) as bar:
         few = train.subsample(torch.arange(min(2, train.size), device=train.device))
         leaves, scaled = _leaves(objective, model, guide, few)

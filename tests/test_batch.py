@@ -480,3 +480,8 @@ def test_a_covariate_that_begins_with_its_rows_is_not_taken_for_a_stack_of_terms
     mm.objectives.unimodal_mean(mm.estimators.IWAE(3)).loss(story, guide, batch)
     mm.objectives.Objective([mm.objectives.Term("a", "a"), mm.objectives.Term("b", "b")]).loss(story, guide, batch)
     assert set(cell["shapes"]) <= {(rows, 2, rows), (2, 2, rows)}  # whole, or the two rows of a look at the structure
+
+
+def test_lengths_of_another_number_of_rows_are_refused():
+    with pytest.raises(ValueError, match="lengths of 'a': expected 5 numbers, got 2"):
+        mm.Batch({"a": torch.zeros(5, 2)}, lengths={"a": [1, 2]})

@@ -413,3 +413,50 @@ def test_term_rejects_what_makes_no_sense():
     assert repr(Term(EACH, EACH, average=True)) == "mean_m (m, m, P)"
     assert repr(Term("a", ("a", "b"), (), freeze_decoder=True)) == "(a, a+b, -) decoders frozen"
     assert OTHERS in (Term(ALL, OTHERS, EACH).decode,)
+
+
+def hidden_class(batch):
+    with batch.plate():
+        y = pyro.sample("y", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
+        batch.observe("a", dist.Normal(y.double(), 1.0))
+
+
+def test_what_an_enumerated_site_excludes_is_refused(double):
+    batch = mm.Batch({"a": torch.randn(4)})
+    for objective, message in (
+        (tables.mvae(likelihood={"a": 50.0}), "weight per modality"),
+        (tables.telbo(), "freeze_decoder"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            objective.loss(hidden_class, lambda batch: None, batch)
+    # one weight for all is another matter: it multiplies the evidence
+    one, two = (Objective([Term(ALL, ALL, likelihood=w, kl=w)], mm.estimators.IWAE(2)) for w in (1.0, 2.0))
+    guide = lambda batch: None  # noqa: E731
+    assert two.loss(hidden_class, guide, batch) == pytest.approx(2 * one.loss(hidden_class, guide, batch), rel=1e-12)
+
+
+def test_an_estimator_in_the_place_of_a_weight_is_pointed_out():
+    for build in (tables.jmvae_kl, tables.beta_vae):
+        with pytest.raises(TypeError, match="is it the estimator"):
+            build(mm.estimators.IWAE(2))
+
+
+def test_a_second_training_warms_up_again():
+    model = oracle(2)
+    objective = tables.elbo(kl=tables.warm_up(100))
+    for _ in range(2):
+        guide = mm.Guide(z=mm.posteriors.ProductOfExperts(encoders(model)))
+        mm.fit(model, guide, objective, model.sample(8), epochs=3, batch_size=4, progress=False)
+        assert objective.steps == 6
+
+
+def test_callables_that_cannot_be_keys_serve_as_well(double):
+    class Story(dict):  # unhashable
+        def __call__(self, batch):
+            return model(batch)
+
+    model = oracle(2)
+    batch, guide = model.sample(3), mm.Guide(z=model.posterior)
+    assert tables.elbo(mm.estimators.IWAE(2)).loss(Story(), guide, batch) == pytest.approx(
+        -model.log_prob(batch).sum().item()
+    )
