@@ -24,8 +24,9 @@ from .likelihood import Evidence
 from .objective import Objective
 from .predictive import generate
 from .recipes import RECIPES, Recipe
-from .report import HEADER, Line, cells, evaluated, seeded, share, show
+from .report import HEADER, Line, cells, evaluated, share, show
 from .saving import load, save
+from .seeding import seeded
 from .train import History, fit
 
 EPOCHS = {"digits": 200, "mnist": 20, "fashion": 20}
@@ -252,7 +253,7 @@ def _predict(run: Recipe, test: Batch, settings: Settings) -> tuple[Tensor, floa
     """The predicted label of every row given its image, and the share of right ones."""
     from .metrics import class_probabilities
 
-    with seeded(settings.seed):
+    with seeded(settings.seed, test.device):
         probabilities = class_probabilities(run.model, run.guide, test, "label", "image", PREDICTIONS)
     return probabilities, (probabilities.argmax(-1) == test["label"]).float().mean().item()
 
@@ -272,7 +273,7 @@ def _pictures(run: Recipe, test: Batch, history: History, probabilities: Tensor,
     label, classes = test["label"], probabilities.shape[-1]
     found = [(label == c).nonzero()[:1, 0] for c in range(classes)]
     first = torch.cat(found)
-    with seeded(seed):
+    with seeded(seed, test.device):
         images = generate(run.model, run.guide, test[first].only("label"), 8, mean=True)["image"].transpose(0, 1)
     points = encode(run.guide, test)["z"].mean
     matrix = metrics.confusion_matrix(label, probabilities.argmax(-1), classes)

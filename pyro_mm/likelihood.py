@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from .batch import Batch, Stack
 from .importance import propose, score_model
 from .pairs import Callback, Pair, Structure, Views, latents, structure
 from .pareto import pareto_k, tail_length
+from .seeding import seeded
 
 BLOCK = 2**16  # draws of a (row, particle) pair that share a seed: the canonical block, whatever the chunk
 CHUNK = 2**14  # pairs decoded at once on a CPU, where larger ones leave the cache
@@ -159,13 +159,6 @@ def log_conditional(
     )
 
 
-def evidence_of(log_w: Tensor, quantity: str) -> Evidence:
-    """The :class:`Evidence` of log-weights ``(K, N)``."""
-    sums = _Sums(len(log_w))
-    sums.add(log_w)
-    return sums.evidence(quantity)
-
-
 class _Sums:
     """What is kept of log-weights that come in blocks of particles: two sums, and the largest ones."""
 
@@ -216,7 +209,7 @@ def _weights(
     block = max(1, BLOCK // batch.size) if vectorize else 1
     whole = False
     for index, start in enumerate(range(0, num_particles, block)):
-        with seeded(seed, index, batch.device):
+        with seeded(block_seed(seed, index), batch.device):
             pair = Pair(model, guide, views, min(block, num_particles - start))
             propose(pair, info)
             before = _generator_state(batch.device)
@@ -266,12 +259,9 @@ def _part(pair: Pair, info: Structure, particles: slice, rows: slice) -> Tensor:
     return score_model(part, info, unscaled=True).log_weights()[:, 0]
 
 
-@contextmanager
-def seeded(seed: int, index: int, device: torch.device) -> Iterator[None]:
-    """torch's generators seeded by (seed, index), and as they were afterwards."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0] >> 1))
-        yield
+def block_seed(seed: int, index: int) -> int:
+    """The seed of the canonical block ``index``."""
+    return int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _generator_state(device: torch.device) -> Tensor:

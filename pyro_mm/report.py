@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from .batch import Batch
 from .likelihood import Evidence, log_conditional, log_marginal
 from .objective import Objective
 from .recipes import Recipe
+from .seeding import seeded
 
 DRAWS = 20  # evaluations of a bound, whose spread is its standard error
 
@@ -62,7 +62,7 @@ def evaluated(run: Recipe, test: Batch, num_particles: int, seed: int) -> tuple[
 
 def _bound(objective: Objective, run: Recipe, test: Batch, seed: int) -> tuple[float, float]:
     """The value of an objective in nats a row, and its standard error over draws of the latent."""
-    with seeded(seed):
+    with seeded(seed, test.device):
         values = torch.tensor([-objective.loss(run.model, run.guide, test) / test.size for _ in range(DRAWS)])
     return values.mean().item(), (values.std() / DRAWS**0.5).item()
 
@@ -79,10 +79,12 @@ def cells(lines: Sequence[Line]) -> list[list[str]]:
 
 
 def share(untrusted: float | None) -> str:
+    """A share of rows as text."""
     return "too few draws" if untrusted is None or math.isnan(untrusted) else f"{untrusted:.1%}"
 
 
 def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -95,10 +97,3 @@ def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> No
     console = Console()
     console.width = max(console.width, 100)  # a narrower one breaks the names of the quantities
     console.print(table)
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield

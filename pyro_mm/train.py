@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .batch import Batch
 from .registration import announce_gradient
+from .seeding import seeded
 
 
 class History:
@@ -103,7 +104,7 @@ def fit(
     history = History()
     if hasattr(objective, "steps"):
         objective.steps = 0  # a warm-up is one of this training
-    with _seeded(seed, fabric.device), _bar(progress, epochs, math.ceil(train.size / batch_size)) as bar:
+    with seeded(seed, fabric.device), _bar(progress, epochs, math.ceil(train.size / batch_size)) as bar:
         few = train.subsample(torch.arange(min(2, train.size), device=train.device))
         leaves, scaled = _leaves(objective, model, guide, few)
         own = {id(p): p for m in modules for p in m.parameters() if p.requires_grad}
@@ -166,7 +167,7 @@ def _validation_loss(
     objective: Any, model: Any, guide: Any, rows: Batch, batch_size: int, fabric: Any, scaled: bool
 ) -> float:
     total = 0.0
-    with _seeded(0, fabric.device), torch.no_grad(), fabric.autocast():
+    with seeded(0, fabric.device), torch.no_grad(), fabric.autocast():
         for index in torch.arange(rows.size, device=rows.device).split(batch_size):
             loss = objective.loss(model, guide, rows.subsample(index))
             total += loss * len(index) / rows.size if scaled else loss
@@ -246,17 +247,6 @@ def _fabric(device: torch.device, precision: str) -> Any:
 
     devices: Any = 1 if device.index is None or device.type == "cpu" else [device.index]
     return Fabric(accelerator=device.type, devices=devices, precision=precision)  # type: ignore[arg-type]
-
-
-@contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """torch's generators under a seed, and as they were afterwards; untouched for None."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 @contextmanager

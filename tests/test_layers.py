@@ -10,7 +10,18 @@ MODULES = {p.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): 
 
 # A module may import from earlier layers, and within its own where `WITHIN` says so.
 LAYERS = [
-    ["registration", "distributions", "scatter", "nn", "pareto", "presence", "arviz_bridge", "columns", "draws"],
+    [
+        "registration",
+        "seeding",
+        "distributions",
+        "scatter",
+        "nn",
+        "pareto",
+        "presence",
+        "arviz_bridge",
+        "columns",
+        "draws",
+    ],
     ["batch", "fixed"],
     ["conditionals", "posteriors", "models", "guides"],
     ["pairs"],
@@ -29,10 +40,10 @@ WITHIN = {
 }
 # Beside the layers: exactly what each may import.
 BESIDE = {
-    "likelihood": {"arviz_bridge", "batch", "importance", "pairs", "pareto"},
+    "likelihood": {"arviz_bridge", "batch", "importance", "pairs", "pareto", "seeding"},
     "predictive": {"batch", "importance", "pairs", "presence"},
     "saving": set(),
-    "train": {"batch", "registration"},
+    "train": {"batch", "registration", "seeding"},
     "datasets": {"batch"},
     "metrics": {"batch", "likelihood", "predictive", "pairs", "importance"},
     "plots": None,
