@@ -181,6 +181,8 @@ def _bound(estimator: PerRow, scores: Scores, rows: list[Row]) -> Tensor:
     likelihood: Any = {n: _column(weights, scores) for n, weights in each.items()}
     if all(isinstance(w, float) and w == 1 for w in likelihood.values()):
         likelihood = 1.0
+    elif "*" in likelihood:
+        likelihood = likelihood["*"]
     bound = estimator.bound(scores, likelihood, kl)
     ragged = [t for t, row in enumerate(rows) if all(m is not True for m in row.decode.values())]
     if ragged and not isinstance(estimator, AnalyticKL):

@@ -433,6 +433,8 @@ def test_what_an_enumerated_site_excludes_is_refused(double):
     one, two = (Objective([Term(ALL, ALL, likelihood=w, kl=w)], mm.estimators.IWAE(2)) for w in (1.0, 2.0))
     guide = lambda batch: None  # noqa: E731
     assert two.loss(hidden_class, guide, batch) == pytest.approx(2 * one.loss(hidden_class, guide, batch), rel=1e-12)
+    none = Objective([Term(ALL, ALL, likelihood=0.0)], mm.estimators.IWAE(2))
+    assert none.loss(hidden_class, guide, batch) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_an_estimator_in_the_place_of_a_weight_is_pointed_out():
