@@ -63,7 +63,7 @@ class PerRow(ELBO):
         """Minus the bound, summed over rows and scaled by the data plate; differentiable."""
         info = structure(model, guide, batch)
         check_pairing(self, info)
-        scores = self.scores(model, guide, Views.of(batch, info.nesting), info)
+        scores = self.scores(model, guide, Views.of(batch, info), info)
         return -self.bound(scores).sum() * scores.factor
 
     def loss(self, model: Callback, guide: Callback, batch: Batch) -> float:  # type: ignore[override]

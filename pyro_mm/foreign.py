@@ -70,7 +70,7 @@ def loss(
         estimator.num_particles, estimator.vectorize_particles = 1, False
     else:
         particles = 1
-    pair = Pair(model, guide, views(rows, batch, info.nesting, {} if backward else memo), particles)
+    pair = Pair(model, guide, views(rows, batch, info, {} if backward else memo), particles)
     scale = _Scale(rows, info.nesting, batch.device, 1 / particles)
 
     def weighted_model(*_: Any) -> None:

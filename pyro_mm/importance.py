@@ -221,7 +221,7 @@ def log_weights(
         ValueError: a site outside the plate ``"data"``.
     """
     info = structure(model, guide, batch)
-    scores = score(model, guide, Views.of(batch, info.nesting), info, num_particles, vectorize=vectorize)
+    scores = score(model, guide, Views.of(batch, info), info, num_particles, vectorize=vectorize)
     return scores.log_weights()[:, 0]
 
 

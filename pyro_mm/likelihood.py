@@ -205,7 +205,7 @@ def _weights(
     masks = lambda b: {n: b.presence(n) for n in b.names}  # noqa: E731
     shown = seen.view(masks(seen), Stack({}), memo, batch.rows)
     decoded = batch.view(masks(batch), Stack({}), {})
-    views = Views(shown, decoded, shown, info.nesting)
+    views = Views(shown, decoded, shown, info.nesting, modalities=info.modalities)
     block = max(1, BLOCK // batch.size) if vectorize else 1
     whole = False
     for index, start in enumerate(range(0, num_particles, block)):

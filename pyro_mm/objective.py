@@ -140,7 +140,7 @@ class Objective(ELBO):
         info: Structure,
         memo: Any,
     ) -> Tensor:
-        scores = estimator.scores(model, guide, views(rows, batch, info.nesting, memo), info)
+        scores = estimator.scores(model, guide, views(rows, batch, info, memo), info)
         scores.freeze([t for t, row in enumerate(rows) if row.frozen])
         values: list[Tensor] = [torch.zeros(())] * len(rows)
         decoding = [t for t, row in enumerate(rows) if not row.penalty]

@@ -41,7 +41,8 @@ class Structure:
     ``nesting`` is the number of batch dimensions of its plates; ``latents`` says of each guide site how it can be
     differentiated ("pathwise", "enumerated" or "score"); ``model_only`` maps each latent site that the guide lacks
     to whether it can be enumerated; ``components`` is the number of components of a mixture posterior, else 0;
-    ``in_order`` says that guide and model sample the sites that they share in one order.
+    ``in_order`` says that guide and model sample the sites that they share in one order; ``modalities`` are the
+    model's observed sites.
     """
 
     nesting: int
@@ -49,6 +50,7 @@ class Structure:
     model_only: Mapping[str, bool]
     components: int
     in_order: bool
+    modalities: frozenset[str]
 
     @property
     def enumerates(self) -> bool:
@@ -91,6 +93,7 @@ def _structure(model: Callback, guide: Callback, batch: Batch) -> Structure:
         model_only={n: bool(s["fn"].has_enumerate_support) for n, s in ours.items() if n not in kinds},
         components=components,
         in_order=[n for n in ours if n in kinds] == [n for n in kinds if n in ours],
+        modalities=frozenset(observed(model_trace)),
     )
 
 
@@ -126,12 +129,13 @@ class Views:
     encode_prior: Presence = False
     given_prior: Presence = True
     terms: int = 1
+    modalities: frozenset[str] = frozenset()
 
     @staticmethod
-    def of(batch: Batch, nesting: int, memo: dict[Any, Any] | None = None) -> Views:
+    def of(batch: Batch, info: Structure, memo: dict[Any, Any] | None = None) -> Views:
         """The single term (*, *, prior): encode and decode all that is present."""
         view = batch.view({n: batch.presence(n) for n in batch.names}, Stack({}), {} if memo is None else memo)
-        return Views(view, view, view, nesting)
+        return Views(view, view, view, info.nesting, modalities=info.modalities)
 
 
 class Rewrite(Messenger):
@@ -220,7 +224,7 @@ class Pair:
             self._mask(msg)
             if msg["name"] in given:
                 mask, fn = self.views.given_prior, given[msg["name"]]["fn"]
-                if (modality := private(msg["name"], self.views.given)) is not None:
+                if (modality := private(msg["name"], self.views.modalities)) is not None:
                     mask = any_of([mask, negated(self.views.given.presence(modality))])
                 if mask is not True:
                     msg["fn"] = Where(mask, msg["fn"], fn) if isinstance(mask, Tensor) else fn
@@ -235,12 +239,12 @@ class Pair:
         if not any(frame.name == "data" for frame in msg["cond_indep_stack"]):
             return
         mask = self.views.decode.rows
-        if (modality := private(msg["name"], self.views.decode)) is not None:
+        if (modality := private(msg["name"], self.views.modalities)) is not None:
             mask = all_of([mask, self.views.decode.presence(modality)])
         if mask is not True:
             msg["mask"] = mask if msg["mask"] is None else msg["mask"] & mask
 
 
-def private(site: str, batch: Batch) -> str | None:
+def private(site: str, modalities: frozenset[str]) -> str | None:
     """The modality whose private latent this site is (``"w_<modality>"``), or None."""
-    return site[2:] if site.startswith("w_") and site[2:] in batch else None
+    return site[2:] if site.startswith("w_") and site[2:] in modalities else None

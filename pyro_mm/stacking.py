@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from .batch import Batch, Stack
-from .pairs import Views
+from .pairs import Structure, Views
 from .presence import Presence, all_of
 from .terms import Row
 
 
-def views(rows: Sequence[Row], batch: Batch, nesting: int, memo: Any) -> Views:
+def views(rows: Sequence[Row], batch: Batch, info: Structure, memo: Any) -> Views:
     """The batch as T concrete terms show it, stacked at batch dim ``-(nesting + 1)`` when there are several.
 
     What holds for whole terms stays Python; a tensor is made only where rows of the data differ.
     """
+    nesting = info.nesting
     decodes = {n: tuple(t for t, row in enumerate(rows) if row.decode[n] is not False) for n in batch.names}
     stack = Stack(decodes, len(rows), -nesting - 1)
     # a row in which a term does not count is, for that term, a row with nothing present
@@ -36,6 +37,7 @@ def views(rows: Sequence[Row], batch: Batch, nesting: int, memo: Any) -> Views:
         encode_prior=_flags([row.encode_prior for row in rows], batch, nesting),
         given_prior=_flags([row.given_prior for row in rows], batch, nesting),
         terms=len(rows),
+        modalities=info.modalities,
     )
 
 

@@ -182,7 +182,7 @@ def test_bounds_are_ordered(double):
     def bound(estimator, guide):
         info = mm.pairs.structure(model, guide, wide)
         with torch.no_grad():
-            rows = estimator.bound(estimator.scores(model, guide, mm.pairs.Views.of(wide, info.nesting), info))[0]
+            rows = estimator.bound(estimator.scores(model, guide, mm.pairs.Views.of(wide, info), info))[0]
         return rows.mean().item(), (rows.std() / len(rows) ** 0.5).item()
 
     ladders = [

@@ -80,6 +80,31 @@ def test_private_latents_of_modalities_not_decoded_do_not_count(double):
     torch.testing.assert_close(mm.log_weights(model, guide, batch.only("a"), 4), with_b_missing, rtol=1e-12, atol=0)
 
 
+def test_a_modality_left_out_of_a_batch_is_one_that_is_missing(double):
+    """With private latents too, whose stand-in is not the prior: neither counts where nothing decodes it."""
+    prior, odd = (dist.Normal(torch.full((2,), loc), 1.0).to_event(1) for loc in (0.0, 5.0))
+    model = mm.models.PrivateLatents(
+        prior,
+        {"a": prior, "b": prior},
+        {n: mm.conditionals.Normal(mm.nn.MLP(4, d, (8,)), scale=0.5) for n, d in {"a": 3, "b": 2}.items()},
+    )
+    encoder = lambda d: mm.conditionals.Normal(mm.nn.MLP(d, 4, (8,)))  # noqa: E731
+    private = {f"w_{n}": mm.posteriors.Private(n, encoder(d), missing=odd) for n, d in {"a": 3, "b": 2}.items()}
+    guide = mm.Guide(z=mm.posteriors.ProductOfExperts({"a": encoder(3), "b": encoder(2)}), **private)
+    a, results = torch.randn(4, 3), []
+    for batch in (
+        mm.Batch({"a": a}),
+        mm.Batch({"a": a, "b": None}),
+        mm.Batch({"a": a, "b": torch.ones(4, 2)}).only("a"),
+    ):
+        torch.manual_seed(0)
+        results.append(mm.log_weights(model, guide, batch, 3))
+        torch.manual_seed(0)
+        results.append(-mm.objectives.elbo(mm.estimators.IWAE(3)).differentiable_loss(model, guide, batch).expand(3, 4))
+    for first, other in zip(results[:2] * 2, results[2:], strict=True):
+        torch.testing.assert_close(first, other, rtol=1e-12, atol=0)
+
+
 def test_sites_drawn_in_another_order_have_no_analytic_kl(double):
     """KL(q(z) || p(z | w)) with w drawn given z is no part of the bound: the KL comes from the draws instead."""
 
