@@ -2,9 +2,10 @@
 
 from . import conditionals, datasets, distributions, estimators, models, nn, objectives, posteriors, recipes
 from .batch import Batch
+from .evidence import Evidence
 from .guides import Guide, encode
 from .importance import log_weights
-from .likelihood import Evidence, log_conditional, log_marginal
+from .likelihood import log_conditional, log_marginal
 from .predictive import generate
 from .saving import load, save
 from .train import History, fit

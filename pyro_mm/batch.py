@@ -193,6 +193,11 @@ class Batch:
         new.total, new._index = self.size, index
         return new
 
+    def replaced(self, values: Mapping[str, Tensor]) -> Batch:
+        """The same rows and masks with other values of some modalities, each ``(N, *event)``."""
+        self._known(tuple(values))
+        return self._copy(_values=self._values | dict(values), _memo=None)
+
     @staticmethod
     def empty(n: int, like: Batch) -> Batch:
         """n rows in which every modality of ``like`` is missing: what ``generate`` draws from the prior for."""

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from . import datasets, estimators, objectives
 from .batch import Batch
+from .evidence import Evidence
 from .guides import encode
-from .likelihood import Evidence
 from .objective import Objective
 from .predictive import generate
 from .recipes import RECIPES, Recipe

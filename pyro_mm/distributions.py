@@ -7,7 +7,7 @@ a CUDA graph. For the same reason nothing here validates more than shapes.
 import copy
 import math
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from pyro.distributions import Delta, Normal, TorchDistribution
@@ -190,6 +190,21 @@ class Mixture(Composite):
         """
         return self._draw(broadcast(index, self.batch_shape), pathwise=True)
 
+    def chosen(self, index: Tensor) -> TorchDistribution:
+        """Component ``index`` of every element, for components that are Normal or Laplace.
+
+        Args:
+            index: a long tensor of shape ``(.., *batch_shape)``, which is the result's batch shape.
+
+        Raises:
+            NotImplementedError: components of another family.
+        """
+        family: Any = type(_innermost(self._components))
+        if not issubclass(family, (torch.distributions.Normal, torch.distributions.Laplace)):
+            raise NotImplementedError(f"components of type {family.__name__} cannot be taken one by one")
+        loc, scale = (_take(x, index, self.event_dim) for x in diagonal(self._components))
+        return family(loc, scale, validate_args=False).to_event(self.event_dim)
+
     def _index(self, sample_shape: Sequence[int]) -> Tensor:
         like = self._log_weights
         shape = Size(sample_shape) + self.batch_shape + (self.num_components,)
@@ -200,10 +215,8 @@ class Mixture(Composite):
 
     def _draw(self, index: Tensor, pathwise: bool) -> Tensor:
         """The draw of component ``index``, of shape ``(*index.shape, *event_shape)``."""
-        family = type(_innermost(self._components))
-        if issubclass(family, (torch.distributions.Normal, torch.distributions.Laplace)):
-            loc, scale = (_take(x, index, self.event_dim) for x in diagonal(self._components))
-            return family(loc, scale, validate_args=False).rsample()
+        if isinstance(_innermost(self._components), (torch.distributions.Normal, torch.distributions.Laplace)):
+            return self.chosen(index).rsample()
         components = _expand(self._components, index.shape + (self.num_components,))
         draws = components.rsample() if pathwise else components.sample()
         where = _pad(index, 1 + self.event_dim).expand(index.shape + (1,) + self.event_shape)
@@ -232,13 +245,14 @@ class Where(Composite):
 
     @property
     def mean(self) -> Tensor:
-        return self._choose(self.p.mean, self.q.mean)
+        return self.choose(self.p.mean, self.q.mean)
 
     @property
     def variance(self) -> Tensor:
-        return self._choose(self.p.variance, self.q.variance)
+        return self.choose(self.p.variance, self.q.variance)
 
-    def _choose(self, p: Tensor, q: Tensor) -> Tensor:
+    def choose(self, p: Tensor, q: Tensor) -> Tensor:
+        """The elements of p where ``condition`` holds, else those of q, both shaped like draws."""
         chosen = torch.where(_pad(self.condition, self.event_dim), p, q)
         return broadcast(chosen, self.batch_shape + self.event_shape)
 
@@ -248,11 +262,11 @@ class Where(Composite):
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         p, q = (_expand(part, self.batch_shape).sample(Size(sample_shape)) for part in self._parts)
-        return self._choose(p, q)
+        return self.choose(p, q)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         p, q = (_expand(part, self.batch_shape).rsample(Size(sample_shape)) for part in self._parts)
-        return self._choose(p, q)
+        return self.choose(p, q)
 
 
 @register_kl(Where, Distribution)

@@ -115,36 +115,36 @@ def score(
     if not vectorize and not stratify and num_particles > 1:
         return _stack([score(model, guide, views, info, rescore=rescore) for _ in range(num_particles)])
     pair = Pair(model, guide, views, num_particles * (info.components if stratify else 1))
-    log_component = propose(pair, info, num_particles if stratify else 0, rescore)
+    log_component = None
+
+    def each_component(msg: dict[str, Any]) -> None:
+        nonlocal log_component
+        fn = msg["fn"]
+        if isinstance(fn, Mixture):
+            index = torch.arange(pair.num_particles, device=fn.log_weights.device) // num_particles
+            index = index.reshape(-1, *[1] * (-pair.particle_dim - 1)) if pair.plated else index
+            msg["value"], msg["done"] = fn.component_rsample(index), True
+            index = index.expand(fn.batch_shape)
+            log_component = Reduce(pair).full(fn.log_weights.gather(-1, index[..., None])[..., 0])
+
+    propose(pair, info, each_component if stratify else None, rescore)
     scores = score_model(pair, info)
     scores.log_component = log_component
     return scores
 
 
-def propose(pair: Pair, info: Structure, per_component: int = 0, rescore: bool = False) -> Tensor | None:
+def propose(
+    pair: Pair, info: Structure, draw: Callable[[dict[str, Any]], None] | None = None, rescore: bool = False
+) -> None:
     """Runs the pair's guide; leaves its trace, each pathwise value a graph node of its own, and log q in the pair.
 
-    With ``per_component`` particles from every component of the mixture posterior, returns the log-weight of the
-    component of each particle, ``(K, T, N)``.
+    ``draw`` may give the messages of latent sites values of its own.
     """
-    log_component = None
-    shape = Reduce(pair)
-
-    def stratify(msg: dict[str, Any]) -> None:
-        nonlocal log_component
-        fn = msg["fn"]
-        if isinstance(fn, Mixture):
-            index = torch.arange(pair.num_particles, device=fn.log_weights.device) // per_component
-            index = index.reshape(-1, *[1] * (-pair.particle_dim - 1)) if pair.plated else index
-            msg["value"], msg["done"] = fn.component_rsample(index), True
-            index = index.expand(fn.batch_shape)
-            log_component = shape.full(fn.log_weights.gather(-1, index[..., None])[..., 0])
-
     with ExitStack() as stack:
         if info.enumerates:
             stack.enter_context(poutine.enum(first_available_dim=pair.enum_dim))
-        if per_component:
-            stack.enter_context(Rewrite(stratify))
+        if draw is not None:
+            stack.enter_context(Rewrite(draw))
         pair.guide()
     trace = pair.trace.copy()
     for name, site in latents(trace).items():
@@ -155,8 +155,8 @@ def propose(pair: Pair, info: Structure, per_component: int = 0, rescore: bool =
     if rescore and len(info.latents) > 1 and torch.is_grad_enabled():
         with poutine.replay(trace=trace):
             pair.guide()
+    shape = Reduce(pair)
     pair.log_q = {name: shape.log_prob(site) for name, site in latents(pair.trace).items()}
-    return log_component
 
 
 def score_model(pair: Pair, info: Structure, unscaled: bool = False) -> Scores:

@@ -2,69 +2,24 @@ r"""Marginal and conditional log-likelihoods by importance sampling, each row wi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .arviz_bridge import inference_data
 from .batch import Batch, Stack
-from .importance import propose, score_model
+from .evidence import Evidence, Sums, joined
+from .importance import score_model
 from .pairs import Callback, Pair, Structure, Views, latents, structure
-from .pareto import pareto_k, tail_length
+from .proposals import Draws, Proposal, Sampler
 from .seeding import seeded
 
+ROWS = 2**12  # rows encoded at once
 BLOCK = 2**16  # draws of a (row, particle) pair that share a seed: the canonical block, whatever the chunk
 CHUNK = 2**14  # pairs decoded at once on a CPU, where larger ones leave the cache
-
-
-@dataclass(frozen=True)
-class Evidence:
-    r"""Log-likelihoods of N rows, estimated, with what is needed to trust them or not.
-
-    Attributes:
-        log_prob: :math:`\log \frac1K \sum_k w_{kn}`, ``(N,)``, in nats. Biased low by about half the squared error.
-        standard_error: :math:`\sqrt{(\sum_k w_k^2 / (\sum_k w_k)^2 - 1/K) K / (K - 1)}`, by the delta method.
-        ess: effective sample size :math:`(\sum_k w_k)^2 / \sum_k w_k^2`, between 1 and K.
-        pareto_k: tail shape of the weights (:func:`pyro_mm.pareto.pareto_k`); above 0.7 the row is not to be trusted.
-        quantity: which log-likelihood this is, in words.
-        num_particles: K.
-    """
-
-    log_prob: Tensor
-    standard_error: Tensor
-    ess: Tensor
-    pareto_k: Tensor
-    quantity: str
-    num_particles: int
-
-    def __len__(self) -> int:
-        return len(self.log_prob)
-
-    def mean(self) -> tuple[float, float]:
-        """The mean over rows, and the standard error that the estimation (not the choice of rows) gives it."""
-        return self.log_prob.mean().item(), (self.standard_error.square().sum().sqrt() / len(self)).item()
-
-    def untrusted(self) -> float:
-        """The share of rows whose k-hat exceeds 0.7; NaN where there were too few draws for any k-hat."""
-        return math.nan if self.pareto_k.isnan().any() else (self.pareto_k > 0.7).float().mean().item()
-
-    def __repr__(self) -> str:
-        mean, error = self.mean()
-        return (
-            f"Evidence({self.quantity}: {mean:.3f} ± {error:.3f} nats a row, mean of {len(self)} rows, "
-            f"K = {self.num_particles}, k-hat > 0.7 in {self.untrusted():.1%})"
-        )
-
-    def to_arviz(self) -> Any:
-        """As ArviZ's inference data: group ``log_likelihood``, and the diagnostics under ``sample_stats``."""
-        column = lambda x: x.detach().cpu().numpy()[None, None]  # noqa: E731  # chain, draw, row
-        stats = {name: column(getattr(self, name)) for name in ("standard_error", "ess", "pareto_k")}
-        return inference_data({"log_likelihood": {self.quantity: column(self.log_prob)}, "sample_stats": stats})
 
 
 def log_marginal(
@@ -74,6 +29,9 @@ def log_marginal(
     *,
     num_particles: int = 1000,
     proposal: Callback | Batch | None = None,
+    draws: Draws = "independent",
+    stratify: bool = True,
+    prior_share: float = 0.0,
     seed: int | None = None,
     chunk: int | None = None,
     vectorize: bool = True,
@@ -89,9 +47,14 @@ def log_marginal(
         num_particles: K.
         proposal: another guide to draw from; or the same rows as another batch, for the guide to see instead of
             ``batch`` (with ``batch.only("image")`` and ``proposal=batch``: log p(image) under q(z | image, label)).
+        draws: ``"independent"``, ``"antithetic"`` (pairs) or ``"quasi"`` (scrambled Sobol points; the standard error
+            is then that of 20 randomisations).
+        stratify: takes each component of a mixture posterior in its proportion of the draws, and not at random.
+        prior_share: the share of draws taken from the model's prior in place of the guide; 1 is sampling the prior.
+            The weights are those of the mixture of the two, and none exceeds p(x | z) / prior_share.
         seed: of the draws; None takes one from torch's generator, which is not otherwise touched.
-        chunk: (row, particle) pairs decoded at once, which bounds the memory of the decoders (encoders see all rows at
-            once) and changes no digit of the result but by rounding. Default 2^14, on CUDA 2^16.
+        chunk: (row, particle) pairs decoded at once, which bounds the memory (encoders see 4096 rows at once) and
+            changes no digit of the result but by rounding. Default 2^14, on CUDA 2^16.
         vectorize: False draws particle by particle, for stories that do not broadcast.
 
     Raises:
@@ -102,15 +65,20 @@ def log_marginal(
     seen = proposal if isinstance(proposal, Batch) else batch
     if seen.size != batch.size:
         raise ValueError(f"the proposal's batch has {seen.size} rows, and the batch {batch.size}")
+    how = Proposal(draws, stratify, prior_share)
     sampler = proposal if proposal is not None and not isinstance(proposal, Batch) else guide
-    if seed is None:
-        seed = int(torch.randint(2**62, ()))
-    with torch.no_grad():
-        sums = _Sums(num_particles)
-        for log_w in _weights(model, sampler, batch, seen, num_particles, seed, chunk, vectorize):
+    seed = int(torch.randint(2**62, ())) if seed is None else seed
+    quantity, parts = log_p(batch), []
+    for start in range(0, batch.size, ROWS):
+        whole = batch.size <= ROWS
+        rows, shown = (b if whole else b[slice(start, start + ROWS)] for b in (batch, seen))
+        sums: Any = None
+        blocks = weighted(model, sampler, rows, shown, num_particles, how, seed + start, chunk, vectorize)
+        for each, _, log_w in blocks:
+            sums = sums or Sums(num_particles, each.group)
             sums.add(log_w)
-    present = [n for n in batch.names if batch.presence(n) is not False]
-    return sums.evidence(f"log p({', '.join(present)})")
+        parts.append(sums.evidence(quantity))
+    return parts[0] if len(parts) == 1 else joined(parts)
 
 
 def log_conditional(
@@ -121,6 +89,9 @@ def log_conditional(
     target: Sequence[str] | str,
     given: Sequence[str] | str = (),
     num_particles: int = 1000,
+    draws: Draws = "independent",
+    stratify: bool = True,
+    prior_share: float = 0.0,
     seed: int | None = None,
     chunk: int | None = None,
     vectorize: bool = True,
@@ -134,71 +105,61 @@ def log_conditional(
 
     Args:
         target, given: names of modalities, without one in common.
-        model, guide, batch, num_particles, seed, chunk, vectorize: as in :func:`log_marginal`.
+        model, guide, batch, and the others: as in :func:`log_marginal`.
     """
     targets, givens = ((x,) if isinstance(x, str) else tuple(x) for x in (target, given))
     if set(targets) & set(givens) or not targets:
         raise ValueError(f"expected targets, and none of them given: target={targets}, given={givens}")
-    if seed is None:
-        seed = int(torch.randint(2**62, ()))
-    options: dict[str, Any] = {"num_particles": num_particles, "chunk": chunk, "vectorize": vectorize}
+    seed = int(torch.randint(2**62, ())) if seed is None else seed
+    options: dict[str, Any] = {
+        "num_particles": num_particles, "draws": draws, "stratify": stratify, "prior_share": prior_share,
+        "chunk": chunk, "vectorize": vectorize,
+    }  # fmt: skip
     joint = log_marginal(model, guide, batch.only(*targets, *givens), seed=seed, **options)
     quantity = f"log p({', '.join(targets)}{' | ' if givens else ''}{', '.join(givens)})"
     if not givens:
         return replace(joint, quantity=quantity)
     marginal = log_marginal(model, guide, batch.only(*givens), seed=seed + 1, **options)
     some = torch.stack([batch.present[n] for n in targets]).any(0)
-    zero = torch.zeros_like(joint.log_prob)
+
+    def difference(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        error = (one[1].square() + other[1].square()).sqrt()
+        zero = torch.zeros_like(error)
+        return torch.where(some, one[0] - other[0], zero), torch.where(some, error, zero)
+
+    log_prob, error = difference((joint.log_prob, joint.standard_error), (marginal.log_prob, marginal.standard_error))
     return Evidence(
-        torch.where(some, joint.log_prob - marginal.log_prob, zero),
-        torch.where(some, (joint.standard_error.square() + marginal.standard_error.square()).sqrt(), zero),
-        torch.minimum(joint.ess, marginal.ess),
-        torch.maximum(joint.pareto_k, marginal.pareto_k),
+        log_prob,
+        error,
+        torch.where(some, torch.minimum(joint.ess, marginal.ess), float(num_particles)),
+        torch.where(some, torch.maximum(joint.pareto_k, marginal.pareto_k), 0 * joint.pareto_k),
         quantity,
         num_particles,
+        {k: difference(one, marginal.running[k]) for k, one in joint.running.items()},
     )
 
 
-class _Sums:
-    """What is kept of log-weights that come in blocks of particles: two sums, and the largest ones."""
-
-    def __init__(self, num_particles: int):
-        self.k, self.keep = num_particles, min(num_particles, tail_length(num_particles) + 1)
-        self.one = self.two = self.top = None  # type: Any
-
-    def add(self, log_w: Tensor) -> None:
-        dtype, log_w = log_w.dtype, log_w.double()
-        one, two = log_w.logsumexp(0), (2 * log_w).logsumexp(0)
-        self.dtype = dtype
-        self.one = one if self.one is None else torch.logaddexp(self.one, one)
-        self.two = two if self.two is None else torch.logaddexp(self.two, two)
-        top = log_w.T if self.top is None else torch.cat([self.top, log_w.T], -1)
-        self.top = top.topk(min(self.keep, top.shape[-1]), -1).values
-
-    def evidence(self, quantity: str) -> Evidence:
-        inverse_ess = (self.two - 2 * self.one).exp()
-        variance = (inverse_ess - 1 / self.k).clamp(min=0) * (self.k / (self.k - 1) if self.k > 1 else math.nan)
-        return Evidence(
-            (self.one - math.log(self.k)).to(self.dtype),
-            variance.sqrt().to(self.dtype),
-            (1 / inverse_ess).to(self.dtype),
-            pareto_k(self.top, self.k).to(self.dtype),
-            quantity,
-            self.k,
-        )
+def log_p(batch: Batch) -> str:
+    """The log-likelihood of what is present, in words."""
+    return f"log p({', '.join(n for n in batch.names if batch.presence(n) is not False)})"
 
 
-def _weights(
+@torch.no_grad()
+def weighted(
     model: Callback,
     guide: Callback,
     batch: Batch,
     seen: Batch,
     num_particles: int,
+    proposal: Proposal,
     seed: int,
-    chunk: int | None,
-    vectorize: bool,
-) -> Iterator[Tensor]:
-    """Log-weights in canonical blocks of particles, ``(k, N)`` each: block b is drawn under the seed (seed, b)."""
+    chunk: int | None = None,
+    vectorize: bool = True,
+) -> Iterator[tuple[Sampler, Pair, Tensor]]:
+    """Draws in canonical blocks of particles, each under a seed of its own, with their log-weights ``(k, N)``.
+
+    The latents are those of the pair's trace, at the particles' dimension and the plates of the story.
+    """
     info = structure(model, guide, seen)
     chunk = chunk or (BLOCK if batch.device.type == "cuda" else CHUNK)
     memo: dict[Any, Any] = {}
@@ -207,36 +168,43 @@ def _weights(
     decoded = batch.view(masks(batch), Stack({}), {})
     views = Views(shown, decoded, shown, info.nesting, modalities=info.modalities)
     block = max(1, BLOCK // batch.size) if vectorize else 1
+    with seeded(seed, batch.device):
+        sampler = Sampler(proposal, info, Pair(model, guide, views), num_particles, seed)
     whole = False
     for index, start in enumerate(range(0, num_particles, block)):
         with seeded(block_seed(seed, index), batch.device):
             pair = Pair(model, guide, views, min(block, num_particles - start))
-            propose(pair, info)
+            sampler.propose(pair)
             before = _generator_state(batch.device)
             if not whole:
-                log_w = _in_chunks(pair, info, chunk)
+                log_w = _in_chunks(pair, info, sampler, chunk)
                 # a story that draws (a missing parent, say) would draw otherwise in other chunks
                 whole = not torch.equal(before, _generator_state(batch.device))
             if whole:
+                if proposal.prior_share:
+                    raise ValueError(
+                        "prior_share needs the density of the prior, and this story draws while it is scored: a "
+                        "missing modality on which others depend, or a latent that the guide lacks"
+                    )
                 _set_generator_state(batch.device, before)
-                log_w = score_model(pair, info, unscaled=True).log_weights()[:, 0]
-        yield log_w
+                log_w = sampler.log_weights(score_model(pair, info, unscaled=True))
+        yield sampler, pair, log_w
 
 
-def _in_chunks(pair: Pair, info: Structure, chunk: int) -> Tensor:
+def _in_chunks(pair: Pair, info: Structure, sampler: Sampler, chunk: int) -> Tensor:
     """The log-weights of a block, decoding at most ``chunk`` (row, particle) pairs at once."""
     size, particles = pair.views.decode.size, pair.num_particles
     if size * particles <= chunk:
-        return score_model(pair, info, unscaled=True).log_weights()[:, 0]
+        return sampler.log_weights(score_model(pair, info, unscaled=True))
     rows, k = (size, chunk // size) if chunk >= size else (chunk, 1)
     parts = [
-        torch.cat([_part(pair, info, slice(i, i + k), slice(j, j + rows)) for j in range(0, size, rows)], -1)
+        torch.cat([_part(pair, info, sampler, slice(i, i + k), slice(j, j + rows)) for j in range(0, size, rows)], -1)
         for i in range(0, particles, k)
     ]
     return torch.cat(parts)
 
 
-def _part(pair: Pair, info: Structure, particles: slice, rows: slice) -> Tensor:
+def _part(pair: Pair, info: Structure, sampler: Sampler, particles: slice, rows: slice) -> Tensor:
     """The log-weights of some particles and rows of a block, ``(k, n)``."""
     size, k = pair.views.decode.size, pair.num_particles
 
@@ -256,7 +224,7 @@ def _part(pair: Pair, info: Structure, particles: slice, rows: slice) -> Tensor:
     for name, site in latents(pair.trace).items():
         part.trace.nodes[name] = site | {"value": cut(site["value"], site["fn"].event_dim)}
     part.log_q = {name: cut(x) for name, x in pair.log_q.items()}
-    return score_model(part, info, unscaled=True).log_weights()[:, 0]
+    return sampler.log_weights(score_model(part, info, unscaled=True))
 
 
 def block_seed(seed: int, index: int) -> int:

@@ -72,6 +72,27 @@ def generate(
     return {name: _reshaped(x, num_samples, batch.size, event_dim) for name, (x, event_dim) in recorder.drawn.items()}
 
 
+@torch.no_grad()
+def simulate(model: Callable[[Batch], Any], batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
+    """Rows drawn from the model itself, with the latents that made them: an exact draw from p(z | x) of those rows.
+
+    Args:
+        batch: says how many rows, which modalities each of them has, and the covariates; its values are not used.
+
+    Returns:
+        (rows, latents): the batch with drawn values under the same masks, and latent site -> ``(N, *event)``.
+    """
+    with poutine.block(), poutine.trace() as drawn:
+        model(batch.only())
+    values = {name: site["value"] for name, site in observed(drawn.trace).items() if name in batch}
+    rows = batch.size
+    sites = {
+        n: s["value"].expand(*s["fn"].batch_shape[:-1], rows, *s["fn"].event_shape)
+        for n, s in latents(drawn.trace).items()
+    }
+    return batch.replaced(values), sites
+
+
 class _Record(Messenger):
     """Draws every observed site anew, and lets descendants see the draw where nothing was observed."""
 

