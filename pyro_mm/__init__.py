@@ -1,19 +1,21 @@
 """Multimodal deep generative models in Pyro: stories, posteriors, objectives and estimators as four separate values."""
 
 from . import conditionals, datasets, distributions, estimators, models, nn, objectives, posteriors, recipes
+from .annealed import annealed_importance, bidirectional
 from .batch import Batch
+from .calibration import Calibration, calibration
 from .evidence import Evidence
 from .guides import Guide, encode
 from .importance import log_weights
 from .likelihood import log_conditional, log_marginal
-from .predictive import generate
+from .predictive import generate, posterior_draws
 from .saving import load, save
 from .train import History, fit
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Batch", "Evidence", "Guide", "History", "conditionals", "datasets", "distributions", "encode", "estimators", "fit",
-    "generate", "load", "log_conditional", "log_marginal", "log_weights", "models", "nn", "objectives", "posteriors",
-    "recipes", "save",
+    "Batch", "Calibration", "Evidence", "Guide", "History", "annealed_importance", "bidirectional", "calibration",
+    "conditionals", "datasets", "distributions", "encode", "estimators", "fit", "generate", "load", "log_conditional",
+    "log_marginal", "log_weights", "models", "nn", "objectives", "posterior_draws", "posteriors", "recipes", "save",
 ]  # fmt: skip

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from .arviz_bridge import inference_data
-from .pareto import pareto_k, tail_length
+from .pareto import FLAT, pareto_k, tail_length
 
 THRESHOLD = 0.7  # of k-hat (Vehtari et al. 2024): the variance of heavier tails is too large, or infinite
+ROUNDING = 32  # of log-weights, in units of their last place, and their least size: sums of many terms that cancel
 WIDE = 0.5  # nats: a standard error beyond which the delta method that made it no longer holds
 
 
@@ -85,8 +86,8 @@ class Evidence:
         wide = int((~(self.standard_error <= WIDE)).sum())
         why += [f"{wide} with a standard error above {WIDE} nats, or none"] if wide else []
         lines.append(
-            f"Not to be trusted: {bad} rows ({bad / n:.1%}): {' and '.join(why)}. A few draws carry their weights, so "
-            "that the estimate is more likely too low than too high, and its error understated."
+            f"Not to be trusted: {bad} row{'s' * (bad > 1)} ({bad / n:.1%}): {' and '.join(why)}. A few draws carry the "
+            "weight, so that the estimate is more likely too low than too high, and its error understated."
         )
         order = torch.where(doubtful, self.pareto_k.nan_to_num(0.0) + self.standard_error.nan_to_num(99.0), -math.inf)
         for row in order.topk(min(worst, bad)).indices.tolist():
@@ -177,8 +178,10 @@ class Sums:
         """The estimate from all that was added."""
         log_prob, error = self._estimate()
         ess = (2 * self.one - self.two).exp().to(self.dtype)
-        top = pareto_k(self._top(), self.count).to(self.dtype)
-        return Evidence(log_prob, error, ess, top, quantity, self.count, self.running)
+        top = self._top()
+        rounding = ROUNDING * torch.finfo(self.dtype).eps * top[:, 0].abs().clamp(min=ROUNDING)
+        k_hat = pareto_k(top, self.count, rounding.clamp(min=FLAT)).to(self.dtype)
+        return Evidence(log_prob, error, ess, k_hat, quantity, self.count, self.running)
 
     def _add(self, log_w: Tensor) -> None:
         self.count += len(log_w)

@@ -173,7 +173,7 @@ def weighted(
     whole = False
     for index, start in enumerate(range(0, num_particles, block)):
         with seeded(block_seed(seed, index), batch.device):
-            pair = Pair(model, guide, views, min(block, num_particles - start))
+            pair = Pair(model, guide, views, min(block, num_particles - start), plated=vectorize and num_particles > 1)
             sampler.propose(pair)
             before = _generator_state(batch.device)
             if not whole:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-FLAT = 1e-8  # nats: a spread of log-weights that rounding explains
+FLAT = 1e-8  # nats: a spread of log-weights that rounding explains, in double precision
 
 
 def tail_length(num_draws: int) -> int:
@@ -15,15 +15,16 @@ def tail_length(num_draws: int) -> int:
     return math.ceil(min(num_draws / 5, 3 * math.sqrt(num_draws)))
 
 
-def pareto_k(largest: Tensor, num_draws: int) -> Tensor:
+def pareto_k(largest: Tensor, num_draws: int, flat: float | Tensor = FLAT) -> Tensor:
     r"""The shape of a generalised Pareto distribution fitted to the largest importance weights of every row.
 
     Below 0.7 the estimate and its standard error can be trusted; above, the variance of the weights is too large,
-    or infinite. Zero where the log-weights spread by less than 1e-8, NaN where the tail has fewer than five draws.
+    or infinite. Zero where the log-weights spread by less than ``flat``, NaN where the tail has fewer than five draws.
 
     Args:
         largest: the ``tail_length(K) + 1`` largest log-weights of every row, in any order, ``(.., L)``.
         num_draws: K, the number of draws they are the largest of.
+        flat: a spread of log-weights that is nothing but rounding, in nats; a number or one for every row.
 
     The fit is the weighted mean over a grid of Zhang & Stephens 2009 (Technometrics 51:316) with the prior of
     Vehtari et al. 2024 (JMLR 25:72), whose smoothing of the weights is not done here.
@@ -32,7 +33,7 @@ def pareto_k(largest: Tensor, num_draws: int) -> Tensor:
     if count < 5:
         return torch.full(largest.shape[:-1], math.nan, dtype=largest.dtype, device=largest.device)
     log_w = largest.double().sort(-1).values[..., -count - 1 :]
-    flat = log_w[..., -1] - log_w[..., 0] < FLAT
+    even = log_w[..., -1] - log_w[..., 0] < flat
     weights = (log_w - log_w[..., -1:]).exp()
     tail = (weights[..., 1:] - weights[..., :1]).clamp(min=torch.finfo(torch.float64).tiny)
     quartile, top = tail[..., int(count / 4 + 0.5) - 1], tail[..., -1]
@@ -44,4 +45,4 @@ def pareto_k(largest: Tensor, num_draws: int) -> Tensor:
     b_mean = (b * profile.softmax(-1)).sum(-1)
     k_mean = torch.log1p(-b_mean[..., None] * tail).mean(-1)
     k_hat = (count * k_mean + 10 * 0.5) / (count + 10)
-    return torch.where(flat, 0.0, k_hat).to(largest.dtype)
+    return torch.where(even, 0.0, k_hat).to(largest.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from .calibration import Calibration
+    from .evidence import Evidence
     from .train import History
 
 NATS = "nats a row"
@@ -135,6 +138,125 @@ def latent_view(points: Tensor, labels: Tensor, title: str = "") -> Figure:
     ax.legend(title="label", frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=1.5)
     if title:
         ax.set_title(title, fontsize=10)
+    return figure
+
+
+def ranks(calibration: Calibration, names: Sequence[str] | None = None, title: str = "") -> Figure:
+    """The ECDF of the ranks of true values less that of uniform ones, a panel for each coordinate.
+
+    Grey is where the curve of an exact posterior stays with probability 95 %: dark for one curve alone, light for those
+    of all coordinates together (Bonferroni). Above zero, true values rank low and the guide's draws are too high; below
+    it they are too low; first above and then below, too narrow; first below and then above, too wide. Red is off by
+    the p-value in its title, which is Holm's; panels have scales of their own.
+
+    Args:
+        names: the coordinates, such as ``"z[0]"``; by default all, or the 20 least uniform ones.
+    """
+    from .calibration import band, p_text
+
+    found, draws = calibration.findings, calibration.num_draws
+    if names is None:
+        worst = sorted(found, key=lambda name: found[name].p_value)[:20]
+        names = [name for name in found if name in worst]
+        if len(names) < len(found):
+            title += f"{': ' if title else ''}the {len(names)} least uniform of {len(found)} coordinates"
+    columns = len(names) if len(names) <= 3 else min(5, math.ceil(len(names) ** 0.5))
+    lines = -(-len(names) // columns)
+    figure = _figure(max(2.2 * columns, 4.2) + 0.3, 1.85 * lines + 0.9)
+    panels = figure.subplots(lines, columns, squeeze=False)
+    x = np.arange(draws + 2) / (draws + 1)
+    bands = (0.05 / len(found), "0.9", f"95 % band, all {len(found)} curves"), (0.05, "0.78", "95 % band, one curve")
+    for i, (ax, name) in enumerate(zip(panels.flat, names, strict=False)):
+        finding, limit = found[name], 0.0
+        for level, grey, label in bands:
+            ends = [np.concatenate([[0], end / finding.rows, [1]]) - x for end in band(finding.rows, draws, 1 - level)]
+            ax.fill_between(x, *ends, color=grey, linewidth=0, label=label)
+            limit = max(limit, 1.3 * ends[1].max())
+        off = finding.verdict != "uniform"
+        difference = np.append(0, calibration.counts[name].cumsum()) / finding.rows - x
+        ax.axhline(0, color="0.5", linewidth=0.6)
+        ax.plot(x, difference, color="tab:red" if off else "tab:blue", linewidth=1.2)
+        limit = max(limit, 1.1 * abs(difference).max())
+        ax.set(ylim=(-limit, limit), xlim=(0, 1), xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"])
+        ax.tick_params(labelsize=8, labelbottom=i + columns >= len(names))
+        ax.set_xlabel(f"(rank + 1) / {draws + 1}" if i + columns >= len(names) else "", fontsize=8)
+        text = f"{finding.verdict}, " * off + p_text(finding.adjusted, 1)
+        ax.set_title(f"{name}\n{text}", fontsize=8, loc="left", color="tab:red" if off else "black")
+        ax.spines[["top", "right"]].set_visible(False)
+    for ax in panels.flat[len(names) :]:
+        ax.set_axis_off()
+    figure.supylabel("ECDF of ranks less uniform", fontsize=9)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    note = f"p: Holm's, of all {len(found)} coordinates" if len(found) > 1 else None
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": 2, "frameon": False}
+    figure.legend(handles[::-1], labels[::-1], title=note, fontsize=8, title_fontsize=8, **place)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def convergence(
+    evidence: Evidence | Mapping[str, Evidence], rows: Sequence[int] | None = None, title: str = ""
+) -> Figure:
+    r"""A log-likelihood against the number of particles: the mean over rows, ± 2 standard errors, and single rows.
+
+    A mean that still rises at the right has not arrived, and is too low. Rows are shown less their last estimate; a
+    jump is a single draw that carries the row. Points of a curve share their particles. The vertical scale is that of
+    the later half, from :math:`\sqrt K` particles on.
+
+    Args:
+        evidence: an estimate, or several by name; their errors are of the estimation, not of the choice of rows.
+        rows: which rows to show; by default the five with the largest k-hat (or, without one, the largest error), or
+            none of several estimates.
+
+    Raises:
+        ValueError: evidence that has no ``running``.
+    """
+    several = dict(evidence) if isinstance(evidence, Mapping) else {"": evidence}
+    first = next(iter(several.values()))
+    if not all(one.running for one in several.values()):
+        raise ValueError("expected evidence with its running estimate, as log_marginal gives it")
+    if rows is None:
+        order = first.standard_error.nan_to_num(np.inf) if first.pareto_k.isnan().any() else first.pareto_k
+        rows = order.topk(min(5, len(first))).indices.tolist() if len(several) == 1 < first.num_particles else ()
+    panels = 2 if len(rows) else 1
+    figure = _figure(4.8 * panels, 3.8)
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    late: tuple[list[Any], list[Any]] = [], [np.zeros(1)]  # what the scale of each panel has to show
+    counts = {f"{len(one)} " for one in several.values()}
+    what = f"mean of {counts.pop() if len(counts) == 1 else ''}rows ± 2 s.e."
+    for name, one in several.items():
+        k = np.array(sorted(one.running))
+        values, errors = (np.stack([one.running[j][which].cpu().double().numpy() for j in k]) for which in (0, 1))
+        mean, error = values.mean(1), 2 * np.sqrt((errors**2).sum(1)) / len(one)
+        (line,) = axes[0].plot(k, mean, marker="o", markersize=3, label=name or what)
+        axes[0].fill_between(k, mean - error, mean + error, alpha=0.25, linewidth=0, color=line.get_color())
+        half = k >= k[-1] ** 0.5
+        late[0].extend([mean[half], (mean - error)[half], (mean + error)[half]])
+        for row in rows:
+            difference = values[:, row] - values[-1, row]
+            label = f"{name}{', ' if name else ''}row {row}"
+            label += "" if one.pareto_k[row].isnan() else f", k-hat {one.pareto_k[row]:.2f}"
+            axes[1].plot(k, difference, linewidth=1, label=label)
+            late[1].append(difference[half])
+    quantities = {one.quantity for one in several.values()}
+    axes[0].set_ylabel(f"{quantities.pop() if len(quantities) == 1 else 'log-likelihood'}, {NATS}")
+    if panels == 2:
+        axes[1].set_ylabel("estimate of a row less its last one, nats")
+        axes[1].axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    for ax, shown in zip(axes, late, strict=False):
+        finite = np.concatenate(shown)[np.isfinite(np.concatenate(shown))]
+        margin = 0.1 * max(np.ptp(finite), 0.01)
+        ax.set_ylim(finite.min() - margin, finite.max() + margin)
+        ax.set_xscale("log", base=2)
+        ax.set_xlabel("particles")
+        ax.xaxis.set_major_formatter("{x:.0f}")
+        ax.spines[["top", "right"]].set_visible(False)
+        above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2, "frameon": False}
+        note = what if ax is axes[0] and len(several) > 1 else None
+        ax.legend(fontsize=8, title=note, title_fontsize=8, alignment="left", **above)
+    if title:
+        figure.suptitle(title, fontsize=10)
     return figure
 
 

@@ -15,8 +15,11 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from .batch import Batch
-from .pairs import Rewrite, latents, observed, structure
+from .likelihood import ROWS, weighted
+from .pairs import Pair, Rewrite, latents, observed, structure
 from .presence import over_events
+from .proposals import Proposal
+from .seeding import seeded
 
 
 @torch.no_grad()
@@ -27,6 +30,9 @@ def generate(
     num_samples: int = 1,
     *,
     mean: bool = False,
+    resample: bool = False,
+    num_particles: int = 1000,
+    seed: int | None = None,
     vectorize: bool = True,
 ) -> dict[str, Tensor]:
     r"""Draws :math:`x_m \sim p(x_m | z)`, :math:`z \sim q(z | x_{present})`, of every modality of every row.
@@ -41,27 +47,141 @@ def generate(
         num_samples: S, independent draws of every row.
         mean: returns the means of the p(x_m | z) in place of draws; of a Categorical, the class probabilities
             ``(S, N, *event, C)``.
+        resample: takes z from the guide's draws by their importance weights, and so, as K grows, from p(z | x_present)
+            itself (:func:`posterior_draws`).
+        num_particles: K, the draws to take from, if ``resample``.
+        seed: of all draws; None goes on with torch's generator.
         vectorize: False draws sample by sample, for stories that do not broadcast.
 
     Returns:
         modality -> ``(S, N, *event)``.
     """
-    if not vectorize and num_samples > 1:
-        each = [generate(model, guide, batch, mean=mean) for _ in range(num_samples)]
+    with seeded(seed, batch.device):
+        chosen: dict[str, Tensor] = {}
+        if resample:
+            chosen = posterior_draws(
+                model, guide, batch, num_samples, resample=True, num_particles=num_particles, vectorize=vectorize
+            )
+        if vectorize or num_samples == 1:
+            return _generate(model, guide, batch, num_samples, mean, chosen)
+        one = lambda s: {name: z[s : s + 1] for name, z in chosen.items()}  # noqa: E731
+        each = [_generate(model, guide, batch, 1, mean, one(s)) for s in range(num_samples)]
         return {name: torch.cat([draws[name] for draws in each]) for name in each[0]}
+
+
+@torch.no_grad()
+def posterior_draws(
+    model: Callable[[Batch], Any],
+    guide: Callable[[Batch], Any],
+    batch: Batch,
+    num_samples: int = 1,
+    *,
+    resample: bool = False,
+    num_particles: int = 1000,
+    seed: int | None = None,
+    vectorize: bool = True,
+    **options: Any,
+) -> dict[str, Tensor]:
+    r"""Draws of the guide's latents given what is present, or, with ``resample``, of the posterior's.
+
+    Sampling importance resampling: S draws of every row, with replacement, out of K of the guide's, by
+
+    .. math:: P(z = z_k) = w_k / \sum_l w_l, \qquad w_k = p(x_S, z_k) / q(z_k | x_S)
+
+    which tends to p(z | x_S) as K grows. The draws of a row whose weights have a k-hat above 0.7 are mostly one and the
+    same. Rubin 1988 (Bayesian Statistics 3:395).
+
+    Args:
+        num_samples: S.
+        resample: whether the weights count.
+        num_particles: K.
+        seed: of all draws; None goes on with torch's generator.
+        vectorize: False runs draw by draw, for stories that do not broadcast.
+        options: ``draws``, ``stratify`` and ``prior_share``, as of :func:`pyro_mm.log_marginal`.
+
+    Returns:
+        latent site of the guide -> ``(S, N, *event)``, plates within a row to the left of N.
+    """
+    with seeded(seed, batch.device):
+        if resample:
+            proposal, own = Proposal(**options), int(torch.randint(2**62, ()))
+            parts, inner = [], {}
+            for start in range(0, batch.size, ROWS):
+                rows = batch if batch.size <= ROWS else batch[slice(start, start + ROWS)]
+                blocks = weighted(model, guide, rows, rows, num_particles, proposal, own + start, None, vectorize)
+                chosen = _Chosen(num_samples)
+                for _, pair, log_w in blocks:
+                    chosen.add(pair, log_w)
+                parts.append(chosen.values)
+                inner = chosen.inner
+            return {name: torch.cat([part[name] for part in parts], 1 + inner[name]) for name in parts[0]}
+        if vectorize or num_samples == 1:
+            sites = latents(_drawn(guide, batch, num_samples, structure(model, guide, batch).nesting))
+            return {n: s["value"] if num_samples > 1 else s["value"][None] for n, s in sites.items()}
+        each = [latents(_drawn(guide, batch, 1, 1)) for _ in range(num_samples)]
+        return {n: torch.stack([sites[n]["value"] for sites in each]) for n in each[0]}
+
+
+class _Chosen:
+    """S draws of every row out of those that come in blocks, by weight, as if all of them had been there at once."""
+
+    def __init__(self, num_samples: int):
+        self.num_samples = num_samples
+        self.values: dict[str, Tensor] = {}
+        self.inner: dict[str, int] = {}  # plates within a row
+        self.total: Tensor | None = None
+
+    def add(self, pair: Pair, log_w: Tensor) -> None:
+        block = log_w.double().logsumexp(0)
+        total = block if self.total is None else torch.logaddexp(self.total, block)
+        # a row whose weights are all zero has no posterior to draw from, and keeps the guide's
+        share = (log_w.double() - block).exp().T.nan_to_num(1.0)
+        index = torch.multinomial(share, self.num_samples, replacement=True).T
+        new = torch.rand(index.shape, dtype=total.dtype, device=total.device) < (block - total).exp().nan_to_num(1.0)
+        rows = torch.arange(index.shape[1], device=index.device)
+        for name, site in latents(pair.trace).items():
+            value = site["value"] if pair.plated else site["value"][None]
+            dim = value.dim() - site["fn"].event_dim - 1
+            taken = value.movedim(dim, 1)[index, rows]
+            if self.total is not None:
+                mask = new.reshape(*new.shape, *[1] * (taken.dim() - 2))
+                taken = torch.where(mask, taken, self.values[name].movedim(dim, 1))
+            self.values[name], self.inner[name] = taken.movedim(1, dim), dim - 1
+        self.total = total
+
+
+def _drawn(guide: Callable[[Batch], Any], batch: Batch, num_samples: int, nesting: int) -> Any:
+    """The trace of the guide, in a plate of samples if there are several."""
+    with poutine.block(), poutine.trace() as drawn, _particles(num_samples, nesting):
+        guide(batch)
+    return drawn.trace
+
+
+def _particles(num_samples: int, nesting: int) -> Any:
+    return pyro.plate("particles", num_samples, dim=-nesting - 1) if num_samples > 1 else nullcontext()
+
+
+def _generate(
+    model: Callable[[Batch], Any],
+    guide: Callable[[Batch], Any],
+    batch: Batch,
+    num_samples: int,
+    mean: bool,
+    chosen: dict[str, Tensor],
+) -> dict[str, Tensor]:
+    """Draws of every modality, given draws of the latents or, for those without, the guide's."""
     info = structure(model, guide, batch)
-    dim = -info.nesting - (num_samples > 1)
 
     def particles() -> Any:
-        return pyro.plate("particles", num_samples, dim=dim) if num_samples > 1 else nullcontext()
+        return _particles(num_samples, info.nesting)
 
-    with poutine.block(), poutine.trace() as drawn, particles():
-        guide(batch)
-    trace, rows = drawn.trace, batch.rows
+    trace, rows = _drawn(guide, batch, num_samples, info.nesting), batch.rows
+    for name, value in chosen.items():
+        trace.nodes[name] = trace.nodes[name] | {"value": value if num_samples > 1 else value[0]}
     alike: dict[str, Tensor] = {}
     discrete = {name for name, enumerable in info.model_only.items() if enumerable}
     if discrete:
-        trace = _with_discrete(trace, model, batch, discrete, particles, dim - 1)
+        trace = _with_discrete(trace, model, batch, discrete, particles, -info.nesting - 1 - (num_samples > 1))
     if rows is not True:
         alike = _replace_empty(trace, model, batch, rows, particles)
     recorder = _Record(batch, mean, alike)
@@ -80,17 +200,14 @@ def simulate(model: Callable[[Batch], Any], batch: Batch) -> tuple[Batch, dict[s
         batch: says how many rows, which modalities each of them has, and the covariates; its values are not used.
 
     Returns:
-        (rows, latents): the batch with drawn values under the same masks, and latent site -> ``(N, *event)``.
+        (rows, latents): the batch with drawn values under the same masks, and latent site -> ``(N, *event)``, with the
+        plates within a row to the left of N.
     """
     with poutine.block(), poutine.trace() as drawn:
         model(batch.only())
-    values = {name: site["value"] for name, site in observed(drawn.trace).items() if name in batch}
-    rows = batch.size
-    sites = {
-        n: s["value"].expand(*s["fn"].batch_shape[:-1], rows, *s["fn"].event_shape)
-        for n, s in latents(drawn.trace).items()
-    }
-    return batch.replaced(values), sites
+    sites = {name: site for name, site in observed(drawn.trace).items() if name in batch}
+    values = {n: _reshaped(s["value"], 1, batch.size, s["fn"].event_dim)[0] for n, s in sites.items()}
+    return batch.replaced(values), {name: site["value"] for name, site in latents(drawn.trace).items()}
 
 
 class _Record(Messenger):

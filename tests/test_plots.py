@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from pyro_mm import plots
+from pyro_mm.calibration import Calibration, band, p_text
+from pyro_mm.evidence import Evidence, evidence_of
 
 
 def rendered(figure, tmp_path):
@@ -45,6 +47,69 @@ def test_latent_view_finds_the_plane_of_most_variance(tmp_path, size):
     assert len(ax.collections) == 3
     first = torch.cat([torch.as_tensor(c.get_offsets().data[:, 0]) for c in ax.collections])
     assert first.std() == pytest.approx(points[:, 0].std().item(), rel=0.05)
+
+
+def ranked(size, draws=20, rows=200):
+    """Coordinates of uniform ranks, but that those of the first are low, the guide's draws too high."""
+    ranks = torch.randint(draws + 1, (rows, size), generator=torch.Generator().manual_seed(0))
+    ranks[:, 0] //= 2
+    return Calibration({"z": ranks, "log_likelihood": ranks[:, -1:]}, draws)
+
+
+@pytest.mark.parametrize("size", [1, 4, 30])
+def test_ranks_have_a_panel_for_each_coordinate_with_its_band(tmp_path, size):
+    found = ranked(size)
+    figure = plots.ranks(found)
+    shown = [ax for ax in rendered(figure, tmp_path) if ax.lines]
+    assert len(shown) == min(20, size + 1)
+    first = found.findings["z[0]" if size > 1 else "z"]
+    assert shown[0].get_title(loc="left").endswith(f"too high and wide, {p_text(first.adjusted, 1)}")
+    assert shown[0].lines[-1].get_color() == "tab:red" and first.verdict != "uniform"
+    (note,) = figure.legends
+    assert [t.get_text() for t in note.get_texts()] == ["95 % band, one curve", f"95 % band, all {size + 1} curves"]
+    assert bool(figure.get_suptitle()) == (size == 30)
+    if size == 4:
+        assert shown[1].lines[-1].get_color() == "tab:blue"
+        x, difference = shown[1].lines[-1].get_data()
+        ecdf = [(found.ranks["z"][:, 1] < i).double().mean() for i in range(22)]
+        np.testing.assert_allclose(difference, np.array(ecdf) - np.arange(22) / 21, atol=1e-12)
+        vertices = shown[1].collections[1].get_paths()[0].vertices
+        lower = band(200, 20)[0] / 200 - np.arange(1, 21) / 21
+        for place, low in zip(x[1:-1], lower, strict=True):
+            assert vertices[np.isclose(vertices[:, 0], place), 1].min() == pytest.approx(low)
+    assert len([ax for ax in plots.ranks(found, names=["log_likelihood"], title="t").axes if ax.lines]) == 1
+
+
+def estimate(k, seed=0, rows=7):
+    return evidence_of(torch.randn(k, rows, generator=torch.Generator().manual_seed(seed)), "log p(x)")
+
+
+def test_convergence_shows_the_mean_with_its_error_and_the_worst_rows(tmp_path):
+    one = estimate(100)
+    mean, rows = rendered(plots.convergence(one), tmp_path)
+    k, values = mean.lines[0].get_data()
+    assert list(k) == [1, 2, 4, 8, 16, 32, 64, 100] and mean.get_xscale() == "log"
+    assert values[-1] == pytest.approx(one.mean()[0], abs=1e-6) and "nats" in mean.get_ylabel()
+    vertices = mean.collections[0].get_paths()[0].vertices
+    last = vertices[vertices[:, 0] == 100, 1]
+    assert last.min() == pytest.approx(one.mean()[0] - 2 * one.mean()[1], abs=1e-6)
+    assert last.max() == pytest.approx(one.mean()[0] + 2 * one.mean()[1], abs=1e-6)
+    worst = one.pareto_k.topk(5).indices.tolist()
+    assert [t.get_text().split(",")[0] for t in rows.get_legend().get_texts()] == [f"row {n}" for n in worst]
+    for row, line in zip(worst, rows.lines[:5], strict=True):
+        expected = [(one.running[j][0][row] - one.log_prob[row]).item() for j in one.running]
+        np.testing.assert_allclose(line.get_ydata(), expected, atol=1e-6)
+
+
+def test_convergence_of_several_of_few_particles_and_of_none(tmp_path):
+    (axes,) = rendered(plots.convergence({"a": estimate(64), "b": estimate(500, 1, rows=3)}), tmp_path)
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["a", "b"]
+    assert len(rendered(plots.convergence({"a": estimate(64), "b": estimate(64)}, rows=[0, 2]), tmp_path)[1].lines) == 5
+    for k in (1, 2, 3, 10):
+        rendered(plots.convergence(estimate(k)), tmp_path)
+    nothing = torch.zeros(2)
+    with pytest.raises(ValueError, match="running estimate"):
+        plots.convergence(Evidence(nothing, nothing, nothing, nothing, "log p(x)", 5))
 
 
 def test_pyplot_is_never_imported():

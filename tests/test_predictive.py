@@ -267,3 +267,129 @@ def test_an_empty_row_is_drawn_jointly_where_a_latent_depends_on_a_modality():
         draws = mm.generate(story, guide, rows, num_samples=50)
         label, image = draws["label"][:, :2], draws["image"][:, :2]
         assert (image - centres[label]).abs().max() < 15 and len(label.unique()) == 3
+
+
+# -- by weight ------------------------------------------------------------------------------------------------------
+
+
+def bent():
+    """A story whose posterior is bent, a guide that is not, three rows, and the posterior's moments by quadrature."""
+
+    def decode(z):
+        return torch.stack([(2 * z[..., 0]).sin() + z[..., 1], z[..., 0] * z[..., 1]], -1)
+
+    def model(batch):
+        with batch.plate():
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            batch.observe("a", lambda z: dist.Normal(decode(z), 0.5).to_event(1), z)
+            batch.observe("b", lambda z: dist.Normal(z[..., 0] ** 2, 0.3), z)
+
+    def guide(batch):
+        with batch.plate():
+            pyro.sample("z", dist.Normal(torch.tensor([0.2, 0.1]), 1.1).to_event(1).expand([len(batch)]))
+
+    a, b = torch.tensor([[0.5, 0.2], [-1.0, 0.4], [0.1, -0.5]]), torch.tensor([1.0, 0.2, 2.0])
+    batch = mm.Batch({"a": a, "b": b}, present={"b": torch.tensor([False, True, False])})
+    grid = torch.linspace(-6, 6, 601)
+    z = torch.stack(torch.meshgrid(grid, grid, indexing="ij"), -1).reshape(-1, 2)
+    moments = []
+    for row in range(3):
+        log_p = dist.Normal(torch.zeros(2), 1.0).to_event(1).log_prob(z)
+        log_p = log_p + dist.Normal(decode(z), 0.5).to_event(1).log_prob(a[row])
+        if batch.present["b"][row]:
+            log_p = log_p + dist.Normal(z[:, 0] ** 2, 0.3).log_prob(b[row])
+        weight = log_p.softmax(0)
+        square = z[:, 0] ** 2
+        variance = weight @ (square**2) + 0.09 - (weight @ square) ** 2
+        moments.append(torch.cat([weight @ z, weight @ z**2, (weight @ square)[None], variance[None]]))
+    return model, guide, batch, torch.stack(moments)
+
+
+def test_resampled_draws_have_the_posteriors_moments_where_the_guides_have_not(double):
+    model, guide, batch, truth = bent()
+    options = {"num_samples": 4000, "num_particles": 20_000, "seed": 0}
+    for resample in (True, False):
+        draws = mm.generate(model, guide, batch, resample=resample, **options)["b"]
+        z = mm.posterior_draws(model, guide, batch, resample=resample, **options)["z"]
+        assert draws.shape == (4000, 3) and z.shape == (4000, 3, 2)
+        found = torch.cat([z.mean(0), z.square().mean(0), draws.mean(0)[:, None]], -1)
+        spread = torch.cat([z.std(0), z.square().std(0), draws.std(0)[:, None]], -1)
+        # an ESS of some 2,000 of the 20,000 is behind the 4,000 draws: their errors add
+        errors = (found - truth[:, :5]) / (spread * (1 / 4000 + 1 / 2000) ** 0.5)
+        variance = (draws.var(0) / truth[:, 5]).log()
+        if resample:  # 15 errors: one beyond 4.5 with probability 1e-4
+            assert errors.abs().max() < 4.5 and variance.abs().max() < 0.25
+        else:
+            assert (errors.abs().amax(1) > 8).all() and variance.abs().max() > 0.3
+    assert len(set(z[:, 0, 0].tolist())) == 4000
+
+
+def test_resampling_picks_by_weight_across_blocks(double, monkeypatch):
+    """Blocks of two particles, in a guide of two point masses nearly: the shares are those of the weights."""
+    loc = torch.tensor([0.0, 1.0])
+
+    def model(batch):
+        with batch.plate():
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            batch.observe("x", lambda z: dist.Normal(z, 0.7), z)
+
+    def guide(batch):
+        with batch.plate():
+            k = pyro.sample("k", dist.Bernoulli(0.5), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Normal(loc[k.long()], 1e-4))
+
+    batch = mm.Batch({"x": torch.tensor([0.9, -0.4])})
+    monkeypatch.setattr(mm.likelihood, "BLOCK", 4)
+    z = mm.posterior_draws(model, guide, batch, 3000, resample=True, num_particles=600, seed=1)["z"]
+    at = lambda c: dist.Normal(0.0, 1.0).log_prob(c) + dist.Normal(c, 0.7).log_prob(batch["x"])  # noqa: E731
+    share = torch.sigmoid(at(loc[1]) - at(loc[0]))
+    # the weights' own error, of 600 draws of either kind, is that of a proportion: 0.02, and the draws' 0.009
+    assert ((z > 0.5).double().mean(0) - share).abs().max() < 4 * 0.022
+
+
+def test_resampling_with_empty_rows_private_latents_and_one_by_one(double):
+    normal = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    decode = lambda: mm.conditionals.Normal(mm.nn.MLP(4, 6, (8,)))  # noqa: E731
+    encode = lambda: mm.conditionals.Normal(mm.nn.MLP(3, 4, (8,)))  # noqa: E731
+    model = mm.models.PrivateLatents(normal, {"a": normal, "b": normal}, {"a": decode(), "b": decode()})
+    guide = mm.Guide(
+        z=mm.posteriors.MixtureOfExperts({"a": encode(), "b": encode()}),
+        w_a=mm.posteriors.Private("a", encode()),
+        w_b=mm.posteriors.Private("b", encode()),
+    )
+    present = {"a": torch.tensor([True, True, False]), "b": torch.tensor([True, False, False])}
+    batch = mm.Batch({"a": torch.randn(3, 3), "b": torch.randn(3, 3)}, present=present)
+    state = torch.get_rng_state()
+    for vectorize in (True, False):
+        options = {"resample": True, "num_particles": 20, "seed": 0, "vectorize": vectorize}
+        for samples in (1, 4):
+            draws = mm.generate(model, guide, batch, samples, **options)
+            assert {n: tuple(x.shape) for n, x in draws.items()} == {n: (samples, 3, 3) for n in "ab"}
+            assert all(x.isfinite().all() for x in draws.values())
+            z = mm.posterior_draws(model, guide, batch, samples, **options)
+            assert {n: tuple(x.shape) for n, x in z.items()} == {n: (samples, 3, 2) for n in ("z", "w_a", "w_b")}
+            plain = mm.posterior_draws(model, guide, batch, samples, vectorize=vectorize)
+            assert {n: x.shape for n, x in plain.items()} == {n: x.shape for n, x in z.items()}
+            torch.set_rng_state(state)
+    mm.generate(model, guide, batch, 3, **options)
+    assert torch.equal(torch.get_rng_state(), state), "a seed leaves the caller's generator alone"
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_simulated_rows_are_the_models_whatever_its_plates(inner, double):
+    def model(batch):
+        with batch.plate():
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            if inner:
+                with pyro.plate("parts", 3, dim=-2):
+                    z = pyro.sample("v", dist.Normal(z, 0.5)).sum(-2, keepdim=True)
+            batch.observe("x", lambda z: dist.Normal(z[..., None], torch.ones(2)).to_event(1), z)
+
+    batch = mm.Batch({"x": torch.zeros(5000, 2)}, present={"x": torch.arange(5000) % 2 == 0})
+    rows, latent = mm.predictive.simulate(model, batch)
+    assert rows["x"].shape == (5000, 2) and torch.equal(rows.present["x"], batch.present["x"])
+    assert batch["x"].eq(0).all() and latent["z"].shape[-1] == 5000
+    z = latent["v"].sum(-2) if inner else latent["z"]
+    assert rows[[1, 2]]["x"].shape == (2, 2)
+    error = (rows["x"] - z.reshape(-1, 1)).flatten()  # of variance 1: 10,000 of them
+    assert abs(error.mean()) < 4.5 / 100 and abs(error.var() - 1) < 4.5 * (2 / 10_000) ** 0.5
