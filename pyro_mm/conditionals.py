@@ -114,6 +114,30 @@ class Laplace(_LocationScale):
         return dist.Laplace(*self._loc_and_scale(parents), validate_args=False).to_event(self.event_dim)
 
 
+class _Bits(dist.Independent):
+    r"""Independent binary variables, scored in half the time where no gradient is asked for.
+
+    .. math:: \log p(x) = \sum_d [(x_d - 1/2) l_d - |l_d| / 2] - \sum_g \log \prod_{d \in g} (1 + e^{-|l_d|})
+
+    in groups g of 16 at most, whose product lies between 1 and 2^16: one logarithm for all of them.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        logits = self.base_dist.logits
+        if (torch.is_grad_enabled() and logits.requires_grad) or value.dtype != logits.dtype:
+            return super().log_prob(value)
+        n = self.reinterpreted_batch_ndims
+        logits, value = logits.flatten(logits.dim() - n), value.flatten(value.dim() - n)
+        size = logits.abs()
+        linear = torch.mul(logits, value - 0.5).sub_(size, alpha=0.5).sum(-1)
+        ones = size.neg_().exp_().add_(1)
+        for _ in range(4):
+            if ones.shape[-1] % 2 == 0:
+                half = ones.shape[-1] // 2
+                ones = ones[..., :half] * ones[..., half:]
+        return linear - ones.log_().sum(-1)
+
+
 class Bernoulli(Conditional):
     """Independent binary variables; the network gives the logits.
 
@@ -123,7 +147,8 @@ class Bernoulli(Conditional):
 
     def forward(self, *parents: Tensor) -> dist.TorchDistribution:
         (logits,) = self._parameters_of(parents, 1)
-        return dist.Bernoulli(logits=logits, validate_args=False).to_event(self.event_dim)
+        bits = dist.Bernoulli(logits=logits, validate_args=False)
+        return _Bits(bits, self.event_dim, validate_args=False) if self.event_dim else bits
 
 
 class Categorical(Conditional):

@@ -19,7 +19,8 @@ from .seeding import seeded
 
 ROWS = 2**12  # rows encoded at once
 BLOCK = 2**16  # draws of a (row, particle) pair that share a seed: the canonical block, whatever the chunk
-CHUNK = 2**14  # pairs decoded at once on a CPU, where larger ones leave the cache
+CHUNK = 2**14  # pairs decoded at once, at most
+NUMBERS = 2**20  # and of the widest modality, on a CPU: larger arrays leave the cache, and are allocated anew each time
 
 
 def log_marginal(
@@ -54,7 +55,8 @@ def log_marginal(
             The weights are those of the mixture of the two, and none exceeds p(x | z) / prior_share.
         seed: of the draws; None takes one from torch's generator, which is not otherwise touched.
         chunk: (row, particle) pairs decoded at once, which bounds the memory (encoders see 4096 rows at once) and
-            changes no digit of the result but by rounding. Default 2^14, on CUDA 2^16.
+            changes no digit of the result but by rounding. By default so many that the widest modality has 2^20
+            numbers, 2^14 at most; on CUDA 2^16.
         vectorize: False draws particle by particle, for stories that do not broadcast.
 
     Raises:
@@ -161,7 +163,7 @@ def weighted(
     The latents are those of the pair's trace, at the particles' dimension and the plates of the story.
     """
     info = structure(model, guide, seen)
-    chunk = chunk or (BLOCK if batch.device.type == "cuda" else CHUNK)
+    chunk = chunk or _chunk(batch)
     memo: dict[Any, Any] = {}
     masks = lambda b: {n: b.presence(n) for n in b.names}  # noqa: E731
     shown = seen.view(masks(seen), Stack({}), memo, batch.rows)
@@ -189,6 +191,14 @@ def weighted(
                 _set_generator_state(batch.device, before)
                 log_w = sampler.log_weights(score_model(pair, info, unscaled=True))
         yield sampler, pair, log_w
+
+
+def _chunk(batch: Batch) -> int:
+    """The (row, particle) pairs to decode at once."""
+    if batch.device.type == "cuda":
+        return BLOCK
+    widest = max([1, *(batch[name][0].numel() for name in batch if batch.holds(name))])
+    return min(CHUNK, max(1, NUMBERS // widest))
 
 
 def _in_chunks(pair: Pair, info: Structure, sampler: Sampler, chunk: int) -> Tensor:

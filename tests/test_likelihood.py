@@ -135,6 +135,31 @@ def test_invariant_to_chunks_and_to_rows_within_error(name, trained):
         assert ((log_prob - whole.log_prob).abs() < 4.5 * both + 1e-9).all()
 
 
+def test_a_mixture_deals_no_expert_out_by_place_or_to_all_draws(double):
+    """Two known mistakes: the row's place decides the expert, or one expert serves all K draws of a row."""
+    apart = dist.Normal(torch.tensor([[-30.0], [30.0]]), 0.5).to_event(1)
+    chosen = []
+
+    def guide(batch):
+        with batch.plate():
+            mixture = mm.distributions.Mixture(apart, torch.tensor([0.5, 0.5]).log()).expand([len(batch)])
+            chosen.append(pyro.sample("z", mixture)[..., 0] > 0)
+
+    def model(batch):
+        with batch.plate():
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            batch.observe("x", lambda z: dist.Normal(z, 1.0).to_event(1), z)
+
+    batch = mm.Batch({"x": torch.zeros(30, 1)})
+    for stratify in (True, False):
+        chosen.clear()
+        mm.log_marginal(model, guide, batch, num_particles=400, seed=0, stratify=stratify)
+        share = torch.cat([c.double() for c in chosen if c.dim() == 2]).mean(0)
+        assert (share - 0.5).abs().max() < (0.003 if stratify else 0.12)  # 4.8 standard errors of a proportion
+        first = next(c for c in chosen if c.dim() == 2 and len(c) > 2)[0]
+        assert 4 < first.sum() < 26, "rows choose by themselves"
+
+
 def test_many_blocks_are_one_estimate(trained, monkeypatch):
     """Draws come in canonical blocks: smaller ones are other draws, and the same quantity within its error."""
     model, guides = trained
@@ -299,6 +324,28 @@ def test_nonlinear_story_agrees_with_quadrature(double):
     conditional = mm.log_conditional(story, guide, batch, target="a", given="b", num_particles=100_000, seed=0)
     alone = dist.Bernoulli(logits=3 * z.sum(-1)).log_prob(b[0])
     assert abs(conditional.log_prob[0] - truths[0] + (log_joint + alone).flatten().logsumexp(0)) < 1.5e-2
+
+
+def test_rows_are_encoded_in_blocks(trained, monkeypatch):
+    """More rows than are encoded at once: joined estimates, each of its own rows, running ones included."""
+    model, guides = trained
+    batch = model.sample(23)
+    sizes = []
+
+    def watched(rows):
+        sizes.append(rows.size)
+        guides["mixture"](rows)
+
+    monkeypatch.setattr(mm.likelihood, "ROWS", 10)
+    found = mm.log_marginal(model, watched, batch, num_particles=4000, seed=0, prior_share=0.2)
+    assert max(sizes) == 10 and len(found) == 23 and {k: len(v[0]) for k, v in found.running.items()}[4000] == 23
+    trusted = found.pareto_k < 0.7
+    error = (found.log_prob - model.log_prob(batch)).abs()
+    assert trusted.sum() > 15 and (error < 4.5 * found.standard_error)[trusted].all()
+    drawn = mm.posterior_draws(model, guides["mixture"], batch, 5, resample=True, num_particles=50)["z"]
+    monkeypatch.setattr(mm.predictive, "ROWS", 10)
+    parts = mm.posterior_draws(model, guides["mixture"], batch, 5, resample=True, num_particles=50)["z"]
+    assert drawn.shape == parts.shape == (5, 23, 2)
 
 
 def test_seeds(trained):

@@ -1,0 +1,77 @@
+"""The sums behind an estimate, its diagnostics, and what it says in words."""
+
+import math
+
+import pytest
+import torch
+
+from pyro_mm.evidence import Evidence, Sums, evidence_of, joined
+
+
+@pytest.fixture
+def log_w(double):
+    return 3 * torch.randn(1000, 7) - 50
+
+
+@pytest.mark.parametrize("group", [1, 4, 7, 300])
+@pytest.mark.parametrize("blocks", [(1000,), (1, 2, 3, 994), (333, 333, 334), (5,) * 200])
+def test_sums_are_those_of_all_weights_however_they_come(group, blocks, log_w):
+    """Against the formulas on the whole array: 7 and 300 leave a smaller last group."""
+    sums = Sums(1000, group)
+    for part in log_w.split(blocks):
+        sums.add(part)
+    found = sums.evidence("log p(x)")
+    w = log_w.exp()
+    torch.testing.assert_close(found.log_prob, w.mean(0).log(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.ess, w.sum(0) ** 2 / (w**2).sum(0), rtol=1e-12, atol=0)
+    groups, m = w.split(group), w.mean(0)
+    spread = sum((part.sum(0) - len(part) * m) ** 2 for part in groups)
+    error = (spread * len(groups) / (len(groups) - 1)).sqrt() / (1000 * m)
+    torch.testing.assert_close(found.standard_error, error, rtol=1e-9, atol=0)
+    assert list(found.running) == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000]
+    torch.testing.assert_close(found.running[64][0], w[:64].mean(0).log(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.running[1000][1], found.standard_error)
+    assert found.running[1][1].isnan().all()
+    torch.testing.assert_close(found.pareto_k, evidence_of(log_w, "").pareto_k, rtol=1e-12, atol=0)
+
+
+def test_constant_weights_are_known_exactly(double):
+    found = evidence_of(torch.full((100, 3), -700.0), "log p(x)")
+    assert found.log_prob.eq(-700).all() and found.standard_error.max() < 1e-7 and found.pareto_k.eq(0).all()
+    assert not found.doubtful.any() and "No row gives reason for doubt" in found.summary()
+
+
+def test_rounding_is_no_tail():
+    """In single precision a constant log-weight wobbles in its last place, and that has no k-hat."""
+    log_w = torch.full((1000, 5), -123.4) + 1e-5 * torch.randn(1000, 5)
+    assert evidence_of(log_w, "log p(x)").pareto_k.eq(0).all()
+    assert evidence_of(log_w.double(), "log p(x)").pareto_k.ne(0).all()
+
+
+def test_words_say_which_rows_are_in_doubt(double):
+    torch.manual_seed(0)
+    log_w = torch.cat([0.3 * torch.randn(1000, 6), 6 * torch.randn(1000, 2)], 1)
+    found = evidence_of(log_w, "log p(a | b)")
+    assert found.doubtful.tolist() == [False] * 6 + [True] * 2
+    text = found.summary()
+    assert "log p(a | b): " in text and "mean of 8 rows, K = 1000" in text
+    assert "Trusted: 6 rows (75.0%)" in text and "Not to be trusted: 2 rows (25.0%): 2 with k-hat > 0.7" in text
+    assert "row 6: " in text and "row 7: " in text and "row 5: " not in text and "annealed_importance" in text
+    assert "row 7" not in found.summary(worst=1) or "row 6" not in found.summary(worst=1)
+    assert "Too few draws for k-hat" in evidence_of(log_w[:8], "log p(x)").summary()
+    assert found.untrusted() == 0.25 and math.isnan(evidence_of(log_w[:8], "").untrusted())
+    assert "too few for k-hat" in repr(evidence_of(log_w[:8], ""))
+
+
+def test_rows_are_taken_and_joined(log_w):
+    found = evidence_of(log_w, "log p(x)")
+    parts = [found[:3], found[torch.tensor([3, 4])], found[torch.arange(7) > 4]]
+    assert [len(p) for p in parts] == [3, 2, 2]
+    whole = joined(parts)
+    for column in ("log_prob", "standard_error", "ess", "pareto_k"):
+        assert torch.equal(getattr(whole, column), getattr(found, column))
+    assert all(torch.equal(whole.running[k][0], found.running[k][0]) for k in found.running)
+    mean, error = whole.mean()
+    assert mean == pytest.approx(found.log_prob.mean().item())
+    assert error == pytest.approx(found.standard_error.square().sum().sqrt().item() / 7)
+    assert isinstance(whole, Evidence) and whole.quantity == "log p(x)"
