@@ -4,6 +4,7 @@ from . import conditionals, datasets, distributions, estimators, models, nn, obj
 from .annealed import annealed_importance, bidirectional
 from .batch import Batch
 from .calibration import Calibration, calibration
+from .diagnostics import Check, Comparison, check, compare, to_arviz
 from .evidence import Evidence
 from .guides import Guide, encode
 from .importance import log_weights
@@ -15,7 +16,8 @@ from .train import History, fit
 __version__ = "0.1.0"
 
 __all__ = [
-    "Batch", "Calibration", "Evidence", "Guide", "History", "annealed_importance", "bidirectional", "calibration",
-    "conditionals", "datasets", "distributions", "encode", "estimators", "fit", "generate", "load", "log_conditional",
-    "log_marginal", "log_weights", "models", "nn", "objectives", "posterior_draws", "posteriors", "recipes", "save",
+    "Batch", "Calibration", "Check", "Comparison", "Evidence", "Guide", "History", "annealed_importance",
+    "bidirectional", "calibration", "check", "compare", "conditionals", "datasets", "distributions", "encode",
+    "estimators", "fit", "generate", "load", "log_conditional", "log_marginal", "log_weights", "models", "nn",
+    "objectives", "posterior_draws", "posteriors", "recipes", "save", "to_arviz",
 ]  # fmt: skip

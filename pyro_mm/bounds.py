@@ -18,12 +18,14 @@ class Target:
     ``kind`` is ``"lower bound"``, ``"approximate"`` (a lower bound only where q(z | x_C) is the exact posterior for
     every C that a term is given) or ``"surrogate"``. ``log_evidence`` maps a set of modalities to the weight of its
     log-evidence, and ``conditional`` (targets, given) to that of a log-conditional; both need the modalities' names.
+    ``random`` says that there are others besides, of random sets.
     """
 
     kind: str
     text: str
     log_evidence: dict[frozenset[str], float] = field(default_factory=dict)
     conditional: dict[tuple[frozenset[str], frozenset[str]], float] = field(default_factory=dict)
+    random: bool = False
 
     def __str__(self) -> str:
         if self.kind == "surrogate":
@@ -84,6 +86,7 @@ def target(
             prefix = "" if names is not None or not over else ("mean_m " if over == "mean" else "sum_m ")
             prefix = prefix.replace("m ", "S ") if EVERY in (decode, given) else prefix
             pieces[prefix + text] = pieces.get(prefix + text, 0.0) + weight
+            result.random |= any(isinstance(x, Random) for x in (b, c))
             if names is not None and not isinstance(b, Symbol) and not isinstance(c, Symbol):
                 sets = (frozenset(b), frozenset(c))
                 if c:

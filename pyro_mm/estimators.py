@@ -230,9 +230,14 @@ def check_pairing(estimator: ELBO, info: Structure) -> None:
                 )
         if estimator.stratified and not info.components:
             raise ValueError(f"stratified={estimator.stratified!r} needs a mixture posterior, and the guide has none")
-    if isinstance(estimator, Trace_ELBO | TraceGraph_ELBO | RenyiELBO):
+    else:
         for site, discrete in info.model_only.items():
-            if discrete:
+            if not discrete:
+                raise ValueError(
+                    f"latent site {site!r} is in the model only, where {name} would count the log-probability of a "
+                    "draw from its prior: give the guide a site for it, or take an estimator of pyro_mm"
+                )
+            if isinstance(estimator, Trace_ELBO | TraceGraph_ELBO | RenyiELBO):
                 raise ValueError(
                     f"discrete latent site {site!r} is in the model only, where {name} would draw it from its "
                     "prior and count its log-probability: pyro.infer.TraceEnum_ELBO, and IWAE of pyro_mm, sum it out"

@@ -86,8 +86,8 @@ class Evidence:
         wide = int((~(self.standard_error <= WIDE)).sum())
         why += [f"{wide} with a standard error above {WIDE} nats, or none"] if wide else []
         lines.append(
-            f"Not to be trusted: {bad} row{'s' * (bad > 1)} ({bad / n:.1%}): {' and '.join(why)}. A few draws carry the "
-            "weight, so that the estimate is more likely too low than too high, and its error understated."
+            f"Not to be trusted: {bad} row{'s' * (bad > 1)} ({bad / n:.1%}): {' and '.join(why)}. A few draws carry "
+            "the weight, so that the estimate is more likely too low than too high, and its error understated."
         )
         order = torch.where(doubtful, self.pareto_k.nan_to_num(0.0) + self.standard_error.nan_to_num(99.0), -math.inf)
         for row in order.topk(min(worst, bad)).indices.tolist():

@@ -7,17 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from . import objectives
 from .batch import Batch
 from .evidence import Evidence
+from .gap import averaged, bounded
 from .likelihood import log_conditional, log_marginal
 from .objective import Objective
 from .recipes import Recipe
-from .seeding import seeded
-
-DRAWS = 20  # evaluations of a bound, whose spread is its standard error
 
 
 @dataclass(frozen=True)
@@ -50,22 +46,19 @@ def evaluated(run: Recipe, test: Batch, num_particles: int, seed: int) -> tuple[
     elbo = _bound(objectives.elbo(), run, test, seed)
     lines.append(Line(f"ELBO, below {joint.quantity}", *elbo, True))
     lines.append(Line("training objective (see below)", *_bound(objective, run, test, seed), False))
-    target = objective.bounds(test.names)
-    if target.kind == "lower bound" and not target.conditional:
-        known = {frozenset(test): joint, **{frozenset((name,)): e for name, e in marginals.items()}}
-        if set(target.log_evidence) <= set(known):
-            parts = [(weight, *known[names].mean()) for names, weight in target.log_evidence.items()]
-            value = sum(weight * mean for weight, mean, _ in parts)
-            error = math.hypot(*(weight * e for weight, _, e in parts))
-            lines.append(Line("what it bounds, estimated", value, error, False))
+    known = {frozenset(test): joint, **{frozenset((name,)): e for name, e in marginals.items()}}
+
+    def evidence_of(names: frozenset[str]) -> Evidence:
+        return known[names] if names in known else log_marginal(model, guide, test.only(*names), **options)
+
+    if (total := bounded(objective.bounds(test.names), evidence_of)) is not None:
+        lines.append(Line("what it bounds, estimated", *total, False))
     return lines, evidence
 
 
 def _bound(objective: Objective, run: Recipe, test: Batch, seed: int) -> tuple[float, float]:
     """The value of an objective in nats a row, and its standard error over draws of the latent."""
-    with seeded(seed, test.device):
-        values = torch.tensor([-objective.loss(run.model, run.guide, test) / test.size for _ in range(DRAWS)])
-    return values.mean().item(), (values.std() / DRAWS**0.5).item()
+    return averaged(lambda: -objective.loss(run.model, run.guide, test) / test.size, test, seed)
 
 
 def cells(lines: Sequence[Line]) -> list[list[str]]:

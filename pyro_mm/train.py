@@ -106,7 +106,7 @@ def fit(
         objective.steps = 0  # a warm-up is one of this training
     with seeded(seed, fabric.device), _bar(progress, epochs, math.ceil(train.size / batch_size)) as bar:
         few = train.subsample(torch.arange(min(2, train.size), device=train.device))
-        leaves, scaled = _leaves(objective, model, guide, few)
+        leaves, scaled = graph_leaves(objective, model, guide, few)
         own = {id(p): p for m in modules for p in m.parameters() if p.requires_grad}
         parameters = list((own | leaves).values())
         if not parameters:
@@ -150,17 +150,22 @@ def fit(
 
 def _backward(objective: Any, model: Any, guide: Any, batch: Batch, fabric: Any) -> Tensor:
     """The loss, its gradient added to the parameters'."""
-    if _differentiable(objective):
+    if differentiable(objective):
         loss = objective.differentiable_loss(model, guide, batch)
         fabric.backward(loss)
         return loss.detach()
+    return torch.as_tensor(loss_and_grads(objective, model, guide, batch))
+
+
+def loss_and_grads(objective: Any, model: Any, guide: Any, batch: Batch) -> float:
+    """The loss of an objective that takes its gradient itself, and adds it to the parameters'."""
 
     def announced(batch: Batch) -> None:
         announce_gradient()
         guide(batch)
 
     ours = hasattr(objective, "differentiable")  # which announces for itself
-    return torch.as_tensor(objective.loss_and_grads(model, guide if ours else announced, batch))
+    return float(objective.loss_and_grads(model, guide if ours else announced, batch))
 
 
 def _validation_loss(
@@ -174,7 +179,7 @@ def _validation_loss(
     return total / rows.size
 
 
-def _leaves(objective: Any, model: Any, guide: Any, batch: Batch) -> tuple[dict[int, Tensor], bool]:
+def graph_leaves(objective: Any, model: Any, guide: Any, batch: Batch) -> tuple[dict[int, Tensor], bool]:
     """The leaves of the autograd graph of a loss, and whether the data plate scales a subsample up."""
     with poutine.block(), poutine.trace() as guided:
         guide(batch)
@@ -186,7 +191,7 @@ def _leaves(objective: Any, model: Any, guide: Any, batch: Batch) -> tuple[dict[
         for site in (s for s in trace.nodes.values() if s["type"] == "sample"):
             roots += [site["value"], site.get("log_prob_sum")]
             scaled |= any(frame.name == "data" and frame.full_size == batch.total for frame in site["cond_indep_stack"])
-    if _differentiable(objective):  # what only some of its terms use, such as an encoder of incomplete rows
+    if differentiable(objective):  # what only some of its terms use, such as an encoder of incomplete rows
         steps = getattr(objective, "steps", None)
         roots.append(objective.differentiable_loss(model, guide, batch))
         if steps is not None:
@@ -206,7 +211,8 @@ def _leaves(objective: Any, model: Any, guide: Any, batch: Batch) -> tuple[dict[
     return leaves, scaled
 
 
-def _differentiable(objective: Any) -> bool:
+def differentiable(objective: Any) -> bool:
+    """Whether an objective has a loss to differentiate; if not, it takes its gradient itself."""
     return getattr(objective, "differentiable", hasattr(objective, "differentiable_loss"))
 
 

@@ -1,5 +1,7 @@
 """Families against torch's and SciPy's, and the reading of a network's output."""
 
+import math
+
 import pyro.distributions as dist
 import pytest
 import scipy.stats
@@ -185,3 +187,32 @@ def test_every_parameter_gets_a_finite_gradient_and_is_in_the_state_dict(make):
     z = torch.randn(2, 3)
     x = module(z).sample()
     assert torch.equal(other(z).log_prob(x), module(z).log_prob(x))
+
+
+@pytest.mark.parametrize("event", [(1,), (7,), (64,), (28, 28), (3, 2, 5)])
+def test_bits_are_scored_alike_with_a_gradient_and_without(event):
+    """The two ways of a Bernoulli likelihood, in both precisions, with logits up to 80 and grey levels for values."""
+    size = math.prod(event)
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-6)):
+        logits = (30 * torch.randn(5, 3, size, dtype=dtype)).clamp(-80, 80)
+        bits = conditionals.Bernoulli(torch.nn.Identity(), event)
+        for value in (torch.rand(3, *event, dtype=dtype), torch.rand(3, *event, dtype=dtype).round()):
+            expected = dist.Bernoulli(logits=logits.reshape(5, 3, *event)).to_event(len(event))
+            slow = (
+                -torch.nn.functional.binary_cross_entropy_with_logits(
+                    expected.base_dist.logits.double(), value.double().expand(5, 3, *event), reduction="none"
+                )
+                .flatten(2)
+                .sum(-1)
+            )
+            size_of_terms = slow.abs() + logits.double().abs().sum(-1)
+            with torch.no_grad():
+                fast = bits(logits).log_prob(value)
+            assert fast.dtype == dtype and ((fast - slow).abs() < tolerance * size_of_terms).all()
+            leaf = logits.clone().requires_grad_()
+            bits(leaf).log_prob(value).sum().backward()
+            torch.testing.assert_close(leaf.grad.reshape(5, 3, *event), value - leaf.reshape(5, 3, *event).sigmoid())
+            mixed = bits(logits.float()).log_prob(value.double())
+            assert mixed.dtype == torch.float64, "the value's type is the result's"
+    assert bits(logits).expand([2, 5, 3]).log_prob(value).shape == (2, 5, 3)
+    assert bits(logits).mean.shape == (5, 3, *event) and bits(logits).sample().shape == (5, 3, *event)

@@ -51,6 +51,8 @@ BESIDE = {
     "diagnostics": {
         "batch",
         "bounds",
+        "comparison",
+        "export",
         "estimators",
         "evidence",
         "gap",

@@ -1,0 +1,131 @@
+"""Draws, data and likelihoods of a trained pair as ArviZ's inference data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from .arviz_bridge import inference_data
+from .batch import Batch
+from .evidence import Evidence
+from .pairs import latents
+from .predictive import generate
+from .seeding import seeded
+
+STATS = ("standard_error", "ess", "pareto_k")
+
+
+def to_arviz(
+    model: Callable[[Batch], Any],
+    guide: Callable[[Batch], Any],
+    batch: Batch,
+    *,
+    num_samples: int = 1000,
+    resample: bool = False,
+    evidence: Evidence | None = None,
+    seed: int | None = None,
+    prior: bool = False,
+) -> Any:
+    r"""Draws of latents and modalities for every row, beside the data: an ``InferenceData``, or a ``DataTree``.
+
+    The groups, with dimensions ``(chain=1, draw=S, row=N, *event)`` where there are draws:
+
+    * ``posterior``: :math:`z \sim q(z | x_{present})`, or p(z) in a row with nothing present, of every latent of the
+      model. One that the guide lacks is drawn from its posterior given the others if it is discrete, else from p.
+    * ``posterior_predictive``: :math:`x_m \sim p(x_m | z)` of every modality, missing or not, with these same z.
+    * ``observed_data``: the values, ``(row, *event)``. Missing floats are NaN; what is wholly missing is left out.
+    * ``constant_data``: ``<modality>_present`` for each that is not complete, which integers need, and covariates.
+    * ``log_likelihood`` and ``sample_stats``: of ``evidence``, one draw of them (the latents are integrated out): the
+      first in nats, the others its ``standard_error`` (nats), ``ess`` and ``pareto_k``.
+    * ``prior`` and ``prior_predictive``: the same from the model alone, given its covariates.
+
+    Args:
+        num_samples: S; S N values of every site and modality are held in memory.
+        resample: draws the latents of every row anew by their importance weights, as ``generate`` does.
+        evidence: of these rows.
+        seed: of the draws; None goes on with torch's generator.
+        prior: whether to draw from the prior as well.
+
+    Raises:
+        ValueError: an evidence of another number of rows, or fewer than one sample.
+    """
+    if evidence is not None and len(evidence) != batch.size:
+        raise ValueError(f"expected an evidence of the batch's {batch.size} rows, got one of {len(evidence)}")
+    if num_samples < 1:
+        raise ValueError(f"expected num_samples >= 1, got {num_samples}")
+    draws: dict[str, dict[str, Tensor]] = {}
+    with seeded(seed, batch.device):
+        draws["posterior"], draws["posterior_predictive"] = _drawn(model, guide, batch, num_samples, resample)
+        if prior:
+            draws["prior"], draws["prior_predictive"] = _drawn(model, guide, batch.only(), num_samples, False)
+    groups: dict[str, dict[str, np.ndarray]] = {
+        group: {name: _numpy(x)[None] for name, x in of.items()} for group, of in draws.items()
+    }
+    groups |= _data(batch)
+    if evidence is not None:
+        groups["log_likelihood"] = {evidence.quantity: _numpy(evidence.log_prob)[None, None]}
+        groups["sample_stats"] = {name: _numpy(getattr(evidence, name))[None, None] for name in STATS}
+    sampled = [group for group in groups if not group.endswith("_data")]
+    dims = {
+        name: ["row", *(f"{name}_dim_{i}" for i in range(x.ndim - 1 - 2 * (group in sampled)))]
+        for group, of in groups.items()
+        for name, x in of.items()
+    }
+    return inference_data({g: of for g, of in groups.items() if of}, coords={"row": np.arange(batch.size)}, dims=dims)
+
+
+class _Recorder:
+    """A model that keeps the trace of its latest run: in ``generate``, the one that the modalities are drawn in."""
+
+    def __init__(self, model: Callable[[Batch], Any]):
+        self.model, self.trace = model, None
+
+    def __call__(self, batch: Batch) -> None:
+        with poutine.trace() as run:
+            self.model(batch)
+        self.trace = run.trace
+
+
+def _drawn(
+    model: Any, guide: Any, batch: Batch, num_samples: int, resample: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Latents, and modalities drawn with these latents."""
+    recorder = _Recorder(model)
+    modalities = generate(recorder, guide, batch, num_samples, resample=resample)
+    sites = latents(recorder.trace)
+    return {name: _placed(site, num_samples, batch.size) for name, site in sites.items()}, modalities
+
+
+def _placed(site: dict[str, Any], num_samples: int, size: int) -> Tensor:
+    """The value of a site as ``(S, N, *inner, *event)``: plates within a row come after it."""
+    x, event_dim = site["value"], site["fn"].event_dim
+    event = x.shape[x.dim() - event_dim :]
+    lead = x.shape[: x.dim() - event_dim] if num_samples > 1 else (1, *x.shape[: x.dim() - event_dim])
+    rows = lead[-1] if len(lead) > 1 else 1
+    inner = [n for n in lead[1:-1] if n > 1]
+    x = x.reshape(lead[0] if lead else 1, *inner, rows, *event).movedim(1 + len(inner), 1)
+    return x.expand(num_samples, size, *inner, *event)
+
+
+def _data(batch: Batch) -> dict[str, dict[str, np.ndarray]]:
+    values, constant = {}, {name: _numpy(x) for name, x in batch.covariates.items()}
+    for name in batch.names:
+        mask = batch.presence(name)
+        if mask is not True:
+            constant[f"{name}_present"] = _numpy(batch.present[name])
+        if mask is False or not batch.holds(name):
+            continue
+        x = batch[name]
+        if isinstance(mask, Tensor) and x.is_floating_point():
+            x = torch.where(mask.reshape(-1, *[1] * (x.dim() - 1)), x, torch.nan)
+        values[name] = _numpy(x)
+    return {"observed_data": values, "constant_data": constant}
+
+
+def _numpy(x: Tensor) -> np.ndarray:
+    return x.detach().cpu().numpy()
