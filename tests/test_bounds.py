@@ -67,6 +67,12 @@ def test_weights_of_the_target_are_those_of_the_table():
     assert target.kind == "approximate"
 
 
+def test_a_target_says_whether_it_has_random_sets_in_it():
+    for objective, random in ((tables.mvae(1), True), (tables.mvae(0), False), (tables.masked(), False)):
+        assert objective.bounds(NAMES).random == random, objective
+        assert set(objective.bounds(NAMES).log_evidence) >= {frozenset(NAMES)}
+
+
 def test_a_kl_weight_inside_of_the_logarithm_does_exceed_the_evidence(double):
     """Why beta > 1 is no bound under IWAE: the finding that the rule stands on."""
     model = oracle(2)

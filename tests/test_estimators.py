@@ -261,3 +261,28 @@ def test_wrong_pairings_raise_and_say_why():
 def enumerated_guide(batch):
     with batch.plate():
         pyro.sample("y", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
+
+
+@pytest.mark.parametrize("estimator", [Trace_ELBO(), TraceGraph_ELBO(), TraceMeanField_ELBO(), RenyiELBO()])
+def test_pyros_estimators_refuse_a_continuous_latent_that_only_the_model_has(estimator, double):
+    """They count its log p, which exceeds the evidence here by some nats; ours draw it, and it cancels."""
+    model = oracle(2)
+    guide, batch = mm.Guide(z=model.posterior), model.sample(4)
+    with pytest.raises(ValueError, match="latent site 'extra' is in the model only"):
+        mm.objectives.elbo(estimator).loss(_joined(model), guide, batch)
+    with pytest.warns(UserWarning, match="'extra' is in the model and not in the guide"):
+        loss = mm.objectives.elbo(mm.estimators.IWAE(2)).loss(_joined(model), guide, batch)
+    assert loss == pytest.approx(-model.log_prob(batch).sum().item(), abs=1e-9)
+
+
+def _joined(model):
+    """The model with a latent more, in one data plate."""
+
+    def story(batch):
+        with batch.plate():
+            pyro.sample("extra", dist.Normal(0.0, 0.01))
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            for name in batch.names:
+                batch.observe(name, lambda z, name=name: model.likelihood(name, z), z)
+
+    return story
