@@ -54,6 +54,10 @@ def test_systematic_noise_has_one_point_in_every_interval():
     for start, size in ((0, 5), (5, 5), (15, 5), (20, 3)):  # the last group is what is left
         cells = (u[start : start + size] * size).floor().sort(0).values
         assert torch.equal(cells, torch.arange(size, dtype=cells.dtype)[:, None].expand(-1, 4))
+    each = Systematic(5, 4000, 5, 1, 0, CPU).take(5).mean(1)
+    assert (each - 0.5).abs().max() < 4.5 / 12**0.5 / 4000**0.5, (
+        "each of a group is uniform by itself, not the k-th fifth"
+    )
     doubled = Systematic(24, 4, 3, 2, 0, CPU).take(24)
     assert torch.equal(doubled[::2], doubled[1::2])
 
@@ -191,6 +195,9 @@ def test_stratified_draws_remove_the_choice_of_components():
         assert errors.max() <= 1e-5 if stratify else errors.square().mean().sqrt() > size / 2
         np.testing.assert_allclose(found.standard_error, size, atol=3e-3, rtol=0.2)
         np.testing.assert_allclose(found.ess, 200, rtol=0.2)
+    mixed = mm.log_marginal(model, guide, batch, num_particles=400, seed=0, prior_share=0.25)
+    ratio = (mixed.log_prob - truth).exp()  # 5/8 of the draws count: a quarter of the prior's, half of the others
+    assert abs(ratio.mean() - 1) < 0.01 and 200 < mixed.ess.mean() < 300
 
 
 def test_weights_of_a_defensive_proposal_are_bounded(broad):
