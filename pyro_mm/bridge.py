@@ -14,6 +14,7 @@ from torch.distributions import biject_to
 from .batch import Batch, Stack
 from .importance import Reduce, score_model
 from .pairs import Callback, Pair, Views, latents, structure
+from .seeding import generator_state
 
 Values = dict[str, Tensor]
 
@@ -64,9 +65,9 @@ class Bridge:
         self.transforms = {n: biject_to(s["fn"].support) for n, s in sites.items()}
         self.inner = {n: len(s["fn"].batch_shape) - 1 - vectorize for n, s in sites.items()}  # plates within a row
         u = self.draws(2)
-        before = torch.get_rng_state()
+        before = generator_state(batch.device)
         at = self.at(u)
-        if not torch.equal(before, torch.get_rng_state()):
+        if not torch.equal(before, generator_state(batch.device)):
             raise ValueError(
                 "annealing needs the density of the story, and this one draws while it is scored: a missing modality "
                 "on which others depend, for instance. Make that a latent"

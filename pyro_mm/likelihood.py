@@ -15,7 +15,7 @@ from .evidence import Evidence, Sums, joined
 from .importance import score_model
 from .pairs import Callback, Pair, Structure, Views, latents, structure
 from .proposals import Draws, Proposal, Sampler
-from .seeding import seeded
+from .seeding import generator_state, seeded, set_generator_state
 
 ROWS = 2**12  # rows encoded at once
 BLOCK = 2**16  # draws of a (row, particle) pair that share a seed: the canonical block, whatever the chunk
@@ -177,18 +177,18 @@ def weighted(
         with seeded(block_seed(seed, index), batch.device):
             pair = Pair(model, guide, views, min(block, num_particles - start), plated=vectorize and num_particles > 1)
             sampler.propose(pair)
-            before = _generator_state(batch.device)
+            before = generator_state(batch.device)
             if not whole:
                 log_w = _in_chunks(pair, info, sampler, chunk)
                 # a story that draws (a missing parent, say) would draw otherwise in other chunks
-                whole = not torch.equal(before, _generator_state(batch.device))
+                whole = not torch.equal(before, generator_state(batch.device))
             if whole:
                 if proposal.prior_share:
                     raise ValueError(
                         "prior_share needs the density of the prior, and this story draws while it is scored: a "
                         "missing modality on which others depend, or a latent that the guide lacks"
                     )
-                _set_generator_state(batch.device, before)
+                set_generator_state(batch.device, before)
                 log_w = sampler.log_weights(score_model(pair, info, unscaled=True))
         yield sampler, pair, log_w
 
@@ -240,11 +240,3 @@ def _part(pair: Pair, info: Structure, sampler: Sampler, particles: slice, rows:
 def block_seed(seed: int, index: int) -> int:
     """The seed of the canonical block ``index``."""
     return int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _generator_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _set_generator_state(device: torch.device, state: Tensor) -> None:
-    torch.cuda.set_rng_state(state, device) if device.type == "cuda" else torch.set_rng_state(state)

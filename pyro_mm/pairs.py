@@ -26,8 +26,8 @@ from .presence import Presence, all_of, any_of, negated, over_events
 Callback = Callable[..., Any]
 UNBROADCAST = (
     "Particles and terms are dimensions to the left of the rows here. If the story or the guide does not broadcast "
-    "over them, pass vectorize=False to the objective, log_marginal or generate, and vectorize_particles=False to the "
-    "estimator."
+    "over them, pass vectorize=False to the objective or the function called (log_marginal, generate, calibration), "
+    "and vectorize_particles=False to the estimator."
 )
 
 
