@@ -175,6 +175,8 @@ def test_private_latents_of_missing_modalities_do_not_wander(double):
     batch = mm.Batch({"a": torch.randn(4, 3), "b": torch.randn(4, 3)}, present=present)
     bridge = Bridge(model, guide, batch, "guide")
     assert bridge.masses["w_a"][:, 0].tolist() == [1, 1, 0, 0] and bridge.masses["z"][:, 0].tolist() == [1, 1, 1, 0]
+    momenta = bridge.momenta(bridge.draws(5))
+    assert momenta["w_a"][:, 2:].eq(0).all() and momenta["z"][:, 3].eq(0).all() and momenta["w_a"][:, :2].ne(0).all()
     found = mm.annealed_importance(model, guide, batch, num_chains=200, temperatures=40, seed=0)
     plain = mm.log_marginal(model, guide, batch, num_particles=20_000, seed=0)
     both = (found.standard_error.square() + plain.standard_error.square()).sqrt()

@@ -345,6 +345,8 @@ def test_resampling_picks_by_weight_across_blocks(double, monkeypatch):
     share = torch.sigmoid(at(loc[1]) - at(loc[0]))
     # the weights' own error, of 600 draws of either kind, is that of a proportion: 0.02, and the draws' 0.009
     assert ((z > 0.5).double().mean(0) - share).abs().max() < 4 * 0.022
+    for row in range(2):  # 600 particles with an ESS of half of that at least, drawn from 3000 times
+        assert len(set(z[:, row].tolist())) > 250, "every block has its share"
 
 
 def test_resampling_with_empty_rows_private_latents_and_one_by_one(double):
