@@ -9,7 +9,7 @@ from .evidence import Evidence
 from .guides import Guide, encode
 from .importance import log_weights
 from .likelihood import log_conditional, log_marginal
-from .predictive import generate, posterior_draws
+from .predictive import generate, posterior_draws, simulate
 from .saving import load, save
 from .train import History, fit
 
@@ -19,5 +19,5 @@ __all__ = [
     "Batch", "Calibration", "Check", "Comparison", "Evidence", "Guide", "History", "annealed_importance",
     "bidirectional", "calibration", "check", "compare", "conditionals", "datasets", "distributions", "encode",
     "estimators", "fit", "generate", "load", "log_conditional", "log_marginal", "log_weights", "models", "nn",
-    "objectives", "posterior_draws", "posteriors", "recipes", "save", "to_arviz",
+    "objectives", "posterior_draws", "posteriors", "recipes", "save", "simulate", "to_arviz",
 ]  # fmt: skip

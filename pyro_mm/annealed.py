@@ -64,7 +64,8 @@ def annealed_importance(
 
     Returns:
         The estimate from C weights, with the standard error, the effective sample size and, from 21 chains on, the
-        k-hat of these. It is biased low by what the chains lag behind; :func:`bidirectional` says how much that is.
+        k-hat of these; of a few chains, a row's error is itself rough. It is biased low by what the chains lag behind,
+        and :func:`bidirectional` says how much that is. The difference of two of them is a conditional.
 
     Raises:
         ValueError: a discrete latent in the guide, one that only the model has, or a story that draws as it is scored.

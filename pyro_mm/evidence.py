@@ -67,26 +67,27 @@ class Evidence:
         )
 
     def summary(self, worst: int = 5) -> str:
-        """Which rows are to be trusted and which are not, in words, with the ``worst`` of them and what to do."""
+        """Which rows are to be trusted and which are not, in words, with the ``worst`` of them and what to do.
+
+        The mean of the trusted rows alone is not given, as it would be biased: draws that miss the tail of the weights
+        have both a low estimate and a low k-hat.
+        """
         mean, error = self.mean()
         n, doubtful = len(self), self.doubtful
         bad = int(doubtful.sum())
-        lines = [f"{self.quantity}: {mean:.3f} ± {error:.3f} nats a row, mean of {n} rows, K = {self.num_particles}."]
+        lines = [f"{self.quantity}: {mean:.3f} ± {error:.3f} nats a row, mean of {_rows(n)}, K = {self.num_particles}."]
         if self.pareto_k.isnan().any():
             lines.append("Too few draws for k-hat: judged by the standard error alone.")
         if bad == 0:
             return "\n".join([*lines, "No row gives reason for doubt."])
         if bad < n:
-            good = self[~doubtful]
-            lines.append(
-                f"Trusted: {n - bad} rows ({1 - bad / n:.1%}), mean {good.mean()[0]:.3f} ± {good.mean()[1]:.3f}."
-            )
+            lines.append(f"Trusted: {_rows(n - bad)} ({1 - bad / n:.1%}).")
         heavy = int((self.pareto_k > THRESHOLD).sum())
         why = [f"{heavy} with k-hat > {THRESHOLD}"] if heavy else []
         wide = int((~(self.standard_error <= WIDE)).sum())
         why += [f"{wide} with a standard error above {WIDE} nats, or none"] if wide else []
         lines.append(
-            f"Not to be trusted: {bad} row{'s' * (bad > 1)} ({bad / n:.1%}): {' and '.join(why)}. A few draws carry "
+            f"Not to be trusted: {_rows(bad)} ({bad / n:.1%}): {' and '.join(why)}. A few draws carry "
             "the weight, so that the estimate is more likely too low than too high, and its error understated."
         )
         order = torch.where(doubtful, self.pareto_k.nan_to_num(0.0) + self.standard_error.nan_to_num(99.0), -math.inf)
@@ -96,11 +97,12 @@ class Evidence:
                 f"  row {row}: {self.log_prob[row].item():.3f} ± {self.standard_error[row].item():.3f}, "
                 f"k-hat {k_hat:.2f}, ESS {ess:.1f}"
             )
-        lines.append("To do: more particles, prior_share=0.1, or annealed_importance on batch[evidence.doubtful].")
+        lines.append("To do: annealed_importance on batch[evidence.doubtful], or in few dimensions prior_share=0.1.")
         return "\n".join(lines)
 
     def __getitem__(self, rows: Any) -> Evidence:
-        """The evidence of some rows, by a slice, a mask or an index of several."""
+        """The evidence of some rows, by a slice, a mask or an index."""
+        rows = [rows] if isinstance(rows, int) else rows
         take = lambda x: x[rows]  # noqa: E731
         return Evidence(
             take(self.log_prob),
@@ -112,11 +114,37 @@ class Evidence:
             {k: (take(one), take(error)) for k, (one, error) in self.running.items()},
         )
 
+    def __sub__(self, other: Evidence) -> Evidence:
+        r"""The difference row by row: of log p(x_T, x_G) and log p(x_G), for instance, log p(x_T | x_G).
+
+        Errors add in quadrature, as of independent estimates; ``ess`` and ``pareto_k`` are the worse of the two.
+        """
+        if len(self) != len(other):
+            raise ValueError(f"expected likelihoods of the same rows, got {len(self)} and {len(other)} of them")
+
+        def less(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            return one[0] - two[0], (one[1].square() + two[1].square()).sqrt()
+
+        log_prob, error = less((self.log_prob, self.standard_error), (other.log_prob, other.standard_error))
+        return Evidence(
+            log_prob,
+            error,
+            torch.minimum(self.ess, other.ess),
+            torch.maximum(self.pareto_k, other.pareto_k),
+            f"{self.quantity} - {other.quantity}",
+            min(self.num_particles, other.num_particles),
+            {k: less(one, other.running[k]) for k, one in self.running.items() if k in other.running},
+        )
+
     def to_arviz(self) -> Any:
         """As ArviZ's inference data: group ``log_likelihood``, and the diagnostics under ``sample_stats``."""
         column = lambda x: x.detach().cpu().numpy()[None, None]  # noqa: E731  # chain, draw, row
         stats = {name: column(getattr(self, name)) for name in ("standard_error", "ess", "pareto_k")}
         return inference_data({"log_likelihood": {self.quantity: column(self.log_prob)}, "sample_stats": stats})
+
+
+def _rows(n: int) -> str:
+    return f"{n} row{'s' * (n != 1)}"
 
 
 def joined(parts: Sequence[Evidence]) -> Evidence:

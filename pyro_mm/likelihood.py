@@ -123,21 +123,16 @@ def log_conditional(
         return replace(joint, quantity=quantity)
     marginal = log_marginal(model, guide, batch.only(*givens), seed=seed + 1, **options)
     some = torch.stack([batch.present[n] for n in targets]).any(0)
-
-    def difference(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        error = (one[1].square() + other[1].square()).sqrt()
-        zero = torch.zeros_like(error)
-        return torch.where(some, one[0] - other[0], zero), torch.where(some, error, zero)
-
-    log_prob, error = difference((joint.log_prob, joint.standard_error), (marginal.log_prob, marginal.standard_error))
+    found = joint - marginal
+    only = lambda x: torch.where(some, x, torch.zeros_like(x))  # noqa: E731
     return Evidence(
-        log_prob,
-        error,
-        torch.where(some, torch.minimum(joint.ess, marginal.ess), float(num_particles)),
-        torch.where(some, torch.maximum(joint.pareto_k, marginal.pareto_k), 0 * joint.pareto_k),
+        only(found.log_prob),
+        only(found.standard_error),
+        torch.where(some, found.ess, float(num_particles)),
+        torch.where(some, found.pareto_k, 0 * joint.pareto_k),
         quantity,
         num_particles,
-        {k: difference(one, marginal.running[k]) for k, one in joint.running.items()},
+        {k: (only(log_prob), only(error)) for k, (log_prob, error) in found.running.items()},
     )
 
 

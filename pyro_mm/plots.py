@@ -180,8 +180,8 @@ def ranks(calibration: Calibration, names: Sequence[str] | None = None, title: s
         ax.set(ylim=(-limit, limit), xlim=(0, 1), xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"])
         ax.tick_params(labelsize=8, labelbottom=i + columns >= len(names))
         ax.set_xlabel(f"(rank + 1) / {draws + 1}" if i + columns >= len(names) else "", fontsize=8)
-        text = f"{finding.verdict}, " * off + p_text(finding.adjusted, 1)
-        ax.set_title(f"{name}\n{text}", fontsize=8, loc="left", color="tab:red" if off else "black")
+        text = f"{name}, {p_text(finding.adjusted, 1)}\n{finding.verdict if off else ''}"
+        ax.set_title(text, fontsize=8, loc="left", color="tab:red" if off else "black")
         ax.spines[["top", "right"]].set_visible(False)
     for ax in panels.flat[len(names) :]:
         ax.set_axis_off()

@@ -56,6 +56,7 @@ def test_words_say_which_rows_are_in_doubt(double):
     text = found.summary()
     assert "log p(a | b): " in text and "mean of 8 rows, K = 1000" in text
     assert "Trusted: 6 rows (75.0%)" in text and "Not to be trusted: 2 rows (25.0%): 2 with k-hat > 0.7" in text
+    assert "Trusted: 1 row (33.3%)." in found[torch.tensor([0, 6, 7])].summary()
     assert "row 6: " in text and "row 7: " in text and "row 5: " not in text and "annealed_importance" in text
     assert "row 7" not in found.summary(worst=1) or "row 6" not in found.summary(worst=1)
     assert "Too few draws for k-hat" in evidence_of(log_w[:8], "log p(x)").summary()
@@ -75,3 +76,17 @@ def test_rows_are_taken_and_joined(log_w):
     assert mean == pytest.approx(found.log_prob.mean().item())
     assert error == pytest.approx(found.standard_error.square().sum().sqrt().item() / 7)
     assert isinstance(whole, Evidence) and whole.quantity == "log p(x)"
+
+
+def test_a_difference_is_a_conditional(log_w):
+    joint, marginal = evidence_of(log_w, "log p(a, b)"), evidence_of(log_w[:600].flip(1), "log p(b)")
+    found = joint - marginal
+    torch.testing.assert_close(found.log_prob, joint.log_prob - marginal.log_prob)
+    torch.testing.assert_close(found.standard_error, torch.hypot(joint.standard_error, marginal.standard_error))
+    assert torch.equal(found.ess, torch.minimum(joint.ess, marginal.ess))
+    assert torch.equal(found.pareto_k, torch.maximum(joint.pareto_k, marginal.pareto_k))
+    assert found.quantity == "log p(a, b) - log p(b)" and found.num_particles == 600
+    assert 512 in found.running and 1000 not in found.running
+    assert len(joint[3]) == 1 and torch.equal(joint[3].log_prob, joint.log_prob[3:4])
+    with pytest.raises(ValueError, match="expected likelihoods of the same rows, got 7 and 2"):
+        joint - marginal[:2]
