@@ -63,7 +63,7 @@ def test_ranks_have_a_panel_for_each_coordinate_with_its_band(tmp_path, size):
     shown = [ax for ax in rendered(figure, tmp_path) if ax.lines]
     assert len(shown) == min(20, size + 1)
     first = found.findings["z[0]" if size > 1 else "z"]
-    assert shown[0].get_title(loc="left").endswith(f"too high and wide, {p_text(first.adjusted, 1)}")
+    assert shown[0].get_title(loc="left").endswith(f", {p_text(first.adjusted, 1)}\ntoo high and wide")
     assert shown[0].lines[-1].get_color() == "tab:red" and first.verdict != "uniform"
     (note,) = figure.legends
     assert [t.get_text() for t in note.get_texts()] == ["95 % band, one curve", f"95 % band, all {size + 1} curves"]
