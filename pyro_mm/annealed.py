@@ -73,7 +73,7 @@ def annealed_importance(
     Neal 2001 (Statistics and Computing 11:125); for decoder-based models, Wu et al. 2017 (arXiv:1611.04273).
     """
     seed = int(torch.randint(2**62, ())) if seed is None else seed
-    parts, size = [], max(1, PAIRS // max(num_chains, pilot_chains))
+    parts, size = [], _rows_at_once(batch, num_chains, pilot_chains)
     for first in range(0, batch.size, size):
         rows = batch if batch.size <= size else batch[slice(first, first + size)]
         with seeded(seed + first, batch.device):
@@ -114,7 +114,7 @@ def bidirectional(
     """
     seed = int(torch.randint(2**62, ())) if seed is None else seed
     parts: list[tuple[Evidence, Evidence]] = []
-    size = max(1, PAIRS // max(num_chains, pilot_chains))
+    size = _rows_at_once(batch, num_chains, pilot_chains)
     for first in range(0, batch.size, size):
         rows = batch if batch.size <= size else batch[slice(first, first + size)]
         with seeded(seed + first, batch.device):
@@ -126,6 +126,12 @@ def bidirectional(
         parts.append((forward, replace(back, log_prob=-back.log_prob, running=running)))
     lower, upper = zip(*parts, strict=True)
     return joined(lower), joined(upper)
+
+
+def _rows_at_once(batch: Batch, num_chains: int, pilot_chains: int) -> int:
+    if num_chains < 1 or batch.size < 1:
+        raise ValueError(f"expected a chain and a row at least, got num_chains={num_chains} and {batch.size} rows")
+    return max(1, PAIRS // max(num_chains, pilot_chains))
 
 
 class _Path:

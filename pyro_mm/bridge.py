@@ -66,14 +66,28 @@ class Bridge:
         self.inner = {n: len(s["fn"].batch_shape) - 1 - vectorize for n, s in sites.items()}  # plates within a row
         u = self.draws(2)
         before = generator_state(batch.device)
-        at = self.at(u)
+        self.masses = self._masses(u)
         if not torch.equal(before, generator_state(batch.device)):
             raise ValueError(
                 "annealing needs the density of the story, and this one draws while it is scored: a missing modality "
                 "on which others depend, for instance. Make that a latent"
             )
-        # Latents of empty rows, and private ones of missing modalities, are masked: nothing would hold them back.
-        self.masses = {n: ((at.slope_q[n] != 0) | (at.slope_p[n] != 0)).any(0).to(x.dtype) for n, x in u.items()}
+
+    def _masses(self, u: Values) -> Values:
+        """1 for latents that a density depends on, 0 for those of empty rows and private ones of missing modalities.
+
+        Nothing would hold these back, the least so where a constraint's Jacobian draws them outwards.
+        """
+        with torch.enable_grad(), pyro.validation_enabled(False):
+            z = {n: t(u[n]).detach().requires_grad_() for n, t in self.transforms.items()}
+            of_q, of_p = (_slopes(x, z) for x in self._scored(z))
+        masses = {}
+        for name, t in self.transforms.items():
+            some = (of_q[name] != 0) | (of_p[name] != 0)
+            some = some.flatten(some.dim() - t.codomain.event_dim).any(-1) if t.codomain.event_dim else some
+            some = some.any(0).to(u[name].dtype)
+            masses[name] = some.reshape(*some.shape, *[1] * t.domain.event_dim)
+        return masses
 
     @torch.no_grad()
     def draws(self, num_chains: int) -> Values:

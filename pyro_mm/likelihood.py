@@ -64,6 +64,8 @@ def log_marginal(
     """
     if num_particles < 1:
         raise ValueError(f"expected num_particles >= 1, got {num_particles}")
+    if batch.size < 1:
+        raise ValueError("expected one row at least, got a batch of none")
     seen = proposal if isinstance(proposal, Batch) else batch
     if seen.size != batch.size:
         raise ValueError(f"the proposal's batch has {seen.size} rows, and the batch {batch.size}")

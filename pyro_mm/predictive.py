@@ -89,7 +89,8 @@ def posterior_draws(
     .. math:: P(z = z_k) = w_k / \sum_l w_l, \qquad w_k = p(x_S, z_k) / q(z_k | x_S)
 
     which tends to p(z | x_S) as K grows. The draws of a row whose weights have a k-hat above 0.7 are mostly one and the
-    same. Rubin 1988 (Bayesian Statistics 3:395).
+    same. The private latent of a missing modality has no part in the weights: it stays the guide's, which is right
+    where that has the model's prior for it. Rubin 1988 (Bayesian Statistics 3:395).
 
     Args:
         num_samples: S.
@@ -102,9 +103,14 @@ def posterior_draws(
     Returns:
         latent site of the guide -> ``(S, N, *event)``, plates within a row to the left of N.
     """
+    proposal, info = Proposal(**options), structure(model, guide, batch)
+    if options and not resample:
+        raise ValueError(f"{', '.join(options)}: for draws by weight, with resample=True")
+    if resample and "enumerated" in info.latents.values():
+        raise ValueError("resample needs a guide without enumerated sites: let the model alone have them")
     with seeded(seed, batch.device):
         if resample:
-            proposal, own = Proposal(**options), int(torch.randint(2**62, ()))
+            own = int(torch.randint(2**62, ()))
             parts, inner = [], {}
             for start in range(0, batch.size, ROWS):
                 rows = batch if batch.size <= ROWS else batch[slice(start, start + ROWS)]
@@ -116,7 +122,7 @@ def posterior_draws(
                 inner = chosen.inner
             return {name: torch.cat([part[name] for part in parts], 1 + inner[name]) for name in parts[0]}
         if vectorize or num_samples == 1:
-            sites = latents(_drawn(guide, batch, num_samples, structure(model, guide, batch).nesting))
+            sites = latents(_drawn(guide, batch, num_samples, info.nesting))
             return {n: s["value"] if num_samples > 1 else s["value"][None] for n, s in sites.items()}
         each = [latents(_drawn(guide, batch, 1, 1)) for _ in range(num_samples)]
         return {n: torch.stack([sites[n]["value"] for sites in each]) for n in each[0]}

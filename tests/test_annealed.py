@@ -183,6 +183,28 @@ def test_private_latents_of_missing_modalities_do_not_wander(double):
     assert ((found.log_prob - plain.log_prob).abs() < 4.5 * both + 1e-9).all() and found.log_prob[3] == 0
 
 
+def test_constrained_private_latents_of_missing_modalities_do_not_wander_either(double):
+    """A LogNormal one has a Jacobian, which alone would send it to infinity and the whole row's moves to rejection."""
+
+    def model(batch):
+        with batch.plate():
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            w = pyro.sample("w_a", dist.LogNormal(0.0, 0.5))
+            batch.observe("a", lambda z, w: dist.Normal(z + w.log(), 1.0), z, w)
+            batch.observe("b", lambda z: dist.Normal(3 * z, 0.3), z)
+
+    def guide(batch):
+        with batch.plate():
+            pyro.sample("z", dist.Normal(0.0, 2.0).expand([len(batch)]))
+            pyro.sample("w_a", dist.LogNormal(0.0, 1.0).expand([len(batch)]))
+
+    batch = mm.Batch({"a": torch.zeros(30), "b": 3 * torch.randn(30)}).without("a")
+    assert Bridge(model, guide, batch, "guide").masses["w_a"].eq(0).all()
+    found = mm.annealed_importance(model, guide, batch, num_chains=64, temperatures=100, seed=0)
+    error = (found.log_prob - dist.Normal(0.0, 9.09**0.5).log_prob(batch["b"])).abs()
+    assert found.standard_error.max() < 0.6 and (error < 4.5 * found.standard_error).all()
+
+
 def test_slopes_are_those_of_the_densities(linear):
     batch = linear.sample(3)
     bridge = Bridge(linear, off(linear), batch, "guide")
@@ -261,6 +283,10 @@ def test_what_cannot_be_annealed(linear):
         mm.annealed_importance(chained, guide, batch.only("x1"))
     with pytest.raises(ValueError, match="expected start 'guide' or 'prior', got 'posterior'"):
         mm.annealed_importance(linear, guide, batch, start="posterior")
+    with pytest.raises(ValueError, match="expected a chain and a row at least, got num_chains=0 and 2 rows"):
+        mm.annealed_importance(linear, guide, batch, num_chains=0)
+    with pytest.raises(ValueError, match="got a batch of none"):
+        mm.log_marginal(linear, guide, batch[torch.zeros(2, dtype=torch.bool)])
     for name in ("temperatures", "leapfrog_steps"):
         with pytest.raises(ValueError, match=f"expected {name} >= 1, got 0"):
             mm.annealed_importance(linear, guide, batch, **{name: 0})

@@ -395,3 +395,20 @@ def test_simulated_rows_are_the_models_whatever_its_plates(inner, double):
     assert rows[[1, 2]]["x"].shape == (2, 2)
     error = (rows["x"] - z.reshape(-1, 1)).flatten()  # of variance 1: 10,000 of them
     assert abs(error.mean()) < 4.5 / 100 and abs(error.var() - 1) < 4.5 * (2 / 10_000) ** 0.5
+
+
+def test_what_cannot_be_resampled():
+    def guide(batch):
+        with batch.plate():
+            pyro.sample("k", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
+
+    def model(batch):
+        with batch.plate():
+            k = pyro.sample("k", dist.Categorical(torch.ones(3)))
+            batch.observe("x", lambda k: dist.Normal(k.float(), 1.0), k)
+
+    batch = mm.Batch({"x": torch.zeros(4)})
+    with pytest.raises(ValueError, match="resample needs a guide without enumerated sites"):
+        mm.generate(model, guide, batch, resample=True)
+    with pytest.raises(ValueError, match="prior_share: for draws by weight, with resample=True"):
+        mm.posterior_draws(model, guide, batch, prior_share=0.5)
