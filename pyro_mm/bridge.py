@@ -119,9 +119,9 @@ class Bridge:
         return State({n: x.detach() for n, x in u.items()}, log_q.detach(), log_p.detach(), slope_q, slope_p)
 
     def slope(self, at: State, beta: Tensor) -> Values:
-        """The gradient of a state's energy at the temperatures of its rows."""
+        """The gradient of a state's energy at the temperatures of its rows, zero for what does not move."""
         each = {n: self.spread(n, beta.expand(1, at.log_p.shape[-1])) for n in at.u}
-        return {n: -(1 - b) * at.slope_q[n] - b * at.slope_p[n] for n, b in each.items()}
+        return {n: self.masses[n] * (-(1 - b) * at.slope_q[n] - b * at.slope_p[n]) for n, b in each.items()}
 
     def of_rows(self, name: str, x: Tensor, index: Tensor) -> Tensor:
         """Of every row the entry of x ``(G, .., N, ..)`` that index ``(N,)`` says: ``(.., N, ..)``."""
