@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from pyro.poutine.indep_messenger import IndepMessenger
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -28,6 +30,37 @@ class Deferred(torch.Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = tree_map(_computed, (args, kwargs or {}))
         return func(*args, **kwargs)
+
+
+class Counter(Deferred):
+    """The indices ``0..size-1`` of a plate: iterated, they are Python's integers, with no tensor to read them from."""
+
+    _size: int
+
+    @staticmethod
+    def __new__(cls, size: int, device: torch.device | str) -> Counter:  # type: ignore[override]
+        new = Deferred.__new__(cls, lambda: torch.arange(size, device=device))
+        new._size = size
+        return new  # type: ignore[return-value]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self._size))
+
+    def __len__(self) -> int:
+        return self._size
+
+    def size(self, dim: int | None = None) -> Any:  # type: ignore[override]
+        return torch.Size([self._size]) if dim is None else self._size
+
+
+class Counted(Messenger):
+    """Hands plates that are not subsampled a :class:`Counter`, which spares a sequential one a read per step."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["value"] is None and site_is_subsample(msg):
+            fn = msg["fn"]
+            if fn.subsample_size in (None, fn.size):
+                msg["value"], msg["done"] = Counter(fn.size, fn.device), True
 
 
 def _computed(x: Any) -> Any:

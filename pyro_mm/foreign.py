@@ -19,6 +19,7 @@ from .pairs import Callback, Pair, Structure
 from .registration import GRADIENT, announce_gradient
 from .stacking import views
 from .terms import Row
+from .traceable import own
 
 
 def stacks(estimator: ELBO) -> bool:
@@ -54,15 +55,15 @@ def loss(
             raise ValueError(
                 f"{name} gives one number for all rows, and {row.label} weighs rows: use pyro_mm.estimators"
             )
-        if isinstance(row.likelihood, float) and row.likelihood > 0:
-            weight, row.kl, row.likelihood = row.weight * row.likelihood, row.kl / row.likelihood, 1.0
+        if not isinstance(row.likelihood, dict) and (outer := row.outer) is row.likelihood:
+            weight, row.kl, row.likelihood = row.weight * outer, row.kl / outer, 1.0  # type: ignore[assignment]
             row.weight = 1.0
     if isinstance(estimator, RenyiELBO) and (weight != 1 or batch.total is not None):
         raise ValueError(
             "pyro.infer.RenyiELBO takes the scale of a subsampled plate, or a weight, into its logarithm, which is "
             "no bound: use pyro_mm.estimators.Renyi or IWAE"
         )
-    estimator = copy.copy(estimator)
+    estimator = copy.copy(own(estimator))
     particles = estimator.num_particles if estimator.vectorize_particles else 1
     estimator.max_plate_nesting = info.nesting + (len(rows) > 1) + (particles > 1)
     if stacks(estimator) and particles > 1:
@@ -123,13 +124,13 @@ class _Scale(Messenger):
         if all(isinstance(w, float) for w in weights) and len(set(weights)) == 1:
             msg["scale"] = msg["scale"] * weights[0]
             return
-        size = max([1, *(len(w) for w in weights if isinstance(w, Tensor))])
+        size = max([1, *(w.numel() for w in weights if isinstance(w, Tensor))])
         dtype = torch.get_default_dtype()
         full = [torch.as_tensor(w, dtype=dtype, device=self.device).expand(size) for w in weights]
         terms = (len(full), *[1] * (self.nesting - 1)) if len(full) > 1 else ()
         msg["scale"] = msg["scale"] * torch.stack(full).reshape(*terms, size)
 
-    def _site_weight(self, row: Row, msg: Any) -> float:
+    def _site_weight(self, row: Row, msg: Any) -> float | Tensor:
         if not msg["is_observed"]:
             return row.kl
         return row.likelihood.get(msg["name"], 1.0) if isinstance(row.likelihood, dict) else row.likelihood

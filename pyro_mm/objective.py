@@ -6,7 +6,8 @@ they differ, and lands inside the logarithm of an importance-weighted bound.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -93,6 +94,35 @@ class Objective(ELBO):
         self.steps += torch.is_grad_enabled()
         return loss
 
+    def weights(self, names: tuple[str, ...]) -> tuple[list[float], dict[int, float]]:
+        """The weights that depend on the step, at this step and in the table's order; and those among them, by place,
+        that are likelihood weights which are not positive, by which the form of the loss depends on them."""
+        values: list[float] = []
+        fixed: dict[int, float] = {}
+
+        def at(weight: Callable[[int], float], kind: str) -> float:
+            values.append(float(weight(self.steps)))
+            if kind == "likelihood" and values[-1] <= 0:
+                fixed[len(values) - 1] = values[-1]
+            return values[-1]
+
+        for term in self._table(names):
+            term.evaluated(at)
+        return values, fixed
+
+    def loss_with(
+        self, weights: Tensor, fixed: Mapping[int, float], model: Callback, guide: Callback, batch: Batch
+    ) -> Tensor:
+        """The differentiable loss as a function of :meth:`weights`; it looks at no value of theirs, so it can be traced
+        once for many steps, and counts none."""
+        places = itertools.count()
+
+        def at(weight: Any, kind: str) -> float | Tensor:
+            place = next(places)
+            return fixed[place] if place in fixed else weights[place]
+
+        return self._loss(model, guide, batch, at=at)
+
     def loss(self, model: Callback, guide: Callback, batch: Batch) -> float:  # type: ignore[override]
         """Minus the objective, as a number."""
         with torch.no_grad():
@@ -107,16 +137,17 @@ class Objective(ELBO):
         self.steps += 1
         return loss
 
-    def _loss(self, model: Callback, guide: Callback, batch: Batch, backward: bool = False) -> Any:
+    def _loss(self, model: Callback, guide: Callback, batch: Batch, backward: bool = False, at: Any = None) -> Any:
         """The loss; with ``backward`` a number, for estimators that take their gradient themselves."""
+        at = at or (lambda weight, kind: float(weight(self.steps)))
         self._names = batch.names
         self.by_term = {}
         estimator, info = self.estimator, structure(model, guide, batch)
         memo: dict[Any, Any] = {}
         check_pairing(estimator, info)
-        rows = expand(self._table(batch.names), batch, self.steps)
+        rows = expand([term.evaluated(at) for term in self._table(batch.names)], batch)
         one_pass = isinstance(estimator, PerRow) or (foreign.stacks(estimator) and not any(r.frozen for r in rows))
-        loss: Any = torch.zeros(())
+        loss: Any = None
         for group in [rows] if self.vectorize and one_pass and rows else [[row] for row in rows]:
             if isinstance(estimator, PerRow):
                 part: Any = self._per_row(estimator, model, guide, batch, group, info, memo)
@@ -127,8 +158,8 @@ class Objective(ELBO):
                 part = foreign.loss(estimator, model, guide, batch, group, info, memo, backward)
                 if len(group) == 1:
                     self.by_term[group[0].label] = -torch.as_tensor(part).detach()
-            loss = loss + part
-        return loss
+            loss = part if loss is None else loss + part
+        return torch.zeros(()) if loss is None else loss
 
     def _per_row(
         self,
@@ -142,7 +173,7 @@ class Objective(ELBO):
     ) -> Tensor:
         scores = estimator.scores(model, guide, views(rows, batch, info, memo), info)
         scores.freeze([t for t, row in enumerate(rows) if row.frozen])
-        values: list[Tensor] = [torch.zeros(())] * len(rows)
+        values: list[Any] = [0.0] * len(rows)
         decoding = [t for t, row in enumerate(rows) if not row.penalty]
         penalties = [t for t, row in enumerate(rows) if row.penalty]
         if decoding:
@@ -158,7 +189,7 @@ class Objective(ELBO):
         totals = [(weight * value).sum() * scores.factor for weight, value in zip(weights, values, strict=True)]
         for row, total in zip(rows, totals, strict=True):
             self.by_term[row.label] = self.by_term.get(row.label, 0.0) + total.detach()
-        return -sum(totals, torch.zeros(()))  # type: ignore[return-value]
+        return -sum(totals[1:], totals[0])
 
     def _table(self, names: tuple[str, ...] | None) -> Sequence[Term]:
         return self.terms(names or ()) if callable(self.terms) else self.terms
@@ -169,11 +200,13 @@ class Objective(ELBO):
 
 def _bound(estimator: PerRow, scores: Scores, rows: list[Row]) -> Tensor:
     """The bound of every term, ``(T, N)``; where a row has nothing to decode, minus its KL."""
-    outer = [row.likelihood if isinstance(row.likelihood, float) and row.likelihood > 0 else 1.0 for row in rows]
+    outer = [row.outer for row in rows]
     kl = _column([row.kl / w for row, w in zip(rows, outer, strict=True)], scores)
 
-    def inner(row: Row, weight: float, name: str) -> float:
-        return row.likelihood.get(name, 1.0) if isinstance(row.likelihood, dict) else row.likelihood / weight
+    def inner(row: Row, weight: Any, name: str) -> Any:
+        if isinstance(row.likelihood, dict):
+            return row.likelihood.get(name, 1.0)
+        return 1.0 if weight is row.likelihood else row.likelihood / weight
 
     if "*" in scores.likelihood and any(isinstance(row.likelihood, dict) for row in rows):
         raise ValueError("a weight per modality cannot be given where an enumerated site is summed out of them all")
@@ -196,10 +229,15 @@ def _decodes(row: Row, like: Tensor) -> Tensor:
     return torch.stack([full(m) for m in row.decode.values()]).any(0)
 
 
-def _column(values: list[float], scores: Scores) -> Any:
-    if len(set(values)) == 1:
+def _column(values: Sequence[float | Tensor], scores: Scores) -> Any:
+    like = scores.log_prior
+    if all(v is values[0] for v in values):
         return values[0]
-    return torch.tensor(values, dtype=scores.log_prior.dtype, device=scores.log_prior.device)[:, None]
+    if all(isinstance(v, float) for v in values):
+        if len(set(values)) == 1:
+            return values[0]
+        return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+    return torch.stack([torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in values])[:, None]
 
 
 def _backward(loss: Tensor) -> float:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .batch import Batch, Stack
 from .distributions import Where
+from .draws import Counted
 from .presence import Presence, all_of, any_of, negated, over_events
 
 Callback = Callable[..., Any]
@@ -176,7 +177,7 @@ class Pair:
     @contextmanager
     def plates(self) -> Iterator[None]:
         try:
-            with ExitStack() as stack:
+            with Counted(), ExitStack() as stack:
                 if self.plated:
                     stack.enter_context(pyro.plate("particles", self.num_particles, dim=self.particle_dim))
                 if self.views.terms > 1:

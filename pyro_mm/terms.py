@@ -7,6 +7,7 @@ with :math:`q_A = q(z | x_A)`, :math:`r_C = q(z | x_C)`, and the prior p(z) in p
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -120,6 +121,22 @@ class Term:
             text += f" kl {_weight_text(self.kl)}"
         return text + (" decoders frozen" if self.freeze_decoder else "")
 
+    def evaluated(self, at: Callable[[Callable[[int], float], str], float | Tensor]) -> Term:
+        """The term with ``at(weight, "likelihood" or "kl")`` in the place of each weight that depends on the step."""
+
+        def number(weight: Any, kind: str) -> Any:
+            return at(weight, kind) if callable(weight) else weight
+
+        likelihood = self.likelihood
+        if isinstance(likelihood, Mapping):
+            likelihood = {n: number(w, "likelihood") for n, w in likelihood.items()}
+        else:
+            likelihood = number(likelihood, "likelihood")
+        new = copy.copy(self)
+        object.__setattr__(new, "likelihood", likelihood)
+        object.__setattr__(new, "kl", number(self.kl, "kl"))
+        return new
+
     @property
     def over(self) -> Symbol | None:
         """The symbol over which the term is a sum, if it is one."""
@@ -129,7 +146,11 @@ class Term:
 
 @dataclass
 class Row:
-    """One concrete term: which modalities of which rows it encodes, decodes and is given; step weights filled in."""
+    """One concrete term: which modalities of which rows it encodes, decodes and is given; step weights filled in.
+
+    A weight that is a tensor is a single number that may change where the term's table is traced once and run often;
+    of the likelihood it is positive.
+    """
 
     label: str
     encode: dict[str, Presence]
@@ -138,8 +159,8 @@ class Row:
     encode_prior: bool
     given_prior: bool
     counts: Presence
-    likelihood: float | dict[str, float]
-    kl: float
+    likelihood: float | Tensor | dict[str, float | Tensor]
+    kl: float | Tensor
     frozen: bool
     weight: float | Tensor = 1.0
 
@@ -148,9 +169,15 @@ class Row:
         """Whether it decodes nothing in any row."""
         return all(mask is False for mask in self.decode.values())
 
+    @property
+    def outer(self) -> float | Tensor:
+        """The likelihood weight that can be taken out of a logarithm: a single, positive one, else 1."""
+        weight = self.likelihood
+        return weight if isinstance(weight, Tensor) or (isinstance(weight, float) and weight > 0) else 1.0
 
-def expand(terms: Sequence[Term], batch: Batch, step: int) -> list[Row]:
-    """The concrete terms of a table for a batch, those that count in none of its rows left out."""
+
+def expand(terms: Sequence[Term], batch: Batch) -> list[Row]:
+    """The concrete terms of an evaluated table for a batch, those that count in none of its rows left out."""
     names = batch.names
     there = {name: batch.presence(name) for name in names}
     draws: dict[int, dict[str, Tensor]] = {}
@@ -164,7 +191,7 @@ def expand(terms: Sequence[Term], batch: Batch, step: int) -> list[Row]:
             sums = [(name,) for name in names]
         elif term.over is EVERY:
             sums = [s for size in range(1, len(names) + 1) for s in combinations(names, size)]
-        group = [row for chosen in sums if (row := _row(term, chosen, there, draws, step)).counts is not False]
+        group = [row for chosen in sums if (row := _row(term, chosen, there, draws)).counts is not False]
         if term.average and group:
             counts = [row.counts for row in group]
             tensors = [c for c in counts if isinstance(c, Tensor)]
@@ -176,7 +203,7 @@ def expand(terms: Sequence[Term], batch: Batch, step: int) -> list[Row]:
     return rows
 
 
-def _row(term: Term, chosen: Sequence[str], there: dict[str, Presence], draws: Any, step: int) -> Row:
+def _row(term: Term, chosen: Sequence[str], there: dict[str, Presence], draws: Any) -> Row:
     def masks(names: Names) -> dict[str, Presence]:
         if isinstance(names, Random):
             drawn = draws[names.index]
@@ -200,10 +227,10 @@ def _row(term: Term, chosen: Sequence[str], there: dict[str, Presence], draws: A
         encode_prior=term.encode is PRIOR,
         given_prior=term.given is PRIOR,
         counts=counts,
-        likelihood={n: at_step(w, step) for n, w in term.likelihood.items()}
+        likelihood={n: _number(w) for n, w in term.likelihood.items()}
         if isinstance(term.likelihood, Mapping)
-        else at_step(term.likelihood, step),
-        kl=at_step(term.kl, step),
+        else _number(term.likelihood),
+        kl=_number(term.kl),
         frozen=term.freeze_decoder,
     )
 
@@ -211,6 +238,10 @@ def _row(term: Term, chosen: Sequence[str], there: dict[str, Presence], draws: A
 def at_step(weight: Number, step: int) -> float:
     """A weight at a step of the optimisation."""
     return float(weight(step)) if callable(weight) else float(weight)
+
+
+def _number(weight: Any) -> float | Tensor:
+    return weight if isinstance(weight, Tensor) else float(weight)
 
 
 def _random_subset(batch: Batch, empty: bool) -> dict[str, Tensor]:

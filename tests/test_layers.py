@@ -21,6 +21,7 @@ LAYERS = [
         "arviz_bridge",
         "columns",
         "draws",
+        "traceable",
     ],
     ["batch", "fixed", "evidence", "noise"],
     ["conditionals", "posteriors", "models", "guides"],
