@@ -4,6 +4,7 @@ from . import conditionals, datasets, distributions, estimators, models, nn, obj
 from .annealed import annealed_importance, bidirectional
 from .batch import Batch
 from .calibration import Calibration, calibration
+from .compiled import stage
 from .diagnostics import Check, Comparison, check, compare, to_arviz
 from .evidence import Evidence
 from .guides import Guide, encode
@@ -19,5 +20,5 @@ __all__ = [
     "Batch", "Calibration", "Check", "Comparison", "Evidence", "Guide", "History", "annealed_importance",
     "bidirectional", "calibration", "check", "compare", "conditionals", "datasets", "distributions", "encode",
     "estimators", "fit", "generate", "load", "log_conditional", "log_marginal", "log_weights", "models", "nn",
-    "objectives", "posterior_draws", "posteriors", "recipes", "save", "simulate", "to_arviz",
+    "objectives", "posterior_draws", "posteriors", "recipes", "save", "simulate", "stage", "to_arviz",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from .columns import read_mask, read_modality, read_tensor
 from .draws import Deferred, draw, plate_shape
-from .presence import Presence, any_of, over_events
-from .scatter import Scatter
+from .presence import Presence, all_of, any_of, over_events
+from .scatter import Scatter, places_of, taken
 
 
 @dataclass(frozen=True)
@@ -181,11 +181,13 @@ class Batch:
         self._known(names)
         return self._copy(_masks={name: False if name in names else mask for name, mask in self._masks.items()})
 
-    def to(self, device: torch.device | str) -> Batch:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same rows on another device."""
-        move = lambda d: {n: v.to(device) if isinstance(v, Tensor) else v for n, v in d.items()}  # noqa: E731
-        moved = {key: move(getattr(self, key)) for key in ("_values", "_masks", "covariates", "lengths")}
-        return self._copy(**moved, _index=None if self._index is None else self._index.to(device))
+        return self.assembled([x.to(device, non_blocking=non_blocking) for x in self.parts()[1]])
+
+    def pin_memory(self) -> Batch:
+        """The same rows in pinned memory, from which a GPU can fetch them by itself."""
+        return self.assembled([x.pin_memory() for x in self.parts()[1]])
 
     def subsample(self, index: Tensor) -> Batch:
         """The rows ``index`` as a subsample of all: ``plate()`` scales them up to the whole, as Pyro's plates do."""
@@ -193,10 +195,52 @@ class Batch:
         new.total, new._index = self.size, index
         return new
 
+    def part_of(self, total: int) -> Batch:
+        """The same rows as a subsample of ``total``, of which nobody asks where they stand among them."""
+        return self._copy(total=total, _index=torch.arange(self.size, device=self.device))
+
     def replaced(self, values: Mapping[str, Tensor]) -> Batch:
         """The same rows and masks with other values of some modalities, each ``(N, *event)``."""
         self._known(tuple(values))
         return self._copy(_values=self._values | dict(values), _memo=None)
+
+    def padded(self, size: int) -> Batch:
+        """The same rows, followed by copies of the first one that weigh nothing, ``size`` in all.
+
+        Unlike a row in which everything is missing, a padding row looks complete: the masks of a modality that all
+        rows have stay True.
+        """
+        index = torch.arange(size, device=self.device)
+        real = index < self.size
+        new = self[torch.where(real, index, 0)]
+        new._rows = all_of([new.rows, real])
+        new.total = self.total
+        return new
+
+    def parts(self) -> tuple[Hashable, list[Tensor]]:
+        """The tensors that the batch is made of, and all else that tells it from another batch."""
+        masks = {"rows": self._rows} | {f"present {n}": m for n, m in self._masks.items()}
+        held = {f"value {n}": v for n, v in self._values.items()} | {f"mask {n}": m for n, m in masks.items()}
+        held |= {f"covariate {n}": v for n, v in self.covariates.items()}
+        held |= {f"lengths {n}": v for n, v in self.lengths.items()} | {"index": self._index}
+        tensors = {key: x for key, x in held.items() if isinstance(x, Tensor)}
+        rest = tuple((key, x) for key, x in held.items() if not isinstance(x, Tensor))
+        shapes = tuple((key, x.shape, x.dtype, x.device) for key, x in tensors.items())
+        return (self.size, self.total, shapes, rest), list(tensors.values())
+
+    def assembled(self, tensors: Iterable[Tensor]) -> Batch:
+        """A batch like this one of other tensors, in the order of :meth:`parts`."""
+        left = iter(tensors)
+
+        def filled(held: Any) -> Any:
+            if isinstance(held, dict):
+                return {name: filled(x) for name, x in held.items()}
+            return next(left) if isinstance(held, Tensor) else held
+
+        new = self._copy(_values=filled(self._values), _rows=filled(self._rows), _masks=filled(self._masks))
+        new.covariates, new.lengths, new._index = (filled(x) for x in (self.covariates, self.lengths, self._index))
+        new._memo = None
+        return new
 
     @staticmethod
     def empty(n: int, like: Batch) -> Batch:
@@ -279,10 +323,10 @@ class Batch:
         terms = stack.decodes.get(name, ()) if stack is not None else ()
         if stack is None or stack.terms in (1, len(terms)) or self.size in (1, stack.terms):
             return decode(*parents)
-        places = [_places(parent, stack, self.size) for parent in parents]
+        places = [places_of(parent, stack.terms, stack.dim, self.size) for parent in parents]
         if any(len(found) > 1 for found in places):
             return decode(*parents)  # sizes that cannot be told apart: decode for all terms, which is only slower
-        d = decode(*(_take(parent, terms, found) for parent, found in zip(parents, places, strict=True)))
+        d = decode(*(taken(parent, terms, found) for parent, found in zip(parents, places, strict=True)))
         if len(d.batch_shape) < -stack.dim or d.batch_shape[stack.dim] != len(terms):
             return d  # nothing among its parents depends on the term
         return Scatter(d, terms, stack.terms, stack.dim)
@@ -303,23 +347,3 @@ class Batch:
         new.__dict__.update(self.__dict__)
         new.__dict__.update(changes)
         return new
-
-
-def _places(parent: Tensor, stack: Stack, size: int) -> list[int]:
-    """The dimensions of a parent that may be that of the terms: of its size, and at its distance from the rows.
-
-    Dimensions of particles and of enumerated sites may stand to the left of it, and event dimensions to the right.
-    """
-    apart, shape = -stack.dim - 1, parent.shape
-    found = [i for i in range(len(shape) - apart) if shape[i] == stack.terms and shape[i + apart] == size]
-    # as many particles as rows, or a covariate that begins with its rows: that cannot be told apart either
-    return [*found, 0] if found and found[0] > 0 and shape[0] == size else found
-
-
-def _take(parent: Tensor, terms: tuple[int, ...], places: list[int]) -> Tensor:
-    """The entries ``terms`` of a parent that has one for every term; one that has not, as it is."""
-    if not places:
-        return parent
-    if len(terms) == 1:
-        return parent.narrow(places[0], terms[0], 1)
-    return parent.index_select(places[0], torch.tensor(terms, device=parent.device))

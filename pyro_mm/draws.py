@@ -39,9 +39,9 @@ class Counter(Deferred):
 
     @staticmethod
     def __new__(cls, size: int, device: torch.device | str) -> Counter:  # type: ignore[override]
-        new = Deferred.__new__(cls, lambda: torch.arange(size, device=device))
+        new: Any = Deferred.__new__(cls, lambda: torch.arange(size, device=device))
         new._size = size
-        return new  # type: ignore[return-value]
+        return new
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(self._size))

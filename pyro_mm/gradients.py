@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .batch import Batch
 from .seeding import seeded
-from .train import differentiable, graph_leaves, loss_and_grads
+from .stepping import differentiable, loss_and_grads, problem_of
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,9 @@ def gradient_noise(
         raise ValueError(f"expected at least 2 repeats, which have a variance, got {repeats}")
     objective, step = copy.copy(objective), getattr(objective, "steps", None)
     with torch.inference_mode(False), torch.enable_grad(), seeded(seed, batch.device), unchanged(model, guide):
-        leaves, scaled = graph_leaves(objective, model, guide, batch[: min(2, batch.size)])
-        rows = batch.total if scaled and batch.total else batch.size
-        named = list(_named(model, guide, leaves))
+        problem = problem_of(objective, model, guide, batch[: min(2, batch.size)])
+        rows = batch.total if problem.scaled and batch.total else batch.size
+        named = list(_named(model, guide, problem.leaves))
         parameters = [p for p in named if p.tensor.requires_grad]
         for count in range(1, repeats + 1):
             if step is not None:

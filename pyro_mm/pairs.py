@@ -140,15 +140,18 @@ class Views:
 
 
 class Rewrite(Messenger):
-    """Hands every latent site's message to a function, which may change it."""
+    """Hands every latent site's message to a function, which may change it; and every observed one's to another."""
 
-    def __init__(self, edit: Callable[[dict[str, Any]], None]):
+    def __init__(
+        self, edit: Callable[[dict[str, Any]], None], observed: Callable[[dict[str, Any]], None] | None = None
+    ):
         super().__init__()
-        self.edit = edit
+        self.edit, self.observed = edit, observed
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and not site_is_subsample(msg):
-            self.edit(msg)
+        edit = self.observed if msg["is_observed"] else self.edit
+        if edit is not None and not site_is_subsample(msg):
+            edit(msg)
 
 
 class Pair:
@@ -232,7 +235,7 @@ class Pair:
             elif msg["name"] not in self.trace.nodes and msg["fn"].has_enumerate_support:
                 msg["infer"].setdefault("enumerate", "parallel")
 
-        with Rewrite(edit), self.plates():
+        with Rewrite(edit, self._mask), self.plates():
             self._model(self.views.decode)
 
     def _mask(self, msg: dict[str, Any]) -> None:
@@ -242,7 +245,7 @@ class Pair:
         mask = self.views.decode.rows
         if (modality := private(msg["name"], self.views.modalities)) is not None:
             mask = all_of([mask, self.views.decode.presence(modality)])
-        if mask is not True:
+        if mask is not True and mask is not msg["mask"]:  # which is what batch.plate() has masked it by already
             msg["mask"] = mask if msg["mask"] is None else msg["mask"] & mask
 
 

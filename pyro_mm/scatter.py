@@ -56,3 +56,25 @@ class Scatter(Composite):
         zero = torch.zeros_like(known[self.index[0]])
         full = torch.stack([known.get(i, zero) for i in range(self.size)], self.dim)
         return broadcast(full, self.batch_shape)
+
+
+def places_of(parent: Tensor, terms: int, dim: int, size: int) -> list[int]:
+    """The dimensions of a parent that may be that of the terms: of its size, and at its distance from the rows.
+
+    Dimensions of particles and of enumerated sites may stand to the left of it, and event dimensions to the right.
+    """
+    apart, shape = -dim - 1, parent.shape
+    found = [i for i in range(len(shape) - apart) if shape[i] == terms and shape[i + apart] == size]
+    # as many particles as rows, or a covariate that begins with its rows: that cannot be told apart either
+    return [*found, 0] if found and found[0] > 0 and shape[0] == size else found
+
+
+def taken(parent: Tensor, terms: tuple[int, ...], places: list[int]) -> Tensor:
+    """The entries ``terms`` of a parent that has one for every term; one that has not, as it is."""
+    if not places:
+        return parent
+    if len(terms) == 1:
+        return parent.narrow(places[0], terms[0], 1)
+    if terms == tuple(range(terms[0], terms[-1] + 1)):
+        return parent.narrow(places[0], terms[0], len(terms))
+    return parent.index_select(places[0], torch.tensor(terms, device=parent.device))

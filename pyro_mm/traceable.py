@@ -15,16 +15,19 @@ from pyro.infer.trace_elbo import _compute_log_r
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from .draws import Counted
+
 
 class _Trace(Trace_ELBO):
     """``Trace_ELBO``: log p - log q, by pathwise gradients where sites have them and else by the score function."""
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         loss = surrogate = torch.zeros(())
-        for traces in self._get_traces(model, guide, args, kwargs):
-            value, differentiable = self._particle(*traces)
-            loss = loss - value / self.num_particles
-            surrogate = surrogate - differentiable / self.num_particles
+        with Counted():
+            for traces in self._get_traces(model, guide, args, kwargs):
+                value, differentiable = self._particle(*traces)
+                loss = loss - value / self.num_particles
+                surrogate = surrogate - differentiable / self.num_particles
         return loss.detach() + (surrogate - surrogate.detach())
 
     def _particle(self, model_trace: Any, guide_trace: Any) -> tuple[Any, Any]:

@@ -9,14 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from .batch import Batch
-from .registration import announce_gradient
+from .compiled import Staged
+from .feeding import Feed
 from .seeding import seeded
+from .stepping import Problem, Running, problem_of
 
 
 class History:
@@ -57,15 +58,19 @@ def fit(
     model: Callable[[Batch], Any],
     guide: Callable[[Batch], Any],
     objective: Any,
-    train: Batch,
+    train: Batch | DataLoader[Any],
     *,
     validation: Batch | None = None,
     epochs: int = 10,
     batch_size: int = 128,
-    optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer] = lambda ps: torch.optim.Adam(ps, 1e-3),
+    optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer] | None = None,
     seed: int | None = None,
     device: torch.device | str | None = None,
     precision: str = "32-true",
+    compile: bool = False,
+    validate: bool | None = None,
+    resident: bool | None = None,
+    workers: int = 0,
     progress: bool = True,
     callback: Callable[[int, dict[str, float]], None] | None = None,
 ) -> History:
@@ -80,12 +85,20 @@ def fit(
         model, guide: callables of a batch.
         objective: an :class:`~pyro_mm.objectives.Objective`, whose weights start from step 0, or any
             ``pyro.infer.ELBO``.
-        train: all rows; ``batch.plate()`` is sized to them, so that a latent outside of it is weighed right.
+        train: all rows; ``batch.plate()`` is sized to them, so that a latent outside of it is weighed right. Or a
+            ``DataLoader`` of batches, for rows that no memory holds.
         validation: rows whose loss is taken after every epoch, under one seed.
-        optimizer: parameters -> ``torch.optim`` optimiser. The gradient it sees is that of the loss a row.
+        optimizer: parameters -> ``torch.optim`` optimiser. The gradient it sees is that of the loss a row. By default
+            Adam with a step size of 0.001, all parameters in one fused update.
         seed: of the shuffling and the draws; None goes on with torch's generator.
         device: where to train. None is where the modules are; or CUDA, where there is one and both are modules.
-        precision: as of ``lightning.fabric`` ("32-true", "bf16-mixed").
+        precision: "bf16-mixed" runs the networks under autocast, with log-probabilities in float32; "32-true" runs
+            them as they are.
+        compile: traces the step once and compiles it (:func:`pyro_mm.stage`), which takes seconds to a minute and pays
+            from some thousand steps on. What cannot be traced runs as it is, with a warning that says why.
+        validate: whether Pyro checks shapes and supports at every step; None checks the first one.
+        resident, workers: whether the rows live on the device, and processes that fetch them if they do not; None
+            decides by their size.
         callback: called after every epoch with its number and its entry of the history.
 
     Returns:
@@ -99,48 +112,46 @@ def fit(
     fabric = _fabric(_device(modules, device, both=len(modules) == 2), precision)
     for module in modules:
         module.to(fabric.device)
-    train = train.to(fabric.device)
+    feed = Feed(train, batch_size, fabric.device, resident, workers)
     validation = None if validation is None else validation.to(fabric.device)
     history = History()
     if hasattr(objective, "steps"):
         objective.steps = 0  # a warm-up is one of this training
-    with seeded(seed, fabric.device), _bar(progress, epochs, math.ceil(train.size / batch_size)) as bar:
-        few = train.subsample(torch.arange(min(2, train.size), device=train.device))
-        leaves, scaled = graph_leaves(objective, model, guide, few)
-        own = {id(p): p for m in modules for p in m.parameters() if p.requires_grad}
-        parameters = list((own | leaves).values())
-        if not parameters:
-            raise RuntimeError(
-                "nothing to train: neither model nor guide depends on a parameter that requires a gradient"
-            )
-        step = optimizer(parameters)
-        _check_optimizer(step, parameters)
+    with seeded(seed, fabric.device), _bar(progress, epochs, len(feed)) as bar:
+        problem = problem_of(objective, model, guide, feed.head(), fabric.autocast)
+        optimiser = (_adam if optimizer is None else optimizer)(problem.parameters)
+        _check_optimizer(optimiser, problem.parameters)
+        running = Running(problem, optimiser, validate)
+        staged = Staged(problem, optimiser) if compile else None
         for epoch in range(epochs):
             for module in modules:
                 module.train()
-            sums: dict[str, Tensor] = {}
-            for index in torch.randperm(train.size, device=train.device).split(batch_size):
-                batch = train.subsample(index)
-                rows = train.size if scaled else batch.size
-                step.zero_grad(set_to_none=True)
-                first = not history and not sums
-                with fabric.autocast(), pyro.validation_enabled(first):
-                    loss = _backward(objective, model, guide, batch, fabric)
-                if first:
-                    _check_gradients(model, guide, leaves)
-                torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1 / rows)
-                step.step()
-                values = {"loss": loss} | getattr(objective, "by_term", {})
-                for name, value in values.items():
-                    sums[name] = sums.get(name, 0.0) + value.detach() * (batch.size / rows)  # type: ignore[assignment]
+            sums: dict[tuple[str, ...], Tensor] = {}
+            for batch in feed:
+                rows = feed.size if problem.scaled else batch.size
+                if staged is None or running.steps == 0 or (batch.size < feed.batch_size and not problem.pads):
+                    loss, share = running(batch, rows), 1.0
+                else:
+                    # the padding counts in the plate's size, so the scale of the rows in it is too small by this
+                    share = feed.batch_size / batch.size if problem.scaled else 1.0
+                    loss = staged(
+                        batch.padded(feed.batch_size) if feed.ragged and problem.pads else batch, rows / share
+                    )
+                terms = problem.by_term()
+                values = torch.stack([loss, *terms.values()]).double() * (share * batch.size / rows / feed.size)
+                key = ("loss", *terms)
+                sums[key] = sums[key] + values if key in sums else values
                 bar()
-            entry = {name: float(value) / train.size for name, value in sums.items()}
+            entry: dict[str, float] = {}
+            for names, totals in sums.items():
+                for name, total in zip(names, totals.tolist(), strict=True):
+                    entry[name] = entry.get(name, 0.0) + total
             if not math.isfinite(entry["loss"]):
                 raise FloatingPointError(f"the loss of epoch {epoch + 1} is {entry['loss']}: a smaller step may help")
             for module in modules:
                 module.eval()
             if validation is not None:
-                entry["validation"] = _validation_loss(objective, model, guide, validation, batch_size, fabric, scaled)
+                entry["validation"] = _validation_loss(problem, validation, batch_size, fabric)
             history.append(entry)
             bar(entry)
             if callback is not None:
@@ -148,72 +159,18 @@ def fit(
     return history
 
 
-def _backward(objective: Any, model: Any, guide: Any, batch: Batch, fabric: Any) -> Tensor:
-    """The loss, its gradient added to the parameters'."""
-    if differentiable(objective):
-        loss = objective.differentiable_loss(model, guide, batch)
-        fabric.backward(loss)
-        return loss.detach()
-    return torch.as_tensor(loss_and_grads(objective, model, guide, batch))
+def _adam(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    parameters = list(parameters)
+    return torch.optim.Adam(parameters, 1e-3, fused=all(p.is_floating_point() for p in parameters))
 
 
-def loss_and_grads(objective: Any, model: Any, guide: Any, batch: Batch) -> float:
-    """The loss of an objective that takes its gradient itself, and adds it to the parameters'."""
-
-    def announced(batch: Batch) -> None:
-        announce_gradient()
-        guide(batch)
-
-    ours = hasattr(objective, "differentiable")  # which announces for itself
-    return float(objective.loss_and_grads(model, guide if ours else announced, batch))
-
-
-def _validation_loss(
-    objective: Any, model: Any, guide: Any, rows: Batch, batch_size: int, fabric: Any, scaled: bool
-) -> float:
+def _validation_loss(problem: Problem, rows: Batch, batch_size: int, fabric: Any) -> float:
     total = 0.0
     with seeded(0, fabric.device), torch.no_grad(), fabric.autocast():
         for index in torch.arange(rows.size, device=rows.device).split(batch_size):
-            loss = objective.loss(model, guide, rows.subsample(index))
-            total += loss * len(index) / rows.size if scaled else loss
+            loss = problem.objective.loss(problem.model, problem.guide, rows.subsample(index))
+            total += loss * len(index) / rows.size if problem.scaled else loss
     return total / rows.size
-
-
-def graph_leaves(objective: Any, model: Any, guide: Any, batch: Batch) -> tuple[dict[int, Tensor], bool]:
-    """The leaves of the autograd graph of a loss, and whether the data plate scales a subsample up."""
-    with poutine.block(), poutine.trace() as guided:
-        guide(batch)
-    with poutine.block(), poutine.trace() as modelled, poutine.replay(trace=guided.trace):
-        model(batch)
-    roots, scaled = [], False
-    for trace in (guided.trace, modelled.trace):
-        trace.compute_log_prob()
-        for site in (s for s in trace.nodes.values() if s["type"] == "sample"):
-            roots += [site["value"], site.get("log_prob_sum")]
-            scaled |= any(frame.name == "data" and frame.full_size == batch.total for frame in site["cond_indep_stack"])
-    if differentiable(objective):  # what only some of its terms use, such as an encoder of incomplete rows
-        steps = getattr(objective, "steps", None)
-        roots.append(objective.differentiable_loss(model, guide, batch))
-        if steps is not None:
-            objective.steps = steps
-    leaves: dict[int, Tensor] = {}
-    stack, seen = [x.grad_fn or x for x in roots if getattr(x, "requires_grad", False)], set()
-    while stack:
-        node = stack.pop()
-        if node is None or id(node) in seen:
-            continue
-        seen.add(id(node))
-        leaf = node if isinstance(node, Tensor) else getattr(node, "variable", None)
-        if leaf is not None:
-            leaves[id(leaf)] = leaf
-        else:
-            stack += [parent for parent, _ in node.next_functions]
-    return leaves, scaled
-
-
-def differentiable(objective: Any) -> bool:
-    """Whether an objective has a loss to differentiate; if not, it takes its gradient itself."""
-    return getattr(objective, "differentiable", hasattr(objective, "differentiable_loss"))
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> None:
@@ -221,24 +178,6 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, parameters: list[Tensor])
     missing = [tuple(p.shape) for p in parameters if id(p) not in held]
     if missing:
         raise RuntimeError(f"the optimiser leaves out {len(missing)} trainable tensors, of shapes {missing[:5]}")
-
-
-def _check_gradients(model: Any, guide: Any, leaves: dict[int, Tensor]) -> None:
-    own = {id(p) for m in (model, guide) if isinstance(m, nn.Module) for p in m.parameters()}
-    missing = [f"a tensor of shape {tuple(p.shape)}" for i, p in leaves.items() if i not in own and p.grad is None]
-    missing += [
-        f"{what}.{name}"
-        for what, module in (("model", model), ("guide", guide))
-        if isinstance(module, nn.Module)
-        for name, p in module.named_parameters()
-        if p.requires_grad and p.grad is None
-    ]
-    if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise RuntimeError(
-            f"no gradient reaches {', '.join(missing[:5])}{more}: the objective does not use them on these data. "
-            "Leave them out, or freeze them with requires_grad_(False)"
-        )
 
 
 def _device(modules: list[nn.Module], device: torch.device | str | None, both: bool) -> torch.device:
@@ -249,6 +188,11 @@ def _device(modules: list[nn.Module], device: torch.device | str | None, both: b
 
 
 def _fabric(device: torch.device, precision: str) -> Any:
+    if precision not in ("32-true", "bf16-mixed"):
+        raise ValueError(
+            f'expected precision "32-true" (the parameters\' own) or "bf16-mixed", got {precision!r}: '
+            "float16 would need its gradients scaled, and modules can be made float64 by .double()"
+        )
     from lightning_fabric import Fabric  # here, because it takes seconds
 
     devices: Any = 1 if device.index is None or device.type == "cpu" else [device.index]

@@ -1,0 +1,177 @@
+"""A step of training with Pyro traced out of it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .batch import Batch
+from .captured import Captured, capturable
+from .stepping import Problem, Running, problem_of
+from .tracing import Trace, Untraceable, trace
+
+MOST = 8  # graphs of one step: one a shape of the batch, and a compilation each
+
+
+def stage(
+    objective: Any,
+    model: Callable[[Batch], Any],
+    guide: Callable[[Batch], Any],
+    batch: Batch,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    backend: str | None = "inductor",
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Staged:
+    r"""A step of gradient descent that runs the programs once, and afterwards a compiled graph of what they did.
+
+    The objective's loss and its gradient for batches like ``batch`` are traced by ``torch.fx`` into one graph of tensor
+    operations, in which nothing of Pyro is left, and compiled by inductor. On a GPU the graph and the optimiser's step
+    are replayed as one CUDA graph. The numbers are those of the programs, and with ``torch.manual_seed`` so are the
+    draws on a CPU. What Python decides from shapes and settings is decided when tracing; what moves from step to step
+    (the batch, its masks, weights that are functions of the step, random numbers) is an input or an operation.
+
+    Served are all objectives, with every estimator of :mod:`pyro_mm.estimators`, ``pyro.infer.Trace_ELBO`` and
+    ``TraceMeanField_ELBO``. Others, and programs that read a tensor's value in Python, run as they are, with a warning
+    that says why.
+
+    Args:
+        objective, model, guide: as of :func:`pyro_mm.fit`.
+        batch: rows like those to come. Another size is compiled anew, up to eight of them: pad the last one
+            (``batch.padded``).
+        optimizer: stepped at every call; None leaves the gradients in the parameters. It is captured with the rest on a
+            GPU if it can be, and then its learning rate has to be a tensor to be changed.
+        backend: None runs the traced graph as it is, which needs no C++ compiler and is slower.
+        autocast: a context manager for the networks' precision.
+
+    Returns:
+        A callable of a batch, giving the loss: a scalar, summed over rows and scaled by a subsampled data plate.
+    """
+    few = batch[: min(2, batch.size)]
+    few.total = batch.total
+    return Staged(problem_of(objective, model, guide, few, autocast), optimizer, backend)
+
+
+class Staged:
+    """A compiled step: what :func:`stage` returns.
+
+    Attributes:
+        reasons: why some batches do not run compiled, if any.
+    """
+
+    def __init__(self, problem: Problem, optimizer: torch.optim.Optimizer | None, backend: str | None = "inductor"):
+        if backend not in (None, "inductor"):
+            raise ValueError(f'expected backend to be "inductor" or None, got {backend!r}')
+        self.problem, self.optimizer, self.backend = problem, optimizer, backend
+        self._captures = problem.parameters[0].device.type == "cuda"
+        self._inside = not self._captures or optimizer is None or capturable(optimizer)
+        self.buffers = [b for m in problem.modules for b in m.buffers()]
+        self.reasons: list[str] = []
+        self._all_modules = [m for module in problem.modules for m in module.modules()]
+        self._graphs: dict[Hashable, tuple[Any, Trace] | None] = {}
+        self._numbers: dict[tuple[float, ...], Tensor] = {}
+        self._eager = Running(problem, optimizer, validate=False)
+
+    def __call__(self, batch: Batch, rows: float = 1.0) -> Tensor:
+        """Takes the step; the gradient is that of the loss over ``rows``."""
+        objective = self.problem.objective
+        weights, fixed = objective.weights(batch.names) if hasattr(objective, "weights") else ([], {})
+        structure, tensors = batch.parts()
+        modes = tuple([m.training for m in self._all_modules])
+        key = (structure, tuple(fixed.items()), modes, tuple([p.requires_grad for p in self.problem.parameters]))
+        if key not in self._graphs:
+            self._graphs[key] = self._build(batch, self._tensor((1 / rows, *weights), batch), fixed)
+        built = self._graphs[key]
+        if built is None:
+            return self._eager(batch, rows)
+        run, traced = built
+        loss, terms = run([self._tensor((1 / rows, *weights), batch), *tensors])
+        if not self._inside:
+            self.optimizer.step()  # type: ignore[union-attr]
+        if hasattr(objective, "by_term"):
+            objective.by_term = dict(zip(traced.labels, terms, strict=True))
+        if hasattr(objective, "steps"):
+            objective.steps += 1
+        return loss
+
+    def _build(self, batch: Batch, numbers: Tensor, fixed: dict[int, float]) -> tuple[Any, Trace] | None:
+        try:
+            if len(self._graphs) >= MOST:
+                raise Untraceable(f"batches of more than {MOST} shapes came: pad them to a few sizes")
+            if (why := refused(self.problem.objective)) is not None:
+                raise Untraceable(why)
+            traced = trace(self.problem, self.buffers, batch, numbers, fixed)
+        except Untraceable as reason:
+            if str(reason) not in self.reasons:
+                self.reasons.append(str(reason))
+                warnings.warn(f"the step is not compiled, and runs as it is: {reason}", stacklevel=4)
+            return None
+        held = [*self.problem.parameters, *self.buffers]
+        graph: Any = traced.graph
+        if self.backend is not None:
+            graph = self._compiled(traced, [numbers, *batch.parts()[1], *held])
+        step = _Step(graph, traced, self.problem.parameters, held, self.optimizer if self._inside else None)
+        return (Captured(step) if self._captures else step), traced
+
+    def _compiled(self, traced: Trace, inputs: list[Any]) -> Any:
+        import torch._inductor as inductor
+
+        try:
+            with torch.no_grad():
+                # the draws of torch's own generators, so that they are those of the programs
+                return inductor.compile(traced.graph, inputs, options={"fallback_random": True})
+        except Exception as error:
+            text = (str(error).splitlines() or [type(error).__name__])[0]
+            warnings.warn(f"inductor could not compile the step, which runs as it was traced: {text}", stacklevel=4)
+            return traced.graph
+
+    def _tensor(self, numbers: tuple[float, ...], batch: Batch) -> Tensor:
+        """The numbers on the batch's device; those of the step before, if they are the same."""
+        if numbers not in self._numbers:
+            self._numbers = {numbers: torch.tensor(numbers, dtype=torch.float64, device=batch.device)}
+        return self._numbers[numbers]
+
+
+class _Step:
+    """Runs a graph, hands the gradients to their parameters, and steps the optimiser."""
+
+    def __init__(
+        self,
+        graph: Any,
+        traced: Trace,
+        parameters: list[Tensor],
+        held: list[Tensor],
+        optimizer: torch.optim.Optimizer | None,
+    ):
+        self.graph, self.held, self.optimizer = graph, held, optimizer
+        self.moved = [parameters[i] for i in traced.places]
+        self.still = [p for i, p in enumerate(parameters) if i not in set(traced.places)]
+        self.terms = len(traced.labels)
+
+    def __call__(self, inputs: list[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        with torch.no_grad():
+            loss, *rest = self.graph(*inputs, *self.held)
+        for p, gradient in zip(self.moved, rest[self.terms :], strict=True):
+            p.grad = gradient
+        for p in self.still:
+            p.grad = None
+        if self.optimizer is not None:
+            self.optimizer.step()
+        return loss, tuple(rest[: self.terms])
+
+
+def refused(objective: Any) -> str | None:
+    """Why an objective cannot be traced, if it cannot."""
+    estimator = getattr(objective, "estimator", objective)
+    name = type(estimator).__name__
+    module = type(estimator).__module__
+    if module.startswith("pyro.infer") and name not in ("Trace_ELBO", "TraceMeanField_ELBO"):
+        return f"{name} takes its gradient itself, or reads numbers as it goes"
+    if not hasattr(objective, "differentiable_loss"):
+        return f"{name} has no differentiable loss"
+    return None

@@ -1,0 +1,177 @@
+"""One step of gradient descent on any (model, guide, objective), by running the programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+
+from .batch import Batch
+from .registration import announce_gradient
+from .traceable import own
+
+
+@dataclass
+class Problem:
+    """What a step is one of: an objective of a (model, guide) pair, and the parameters that it moves.
+
+    ``leaves`` are the leaves of the loss's autograd graph, by identity; ``scaled`` says that the data plate scales a
+    subsample up to the whole, and ``local`` that every site lies in that plate.
+    """
+
+    objective: Any
+    model: Callable[[Batch], Any]
+    guide: Callable[[Batch], Any]
+    leaves: dict[int, Tensor]
+    scaled: bool
+    local: bool
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    @cached_property
+    def modules(self) -> list[nn.Module]:
+        """The model and the guide, where they are modules."""
+        return [m for m in (self.model, self.guide) if isinstance(m, nn.Module)]
+
+    @cached_property
+    def parameters(self) -> list[Tensor]:
+        """Those of the modules, and the leaves. Raises a RuntimeError if there is none."""
+        held = {id(p): p for m in self.modules for p in m.parameters() if p.requires_grad} | self.leaves
+        if not held:
+            raise RuntimeError(
+                "nothing to train: neither model nor guide depends on a parameter that requires a gradient"
+            )
+        return list(held.values())
+
+    @property
+    def pads(self) -> bool:
+        """Whether rows of padding weigh nothing: not so for a latent outside of the data plate, whose share in a loss
+        depends on the number of rows, nor under Pyro's own estimators by themselves, which mask only what a story does.
+        """
+        return self.local and type(self.objective).__module__.split(".")[0] != "pyro"
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The differentiable loss of a batch, under autocast."""
+        with self.autocast():
+            return own(self.objective).differentiable_loss(self.model, self.guide, batch)
+
+    def backward(self, batch: Batch, rows: float) -> Tensor:
+        """The loss, its gradient over ``rows`` put in the place of the parameters'."""
+        for p in self.parameters:
+            p.grad = None
+        if differentiable(self.objective):
+            loss = self.loss(batch)
+            (loss * (1 / rows)).backward()
+            return loss.detach()
+        with self.autocast():
+            number = loss_and_grads(self.objective, self.model, self.guide, batch)
+        torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], 1 / rows)
+        return torch.as_tensor(number)
+
+    def by_term(self) -> dict[str, Tensor]:
+        """What the objective said of its terms in its latest evaluation."""
+        return getattr(self.objective, "by_term", {})
+
+    def check_gradients(self) -> None:
+        """Raises a RuntimeError that names the parameters without gradient."""
+        own = {id(p) for m in self.modules for p in m.parameters()}
+        missing = [
+            f"a tensor of shape {tuple(p.shape)}" for i, p in self.leaves.items() if i not in own and p.grad is None
+        ]
+        missing += [
+            f"{what}.{name}"
+            for what, module in (("model", self.model), ("guide", self.guide))
+            if isinstance(module, nn.Module)
+            for name, p in module.named_parameters()
+            if p.requires_grad and p.grad is None
+        ]
+        if missing:
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            raise RuntimeError(
+                f"no gradient reaches {', '.join(missing[:5])}{more}: the objective does not use them on these data. "
+                "Leave them out, or freeze them with requires_grad_(False)"
+            )
+
+
+def problem_of(
+    objective: Any,
+    model: Callable[[Batch], Any],
+    guide: Callable[[Batch], Any],
+    batch: Batch,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Problem:
+    """The :class:`Problem`, found by one run of all on a batch (a few rows of it will do)."""
+    with poutine.block(), poutine.trace() as guided:
+        guide(batch)
+    with poutine.block(), poutine.trace() as modelled, poutine.replay(trace=guided.trace):
+        model(batch)
+    roots, scaled, local = [], False, True
+    for trace in (guided.trace, modelled.trace):
+        trace.compute_log_prob()
+        for site in (s for s in trace.nodes.values() if s["type"] == "sample"):
+            roots += [site["value"], site.get("log_prob_sum")]
+            frames = {frame.name: frame for frame in site["cond_indep_stack"]}
+            scaled |= "data" in frames and frames["data"].full_size == batch.total
+            local &= "data" in frames or site_is_subsample(site)
+    if differentiable(objective):  # what only some of its terms use, such as an encoder of incomplete rows
+        steps = getattr(objective, "steps", None)
+        roots.append(objective.differentiable_loss(model, guide, batch))
+        if steps is not None:
+            objective.steps = steps
+    leaves: dict[int, Tensor] = {}
+    stack, seen = [x.grad_fn or x for x in roots if getattr(x, "requires_grad", False)], set()
+    while stack:
+        node = stack.pop()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        leaf = node if isinstance(node, Tensor) else getattr(node, "variable", None)
+        if leaf is not None:
+            leaves[id(leaf)] = leaf
+        else:
+            stack += [parent for parent, _ in node.next_functions]
+    return Problem(objective, model, guide, leaves, scaled, local, autocast)
+
+
+def differentiable(objective: Any) -> bool:
+    """Whether an objective has a loss to differentiate; if not, it takes its gradient itself."""
+    return getattr(objective, "differentiable", hasattr(objective, "differentiable_loss"))
+
+
+def loss_and_grads(objective: Any, model: Any, guide: Any, batch: Batch) -> float:
+    """The loss of an objective that takes its gradient itself, and adds it to the parameters'."""
+
+    def announced(batch: Batch) -> None:
+        announce_gradient()
+        guide(batch)
+
+    ours = hasattr(objective, "differentiable")  # which announces for itself
+    return float(objective.loss_and_grads(model, guide if ours else announced, batch))
+
+
+class Running:
+    """A step by running the programs: gradients, and the optimiser. Its first one validates shapes and supports.
+
+    Pyro's validation is off afterwards, unless ``validate``: of a batch of 128 it takes as long as the step itself.
+    """
+
+    def __init__(self, problem: Problem, optimizer: torch.optim.Optimizer | None, validate: bool | None = None):
+        self.problem, self.optimizer, self.validate, self.steps = problem, optimizer, validate, 0
+
+    def __call__(self, batch: Batch, rows: float) -> Tensor:
+        first = self.steps == 0
+        with pyro.validation_enabled(first if self.validate is None else self.validate):
+            loss = self.problem.backward(batch, rows)
+        if first:
+            self.problem.check_gradients()
+        if self.optimizer is not None:
+            self.optimizer.step()
+        self.steps += 1
+        return loss

@@ -1,0 +1,322 @@
+"""A staged step does what the programs do: the same numbers under the same draws, and no others."""
+
+import itertools
+import os
+import shutil
+import warnings
+from functools import partial
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from test_contract import ESTIMATORS, MODELS, OBJECTIVES, POSTERIORS, data, pair
+from torch import nn
+
+import pyro_mm as mm
+from pyro_mm.compiled import MOST
+from pyro_mm.stepping import problem_of
+from pyro_mm.traceable import own
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))), reason="inductor needs a C++ compiler"
+)
+
+
+def complete(rows=6):
+    return mm.Batch({n: data(rows)[n] for n in ("a", "b", "c")})
+
+
+def gradients(parameters):
+    return [None if p.grad is None else p.grad.clone() for p in parameters]
+
+
+def eager(objective, model, guide, batch, parameters, seed):
+    """The loss and gradients of the programs, under a seed."""
+    for p in parameters:
+        p.grad = None
+    torch.manual_seed(seed)
+    loss = objective.differentiable_loss(model, guide, batch)
+    loss.backward()
+    return loss.detach(), gradients(parameters)
+
+
+def assert_same(one, other):
+    torch.testing.assert_close(one[0], other[0])
+    for g, h in zip(one[1], other[1], strict=True):
+        assert (g is None) == (h is None)
+        if g is not None:
+            torch.testing.assert_close(g, h, rtol=2e-4, atol=2e-5)
+
+
+def agree(objective, model, guide, batches, backend=None):
+    """The staged step on several batches against the programs, by value, by term and by gradient."""
+    parameters = [*model.parameters(), *guide.parameters()]
+    step = mm.stage(objective, model, guide, batches[0], backend=backend)
+    for seed, batch in enumerate(batches):
+        steps = getattr(objective, "steps", None)
+        torch.manual_seed(seed)
+        staged = step(batch).detach().clone(), gradients(parameters)
+        terms = dict(getattr(objective, "by_term", {}))
+        assert step.reasons == []
+        if steps is not None:
+            assert objective.steps == steps + 1
+            objective.steps = steps
+        assert_same(staged, eager(objective, model, guide, batch, parameters, seed))
+        for name, value in getattr(objective, "by_term", {}).items():
+            torch.testing.assert_close(terms[name], value, rtol=1e-4, atol=1e-4)
+
+
+TRACED = {name: make for name, make in ESTIMATORS.items() if name != "graph"}
+
+
+def cases():
+    """Every objective and every estimator, with posteriors and stories dealt out; all of them in the long mode."""
+    if os.environ.get("PYRO_MM_LONG") == "1":
+        return list(itertools.product(MODELS, POSTERIORS, OBJECTIVES, TRACED))
+    count = max(len(OBJECTIVES), len(TRACED), len(POSTERIORS))
+    deal = lambda names, shift=0: [list(names)[(i + shift) % len(names)] for i in range(count)]  # noqa: E731
+    return list(zip(deal(MODELS), deal(POSTERIORS), deal(OBJECTIVES), deal(TRACED), strict=True))
+
+
+@pytest.mark.parametrize("names", cases(), ids=" | ".join)
+def test_a_staged_step_has_the_numbers_of_the_programs(names):
+    model, guide = pair(*names[:2])
+    objective = OBJECTIVES[names[2]](TRACED[names[3]]())
+    first, second = data(), data()
+    second._masks = dict(first._masks)  # what is known of all rows at once is part of a graph
+    agree(objective, model, guide, [first, second])
+
+
+@pytest.mark.parametrize("name", [n for n in TRACED if n not in ("one by one", "particles")])
+def test_an_estimator_alone_is_staged(name):
+    model, guide = pair("shared", "product")
+    agree(TRACED[name](), model, guide, [complete(), complete()])
+
+
+@pytest.mark.parametrize("stratified", ["inside", "outside"])
+def test_stratified_draws_are_staged(stratified):
+    model, guide = pair("shared", "mixture")
+    agree(tables_mmvae(stratified), model, guide, [complete(), complete()])
+
+
+def tables_mmvae(stratified):
+    return mm.objectives.mmvae(3, looser=stratified == "outside")
+
+
+def enumerated():
+    """A label that is observed in some rows and summed out in the others, and its guide."""
+    logits, decoder = nn.Parameter(torch.randn(3)), nn.Linear(3, 2)
+    encoder = mm.conditionals.Normal(mm.nn.MLP(2, 4, (4,)))
+
+    def model(batch):
+        with batch.plate():
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            y = pyro.sample("y", dist.Categorical(logits=logits))
+            batch.observe("x", dist.Normal(decoder(nn.functional.one_hot(y, 3).float()) + z, 1.0).to_event(1))
+
+    def guide(batch):
+        with batch.plate():
+            pyro.sample("z", encoder(batch["x"]))
+
+    return model, guide
+
+
+def test_sums_over_classes_are_staged():
+    model, guide = enumerated()
+    batch = mm.Batch({"x": torch.randn(7, 2)})
+    problem = problem_of(mm.estimators.IWAE(2), model, guide, batch)
+    step = mm.stage(mm.estimators.IWAE(2), model, guide, batch, backend=None)
+    torch.manual_seed(5)
+    got = step(batch), gradients(problem.parameters)
+    assert step.reasons == []
+    for p in problem.parameters:
+        p.grad = None
+    torch.manual_seed(5)
+    loss = mm.estimators.IWAE(2).differentiable_loss(model, guide, batch)
+    loss.backward()
+    assert_same((got[0], got[1]), (loss.detach(), gradients(problem.parameters)))
+
+
+@needs_compiler
+def test_inductor_gives_the_same_numbers_and_draws():
+    """Two latents of one shape, with dropout: a pass that merged draws, or what they fill, would make them equal."""
+    shape = (LATENTS,)
+    model = TwoLatents()
+    encoder = {n: mm.conditionals.Normal(mm.nn.MLP(3, 2 * LATENTS, (8,))) for n in ("u", "v")}
+    guide = mm.Guide(**{n: Of("b", net) for n, net in encoder.items()})
+    batch = mm.Batch({"b": torch.randn(16, 3)})
+    model.train()
+    agree(mm.objectives.elbo(mm.estimators.IWAE(2)), model, guide, [batch, batch], backend="inductor")
+    step = mm.stage(mm.objectives.elbo(mm.estimators.IWAE(1)), model, guide, batch)
+    torch.manual_seed(0)
+    first = float(step(batch))
+    assert float(step(batch)) != first
+    torch.manual_seed(0)
+    assert float(step(batch)) == first
+    assert shape == (LATENTS,)
+
+
+LATENTS = 2
+
+
+class Of(nn.Module):
+    """An encoder of one modality as a posterior."""
+
+    def __init__(self, name, net):
+        super().__init__()
+        self.name, self.net = name, net
+
+    def forward(self, batch):
+        return self.net(batch[self.name])
+
+
+class TwoLatents(nn.Module):
+    """Two latents of one shape whose difference is decoded, through dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Dropout(0.3), nn.Linear(LATENTS, 3))
+
+    def forward(self, batch):
+        prior = dist.Normal(torch.zeros(LATENTS), 1.0).to_event(1)
+        with batch.plate():
+            u, v = pyro.sample("u", prior), pyro.sample("v", prior)
+            batch.observe("b", dist.Normal(self.net(u - v), 1.0).to_event(1))
+
+
+def test_the_draws_of_two_latents_differ():
+    """The variance of u - v under equal posteriors is that of independent draws, and not zero."""
+    got = []
+    fixed = dist.Normal(torch.zeros(LATENTS), 1.0).to_event(1)
+    weight = nn.Parameter(torch.ones(()))
+
+    def model(batch):
+        with batch.plate():
+            u, v = pyro.sample("u", fixed), pyro.sample("v", fixed)
+            batch.observe("b", dist.Normal(weight * (u - v), 1.0).to_event(1))
+
+    def guide(batch):
+        with batch.plate():
+            pyro.sample("u", fixed.expand([batch.size]))
+            pyro.sample("v", fixed.expand([batch.size]))
+
+    batch = mm.Batch({"b": torch.zeros(50_000, LATENTS)})
+    step = mm.stage(mm.estimators.IWAE(1), model, guide, batch, backend=None)
+    got = float(step(batch)) / batch.size / LATENTS  # E[(u - v)^2] / 2 + log(2 pi) / 2 a coordinate
+    # the mean of 100,000 variables of variance 2: a standard error of 0.0045, and five of them fail once in 2e6
+    assert got == pytest.approx(1 + 0.5 * np.log(2 * np.pi), abs=0.0225)
+
+
+@pytest.mark.parametrize("kind", ["kl", "likelihood", "mapping"])
+@pytest.mark.parametrize("estimator", ["analytic", "iwae", "trace", "mean field"])
+def test_weights_move_with_the_step(kind, estimator):
+    warm = lambda step: step / 4  # noqa: E731
+    given = {"kl": {"kl": warm}, "likelihood": {"likelihood": warm}, "mapping": {"likelihood": {"a": warm}}}[kind]
+    term = mm.objectives.Term(mm.objectives.ALL, mm.objectives.ALL, **given)
+    half = mm.objectives.Term(mm.objectives.EACH, mm.objectives.EACH, likelihood=0.5)
+    objective = mm.objectives.Objective([term, half], TRACED[estimator]())
+    model, guide = pair("shared", "product")
+    parameters, batch = [*model.parameters(), *guide.parameters()], complete()
+    step = mm.stage(objective, model, guide, batch, backend=None)
+    staged = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        staged.append((step(batch).clone(), gradients(parameters)))
+    assert step.reasons == [] and objective.steps == 3
+    assert len(step._graphs) == (1 if kind == "kl" else 2)  # a likelihood that weighs nothing has a form of its own
+    objective.steps = 0
+    for seed in range(3):
+        assert_same(staged[seed], eager(objective, model, guide, batch, parameters, seed))
+
+
+def test_masks_are_inputs():
+    model, guide = pair("shared", "product")
+    agree(mm.objectives.masked(), model, guide, [data(8) for _ in range(3)])
+
+
+E = mm.estimators
+EXACT = {
+    "analytic": E.AnalyticKL, "iwae": lambda: E.IWAE(2), "dreg": lambda: E.DReG(2), "renyi": lambda: E.Renyi(0.5, 2),
+    "trace": Trace_ELBO, "mean field": TraceMeanField_ELBO,
+}  # fmt: skip
+
+
+def linear_gaussian(plate):
+    """A story and its exact posterior, with which nothing is random: every draw has the same weight."""
+    torch.manual_seed(0)
+    inner = mm.models.LinearGaussian({"a": torch.randn(3, 2), "b": torch.randn(1, 2)}, noise=0.5)
+
+    def story(batch):
+        with pyro.plate("data", batch.size, dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            for name in inner.loadings:
+                batch.observe(name, inner.likelihood(name, z))
+
+    rows = mm.Batch({"a": torch.randn(7, 3), "b": torch.randn(7, 1)})
+    return inner, inner if plate == "batch" else story, mm.Guide(z=inner.posterior), rows
+
+
+@pytest.mark.parametrize("plate", ["batch", "pyro"])
+@pytest.mark.parametrize("name", ["elbo", "mvae", "vaevae"])
+@pytest.mark.parametrize("estimator", EXACT)
+def test_padding_weighs_nothing(name, estimator, plate, double):
+    _, model, guide, batch = linear_gaussian(plate)
+    objective = getattr(tables, name)(estimator=EXACT[estimator]())
+    loss = objective.loss(model, guide, batch)
+    assert objective.loss(model, guide, batch.padded(10)) == pytest.approx(loss, rel=1e-10)
+
+
+tables = mm.objectives
+
+
+def test_fit_compiled_is_fit():
+    """Same seed, same draws: the same losses, with a last batch that is padded and so drawn otherwise left out."""
+    runs = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model, guide = pair("shared", "product")
+        with partial_backend():
+            history = mm.fit(model, guide, mm.objectives.mvae(), complete(64), epochs=3, batch_size=16, seed=1,
+                             progress=False, compile=compiled)  # fmt: skip
+        runs.append(history.columns)
+    assert list(runs[0]) == list(runs[1])
+    for name in runs[0]:
+        np.testing.assert_allclose(runs[0][name], runs[1][name], rtol=1e-4)
+
+
+class partial_backend:  # noqa: N801
+    """fit without inductor: what it compiles to is tested apart."""
+
+    def __enter__(self):
+        import pyro_mm.train as train
+
+        self.train, self.staged = train, train.Staged
+        train.Staged = partial(self.staged, backend=None)
+
+    def __exit__(self, *_):
+        self.train.Staged = self.staged
+
+
+@pytest.mark.parametrize("plate", ["batch", "pyro"])
+@pytest.mark.parametrize("objective", ["elbo", "iwae", "trace", "pyro's own"])
+def test_every_compiled_step_has_the_gradient_of_the_loss_a_row(objective, plate, double):
+    """Rows all equal c, x ~ N(mu, 1): mu <- mu - 0.1 (mu - c) at each step, however few rows are in the last."""
+    mu = nn.Parameter(torch.tensor(0.0))
+
+    def story(batch):
+        with batch.plate() if plate == "batch" else pyro.plate("data", batch.size, dim=-1):
+            batch.observe("x", dist.Normal(mu, 1.0))
+
+    batch = mm.Batch({"x": torch.full((11,), 3.0)})
+    made = {"elbo": tables.elbo(), "iwae": E.IWAE(2), "trace": tables.elbo(Trace_ELBO()), "pyro's own": Trace_ELBO()}
+    with partial_backend():
+        history = mm.fit(story, lambda b: None, made[objective], batch, epochs=2, batch_size=4, progress=False,
+                         compile=True, optimizer=lambda ps: torch.optim.SGD(ps, 0.1))  # fmt: skip
+    assert mu.item() == pytest.approx(3 * (1 - 0.9**6), rel=1e-12)
+    mus = [3 * (1 - 0.9**k) for k in range(6)]
+    losses = [0.5 * (3 - m) ** 2 + 0.5 * np.log(2 * np.pi) for m in mus]
+    expected = [(4 * a + 4 * b + 3 * c) / 11 for a, b, c in (losses[:3], losses[3:])]
+    assert history.columns["loss"] == pytest.approx(expected, rel=1e-12)
