@@ -15,7 +15,7 @@ from .evidence import Evidence, evidence_of, joined
 from .likelihood import log_p
 from .pairs import Callback
 from .predictive import simulate
-from .seeding import seeded
+from .seeding import seeded, settled
 
 ACCEPT = 0.8  # the acceptance rate that step sizes are tuned to
 RATE = 0.3  # of the tuning of log step sizes, an update a transition
@@ -72,7 +72,7 @@ def annealed_importance(
 
     Neal 2001 (Statistics and Computing 11:125); for decoder-based models, Wu et al. 2017 (arXiv:1611.04273).
     """
-    seed = int(torch.randint(2**62, ())) if seed is None else seed
+    seed = settled(seed)
     parts, size = [], _rows_at_once(batch, num_chains, pilot_chains)
     for first in range(0, batch.size, size):
         rows = batch if batch.size <= size else batch[slice(first, first + size)]
@@ -112,7 +112,7 @@ def bidirectional(
 
     Grosse et al. 2015 (arXiv:1511.02543).
     """
-    seed = int(torch.randint(2**62, ())) if seed is None else seed
+    seed = settled(seed)
     parts: list[tuple[Evidence, Evidence]] = []
     size = _rows_at_once(batch, num_chains, pilot_chains)
     for first in range(0, batch.size, size):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,19 +15,7 @@ from torch import Tensor
 from .columns import read_mask, read_modality, read_tensor
 from .draws import Deferred, draw, plate_shape
 from .presence import Presence, all_of, any_of, over_events
-from .scatter import Scatter, places_of, taken
-
-
-@dataclass(frozen=True)
-class Stack:
-    """How an objective stacks its terms to the left of a story's plates.
-
-    ``decodes[m]`` are the terms, of ``terms``, that decode modality m; ``dim`` is the batch dimension of the terms.
-    """
-
-    decodes: Mapping[str, tuple[int, ...]]
-    terms: int = 1
-    dim: int = -2
+from .scatter import Stack, restricted
 
 
 class Batch:
@@ -99,6 +86,7 @@ class Batch:
         self._rows: Presence | None = None
         self._stack: Stack | None = None
         self._memo: dict[Any, Any] | None = None
+        self._each: Sequence[Mapping[str, Presence]] | None = None
 
     # -- what it holds ------------------------------------------------------------------------------------------
 
@@ -120,6 +108,12 @@ class Batch:
     def presence(self, name: str) -> Presence:
         """As ``present[name]``, but True or False where that is known of all rows at once. False if unknown."""
         return self._masks.get(name, False)
+
+    def complete(self, names: Iterable[str]) -> Presence:
+        """Which rows have all of these modalities: as :meth:`presence`. None of nothing but incomplete terms."""
+        names = tuple(names)
+        each = [all_of(masks.get(n, False) for n in names) for masks in self._each or [self._masks]]
+        return False if all(m is False for m in each) else all_of(self.presence(n) for n in names)
 
     def holds(self, name: str) -> bool:
         """Whether there are values of a modality, be they filler."""
@@ -289,7 +283,7 @@ class Batch:
         if mask is False:
             d = decode(*parents)
             return pyro.sample(name, d.mask(False), obs=draw(d, plates), infer={"is_auxiliary": True})
-        d = self._restricted(name, decode, parents)
+        d = restricted(name, decode, parents, self._stack, self.size)
         value = self._values[name]
         observed = pyro.sample(name, d if mask is True else d.mask(mask), obs=value)
         if not isinstance(mask, Tensor) or observed is not value:  # the latter: drawn anew, as Predictive does
@@ -313,23 +307,18 @@ class Batch:
     # -- for objectives -----------------------------------------------------------------------------------------
 
     def view(
-        self, masks: Mapping[str, Presence], stack: Stack, memo: dict[Any, Any] | None, rows: Presence | None = None
+        self,
+        masks: Mapping[str, Presence],
+        stack: Stack,
+        memo: dict[Any, Any] | None,
+        rows: Presence | None = None,
+        each: Sequence[Mapping[str, Presence]] | None = None,
     ) -> Batch:
-        """The same rows under other masks, which may have leading plates, and which do not say what rows are empty."""
-        return self._copy(_masks=dict(masks), _rows=self.rows if rows is None else rows, _stack=stack, _memo=memo)
+        """The same rows under other masks, which may have leading plates, and which do not say what rows are empty.
 
-    def _restricted(self, name: str, decode: Callable[..., Any], parents: tuple[Tensor, ...]) -> Any:
-        stack = self._stack
-        terms = stack.decodes.get(name, ()) if stack is not None else ()
-        if stack is None or stack.terms in (1, len(terms)) or self.size in (1, stack.terms):
-            return decode(*parents)
-        places = [places_of(parent, stack.terms, stack.dim, self.size) for parent in parents]
-        if any(len(found) > 1 for found in places):
-            return decode(*parents)  # sizes that cannot be told apart: decode for all terms, which is only slower
-        d = decode(*(taken(parent, terms, found) for parent, found in zip(parents, places, strict=True)))
-        if len(d.batch_shape) < -stack.dim or d.batch_shape[stack.dim] != len(terms):
-            return d  # nothing among its parents depends on the term
-        return Scatter(d, terms, stack.terms, stack.dim)
+        ``each`` are the masks term by term, of which more may be known than of the stack of them."""
+        rows = self.rows if rows is None else rows
+        return self._copy(_masks=dict(masks), _rows=rows, _stack=stack, _memo=memo, _each=each)
 
     def _tensor_mask(self, name: str) -> Tensor:
         mask = self._masks[name]
@@ -345,5 +334,5 @@ class Batch:
     def _copy(self, **changes: Any) -> Batch:
         new = object.__new__(Batch)
         new.__dict__.update(self.__dict__)
-        new.__dict__.update(changes)
+        new.__dict__.update({"_each": None} | changes)
         return new

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from .batch import Batch, Stack
-from .importance import Reduce, score_model
+from .importance import score_model
 from .pairs import Callback, Pair, Views, latents, structure
+from .reduction import Reduce
 from .seeding import generator_state
 
 Values = dict[str, Tensor]

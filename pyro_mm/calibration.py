@@ -17,7 +17,7 @@ from .importance import score_model
 from .pairs import Callback, Pair, Structure, Views, latents, private, structure
 from .predictive import simulate
 from .presence import over_events
-from .seeding import seeded
+from .seeding import seeded, settled
 
 CHUNK = 2**14  # (row, draw) pairs at once, on CUDA four times as many
 LEVEL = 0.05  # the chance that a table names anything at all where nothing is wrong
@@ -166,7 +166,7 @@ def calibration(
     there = torch.stack(list(batch.present.values())).any(0)
     if not there.any():
         raise ValueError("no row of the batch has anything present, so there is no posterior to look at")
-    seed, parts = int(torch.randint(2**62, ())) if seed is None else seed, []
+    seed, parts = settled(seed), []
     chunk = chunk or CHUNK * (4 if batch.device.type == "cuda" else 1)
     with seeded(seed, batch.device):
         simulated, truth = simulate(model, batch)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.util import broadcast_shape
 from torch import Size, Tensor, nn
 
 __all__ = ["Bernoulli", "Categorical", "Conditional", "Laplace", "NegativeBinomial", "Normal", "Poisson"]
@@ -40,7 +41,7 @@ class Conditional(nn.Module):
 
     def _output(self, parents: tuple[Tensor, ...]) -> Tensor:
         if len(parents) > 1:
-            lead = torch.broadcast_shapes(*(parent.shape[:-1] for parent in parents))
+            lead = broadcast_shape(*(parent.shape[:-1] for parent in parents))
             parents = (torch.cat([parent.expand(*lead, -1) for parent in parents], -1),)
         out = self.net(*parents)
         return out.to(torch.promote_types(out.dtype, torch.float32))

@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 from pyro.distributions import Delta, Normal, TorchDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution
+from pyro.distributions.util import broadcast_shape  # torch's own takes longer than what its result is for
 from torch import Size, Tensor
 from torch.distributions import Distribution, Independent, constraints, kl_divergence
 from torch.distributions.kl import register_kl
@@ -96,8 +97,10 @@ class Composite(TorchDistribution):
         return self._parts[0].support
 
     def expand(self, batch_shape: Sequence[int], _instance: Distribution | None = None) -> Self:
-        if torch.broadcast_shapes(self.batch_shape, Size(batch_shape)) != Size(batch_shape):
-            raise ValueError(f"cannot expand batch shape {tuple(self.batch_shape)} to {tuple(batch_shape)}")
+        here, there = tuple(self.batch_shape), tuple(batch_shape)
+        fits = all(a in (1, b) for a, b in zip(here[::-1], there[::-1], strict=False))
+        if len(here) > len(there) or not fits:
+            raise ValueError(f"cannot expand batch shape {here} to {there}")
         new = copy.copy(self)
         new._batch_shape = Size(batch_shape)
         return new
@@ -131,7 +134,7 @@ class Mixture(Composite):
         nothing = log_weights.isneginf().all(-1, keepdim=True)
         self._log_weights = log_weights.masked_fill(nothing, 0.0).log_softmax(-1)
         self._components = components
-        batch_shape = torch.broadcast_shapes(components.batch_shape[:-1], log_weights.shape[:-1])
+        batch_shape = Size(broadcast_shape(components.batch_shape[:-1], log_weights.shape[:-1]))
         super().__init__(batch_shape, components)
 
     @property
@@ -183,12 +186,14 @@ class Mixture(Composite):
         """A pathwise draw from component ``index`` of every element, whatever the weights (to stratify).
 
         Args:
-            index: a long tensor that broadcasts with the batch shape.
-
-        Returns:
-            A draw of shape ``(*batch_shape, *event_shape)``.
+            index: a long tensor that broadcasts with the batch shape, which is that of the draw.
         """
         return self._draw(broadcast(index, self.batch_shape), pathwise=True)
+
+    def component_sample(self, index: Tensor) -> Tensor:
+        """As :meth:`component_rsample`, but of components without rsample too, and without a derivative."""
+        with torch.no_grad():
+            return self._draw(broadcast(index, self.batch_shape), pathwise=False)
 
     def chosen(self, index: Tensor) -> TorchDistribution:
         """Component ``index`` of every element, for components that are Normal or Laplace.
@@ -240,7 +245,7 @@ class Where(Composite):
         if p.event_shape != q.event_shape:
             raise ValueError(f"event shapes differ: {tuple(p.event_shape)} and {tuple(q.event_shape)}")
         self.condition, self.p, self.q = mask, p, q
-        batch_shape = torch.broadcast_shapes(mask.shape, p.batch_shape, q.batch_shape)
+        batch_shape = Size(broadcast_shape(mask.shape, p.batch_shape, q.batch_shape))
         super().__init__(batch_shape, p, q)
 
     @property
@@ -329,7 +334,7 @@ def _pad(x: Tensor, dims: int) -> Tensor:
 
 def broadcast(x: Tensor, shape: Size) -> Tensor:
     """``x`` at a shape that it broadcasts to."""
-    return x.expand(torch.broadcast_shapes(x.shape, shape))
+    return x if x.shape == shape else x.expand(broadcast_shape(x.shape, shape))
 
 
 def _expand(d: TorchDistribution, batch_shape: Size) -> TorchDistribution:

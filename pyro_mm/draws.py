@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from pyro.distributions.util import broadcast_shape
 from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
@@ -80,5 +81,5 @@ def plate_shape() -> tuple[int, ...]:
 
 def draw(d: Any, plates: tuple[int, ...]) -> Tensor:
     """A draw for every element of the plates, also of a distribution that is the same for all of them."""
-    d = d.expand(torch.broadcast_shapes(d.batch_shape, plates))
+    d = d.expand(broadcast_shape(d.batch_shape, plates))
     return d.rsample() if d.has_rsample else d.sample()

@@ -3,6 +3,7 @@ r"""Log-likelihoods row by row, with what is needed to trust them or not, and th
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .arviz_bridge import inference_data
-from .pareto import FLAT, pareto_k, tail_length
+from .pareto import FLAT, LEAST, pareto_k, tail_length
 
 THRESHOLD = 0.7  # of k-hat (Vehtari et al. 2024): the variance of heavier tails is too large, or infinite
 ROUNDING = 32  # of log-weights, in units of their last place, and their least size: sums of many terms that cancel
@@ -49,8 +50,18 @@ class Evidence:
         return self.log_prob.mean().item(), (self.standard_error.square().sum().sqrt() / len(self)).item()
 
     def untrusted(self) -> float:
-        """The share of rows whose k-hat exceeds 0.7; NaN where there were too few draws for any k-hat."""
-        return math.nan if self.pareto_k.isnan().any() else (self.pareto_k > THRESHOLD).float().mean().item()
+        """The share of rows whose k-hat exceeds 0.7, or is none; NaN where there were too few draws for any k-hat."""
+        return math.nan if self.few else (~(self.pareto_k <= THRESHOLD)).float().mean().item()
+
+    @property
+    def few(self) -> bool:
+        """Whether there were too few draws for a k-hat of any row."""
+        return tail_length(self.num_particles) < LEAST
+
+    @property
+    def lost(self) -> Tensor:
+        """Which rows have no finite estimate, ``(N,)``: all their weights are zero, or one is infinite or NaN."""
+        return ~self.log_prob.isfinite()
 
     @property
     def doubtful(self) -> Tensor:
@@ -59,8 +70,9 @@ class Evidence:
 
     def __repr__(self) -> str:
         mean, error = self.mean()
-        untrusted = self.untrusted()
-        tail = "too few for k-hat" if math.isnan(untrusted) else f"k-hat > {THRESHOLD} in {untrusted:.1%}"
+        tail = "too few for k-hat" if self.few else f"k-hat > {THRESHOLD} in {self.untrusted():.1%}"
+        if lost := int(self.lost.sum()):
+            tail += f", {_rows(lost)} without finite weights"
         return (
             f"Evidence({self.quantity}: {mean:.3f} ± {error:.3f} nats a row, mean of {len(self)} rows, "
             f"K = {self.num_particles}, {tail})"
@@ -73,18 +85,27 @@ class Evidence:
         have both a low estimate and a low k-hat.
         """
         mean, error = self.mean()
-        n, doubtful = len(self), self.doubtful
-        bad = int(doubtful.sum())
+        n, doubtful = len(self), self.doubtful & ~self.lost
+        bad, lost = int(doubtful.sum()), self.lost.nonzero()[:, 0].tolist()
         lines = [f"{self.quantity}: {mean:.3f} ± {error:.3f} nats a row, mean of {_rows(n)}, K = {self.num_particles}."]
-        if self.pareto_k.isnan().any():
+        if self.few:
             lines.append("Too few draws for k-hat: judged by the standard error alone.")
-        if bad == 0:
-            return "\n".join([*lines, "No row gives reason for doubt."])
-        if bad < n:
-            lines.append(f"Trusted: {_rows(n - bad)} ({1 - bad / n:.1%}).")
-        heavy = int((self.pareto_k > THRESHOLD).sum())
+        if lost:
+            shown = ", ".join(map(str, lost[:worst])) + (", .." if len(lost) > worst else "")
+            lines.append(
+                f"Without finite weights: {_rows(len(lost))} ({shown}). All weights are zero, or one is infinite or "
+                "NaN: see what densities the story and the guide give there."
+            )
+        good = n - bad - len(lost)
+        if good and bad:
+            lines.append(f"Trusted: {_rows(good)} ({good / n:.1%}).")
+        elif good:
+            lines.append(f"No {'other ' if lost else ''}row gives reason for doubt.")
+        if not bad:
+            return "\n".join(lines)
+        heavy = int((doubtful & (self.pareto_k > THRESHOLD)).sum())
         why = [f"{heavy} with k-hat > {THRESHOLD}"] if heavy else []
-        wide = int((~(self.standard_error <= WIDE)).sum())
+        wide = int((doubtful & ~(self.standard_error <= WIDE)).sum())
         why += [f"{wide} with a standard error above {WIDE} nats, or none"] if wide else []
         lines.append(
             f"Not to be trusted: {_rows(bad)} ({bad / n:.1%}): {' and '.join(why)}. A few draws carry "
@@ -102,7 +123,8 @@ class Evidence:
 
     def __getitem__(self, rows: Any) -> Evidence:
         """The evidence of some rows, by a slice, a mask or an index."""
-        rows = [rows] if isinstance(rows, int) else rows
+        if isinstance(rows, int) or getattr(rows, "ndim", None) == 0:
+            rows = [operator.index(rows)]
         take = lambda x: x[rows]  # noqa: E731
         return Evidence(
             take(self.log_prob),

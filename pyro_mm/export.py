@@ -7,19 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from .arviz_bridge import inference_data
 from .batch import Batch
 from .evidence import Evidence
-from .pairs import latents
-from .predictive import generate
+from .predictive import draw
 from .seeding import seeded
 
 STATS = ("standard_error", "ess", "pareto_k")
 
 
+@torch.no_grad()
 def to_arviz(
     model: Callable[[Batch], Any],
     guide: Callable[[Batch], Any],
@@ -30,13 +29,15 @@ def to_arviz(
     evidence: Evidence | None = None,
     seed: int | None = None,
     prior: bool = False,
+    vectorize: bool = True,
 ) -> Any:
     r"""Draws of latents and modalities for every row, beside the data: an ``InferenceData``, or a ``DataTree``.
 
-    The groups, with dimensions ``(chain=1, draw=S, row=N, *event)`` where there are draws:
+    The groups, with dimensions ``(chain=1, draw=S, row=N, *plates, *event)`` where there are draws:
 
     * ``posterior``: :math:`z \sim q(z | x_{present})`, or p(z) in a row with nothing present, of every latent of the
-      model. One that the guide lacks is drawn from its posterior given the others if it is discrete, else from p.
+      model; the private latent of a missing modality from p given the others. One that the guide lacks is drawn from
+      its posterior given the others if it is discrete, else from p.
     * ``posterior_predictive``: :math:`x_m \sim p(x_m | z)` of every modality, missing or not, with these same z.
     * ``observed_data``: the values, ``(row, *event)``. Missing floats are NaN; what is wholly missing is left out.
     * ``constant_data``: ``<modality>_present`` for each that is not complete, which integers need, and covariates.
@@ -50,19 +51,20 @@ def to_arviz(
         evidence: of these rows.
         seed: of the draws; None goes on with torch's generator.
         prior: whether to draw from the prior as well.
+        vectorize: False draws sample by sample, for stories that do not broadcast.
 
     Raises:
         ValueError: an evidence of another number of rows, or fewer than one sample.
     """
     if evidence is not None and len(evidence) != batch.size:
         raise ValueError(f"expected an evidence of the batch's {batch.size} rows, got one of {len(evidence)}")
-    if num_samples < 1:
-        raise ValueError(f"expected num_samples >= 1, got {num_samples}")
     draws: dict[str, dict[str, Tensor]] = {}
     with seeded(seed, batch.device):
-        draws["posterior"], draws["posterior_predictive"] = _drawn(model, guide, batch, num_samples, resample)
+        _, *found = draw(model, guide, batch, num_samples, resample=resample, vectorize=vectorize)
+        draws["posterior"], draws["posterior_predictive"] = found
         if prior:
-            draws["prior"], draws["prior_predictive"] = _drawn(model, guide, batch.only(), num_samples, False)
+            _, *found = draw(model, guide, batch.only(), num_samples, vectorize=vectorize)
+            draws["prior"], draws["prior_predictive"] = found
     groups: dict[str, dict[str, np.ndarray]] = {
         group: {name: _numpy(x)[None] for name, x in of.items()} for group, of in draws.items()
     }
@@ -77,39 +79,6 @@ def to_arviz(
         for name, x in of.items()
     }
     return inference_data({g: of for g, of in groups.items() if of}, coords={"row": np.arange(batch.size)}, dims=dims)
-
-
-class _Recorder:
-    """A model that keeps the trace of its latest run: in ``generate``, the one that the modalities are drawn in."""
-
-    def __init__(self, model: Callable[[Batch], Any]):
-        self.model, self.trace = model, None
-
-    def __call__(self, batch: Batch) -> None:
-        with poutine.trace() as run:
-            self.model(batch)
-        self.trace = run.trace
-
-
-def _drawn(
-    model: Any, guide: Any, batch: Batch, num_samples: int, resample: bool
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Latents, and modalities drawn with these latents."""
-    recorder = _Recorder(model)
-    modalities = generate(recorder, guide, batch, num_samples, resample=resample)
-    sites = latents(recorder.trace)
-    return {name: _placed(site, num_samples, batch.size) for name, site in sites.items()}, modalities
-
-
-def _placed(site: dict[str, Any], num_samples: int, size: int) -> Tensor:
-    """The value of a site as ``(S, N, *inner, *event)``: plates within a row come after it."""
-    x, event_dim = site["value"], site["fn"].event_dim
-    event = x.shape[x.dim() - event_dim :]
-    lead = x.shape[: x.dim() - event_dim] if num_samples > 1 else (1, *x.shape[: x.dim() - event_dim])
-    rows = lead[-1] if len(lead) > 1 else 1
-    inner = [n for n in lead[1:-1] if n > 1]
-    x = x.reshape(lead[0] if lead else 1, *inner, rows, *event).movedim(1 + len(inner), 1)
-    return x.expand(num_samples, size, *inner, *event)
 
 
 def _data(batch: Batch) -> dict[str, dict[str, np.ndarray]]:

@@ -9,42 +9,60 @@ with q the guide given the modalities A, and r the model's prior or the guide gi
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from .batch import Batch
 from .distributions import Mixture
 from .pairs import Callback, Pair, Rewrite, Structure, Views, latents, observed, structure
+from .presence import Presence, constant
+from .reduction import Lazy, Reduce, average, sum_out
 
 
 @dataclass
 class Scores:
     """Log-probabilities of K particles, T terms and N rows; plates within a row are summed, enumerated sites too.
 
-    ``likelihood[m]``, ``log_prior`` (log r) and ``log_proposal`` (log q) have shape ``(K, T, N)``. ``kl()`` is
-    KL(q || r), ``(T, N)``, in closed form site by site where Pyro knows it. ``paths`` are the latent values as the
-    scores saw them, each a node of its own in the autograd graph, with a function that reduces a tensor of its
-    shape to ``(K, T, N)``. ``factor`` is the data plate's size over its subsample's. ``log_component`` is, in a
-    stratified pass, the log-weight of the mixture component that each particle was drawn from.
+    ``likelihood[m]``, ``log_prior`` (log r) and ``log_proposal`` (log q) have shape ``(K, T, N)``; the latter two are
+    computed when they are first looked at, for a KL in closed form needs neither. ``kl()`` is KL(q || r), ``(T, N)``,
+    in closed form site by site where Pyro knows it. ``paths`` are the latent values as the scores saw them, each a node
+    of its own in the autograd graph, with a function that reduces a tensor of its shape to ``(K, T, N)``. ``factor`` is
+    the data plate's size over its subsample's. ``log_component`` is, in a stratified pass, the log-weight of the
+    mixture component that each particle was drawn from. ``again(index)``, of scores that have no gradient, are those
+    of the particles ``index``, ``(C, T, N)``, once more and with it.
     """
 
     likelihood: dict[str, Tensor]
-    log_prior: Tensor
-    log_proposal: Tensor
+    prior: Callable[[], Tensor]
+    proposal: Callable[[], Tensor]
     kl: Callable[[], Tensor]
     paths: list[tuple[Tensor, Callable[[Tensor], Tensor]]] = field(default_factory=list)
     factor: float = 1.0
     log_component: Tensor | None = None
+    again: Callable[[Tensor], Scores] | None = None
+
+    @cached_property
+    def log_prior(self) -> Tensor:
+        """log r(z)."""
+        return self.prior()
+
+    @cached_property
+    def log_proposal(self) -> Tensor:
+        """log q(z)."""
+        return self.proposal()
+
+    @property
+    def like(self) -> Tensor:
+        """One of the tensors of shape ``(K, T, N)``, for its shape and kind."""
+        return next(iter(self.likelihood.values())) if self.likelihood else self.log_prior
 
     def log_weights(self) -> Tensor:
         """``log p(x_B | z) + log r(z) - log q(z)``, of shape ``(K, T, N)``."""
@@ -58,13 +76,29 @@ class Scores:
 
         return Scores(
             {name: x[:, terms] for name, x in self.likelihood.items()},
-            self.log_prior[:, terms],
-            self.log_proposal[:, terms],
+            lambda: self.log_prior[:, terms],
+            lambda: self.log_proposal[:, terms],
             lambda: self.kl()[terms],
             [(value, taken(reduce)) for value, reduce in self.paths],
             self.factor,
             None if self.log_component is None else self.log_component[:, terms],
+            None if self.again is None else lambda index: self._all_again(index, terms).take(terms),
         )
+
+    def _all_again(self, index: Tensor, terms: list[int]) -> Scores:
+        full = index.new_zeros(len(index), self.like.shape[1], index.shape[-1])
+        full[:, terms] = index
+        return self.again(full)  # type: ignore[misc]
+
+    def share(self, carriers: list[int], decodes: Sequence[Mapping[str, Presence]]) -> None:
+        """Gives every term t the likelihoods that term ``carriers[t]`` decoded, where t decodes them."""
+        for name, value in self.likelihood.items():
+            each = value.unbind(1)
+            given = [(each[c], decode[name]) for c, decode in zip(carriers, decodes, strict=True)]
+            zero = torch.zeros_like(each[0])
+            self.likelihood[name] = torch.stack(
+                [torch.where(m, x, zero) if isinstance(m, Tensor) else x if m else zero for x, m in given], 1
+            )
 
     def freeze(self, terms: list[int]) -> None:
         """Stops the gradient of the likelihood of some terms at the decoders; it still reaches the latent values.
@@ -78,8 +112,17 @@ class Scores:
             )
         if not terms or not torch.is_grad_enabled():
             return
-        frozen_terms = torch.zeros(self.log_prior.shape[1], 1, dtype=torch.bool, device=self.log_prior.device)
-        frozen_terms[terms] = True
+        if (again := self.again) is not None:
+
+            def frozen_again(index: Tensor) -> Scores:
+                scores = again(index)
+                scores.freeze(terms)
+                return scores
+
+            self.again = frozen_again
+            return
+        flags = tuple(t in terms for t in range(self.like.shape[1]))
+        frozen_terms = constant(flags, torch.bool, self.like.device)[:, None]
         for name, value in self.likelihood.items():
             if not value.requires_grad:
                 continue
@@ -102,12 +145,14 @@ def score(
     vectorize: bool = True,
     stratify: bool = False,
     rescore: bool = False,
+    resample: bool = False,
 ) -> Scores:
     """Runs the guide, and the model against it, for ``num_particles`` particles of every term.
 
     ``stratify`` draws ``num_particles`` from each component of a mixture posterior, component-major along K.
     ``vectorize=False`` runs particle by particle, for stories that do not broadcast. ``rescore`` runs a guide of
     several latents once more at the values drawn, for path derivatives of log q through a latent given another.
+    ``resample`` scores without gradient, for who will choose among the particles.
 
     Raises:
         ValueError: a site outside the plate ``"data"``, whose weight is of no single row.
@@ -128,9 +173,35 @@ def score(
             log_component = Reduce(pair).full(fn.log_weights.gather(-1, index[..., None])[..., 0])
 
     propose(pair, info, each_component if stratify else None, rescore)
-    scores = score_model(pair, info)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not resample):
+        scores = score_model(pair, info)
     scores.log_component = log_component
+    if resample and torch.is_grad_enabled():
+        again = partial(_again, pair, info)
+        scores.again = again
+        first = torch.zeros(1, views.terms, views.decode.size, dtype=torch.long, device=views.decode.device)
+        scores.kl = lambda: again(first).kl()
     return scores
+
+
+def _again(pair: Pair, info: Structure, index: Tensor) -> Scores:
+    """The scores of some of a pair's particles, ``index`` of shape ``(C, T, N)``, with their gradient."""
+    some = Pair(pair._model, pair._guide, pair.views, len(index))
+    chosen = pair.trace.copy()
+    terms = index.shape[1:2] if pair.views.terms > 1 else ()
+    for name, site in latents(pair.trace).items():
+        value = site["value"]
+        if pair.plated:
+            events = value.dim() - len(site["fn"].batch_shape)
+            dim = value.dim() - events + pair.particle_dim
+            place = index.reshape(len(index), *terms, *[1] * (pair.views.nesting - 1), index.shape[-1], *[1] * events)
+            shape = (*value.shape[:dim], len(index), *value.shape[dim + 1 :])
+            value = value.gather(dim, place.expand(shape))
+            value = value if some.plated else value.squeeze(dim)
+        chosen.nodes[name] = site | {"value": value}
+    with poutine.replay(trace=chosen):
+        propose(some, info)
+    return score_model(some, info)
 
 
 def propose(
@@ -156,7 +227,7 @@ def propose(
         with poutine.replay(trace=trace):
             pair.guide()
     shape = Reduce(pair)
-    pair.log_q = {name: shape.log_prob(site) for name, site in latents(pair.trace).items()}
+    pair.log_q = Lazy({name: partial(shape.log_prob, site) for name, site in latents(pair.trace).items()})
 
 
 def score_model(pair: Pair, info: Structure, unscaled: bool = False) -> Scores:
@@ -172,33 +243,38 @@ def score_model(pair: Pair, info: Structure, unscaled: bool = False) -> Scores:
         stack.enter_context(poutine.replay(trace=pair.trace))
         pair.model()
     shape, theirs, ours = Reduce(pair, unscaled), latents(pair.trace), latents(traced.trace)
-    proposal = dict(pair.log_q)
-    prior = {name: shape.log_prob(site) for name, site in ours.items()}
+    proposal = pair.log_q
     likelihood = {name: shape.log_prob(site) for name, site in observed(traced.trace).items()}
     enumerated = {name for name, site in {**ours, **theirs}.items() if "_enumerate_dim" in site["infer"]}
     for name in set(ours) - set(theirs) - enumerated:
-        _warn_of_prior(name)
-        del prior[name]  # drawn from its prior, so that proposal and prior cancel
+        _warn_of_prior(name)  # drawn from its prior, so that proposal and prior cancel
+    shared = {name: site for name, site in ours.items() if name in theirs or name in enumerated}
+    prior = Lazy({name: partial(shape.log_prob, site) for name, site in shared.items()})
+    for site in ours.values():
+        shape.scale(site)  # which may refuse it, and finds the factor
     if enumerated:
         # an enumerated site is summed out, whatever the guide's weights; sites drawn given it go into the sum
         inside = {n for n, x in proposal.items() if n in enumerated or x.dim() > -pair.enum_dim - 1}
         factors = [*prior.values(), *(-proposal[n] for n in inside - enumerated)]
-        log_prior = shape.full(sum_out(factors, pair.enum_dim))
+        summed = shape.full(sum_out(factors, pair.enum_dim))
         joint = shape.full(sum_out([*factors, *likelihood.values()], pair.enum_dim))
-        terms = {"*": joint - log_prior}
-        log_proposal = shape.total(x for n, x in proposal.items() if n not in inside)
+        terms = {"*": joint - summed}
+        log_proposal: Callable[[], Tensor] = partial(shape.total, [x for n, x in proposal.items() if n not in inside])
+        log_prior: Callable[[], Tensor] = lambda: summed  # noqa: E731
     else:
         terms = {name: shape.full(x) for name, x in likelihood.items()}
-        log_prior, log_proposal = shape.total(prior.values()), shape.total(proposal.values())
+        log_prior = lambda: shape.total(prior.values())  # noqa: E731
+        log_proposal = lambda: shape.total(proposal.values())  # noqa: E731
 
     def kl() -> Tensor:
         if enumerated or not info.in_order:
-            return (log_proposal - log_prior).mean(0)
-        rows = (shape.kl(site, ours.get(name), proposal[name], prior.get(name)) for name, site in theirs.items())
-        return shape.total(rows).mean(0)
+            return (scores.log_proposal - scores.log_prior).mean(0)
+        rows = (shape.kl(name, site, ours.get(name), proposal, prior) for name, site in theirs.items())
+        return average(shape.total(rows))
 
     paths = [(s["value"], shape.reducer(s)) for s in theirs.values() if s["value"].requires_grad]
-    return Scores(terms, log_prior, log_proposal, kl, paths, shape.factor)
+    scores = Scores(terms, log_prior, log_proposal, kl, paths, shape.factor)
+    return scores
 
 
 def log_weights(
@@ -225,90 +301,6 @@ def log_weights(
     return scores.log_weights()[:, 0]
 
 
-def sum_out(factors: list[Tensor], enum_dim: int) -> Tensor:
-    """The log of the sum, over all dimensions from ``enum_dim`` leftwards, of the product of exponentiated factors.
-
-    By variable elimination: a dimension at a time, over the factors that have it.
-    """
-    while any(x.dim() >= -enum_dim for x in factors):
-        dim = -max(x.dim() for x in factors)
-        those = [x for x in factors if x.dim() == -dim]
-        factors = [x for x in factors if x.dim() < -dim]
-        factors.append(sum(those[1:], those[0]).logsumexp(dim))
-    return sum(factors, torch.zeros(()))  # type: ignore[return-value]
-
-
-class Reduce:
-    """Brings the log-probabilities of a pair's sites to ``(K, T, N)``."""
-
-    def __init__(self, pair: Pair, unscaled: bool = False):
-        self.pair, self.unscaled, self.factor = pair, unscaled, 1.0
-        self.size = pair.views.decode.size
-
-    def log_prob(self, site: dict[str, Any]) -> Tensor:
-        """Masked, scaled by the site's own scale but not by the data plate's, summed over other plates."""
-        scale, log_prob = self._scale(site), site["fn"].log_prob(site["value"])
-        if "_enumerate_dim" not in site["infer"] or site["mask"] is None:
-            return self.rows(scale_and_mask(log_prob, scale, site["mask"]), site)
-        # a masked site is to weigh nothing, and it is summed over: its classes share a weight of one
-        mask = torch.as_tensor(site["mask"], device=log_prob.device)
-        share = -math.log(log_prob.shape[site["infer"]["_enumerate_dim"]])
-        return self.rows(torch.where(mask, scale * log_prob, share), site)
-
-    def _scale(self, site: dict[str, Any]) -> Any:
-        frames = {frame.name: frame for frame in site["cond_indep_stack"]}
-        if "data" not in frames:
-            raise ValueError(
-                f"site {site['name']!r} lies outside the plate 'data', so its log-probability is of no single row: "
-                "put it in `with batch.plate():`, or train with pyro.infer.Trace_ELBO or TraceMeanField_ELBO"
-            )
-        data = frames["data"]
-        scale = site["scale"]
-        if data.full_size != data.size:
-            self.factor = data.full_size / data.size
-            scale = scale / self.factor
-        if self.unscaled and not (isinstance(scale, float | int) and math.isclose(scale, 1.0)):
-            raise ValueError(f"site {site['name']!r} is scaled by {scale}, so its log-probability is no log-likelihood")
-        return scale
-
-    def rows(self, x: Tensor, site: dict[str, Any]) -> Tensor:
-        for frame in site["cond_indep_stack"]:
-            if frame.vectorized and frame.name not in ("data", "terms", "particles"):
-                if "_enumerate_dim" in site["infer"]:
-                    raise ValueError(
-                        f"site {site['name']!r} is enumerated inside the plate {frame.name!r}: only sites directly in "
-                        "the plate 'data' can be summed out here; use a sequential plate, or pyro.infer.TraceEnum_ELBO"
-                    )
-                x = x.sum(frame.dim, keepdim=True) if x.dim() >= -frame.dim else x
-        return x
-
-    def full(self, x: Tensor) -> Tensor:
-        k, t = self.pair.num_particles, self.pair.views.terms
-        lead = ((k,) if self.pair.plated else ()) + ((t,) if t > 1 else ())
-        return x.expand(*lead, *[1] * (self.pair.views.nesting - 1), self.size).reshape(k, t, self.size)
-
-    def total(self, terms: Iterable[Tensor]) -> Tensor:
-        terms = list(terms)
-        return self.full(sum(terms[1:], terms[0]) if terms else torch.zeros((), device=self.pair.views.decode.device))
-
-    def kl(self, q: dict[str, Any], r: dict[str, Any] | None, log_q: Tensor, log_r: Tensor | None) -> Tensor:
-        if r is None or log_r is None:
-            return log_q
-        try:
-            kl = kl_divergence(q["fn"], r["fn"])
-        except NotImplementedError:
-            return log_q - log_r
-        return self.rows(scale_and_mask(kl, self._scale(q), q["mask"]), q)
-
-    def reducer(self, site: dict[str, Any]) -> Callable[[Tensor], Tensor]:
-        event_dim = site["fn"].event_dim
-
-        def reduce(x: Tensor) -> Tensor:
-            return self.full(self.rows(x.flatten(x.dim() - event_dim).sum(-1) if event_dim else x, site))
-
-        return reduce
-
-
 def _stack(each: list[Scores]) -> Scores:
     """One ``Scores`` of K particles out of K of one particle."""
 
@@ -320,8 +312,8 @@ def _stack(each: list[Scores]) -> Scores:
 
     return Scores(
         {name: cat(lambda s, n=name: s.likelihood[n]) for name in each[0].likelihood},  # type: ignore[misc]
-        cat(lambda s: s.log_prior),
-        cat(lambda s: s.log_proposal),
+        lambda: cat(lambda s: s.log_prior),
+        lambda: cat(lambda s: s.log_proposal),
         lambda: torch.stack([s.kl() for s in each]).mean(0),
         [(value, placed(reduce, k)) for k, s in enumerate(each) for value, reduce in s.paths],
         each[0].factor,

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from .evidence import Evidence, Sums, joined
 from .importance import score_model
 from .pairs import Callback, Pair, Structure, Views, latents, structure
 from .proposals import Draws, Proposal, Sampler
-from .seeding import generator_state, seeded, set_generator_state
+from .seeding import generator_state, part_seed, seeded, set_generator_state, settled
 
 ROWS = 2**12  # rows encoded at once
 BLOCK = 2**16  # draws of a (row, particle) pair that share a seed: the canonical block, whatever the chunk
@@ -71,7 +70,7 @@ def log_marginal(
         raise ValueError(f"the proposal's batch has {seen.size} rows, and the batch {batch.size}")
     how = Proposal(draws, stratify, prior_share)
     sampler = proposal if proposal is not None and not isinstance(proposal, Batch) else guide
-    seed = int(torch.randint(2**62, ())) if seed is None else seed
+    seed = settled(seed)
     quantity, parts = log_p(batch), []
     for start in range(0, batch.size, ROWS):
         whole = batch.size <= ROWS
@@ -114,7 +113,7 @@ def log_conditional(
     targets, givens = ((x,) if isinstance(x, str) else tuple(x) for x in (target, given))
     if set(targets) & set(givens) or not targets:
         raise ValueError(f"expected targets, and none of them given: target={targets}, given={givens}")
-    seed = int(torch.randint(2**62, ())) if seed is None else seed
+    seed = settled(seed)
     options: dict[str, Any] = {
         "num_particles": num_particles, "draws": draws, "stratify": stratify, "prior_share": prior_share,
         "chunk": chunk, "vectorize": vectorize,
@@ -131,7 +130,7 @@ def log_conditional(
         only(found.log_prob),
         only(found.standard_error),
         torch.where(some, found.ess, float(num_particles)),
-        torch.where(some, found.pareto_k, 0 * joint.pareto_k),
+        only(found.pareto_k),
         quantity,
         num_particles,
         {k: (only(log_prob), only(error)) for k, (log_prob, error) in found.running.items()},
@@ -171,7 +170,7 @@ def weighted(
         sampler = Sampler(proposal, info, Pair(model, guide, views), num_particles, seed)
     whole = False
     for index, start in enumerate(range(0, num_particles, block)):
-        with seeded(block_seed(seed, index), batch.device):
+        with seeded(part_seed(seed, index), batch.device):
             pair = Pair(model, guide, views, min(block, num_particles - start), plated=vectorize and num_particles > 1)
             sampler.propose(pair)
             before = generator_state(batch.device)
@@ -232,8 +231,3 @@ def _part(pair: Pair, info: Structure, sampler: Sampler, particles: slice, rows:
         part.trace.nodes[name] = site | {"value": cut(site["value"], site["fn"].event_dim)}
     part.log_q = {name: cut(x) for name, x in pair.log_q.items()}
     return sampler.log_weights(score_model(part, info, unscaled=True))
-
-
-def block_seed(seed: int, index: int) -> int:
-    """The seed of the canonical block ``index``."""
-    return int(np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0] >> 1)

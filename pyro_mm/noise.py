@@ -77,15 +77,15 @@ class QuasiRandom:
     def __init__(self, rows: int, dimensions: int, group: int, seed: int, device: torch.device):
         if dimensions > torch.quasirandom.SobolEngine.MAXDIM:
             raise ValueError(f"quasi-random draws have at most 21201 dimensions, and the latents have {dimensions}")
-        self.shape, self.group, self.seed, self.device = (rows, dimensions), group, seed, device
-        self.generator, self.left, self.replicate = generator(seed, device), 0, 0
+        self.shape, self.group, self.device = (rows, dimensions), group, device
+        self.generator, self.left = generator(seed, device), 0
 
     def take(self, k: int) -> Tensor:
         parts = []
         while k:
             if not self.left:
-                self.replicate, self.left = self.replicate + 1, self.group
-                seed = (self.seed + self.replicate) % 2**31
+                self.left = self.group
+                seed = int(torch.randint(2**31, (), device=self.device, generator=self.generator))
                 self.engine = torch.quasirandom.SobolEngine(self.shape[1], scramble=True, seed=seed)
                 self.shift = torch.rand(*self.shape, dtype=torch.float64, device=self.device, generator=self.generator)
             n = min(k, self.left)
@@ -121,6 +121,8 @@ def quantile(fn: Distribution, u: Tensor, choice: Tensor) -> Tensor:
         return quantile(fn.chosen(component(fn, choice)), u, choice)
     if isinstance(fn, Where):
         return fn.choose(quantile(fn.p, u, choice), quantile(fn.q, u, choice))
+    if isinstance(fn, Independent) and fn.reinterpreted_batch_ndims and has_mixture(fn):
+        raise NotImplementedError("a mixture inside to_event chooses a component for each of its elements")
     if isinstance(fn, Independent | MaskedDistribution | ExpandedDistribution):
         return quantile(fn.base_dist, u, choice)
     if isinstance(fn, TransformedDistribution):

@@ -20,7 +20,8 @@ from .bounds import Target, target
 from .estimators import AnalyticKL, PerRow, Renyi, StickTheLanding, check_pairing
 from .importance import Scores
 from .pairs import Callback, Structure, structure
-from .stacking import views
+from .presence import constant
+from .stacking import sharing, views
 from .terms import Row, Term, expand
 
 Terms = Sequence[Term] | Callable[[tuple[str, ...]], Sequence[Term]]
@@ -148,9 +149,10 @@ class Objective(ELBO):
         rows = expand([term.evaluated(at) for term in self._table(batch.names)], batch)
         one_pass = isinstance(estimator, PerRow) or (foreign.stacks(estimator) and not any(r.frozen for r in rows))
         loss: Any = None
-        for group in [rows] if self.vectorize and one_pass and rows else [[row] for row in rows]:
+        for group in self._groups(rows) if self.vectorize and one_pass else [[row] for row in rows]:
             if isinstance(estimator, PerRow):
-                part: Any = self._per_row(estimator, model, guide, batch, group, info, memo)
+                by = AnalyticKL() if all(row.penalty for row in group) else estimator
+                part: Any = self._per_row(by, model, guide, batch, group, info, memo)
             elif group[0].penalty and not foreign.stacks(estimator):
                 part = self._per_row(AnalyticKL(), model, guide, batch, group, info, {} if backward else memo)
                 part = _backward(part) if backward else part
@@ -160,6 +162,13 @@ class Objective(ELBO):
                     self.by_term[group[0].label] = -torch.as_tensor(part).detach()
             loss = part if loss is None else loss + part
         return torch.zeros(()) if loss is None else loss
+
+    def _groups(self, rows: list[Row]) -> list[list[Row]]:
+        """What one pass evaluates: all rows, unless the pass has no gradient to give to penalties."""
+        if not getattr(self.estimator, "resample", False):
+            return [rows] if rows else []
+        groups = [row for row in rows if not row.penalty], [row for row in rows if row.penalty]
+        return [group for group in groups if group]
 
     def _per_row(
         self,
@@ -171,8 +180,11 @@ class Objective(ELBO):
         info: Structure,
         memo: Any,
     ) -> Tensor:
-        scores = estimator.scores(model, guide, views(rows, batch, info, memo), info)
+        shared, carriers = sharing(rows, info) if isinstance(estimator, AnalyticKL) else (rows, None)
+        scores = estimator.scores(model, guide, views(shared, batch, info, memo), info)
         scores.freeze([t for t, row in enumerate(rows) if row.frozen])
+        if carriers is not None:
+            scores.share(carriers, [row.decode for row in rows])
         values: list[Any] = [0.0] * len(rows)
         decoding = [t for t, row in enumerate(rows) if not row.penalty]
         penalties = [t for t, row in enumerate(rows) if row.penalty]
@@ -183,9 +195,7 @@ class Objective(ELBO):
         if penalties:
             for t, kl in zip(penalties, scores.kl()[penalties], strict=True):
                 values[t] = -rows[t].kl * kl
-        weights = [
-            row.weight.to(scores.log_prior.dtype) if isinstance(row.weight, Tensor) else row.weight for row in rows
-        ]
+        weights = [row.weight.to(scores.like.dtype) if isinstance(row.weight, Tensor) else row.weight for row in rows]
         totals = [(weight * value).sum() * scores.factor for weight, value in zip(weights, values, strict=True)]
         for row, total in zip(rows, totals, strict=True):
             self.by_term[row.label] = self.by_term.get(row.label, 0.0) + total.detach()
@@ -230,13 +240,13 @@ def _decodes(row: Row, like: Tensor) -> Tensor:
 
 
 def _column(values: Sequence[float | Tensor], scores: Scores) -> Any:
-    like = scores.log_prior
+    like = scores.like
     if all(v is values[0] for v in values):
         return values[0]
     if all(isinstance(v, float) for v in values):
         if len(set(values)) == 1:
             return values[0]
-        return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+        return constant(tuple(values), like.dtype, like.device)[:, None]
     return torch.stack([torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in values])[:, None]
 
 

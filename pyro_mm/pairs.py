@@ -19,10 +19,11 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from .batch import Batch, Stack
+from .batch import Batch
 from .distributions import Where
 from .draws import Counted
 from .presence import Presence, all_of, any_of, negated, over_events
+from .scatter import Stack
 
 Callback = Callable[..., Any]
 UNBROADCAST = (
@@ -169,7 +170,7 @@ class Pair:
         self.plated = num_particles > 1 if plated is None else plated  # whether particles have a plate
         self.particle_dim = -views.nesting - (views.terms > 1) - 1
         self.trace: Any = None
-        self.log_q: dict[str, Tensor] = {}
+        self.log_q: Mapping[str, Tensor] = {}
         self._prior: dict[str, Any] | None = None
 
     @property

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 FLAT = 1e-8  # nats: a spread of log-weights that rounding explains, in double precision
+LEAST = 5  # draws that a tail is fitted to
 
 
 def tail_length(num_draws: int) -> int:
@@ -30,7 +31,7 @@ def pareto_k(largest: Tensor, num_draws: int, flat: float | Tensor = FLAT) -> Te
     Vehtari et al. 2024 (JMLR 25:72), whose smoothing of the weights is not done here.
     """
     count = tail_length(num_draws)
-    if count < 5:
+    if count < LEAST:
         return torch.full(largest.shape[:-1], math.nan, dtype=largest.dtype, device=largest.device)
     log_w = largest.double().sort(-1).values[..., -count - 1 :]
     even = log_w[..., -1] - log_w[..., 0] < flat

@@ -217,7 +217,7 @@ def convergence(
     if not all(one.running for one in several.values()):
         raise ValueError("expected evidence with its running estimate, as log_marginal gives it")
     if rows is None:
-        order = first.standard_error.nan_to_num(np.inf) if first.pareto_k.isnan().any() else first.pareto_k
+        order = (first.standard_error if first.few else first.pareto_k).nan_to_num(np.inf)
         rows = order.topk(min(5, len(first))).indices.tolist() if len(several) == 1 < first.num_particles else ()
     panels = 2 if len(rows) else 1
     figure = _figure(4.8 * panels, 3.8)

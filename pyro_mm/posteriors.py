@@ -13,12 +13,13 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 
 from .batch import Batch
 from .distributions import STANDARD_NORMAL, Mixture, Where, diagonal, product_of_normals
 from .fixed import Fixed
-from .presence import Presence, all_of
+from .presence import Presence, all_of, constant
 
 
 class _Experts(nn.Module):
@@ -124,18 +125,24 @@ class MixtureOfProducts(_Experts):
     def forward(self, batch: Batch) -> dist.Distribution:
         locs, scales, masks = self.parameters_of(batch)
         held = [name for name in self.experts if batch.holds(name)]
-        prior = _normal(self.prior)
-        products, present = [], []
-        for subset in self.subsets:
-            if set(subset) - set(held):
-                continue
-            chosen = [i for i, name in enumerate(held) if name in subset]
-            # a component that is out of a row has weight zero there, whatever its parameters: no need to mask them
-            products.append(product_of_normals([locs[i] for i in chosen], [scales[i] for i in chosen], prior=prior))
-            present.append(all_of([masks[i] for i in chosen]))
-        loc, scale = (torch.stack([getattr(p, which) for p in products], -2) for which in ("loc", "scale"))
-        components = dist.Normal(loc, scale).to_event(1)
-        return Mixture(components, _log_weights(present, [1.0] * len(products), products[0].loc))
+        subsets = [s for s in self.subsets if set(s) <= set(held)]
+        if not subsets:
+            raise ValueError(f"the batch holds values of {held}, and no subset among {self.subsets} is one of them")
+        # A component that is out of a row has weight zero there, whatever its parameters: no need to mask its experts.
+        precisions, weighted = torch.stack(scales).pow(-2), torch.stack(locs) / torch.stack(scales).square()
+        members = constant(tuple(float(n in s) for s in subsets for n in held), locs[0].dtype, locs[0].device)
+        members = members.reshape(len(subsets), len(held))
+
+        def sums(each: Tensor, start: float | Tensor) -> Tensor:
+            total = (members @ each.flatten(1)).reshape(len(subsets), *each.shape[1:])
+            return total.movedim(0, -2) + start
+
+        p0 = _normal(self.prior)
+        precision = sums(precisions, 0.0 if p0 is None else p0.scale.pow(-2))
+        loc = sums(weighted, 0.0 if p0 is None else p0.loc * p0.scale.pow(-2)) / precision
+        present = [all_of([masks[held.index(n)] for n in s]) for s in subsets]
+        components = dist.Normal(loc, precision.rsqrt(), validate_args=False).to_event(1)
+        return Mixture(components, _log_weights(present, [1.0] * len(subsets), locs[0]))
 
 
 class JointEncoder(nn.Module):
@@ -157,7 +164,7 @@ class JointEncoder(nn.Module):
         self.features, self.head, self.partial = nn.ModuleDict(features), head, partial
 
     def forward(self, batch: Batch) -> dist.Distribution:
-        complete = all_of([batch.presence(name) for name in self.features])
+        complete = batch.complete(self.features)
         if self.partial is not None and complete is False:
             return self.partial(batch)
         encoded = []
@@ -169,7 +176,7 @@ class JointEncoder(nn.Module):
                 zero = torch.zeros_like(feature)
                 feature = zero if mask is False else torch.where(mask[..., None], feature, zero)
             encoded.append(feature)
-        lead = torch.broadcast_shapes(*(h.shape[:-1] for h in encoded))
+        lead = broadcast_shape(*(h.shape[:-1] for h in encoded))
         joint = self.head(torch.cat([h.expand(*lead, -1) for h in encoded], -1))
         if self.partial is None:
             return joint
@@ -183,7 +190,8 @@ class Private(nn.Module):
         name: the modality m; the latent's site is ``"w_<name>"``.
         encoder: module mapping the values of m to a distribution of event shape (D,).
         missing: what stands in for it where m is absent and w_m is needed to decode it: a distribution, or a module
-            ``batch -> distribution`` (MMVAE+'s learned auxiliary prior). By default a standard normal.
+            ``batch -> distribution`` (MMVAE+'s learned auxiliary prior). By default a standard normal. It serves
+            training: ``generate`` draws w_m from the model's own p(w_m).
 
     Palumbo et al. 2023 (MMVAE+, ICLR).
     """
@@ -226,6 +234,6 @@ def _log_weights(masks: Sequence[Presence], weights: Sequence[float], like: Tens
     log_weights = torch.tensor(weights, dtype=like.dtype, device=like.device).log()
     if all(m is True for m in masks):
         return log_weights.expand(*like.shape[:-1], -1)
-    shape = torch.broadcast_shapes(*(m.shape for m in masks if isinstance(m, Tensor)), like.shape[:-1])
+    shape = broadcast_shape(*(m.shape for m in masks if isinstance(m, Tensor)), like.shape[:-1])
     there = [m.expand(shape) if isinstance(m, Tensor) else torch.full(shape, m, device=like.device) for m in masks]
     return torch.where(torch.stack(there, -1), log_weights, -torch.inf)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import pyro
@@ -12,14 +12,17 @@ import torch
 from pyro import poutine
 from pyro.infer import infer_discrete
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from .batch import Batch
 from .likelihood import ROWS, weighted
-from .pairs import Pair, Rewrite, latents, observed, structure
-from .presence import over_events
+from .pairs import Pair, Rewrite, Structure, latents, observed, private, structure
+from .presence import Presence, all_of, over_events
 from .proposals import Proposal
-from .seeding import seeded
+from .seeding import seeded, settled
+
+Drawn = dict[str, Tensor]
 
 
 @torch.no_grad()
@@ -35,13 +38,14 @@ def generate(
     seed: int | None = None,
     vectorize: bool = True,
 ) -> dict[str, Tensor]:
-    r"""Draws :math:`x_m \sim p(x_m | z)`, :math:`z \sim q(z | x_{present})`, of every modality of every row.
+    r"""Draws :math:`x_m \sim p(x_m | z, w_m)`, :math:`z \sim q(z | x_{present})`, of every modality of every row.
 
-    Of a present modality it is a reconstruction, of a missing one cross-modal generation. A row in which nothing is
-    present is drawn from the model's own prior. A discrete latent that only the model has is drawn from its exact
-    posterior given z and what is present. A missing modality on which a latent depends is drawn from its prior, unless
-    the whole row is missing: give the story a latent for it where that matters. Descendants of a modality see its
-    value where it is present, and the draw that is returned where it is not.
+    Of a present modality it is a reconstruction, of a missing one cross-modal generation. The private latent
+    :math:`w_m` of a missing modality is drawn from :math:`p(w_m | z)`, whatever the guide has in its place, and a row
+    in which nothing is present from the model's own prior. A discrete latent that only the model has is drawn from its
+    exact posterior given z and what is present. A missing modality on which a latent depends is drawn from its prior,
+    unless the whole row is missing: give the story a latent for it where that matters. Descendants of a modality see
+    its value where it is present, and the draw that is returned where it is not.
 
     Args:
         num_samples: S, independent draws of every row.
@@ -54,19 +58,11 @@ def generate(
         vectorize: False draws sample by sample, for stories that do not broadcast.
 
     Returns:
-        modality -> ``(S, N, *event)``.
+        modality -> ``(S, N, *event)``; of a site in plates within a row ``(S, N, *plates, *event)``.
     """
+    options: dict[str, Any] = {"resample": resample, "num_particles": num_particles, "vectorize": vectorize}
     with seeded(seed, batch.device):
-        chosen: dict[str, Tensor] = {}
-        if resample:
-            chosen = posterior_draws(
-                model, guide, batch, num_samples, resample=True, num_particles=num_particles, vectorize=vectorize
-            )
-        if vectorize or num_samples == 1:
-            return _generate(model, guide, batch, num_samples, mean, chosen)
-        one = lambda s: {name: z[s : s + 1] for name, z in chosen.items()}  # noqa: E731
-        each = [_generate(model, guide, batch, 1, mean, one(s)) for s in range(num_samples)]
-        return {name: torch.cat([draws[name] for draws in each]) for name in each[0]}
+        return draw(model, guide, batch, num_samples, mean=mean, **options)[2]
 
 
 @torch.no_grad()
@@ -89,8 +85,8 @@ def posterior_draws(
     .. math:: P(z = z_k) = w_k / \sum_l w_l, \qquad w_k = p(x_S, z_k) / q(z_k | x_S)
 
     which tends to p(z | x_S) as K grows. The draws of a row whose weights have a k-hat above 0.7 are mostly one and the
-    same. The private latent of a missing modality has no part in the weights: it stays the guide's, which is right
-    where that has the model's prior for it. Rubin 1988 (Bayesian Statistics 3:395).
+    same. The private latent :math:`w_m` of a missing modality is drawn from the model's :math:`p(w_m | z)`, and so are
+    all latents of a row in which nothing is present from p. Rubin 1988 (Bayesian Statistics 3:395).
 
     Args:
         num_samples: S.
@@ -101,31 +97,57 @@ def posterior_draws(
         options: ``draws``, ``stratify`` and ``prior_share``, as of :func:`pyro_mm.log_marginal`.
 
     Returns:
-        latent site of the guide -> ``(S, N, *event)``, plates within a row to the left of N.
+        latent site of the guide -> ``(S, N, *plates, *event)``, plates being those within a row, outermost first.
     """
-    proposal, info = Proposal(**options), structure(model, guide, batch)
     if options and not resample:
         raise ValueError(f"{', '.join(options)}: for draws by weight, with resample=True")
-    if resample and "enumerated" in info.latents.values():
-        raise ValueError("resample needs a guide without enumerated sites: let the model alone have them")
+    how: dict[str, Any] = {"proposal": Proposal(**options), "resample": resample, "num_particles": num_particles}
     with seeded(seed, batch.device):
-        if resample:
-            own = int(torch.randint(2**62, ()))
-            parts, inner = [], {}
-            for start in range(0, batch.size, ROWS):
-                rows = batch if batch.size <= ROWS else batch[slice(start, start + ROWS)]
-                blocks = weighted(model, guide, rows, rows, num_particles, proposal, own + start, None, vectorize)
-                chosen = _Chosen(num_samples)
-                for _, pair, log_w in blocks:
-                    chosen.add(pair, log_w)
-                parts.append(chosen.values)
-                inner = chosen.inner
-            return {name: torch.cat([part[name] for part in parts], 1 + inner[name]) for name in parts[0]}
-        if vectorize or num_samples == 1:
-            sites = latents(_drawn(guide, batch, num_samples, info.nesting))
-            return {n: s["value"] if num_samples > 1 else s["value"][None] for n, s in sites.items()}
-        each = [latents(_drawn(guide, batch, 1, 1)) for _ in range(num_samples)]
-        return {n: torch.stack([sites[n]["value"] for sites in each]) for n in each[0]}
+        return draw(model, guide, batch, num_samples, decode=False, vectorize=vectorize, **how)[0]
+
+
+def draw(
+    model: Callable[[Batch], Any],
+    guide: Callable[[Batch], Any],
+    batch: Batch,
+    num_samples: int,
+    *,
+    mean: bool = False,
+    decode: bool = True,
+    resample: bool = False,
+    num_particles: int = 1000,
+    proposal: Proposal | None = None,
+    vectorize: bool = True,
+) -> tuple[Drawn, Drawn, Drawn]:
+    """Draws of the guide's latents, and with ``decode`` of the model's and of modalities with these very latents."""
+    if num_samples < 1:
+        raise ValueError(f"expected num_samples >= 1, got {num_samples}")
+    info, chosen = structure(model, guide, batch), Drawn()
+    if resample:
+        if "enumerated" in info.latents.values():
+            raise ValueError("resample needs a guide without enumerated sites: let the model alone have them")
+        chosen = _by_weight(model, guide, batch, num_samples, num_particles, proposal or Proposal(), vectorize)
+    runs = [chosen]
+    if not vectorize:
+        runs = [{name: z[s : s + 1] for name, z in chosen.items()} for s in range(num_samples)]
+    each = [_run(model, guide, batch, info, num_samples // len(runs), run, mean, decode) for run in runs]
+    guides, models, modalities = ({n: torch.cat([d[n] for d in of]) for n in of[0]} for of in zip(*each, strict=True))
+    return guides, models, modalities
+
+
+def _by_weight(
+    model: Any, guide: Any, batch: Batch, num_samples: int, num_particles: int, proposal: Proposal, vectorize: bool
+) -> Drawn:
+    """Draws of the guide's latents by their importance weights."""
+    seed, parts = settled(None), []
+    for start in range(0, batch.size, ROWS):
+        rows = batch if batch.size <= ROWS else batch[slice(start, start + ROWS)]
+        chosen = _Chosen(num_samples)
+        blocks = weighted(model, guide, rows, rows, num_particles, proposal, seed + start, None, vectorize)
+        for _, pair, log_w in blocks:
+            chosen.add(pair, log_w)
+        parts.append(chosen.values)
+    return {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
 
 
 class _Chosen:
@@ -133,8 +155,7 @@ class _Chosen:
 
     def __init__(self, num_samples: int):
         self.num_samples = num_samples
-        self.values: dict[str, Tensor] = {}
-        self.inner: dict[str, int] = {}  # plates within a row
+        self.values: Drawn = {}
         self.total: Tensor | None = None
 
     def add(self, pair: Pair, log_w: Tensor) -> None:
@@ -146,56 +167,52 @@ class _Chosen:
         new = torch.rand(index.shape, dtype=total.dtype, device=total.device) < (block - total).exp().nan_to_num(1.0)
         rows = torch.arange(index.shape[1], device=index.device)
         for name, site in latents(pair.trace).items():
-            value = site["value"] if pair.plated else site["value"][None]
-            dim = value.dim() - site["fn"].event_dim - 1
-            taken = value.movedim(dim, 1)[index, rows]
+            taken = _of_rows(site, len(rows))[index, rows]
             if self.total is not None:
-                mask = new.reshape(*new.shape, *[1] * (taken.dim() - 2))
-                taken = torch.where(mask, taken, self.values[name].movedim(dim, 1))
-            self.values[name], self.inner[name] = taken.movedim(1, dim), dim - 1
+                taken = torch.where(over_events(new, taken.dim() - 2), taken, self.values[name])
+            self.values[name] = taken
         self.total = total
 
 
-def _drawn(guide: Callable[[Batch], Any], batch: Batch, num_samples: int, nesting: int) -> Any:
-    """The trace of the guide, in a plate of samples if there are several."""
-    with poutine.block(), poutine.trace() as drawn, _particles(num_samples, nesting):
-        guide(batch)
-    return drawn.trace
-
-
-def _particles(num_samples: int, nesting: int) -> Any:
-    return pyro.plate("particles", num_samples, dim=-nesting - 1) if num_samples > 1 else nullcontext()
-
-
-def _generate(
-    model: Callable[[Batch], Any],
-    guide: Callable[[Batch], Any],
-    batch: Batch,
-    num_samples: int,
-    mean: bool,
-    chosen: dict[str, Tensor],
-) -> dict[str, Tensor]:
-    """Draws of every modality, given draws of the latents or, for those without, the guide's."""
-    info = structure(model, guide, batch)
+def _run(
+    model: Any, guide: Any, batch: Batch, info: Structure, num_samples: int, chosen: Drawn, mean: bool, decode: bool
+) -> tuple[Drawn, Drawn, Drawn]:
+    """What :func:`draw` returns, from one run of the guide, or given draws in its place, and one of the model."""
 
     def particles() -> Any:
-        return _particles(num_samples, info.nesting)
+        return pyro.plate("particles", num_samples, dim=-info.nesting - 1) if num_samples > 1 else nullcontext()
 
-    trace, rows = _drawn(guide, batch, num_samples, info.nesting), batch.rows
-    for name, value in chosen.items():
-        trace.nodes[name] = trace.nodes[name] | {"value": value if num_samples > 1 else value[0]}
-    alike: dict[str, Tensor] = {}
-    discrete = {name for name, enumerable in info.model_only.items() if enumerable}
-    if discrete:
-        trace = _with_discrete(trace, model, batch, discrete, particles, -info.nesting - 1 - (num_samples > 1))
-    if rows is not True:
-        alike = _replace_empty(trace, model, batch, rows, particles)
-    recorder = _Record(batch, mean, alike)
-    with ExitStack() as stack:
-        for handler in (poutine.block(), poutine.replay(trace=trace), recorder, particles()):
-            stack.enter_context(handler)
-        model(batch)
-    return {name: _reshaped(x, num_samples, batch.size, event_dim) for name, (x, event_dim) in recorder.drawn.items()}
+    with poutine.block(), poutine.trace() as drawn, particles():
+        guide(batch)
+    trace, ancestral, ours = drawn.trace, _Ancestral(batch, info.modalities, mean), {}
+    for name, z in chosen.items():
+        site = trace.nodes[name]
+        inner = z.dim() - 2 - site["fn"].event_dim
+        trace.nodes[name] = site | {"value": z.movedim(1, 1 + inner).reshape(site["value"].shape)}
+    theirs = latents(trace)
+    if decode or not all(ancestral.informed(site) is True for site in theirs.values()):
+        if discrete := {name for name, enumerable in info.model_only.items() if enumerable}:
+            first = -info.nesting - 1 - (num_samples > 1)
+            trace = _with_discrete(trace, model, batch, discrete, ancestral.informed, particles, first)
+        with poutine.block(), poutine.trace() as run, ancestral, poutine.replay(trace=trace), particles():
+            model(batch)
+        ours = latents(run.trace)
+        theirs = {name: ours.get(name, site) for name, site in theirs.items()}
+    placed = lambda sites: {name: _of_rows(site, batch.size) for name, site in sites.items()}  # noqa: E731
+    return placed(theirs), placed(ours), ancestral.modalities
+
+
+def _of_rows(site: Any, size: int, value: Tensor | None = None, event_dim: int | None = None) -> Tensor:
+    """The value of a site, or another one of its batch shape, as ``(S, N, *plates, *event)``."""
+    x, event_dim = site["value"] if value is None else value, site["fn"].event_dim if event_dim is None else event_dim
+    plates = {frame.name: frame for frame in site["cond_indep_stack"] if frame.vectorized}
+    particles, _ = plates.pop("particles", None), plates.pop("data", None)
+    inner = {frame.dim: frame.size for frame in plates.values()}
+    lead, event = x.dim() - event_dim, x.shape[x.dim() - event_dim :]
+    nesting = max([1, lead, *(-dim for dim in inner)]) if particles is None else -particles.dim - 1
+    samples = 1 if particles is None else particles.size
+    x = x.expand(samples, *(inner.get(dim, 1) for dim in range(-nesting, -1)), size, *event)
+    return x.reshape(samples, *(inner[dim] for dim in sorted(inner)), size, *event).movedim(1 + len(inner), 1)
 
 
 @torch.no_grad()
@@ -212,67 +229,80 @@ def simulate(model: Callable[[Batch], Any], batch: Batch) -> tuple[Batch, dict[s
     with poutine.block(), poutine.trace() as drawn:
         model(batch.only())
     sites = {name: site for name, site in observed(drawn.trace).items() if name in batch}
-    values = {n: _reshaped(s["value"], 1, batch.size, s["fn"].event_dim)[0] for n, s in sites.items()}
+    values = {name: _of_rows(site, batch.size)[0] for name, site in sites.items()}
     return batch.replaced(values), {name: site["value"] for name, site in latents(drawn.trace).items()}
 
 
-class _Record(Messenger):
-    """Draws every observed site anew, and lets descendants see the draw where nothing was observed."""
+class _Ancestral(Messenger):
+    """Draws every modality anew, and from p the latents that nothing present informs on, given their parents' values.
 
-    def __init__(self, batch: Batch, mean: bool, alike: dict[str, Tensor]):
+    Descendants of a modality see its value where it was observed, and the draw elsewhere.
+    """
+
+    def __init__(self, batch: Batch, modalities: frozenset[str], mean: bool):
         super().__init__()
-        self.batch, self.mean, self.alike = batch, mean, alike
-        self.drawn: dict[str, tuple[Tensor, int]] = {}
+        self.batch, self._modalities, self.mean = batch, modalities, mean
+        self.modalities: Drawn = {}
+
+    def informed(self, site: Any) -> Presence:
+        """The rows in which something that is present informs on a latent."""
+        modality = private(site["name"], self._modalities)
+        there = self.batch.rows if modality is None else self.batch.presence(modality)
+        return there if isinstance(there, bool) or _in_rows(site) else True
 
     def _pyro_sample(self, msg: Any) -> None:
-        name, fn = msg["name"], msg["fn"]
-        if not msg["is_observed"] or not any(frame.name == "data" for frame in msg["cond_indep_stack"]):
+        if site_is_subsample(msg):
             return
+        if msg["is_observed"] and _in_rows(msg):
+            self._observed(msg)
+        elif not msg["is_observed"] and msg["value"] is not None and (there := self.informed(msg)) is not True:
+            msg["value"] = _where(there, msg["value"], msg["fn"].sample(), msg["fn"].event_dim)
+
+    def _observed(self, msg: Any) -> None:
+        name, fn = msg["name"], msg["fn"]
         while isinstance(fn, dist.MaskedDistribution):
             fn = fn.base_dist
         if isinstance(fn, dist.Unit):
             return
         missing = msg["infer"].get("is_auxiliary", False)  # a modality of which the batch holds nothing
-        draw, mask = fn.sample(), self.batch.presence(name) if name in self.batch else not missing
-        if name in self.alike:  # the draw that the latents of an empty row were drawn with
-            rows = self.batch.rows
-            same = self.alike[name]
-            draw = torch.where(over_events(rows, fn.event_dim), draw, same) if isinstance(rows, Tensor) else same
-        if isinstance(mask, Tensor):
-            msg["value"] = torch.where(over_events(mask, fn.event_dim), msg["value"], draw)
-        elif not mask:
-            msg["value"] = draw
-        self.drawn[name] = (_mean(fn), fn.event_dim) if self.mean else (draw, fn.event_dim)
-        if self.mean and _is_categorical(fn):
-            self.drawn[name] = (self.drawn[name][0], fn.event_dim + 1)
+        there, drawn = self.batch.presence(name) if name in self.batch else not missing, fn.sample()
+        msg["value"] = _where(there, msg["value"], drawn, fn.event_dim)
+        event_dim = fn.event_dim + (self.mean and _is_categorical(fn))
+        self.modalities[name] = _of_rows(msg, self.batch.size, _mean(fn) if self.mean else drawn, event_dim)
 
 
-def _replace_empty(trace: Any, model: Any, batch: Batch, rows: bool | Tensor, particles: Any) -> dict[str, Tensor]:
-    """Puts draws from the model's prior in place of the guide's where a row has nothing for the guide to see.
-
-    Returns the modalities drawn along with them, on which latents may depend.
-    """
-    with poutine.block(), poutine.trace() as prior, particles():
-        model(batch.only())
-    ours = latents(prior.trace)
-    for name, site in latents(trace).items():
-        if name in ours:
-            value = ours[name]["value"]
-            if isinstance(rows, Tensor):
-                value = torch.where(over_events(rows, site["fn"].event_dim), site["value"], value)
-            trace.nodes[name] = site | {"value": value}
-    return {name: site["value"] for name, site in observed(prior.trace).items() if name in batch}
+def _in_rows(site: Any) -> bool:
+    return any(frame.name == "data" for frame in site["cond_indep_stack"])
 
 
-def _with_discrete(trace: Any, model: Any, batch: Batch, names: set[str], particles: Any, enum_dim: int) -> Any:
+def _where(mask: Presence, one: Tensor, other: Tensor, event_dim: int) -> Tensor:
+    if isinstance(mask, Tensor):
+        return torch.where(over_events(mask, event_dim), one, other)
+    return one if mask else other
+
+
+def _with_discrete(
+    trace: Any,
+    model: Any,
+    batch: Batch,
+    names: set[str],
+    informed: Callable[[Any], Presence],
+    particles: Any,
+    enum_dim: int,
+) -> Any:
     """The trace with draws of the discrete sites that only the model has, from their posterior."""
 
-    def enumerate_them(msg: dict[str, Any]) -> None:
+    def edit(msg: dict[str, Any]) -> None:
         if msg["name"] in names:
             msg["infer"]["enumerate"] = "parallel"
+        if (there := informed(msg)) is not True:  # what is to be drawn from p says nothing of its parents
+            msg["mask"] = there if msg["mask"] is None else all_of([there, msg["mask"]])
+
+    # not by a replay alone: what is done already hides from Pyro which enumerated sites its prior depends on
+    given = {name: site["value"] for name, site in latents(trace).items()}
 
     def conditioned() -> None:
-        with poutine.replay(trace=trace), Rewrite(enumerate_them), particles():
+        with poutine.replay(trace=trace), poutine.condition(data=given), Rewrite(edit), particles():
             model(batch)
 
     with poutine.block(), poutine.trace() as discrete:
@@ -296,10 +326,3 @@ def _mean(fn: Any) -> Tensor:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return fn.probs
-
-
-def _reshaped(x: Tensor, num_samples: int, size: int, event_dim: int) -> Tensor:
-    event = x.shape[x.dim() - event_dim :]
-    lead = x.shape[: x.dim() - event_dim]
-    x = x.reshape(lead[0] if len(lead) > 1 else 1, lead[-1] if lead else 1, *event)
-    return x.expand(num_samples, size, *event)

@@ -11,14 +11,16 @@ from pyro import poutine
 from torch import Tensor
 
 from .distributions import Mixture
-from .importance import Reduce, Scores, propose
+from .importance import Scores, propose
 from .noise import REPLICATES, Antithetic, QuasiRandom, Systematic, has_mixture, quantile
 from .noise import component as component_of
 from .pairs import Pair, Structure, latents
 from .presence import over_events
+from .reduction import Reduce
+from .seeding import part_seed
 
 Draws = Literal["independent", "antithetic", "quasi"]
-STREAMS = 2**32  # seeds of the streams of noise, far from those of blocks of draws
+STREAMS = 2**32  # the parts of a seed that streams of noise are, after any number of blocks of draws
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Proposal:
     Args:
         draws: ``"independent"``; ``"antithetic"``, pairs made of u and 1 - u; or ``"quasi"``, scrambled Sobol points.
             The last two need guides whose draws are functions of uniforms (Normal, Laplace, mixtures and products of
-            them, flows on top of them).
+            them, flows on top of them; no mixtures within ``to_event``).
         stratify: takes the components of a mixture, and the share of the prior, in their proportions and not at random.
         prior_share: s, the share of draws from the model's prior, for the latents of a row together. A defensive
             mixture (Hesterberg 1995, Technometrics 37:185): no weight exceeds p(x | z) / s.
@@ -75,13 +77,14 @@ class Sampler:
         repeat, dimensions = 1, sum(self.widths.values())
         self.noise: Antithetic | QuasiRandom | None = None
         if proposal.draws == "antithetic":
-            repeat, self.noise = 2, Antithetic(rows, dimensions, seed + STREAMS, device)
+            repeat, self.noise = 2, Antithetic(rows, dimensions, part_seed(seed, STREAMS), device)
         self.group = strata * repeat
         if proposal.draws == "quasi":
             self.group = max(1, -(-num_particles // REPLICATES))
-            self.noise = QuasiRandom(rows, dimensions + 1, self.group, seed + STREAMS, device)
+            self.noise = QuasiRandom(rows, dimensions + 1, self.group, part_seed(seed, STREAMS), device)
         uses = proposal.prior_share or (proposal.stratify and self.stratified is not None)
-        self.strata = Systematic(num_particles, rows, strata, repeat, seed + STREAMS + 1, device) if uses else None
+        of_strata = part_seed(seed, STREAMS + 1)
+        self.strata = Systematic(num_particles, rows, strata, repeat, of_strata, device) if uses else None
 
     def propose(self, pair: Pair) -> None:
         """Draws the next block, as many particles as the pair has, and leaves trace and log q in the pair."""
@@ -101,10 +104,8 @@ class Sampler:
             own = choice if name == self.stratified and self.proposal.stratify and share < 1 else None
             if u is None:
                 if own is not None:
-                    msg["value"], msg["done"] = (
-                        fn.component_rsample(component_of(fn, _placed(own, fn.batch_shape, pair))),
-                        True,
-                    )
+                    index = component_of(fn, _placed(own, fn.batch_shape, pair))
+                    msg["value"], msg["done"] = fn.component_sample(index), True
                 return
             part = u[..., offset : offset + self.widths[name]]
             offset += self.widths[name]

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
+def settled(seed: int | None) -> int:
+    """The seed, any integer, as one that every generator takes; of None, one from torch's generator."""
+    return int(torch.randint(2**62, ())) if seed is None else operator.index(seed) % 2**62
+
+
+def part_seed(seed: int, part: int) -> int:
+    """The seed of one part of what a seed is of, unlike those of other parts and of near-by seeds.
+
+    A sum would not do: of a seed, torch's generator of the CPU sees the last 32 bits alone.
+    """
+    return int(np.random.SeedSequence((seed, part)).generate_state(1, np.uint64)[0] >> 1)
+
+
 @contextmanager
 def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """torch's generators under a seed, and afterwards as they were before; untouched for None."""
+    """torch's generators of the CPU and a device under a seed, and afterwards as before; untouched for None."""
     if seed is None:
         yield
         return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        # not torch.manual_seed, which seeds the generators of all devices, and those are not put back
+        torch.default_generator.manual_seed(settled(seed))
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(settled(seed))
         yield
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .batch import Batch, Stack
-from .pairs import Structure, Views
-from .presence import Presence, all_of
+from .batch import Batch
+from .pairs import Structure, Views, private
+from .presence import Presence, all_of, any_of, constant
+from .scatter import Stack
 from .terms import Row
 
 
@@ -27,7 +29,7 @@ def views(rows: Sequence[Row], batch: Batch, info: Structure, memo: Any) -> View
 
     def view(masks: Callable[[Row], dict[str, Presence]]) -> Batch:
         stacked = {n: _stacked([masks(row)[n] for row in rows], batch, nesting) for n in batch.names}
-        return batch.view(stacked, stack, memo, everywhere)
+        return batch.view(stacked, stack, memo, everywhere, [masks(row) for row in rows])
 
     return Views(
         encode=view(lambda row: row.encode),
@@ -41,13 +43,36 @@ def views(rows: Sequence[Row], batch: Batch, info: Structure, memo: Any) -> View
     )
 
 
+def sharing(rows: Sequence[Row], info: Structure) -> tuple[Sequence[Row], list[int] | None]:
+    """Rows of which one decodes for all that encode the same set, and for each row which one does; None if none can.
+
+    The expectation of a log-likelihood is the same whichever term asks for it, so one draw serves them all where a term
+    is linear in it. Not so where a private latent counts only in the terms that decode its modality.
+    """
+    if info.enumerates or any(private(site, info.modalities) is not None for site in info.latents):
+        return rows, None
+    first: dict[Any, int] = {}
+    carriers = []
+    for t, row in enumerate(rows):
+        sets = tuple(m if isinstance(m, bool) else id(m) for m in row.encode.values())
+        carrier = first.setdefault((sets, row.encode_prior, row.frozen), t)
+        carriers.append(carrier if rows[carrier].counts is True else t)
+    if not any(c != t and not rows[t].penalty for t, c in enumerate(carriers)):
+        return rows, None
+    shared = []
+    for t, row in enumerate(rows):
+        group = [other for other, c in zip(rows, carriers, strict=True) if c == t]
+        shared.append(replace(row, decode={n: any_of(other.decode[n] for other in group) for n in row.decode}))
+    return shared, carriers
+
+
 def _stacked(masks: list[Presence], batch: Batch, nesting: int) -> Presence:
     """Masks of every term as one: a bool where it holds for all, else ``(T, 1, .., N)``."""
     if len(masks) == 1 or all(m is True for m in masks) or all(m is False for m in masks):
         return masks[0]
     shape = (len(masks), *[1] * (nesting - 1), batch.size)
     if all(isinstance(m, bool) for m in masks):
-        return torch.tensor(masks, device=batch.device).reshape(-1, *[1] * nesting).expand(shape)
+        return _flag(masks, batch, nesting).expand(shape)
     full = [m if isinstance(m, Tensor) else torch.full((batch.size,), m, device=batch.device) for m in masks]
     return torch.stack(full).reshape(shape)
 
@@ -55,4 +80,8 @@ def _stacked(masks: list[Presence], batch: Batch, nesting: int) -> Presence:
 def _flags(values: list[bool], batch: Batch, nesting: int) -> Presence:
     if len(set(values)) == 1:
         return values[0]
-    return torch.tensor(values, device=batch.device).reshape(-1, *[1] * nesting)
+    return _flag(values, batch, nesting)
+
+
+def _flag(values: Sequence[Any], batch: Batch, nesting: int) -> Tensor:
+    return constant(tuple(values), torch.bool, batch.device).reshape(-1, *[1] * nesting)

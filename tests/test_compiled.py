@@ -3,7 +3,6 @@
 import itertools
 import os
 import shutil
-import warnings
 from functools import partial
 
 import numpy as np
@@ -11,14 +10,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from test_contract import ESTIMATORS, MODELS, OBJECTIVES, POSTERIORS, data, pair
 from torch import nn
 
 import pyro_mm as mm
-from pyro_mm.compiled import MOST
 from pyro_mm.stepping import problem_of
-from pyro_mm.traceable import own
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))), reason="inductor needs a C++ compiler"
@@ -287,7 +284,7 @@ def test_fit_compiled_is_fit():
         np.testing.assert_allclose(runs[0][name], runs[1][name], rtol=1e-4)
 
 
-class partial_backend:  # noqa: N801
+class partial_backend:
     """fit without inductor: what it compiles to is tested apart."""
 
     def __enter__(self):

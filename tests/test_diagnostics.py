@@ -683,6 +683,28 @@ def test_arviz_with_plates_in_a_row_and_what_is_hidden(num_samples, tmp_path):
     data.to_netcdf(str(tmp_path / "data.nc"))
 
 
+def test_arviz_takes_stories_that_do_not_broadcast():
+    """Rows are this story's first dimension. Samples one by one, their modalities with the latents handed out."""
+
+    def story(batch):
+        with batch.plate():
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            batch.observe("x", lambda z: dist.Normal(z[:, 0], 1e-6), z)
+
+    def guide(batch):
+        with batch.plate():
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    batch = mm.Batch({"x": torch.randn(4)})
+    data = to_arviz(story, guide, batch, num_samples=5, seed=0, prior=True, vectorize=False)
+    for group in ("posterior", "prior"):
+        z, x = data[group]["z"].values, data[f"{group}_predictive"]["x"].values
+        assert z.shape == (1, 5, 4, 2) and len(np.unique(z)) == 40
+        np.testing.assert_allclose(x, z[..., 0], atol=1e-4)
+    data = to_arviz(story, guide, batch, num_samples=5, resample=True, vectorize=False)
+    assert data["posterior"]["z"].shape == (1, 5, 4, 2)
+
+
 def test_resampled_draws_are_nearer_to_the_posterior(double):
     model = with_parameters(oracle(2, latent=1), False)
     batch = model.sample(3)

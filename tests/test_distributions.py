@@ -279,7 +279,7 @@ def test_mixture_expands_and_broadcasts_its_weights():
     assert mixture.rsample((2,)).shape == (2, 5, 1, 3, 2)
     with pytest.raises(ValueError, match="cannot expand"):
         wide.expand((3,))
-    with pytest.raises(RuntimeError, match="broadcast"):
+    with pytest.raises(ValueError, match="cannot expand"):
         wide.expand((7, 3))
 
 

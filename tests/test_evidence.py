@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -62,6 +63,43 @@ def test_words_say_which_rows_are_in_doubt(double):
     assert "Too few draws for k-hat" in evidence_of(log_w[:8], "log p(x)").summary()
     assert found.untrusted() == 0.25 and math.isnan(evidence_of(log_w[:8], "").untrusted())
     assert "too few for k-hat" in repr(evidence_of(log_w[:8], ""))
+
+
+def test_a_row_without_finite_weights_is_told_apart_from_too_few_draws(double):
+    """One row of zeros, one with a NaN, and one with an infinity, among rows that are well and one that is not."""
+    torch.manual_seed(0)
+    log_w = torch.cat([0.3 * torch.randn(1000, 6), 6 * torch.randn(1000, 1)], 1)
+    log_w[:, 2], log_w[5, 3], log_w[7, 4] = -math.inf, math.nan, math.inf
+    found = evidence_of(log_w, "log p(x)")
+    assert not found.few and found.lost.tolist() == [False, False, True, True, True, False, False]
+    assert found.doubtful.tolist() == [False, False, True, True, True, False, True]
+    assert found.untrusted() == pytest.approx(4 / 7)
+    assert "k-hat > 0.7 in 57.1%, 3 rows without finite weights" in repr(found)
+    text = found.summary()
+    assert "Too few" not in text and "Without finite weights: 3 rows (2, 3, 4). All weights are zero" in text
+    assert "Trusted: 3 rows (42.9%)" in text and "Not to be trusted: 1 row (14.3%): 1 with k-hat > 0.7" in text
+    assert "row 6: " in text and "row 2: " not in text
+    assert "rows (2, ..)" in found.summary(worst=1)
+    well = found[:4].summary()
+    assert "2 rows (2, 3)" in well and "No other row gives reason for doubt." in well
+    assert "reason for doubt" not in found[2:5].summary() and "Trusted" not in found[2:5].summary()
+    few = evidence_of(log_w[:8], "log p(x)")
+    assert few.few and math.isnan(few.untrusted()) and "Too few" in few.summary()
+    assert "Without finite weights: 3 rows" in few.summary()
+    assert "too few for k-hat, 3 rows without finite weights" in repr(few)
+
+
+def test_a_row_is_an_integer_of_any_kind(log_w):
+    found = evidence_of(log_w, "log p(x)")
+    for row in (2, np.int64(2), np.array(2), torch.tensor(2), -5):
+        assert len(found[row]) == 1 and torch.equal(found[row].log_prob, found.log_prob[2:3])
+        assert found[row].running[64][0].shape == (1,)
+    for rows in ([0, 2], np.array([0, 2]), torch.tensor([0, 2]), slice(0, 3, 2)):
+        assert torch.equal(found[rows].log_prob, found.log_prob[[0, 2]])
+    with pytest.raises(IndexError, match="index 7 is out of bounds"):
+        found[7]
+    with pytest.raises(TypeError, match="integer"):
+        found[torch.tensor(1.5)]
 
 
 def test_rows_are_taken_and_joined(log_w):

@@ -26,6 +26,7 @@ LAYERS = [
     ["batch", "fixed", "evidence", "noise"],
     ["conditionals", "posteriors", "models", "guides"],
     ["pairs"],
+    ["reduction"],
     ["importance"],
     ["estimators", "proposals", "bridge"],
     ["terms", "bounds", "stacking", "foreign"],
@@ -34,6 +35,7 @@ LAYERS = [
 ]
 WITHIN = {
     ("scatter", "distributions"),
+    ("scatter", "presence"),
     ("traceable", "draws"),
     ("bounds", "terms"),
     ("stacking", "terms"),

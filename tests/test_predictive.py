@@ -10,6 +10,7 @@ from linear_gaussian import every_pattern, oracle
 from torch import nn
 
 import pyro_mm as mm
+from pyro_mm.export import to_arviz
 
 S = 6000
 Z = 4.75  # standard errors: a normal error exceeds it with p = 2e-6, and about 10^3 are looked at here
@@ -269,6 +270,234 @@ def test_an_empty_row_is_drawn_jointly_where_a_latent_depends_on_a_modality():
         assert (image - centres[label]).abs().max() < 15 and len(label.unique()) == 3
 
 
+# -- private latents and what nothing informs on --------------------------------------------------------------------
+
+# w_m | z ~ N(c z + d, s), x_m | z, w_m ~ N(l z + k w_m, r)
+PRIVATE = {
+    "a": {"c": -1.0, "d": 0.5, "s": 0.8, "l": 1.0, "k": 1.0, "r": 0.7},
+    "b": {"c": 0.5, "d": 1.0, "s": 0.6, "l": 2.0, "k": -3.0, "r": 0.5},
+}
+
+
+def private_pair():
+    """A linear-Gaussian story with private latents, and its exact posterior but for a wrong stand-in, N(50, 0.1)."""
+
+    def model(batch):
+        with batch.plate():
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            for n, p in PRIVATE.items():
+                w = pyro.sample(f"w_{n}", dist.Normal(p["c"] * z + p["d"], p["s"]))
+                batch.observe(n, lambda z, w, p=p: dist.Normal(p["l"] * z + p["k"] * w, p["r"]), z, w)
+
+    def guide(batch):
+        precision, h = torch.ones(batch.size), torch.zeros(batch.size)
+        for n, p in PRIVATE.items():  # x_m | z with w_m summed out: N(slope z + k d, variance)
+            slope, variance = p["l"] + p["k"] * p["c"], (p["k"] * p["s"]) ** 2 + p["r"] ** 2
+            here = batch.present[n].double()
+            precision, h = (
+                precision + here * slope**2 / variance,
+                h + here * slope * (batch[n] - p["k"] * p["d"]) / variance,
+            )
+        with batch.plate():
+            z = pyro.sample("z", dist.Normal(h / precision, precision.rsqrt()))
+            for n, p in PRIVATE.items():
+                tight = p["s"] ** -2 + (p["k"] / p["r"]) ** 2
+                loc = (p["c"] * z + p["d"]) / p["s"] ** 2 + p["k"] * (batch[n] - p["l"] * z) / p["r"] ** 2
+                here = batch.present[n]
+                loc, scale = torch.where(here, loc / tight, 50.0), torch.where(here, tight**-0.5, 0.1)
+                pyro.sample(f"w_{n}", dist.Normal(loc, scale))
+
+    here = {"a": torch.tensor([True, True, False, False]), "b": torch.tensor([True, False, True, False])}
+    return model, guide, mm.Batch({"a": torch.tensor([1.0, -2.0, 0.0, 0.0]), "b": torch.tensor([0.3, 0, 4, 0])}, here)
+
+
+def private_moments(batch, row):
+    """Mean and covariance of (z, w_a, w_b, x_a, x_b), the x drawn anew, given what is present in a row."""
+    p = PRIVATE.values()
+    step = torch.zeros(3, 3)  # (z, w_a, w_b) = step (z, w_a, w_b) + shift + noise
+    step[1:, 0] = torch.tensor([q["c"] for q in p])
+    solve = torch.linalg.inv(torch.eye(3) - step)
+    loc = solve @ torch.tensor([0.0, *(q["d"] for q in p)])
+    covariance = solve @ torch.tensor([1.0, *(q["s"] ** 2 for q in p)]).diag() @ solve.T
+    decode = torch.tensor([[q["l"], q["k"] * (n == "a"), q["k"] * (n == "b")] for n, q in PRIVATE.items()])
+    noise = torch.tensor([q["r"] ** 2 for q in p])
+    keep = torch.stack([batch.present[n][row] for n in PRIVATE])
+    seen, x = decode[keep], torch.stack([batch[n][row] for n in PRIVATE])[keep]
+    gain = covariance @ seen.T @ torch.linalg.inv(seen @ covariance @ seen.T + noise[keep].diag())
+    loc, covariance = loc + gain @ (x - seen @ loc), covariance - gain @ seen @ covariance
+    both = torch.cat([torch.eye(3), decode])
+    return both @ loc, both @ covariance @ both.T + torch.cat([torch.zeros(3), noise]).diag()
+
+
+@pytest.mark.parametrize("resample", [False, True])
+def test_what_is_private_to_a_missing_modality_is_the_models_whatever_the_guide(resample, double):
+    """Both present, either, none, row by row: all first and second moments of latents and modalities together."""
+    model, guide, batch = private_pair()
+    options = {"num_samples": S, "resample": resample, "seed": 0}
+    data = to_arviz(model, guide, batch, **options)
+    names = ["z", "w_a", "w_b"]
+    arrays = [data["posterior"][n].values[0] for n in names]
+    arrays += [data["posterior_predictive"][n].values[0] for n in "ab"]
+    joint = torch.stack([torch.as_tensor(x) for x in arrays], -1)
+    drawn = mm.generate(model, guide, batch, **options)
+    latent = mm.posterior_draws(model, guide, batch, **options)
+    apart = torch.stack([*(latent[n] for n in names), *(drawn[n] for n in "ab")], -1)
+    size = 1 / (1 / S + resample / 1000)  # the exact guide's weights are constant: 1000 draws to take from
+    for row in range(4):
+        mean, covariance = private_moments(batch, row)
+        variance = covariance.diagonal()
+        error = ((variance[:, None] * variance + covariance**2) / size).sqrt()
+        for draws in (joint[:, row], apart[:, row]):  # some 120 errors
+            assert ((draws.mean(0) - mean) / (variance / size).sqrt()).abs().max() < Z
+        assert ((joint[:, row].T.cov() - covariance) / error).abs().max() < Z
+        for part in (slice(3), slice(3, 5)):
+            assert ((apart[:, row].T.cov() - covariance) / error)[part, part].abs().max() < Z
+
+
+@pytest.mark.parametrize("resample", [False, True])
+def test_and_so_it_is_one_by_one_and_for_a_modality_that_the_batch_does_not_hold(resample, double):
+    model, guide, batch = private_pair()
+    options = {"resample": resample, "seed": 0}
+    batch = batch.only("b")[[1, 2, 3]]
+    drawn = mm.generate(model, guide, batch, 300, vectorize=False, num_particles=300, **options)
+    latent = mm.posterior_draws(model, guide, batch, 300, vectorize=False, num_particles=300, **options)
+    found = torch.stack([*(latent[n] for n in ("z", "w_a", "w_b")), *(drawn[n] for n in "ab")], -1)
+    for row in range(3):
+        mean, covariance = private_moments(batch, row)
+        assert (
+            (found[:, row].mean(0) - mean) / (covariance.diagonal() / (150 if resample else 300)).sqrt()
+        ).abs().max() < Z
+
+    def without(rows):  # the same guide, which looks at b only
+        none = torch.zeros(len(rows))
+        guide(mm.Batch({"a": none, "b": rows["b"]}, {"a": none > 0, "b": rows.present["b"]}))
+
+    held = mm.Batch({"b": batch["b"]}, {"b": batch.present["b"]})
+    found = mm.generate(model, without, held, S, **options)["a"]
+    for row in range(3):
+        mean, covariance = (x[..., 3] for x in private_moments(batch, row))
+        assert abs(found[:, row].mean() - mean) < Z * (covariance[3] * (1 / S + resample / 1000)).sqrt()
+
+
+def test_the_stand_in_of_a_private_latent_says_nothing_of_a_discrete_one(double):
+    """c chooses the prior of w_b: where b is missing the stand-in, at one of c's two places, must not choose c."""
+
+    def model(batch):
+        with batch.plate():
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            c = pyro.sample("c", dist.Bernoulli(0.3))
+            w = pyro.sample("w_b", dist.Normal(4 * c - 2, 1.0))
+            batch.observe("a", lambda z: dist.Normal(z, 1.0), z)
+            batch.observe("b", lambda w: dist.Normal(w, 0.1), w)
+
+    def guide(batch):
+        with batch.plate():
+            pyro.sample("z", dist.Normal(torch.zeros(batch.size), 1.0))
+            pyro.sample("w_b", dist.Normal(torch.where(batch.present["b"], batch["b"], 2.0), 0.1))
+
+    batch = mm.Batch({"a": torch.zeros(2), "b": torch.tensor([-2.0, 0.0])}, {"b": torch.tensor([True, False])})
+    data = to_arviz(model, guide, batch, num_samples=S, seed=0)
+    c, w = (torch.as_tensor(data["posterior"][n].values[0]) for n in ("c", "w_b"))
+    b = torch.as_tensor(data["posterior_predictive"]["b"].values[0])
+    assert c[:, 0].mean() < 0.01, "where b is present its latent says what c is"
+    assert abs(c[:, 1].mean() - 0.3) < Z * (0.21 / S) ** 0.5
+    assert abs((w - 4 * c + 2)[:, 1].mean()) < Z / S**0.5 and abs((b - w)[:, 1].std() - 0.1) < 0.01
+
+
+def test_a_discrete_latent_on_which_the_guides_depends_is_drawn_given_it(double):
+    """A mixture for a prior, whose component only the model has: p(c | z) in closed form."""
+
+    def model(batch):
+        with batch.plate():
+            c = pyro.sample("c", dist.Bernoulli(0.3))
+            z = pyro.sample("z", dist.Normal(2 * c - 1, 1.0))
+            batch.observe("x", lambda z: dist.Normal(z, 1.0), z)
+
+    def guide(batch):
+        with batch.plate():
+            pyro.sample("z", dist.Normal(batch["x"], 1e-6))
+
+    batch = mm.Batch({"x": torch.tensor([-0.5, 0.0, 1.0])})
+    share = torch.sigmoid(2 * batch["x"] + math.log(0.3 / 0.7))
+    c = torch.as_tensor(to_arviz(model, guide, batch, num_samples=S, seed=0)["posterior"]["c"].values[0])
+    assert ((c.mean(0) - share) / (share * (1 - share) / S).sqrt()).abs().max() < Z
+    assert mm.generate(model, guide, batch)["x"].shape == (1, 3)
+
+
+def test_draws_of_a_row_with_nothing_are_the_priors(double):
+    """Of the posterior's draws as of generate's, resampled or not, whatever the guide."""
+
+    def guide(batch):
+        with batch.plate():
+            z = pyro.sample("z", dist.Normal(torch.full((batch.size,), 50.0), 0.1))
+            pyro.sample("w_a", dist.Normal(z, 0.1))
+            pyro.sample("w_b", dist.Normal(z, 0.1))
+
+    model, _, batch = private_pair()
+    for rows, resample in ((batch, False), (batch, True), (batch.only(), False)):
+        z = mm.posterior_draws(model, guide, rows, S, resample=resample, num_particles=100, seed=0)["z"][:, 3]
+        assert abs(z.mean()) < Z / S**0.5 and abs(z.var() - 1) < Z * (2 / S) ** 0.5
+
+
+# -- plates within a row --------------------------------------------------------------------------------------------
+
+
+def parts(observed):
+    """Three parts of every row, in a vectorised plate: what is drawn of part p of row n is 10 p + 100 n, nearly."""
+
+    def place(batch):
+        return 10.0 * torch.arange(3)[:, None] + 100.0 * torch.arange(batch.size)
+
+    def model(batch):
+        with batch.plate():
+            z = pyro.sample("z", dist.Normal(0.0, 100.0))
+            with pyro.plate("parts", 3, dim=-2):
+                v = pyro.sample("v", dist.Normal(z, 100.0))
+                if observed:
+                    pyro.sample("x", dist.Normal(v, 1e-2), obs=batch["x"].T)
+            if not observed:
+                batch.observe("x", lambda v: dist.Normal(v.sum(-2, keepdim=True), 1.0), v)
+
+    def guide(batch):
+        with batch.plate():
+            pyro.sample("z", dist.Normal(torch.zeros(batch.size), 0.1))
+            with pyro.plate("parts", 3, dim=-2):
+                pyro.sample("v", dist.Normal(place(batch), 0.1))
+
+    values = torch.zeros(4, 3) if observed else torch.zeros(4)
+    return model, guide, mm.Batch({"x": values}), place
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+@pytest.mark.parametrize("particles", [None, 1, 20])
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_plates_within_a_row_come_after_it_however_draws_are_made(samples, particles, vectorize, double):
+    options = {"vectorize": vectorize, "seed": 0}
+    if particles is not None:
+        options |= {"resample": True, "num_particles": particles}
+    for observed in (True, False):
+        model, guide, batch, place = parts(observed)
+        where = place(batch).T.expand(samples, 4, 3)
+        draws = mm.posterior_draws(model, guide, batch, samples, **options)
+        assert {n: tuple(z.shape) for n, z in draws.items()} == {"z": (samples, 4), "v": (samples, 4, 3)}
+        torch.testing.assert_close(draws["v"], where, atol=0.6, rtol=0)
+        for mean in (False, True):
+            x = mm.generate(model, guide, batch, samples, mean=mean, **options)["x"]
+            expected = where if observed else where.sum(-1)
+            torch.testing.assert_close(x, expected.clone(), atol=0.6 if observed else 6.0, rtol=0)
+
+
+def test_modalities_in_plates_within_a_row_are_drawn_where_they_are_missing(double):
+    model, guide, batch, place = parts(observed=True)
+    rows = mm.Batch({"x": batch["x"]}, present={"x": torch.tensor([True, False, True, True])})
+    x = mm.generate(model, guide, rows, 2000, seed=0)["x"]
+    assert x.shape == (2000, 4, 3) and (x[:, [0, 2, 3]] - place(batch).T[[0, 2, 3]]).abs().max() < 1
+    exact = 2e4**0.5  # of a row with nothing: z's variance and v's
+    assert (x[:, 1].std(0) / exact - 1).abs().max() < Z / (2 * 2000) ** 0.5 * 1.5 and abs(
+        x[:, 1].mean()
+    ) < Z * exact / 2000**0.5
+
+
 # -- by weight ------------------------------------------------------------------------------------------------------
 
 
@@ -412,3 +641,8 @@ def test_what_cannot_be_resampled():
         mm.generate(model, guide, batch, resample=True)
     with pytest.raises(ValueError, match="prior_share: for draws by weight, with resample=True"):
         mm.posterior_draws(model, guide, batch, prior_share=0.5)
+    with pytest.raises(TypeError, match="mean"):
+        mm.posterior_draws(model, guide, batch, resample=True, mean=True)
+    for vectorize in (True, False):
+        with pytest.raises(ValueError, match="expected num_samples >= 1, got 0"):
+            mm.generate(model, guide, batch, 0, vectorize=vectorize)

@@ -12,6 +12,7 @@ from torch.distributions import TransformedDistribution
 from torch.distributions.transforms import AffineTransform, ExpTransform
 
 import pyro_mm as mm
+import pyro_mm.noise
 from pyro_mm.distributions import Mixture, Where
 from pyro_mm.noise import REPLICATES, Antithetic, QuasiRandom, Systematic, component, quantile
 from pyro_mm.proposals import Proposal
@@ -160,18 +161,18 @@ def test_every_proposal_is_unbiased_and_knows_its_error(how, kind, broad):
 def test_better_draws_have_smaller_errors(broad):
     """Quasi-random draws always; antithetic ones where weights change sign-wise, and not where they are symmetric."""
     model, guides = broad
-    batch = every_pattern(model, rows=20, empty=False)
+    batch = every_pattern(model, rows=150, empty=False)
     truth = model.log_prob(batch)
 
     def error(guide, how):
         found = mm.log_marginal(model, guide, batch, num_particles=1000, seed=2, **HOW[how])
-        return (found.log_prob - truth).square().mean().sqrt()  # of a relative error of 6 %
+        return (found.log_prob - truth).square().mean().sqrt()  # of a relative error of 2 %
 
     plain = error(guides["single"], "independent")
     assert error(guides["single"], "quasi") < 0.5 * plain
     assert error(guides["single"], "antithetic") > 1.2 * plain, "pairs of equal weights are half as many draws"
     shifted = mm.Guide(z=Broad(model, False, shift=0.8))
-    assert error(shifted, "antithetic") < 0.9 * error(shifted, "independent")
+    assert error(shifted, "antithetic") < 0.97 * error(shifted, "independent")  # 0.89 of it
 
 
 def test_stratified_draws_remove_the_choice_of_components():
@@ -324,6 +325,106 @@ def test_what_a_proposal_cannot_be(broad):
 
     with pytest.raises(ValueError, match="this story draws while it is scored"):
         mm.log_marginal(chained, guides["single"], batch.only("x1"), prior_share=0.1)
+
+
+def counts_story(batch):
+    with batch.plate():
+        z = pyro.sample("z", dist.Poisson(3.0))
+        batch.observe("x", lambda z: dist.Normal(z, 1.0), z)
+
+
+def counts_guide(batch):
+    with batch.plate():
+        parts = dist.Poisson(torch.tensor([1.0, 3.0, 6.0]))
+        pyro.sample("z", Mixture(parts, torch.tensor([0.3, 0.5, 0.2]).log()).expand([len(batch)]))
+
+
+def test_a_mixture_of_components_without_rsample_is_stratified_too(double):
+    """Of counts, against the sum over them; the components in their proportions."""
+    batch = mm.Batch({"x": torch.tensor([0.5, 3.0, 7.0])})
+    z = torch.arange(60.0)
+    truth = (dist.Poisson(3.0).log_prob(z) + dist.Normal(z, 1.0).log_prob(batch["x"][:, None])).logsumexp(-1)
+    for how in ({}, {"stratify": False}, {"prior_share": 0.25}):
+        found = mm.log_marginal(counts_story, counts_guide, batch, num_particles=20_000, seed=0, **how)
+        assert ((found.log_prob - truth).abs() < 4.5 * found.standard_error).all() and found.standard_error.max() < 0.05
+    drawn = mm.posterior_draws(counts_story, counts_guide, batch, 7, resample=True, num_particles=100)["z"]
+    assert drawn.shape == (7, 3) and (drawn == drawn.round()).all()
+
+
+@pytest.mark.parametrize("draws", ["antithetic", "quasi"])
+def test_what_has_no_uniforms_is_told_in_words(draws, double):
+    def many(batch):  # a mixture for each of three coordinates
+        with batch.plate():
+            parts = dist.Normal(torch.tensor([[0.0, 1.0], [0.0, 1.0], [2.0, 3.0]]), 1.0)
+            pyro.sample("z", Mixture(parts, torch.tensor([0.5, 0.5]).log()).expand([len(batch), 3]).to_event(1))
+
+    def story(batch):
+        with batch.plate():
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            batch.observe("x", lambda z: dist.Normal(z.sum(-1), 1.0), z)
+
+    batch = mm.Batch({"x": torch.tensor([0.5, 3.0, 7.0])})
+    words = "site 'z' cannot be drawn from uniforms, so take draws='independent': "
+    with pytest.raises(ValueError, match=words + "a mixture inside to_event chooses a component for each of its"):
+        mm.log_marginal(story, many, batch, num_particles=100, draws=draws)
+    with pytest.raises(ValueError, match=words + "components of type Poisson cannot be taken one by one"):
+        mm.log_marginal(counts_story, counts_guide, batch, num_particles=100, draws=draws)
+    found = mm.log_marginal(story, many, batch, num_particles=100_000, seed=0)
+    truth = dist.Normal(0.0, 2.0).log_prob(batch["x"])
+    assert ((found.log_prob - truth).abs() < 4.5 * found.standard_error).all()
+
+
+@pytest.mark.parametrize("how", ["independent", "antithetic", "quasi", "defensive, antithetic", "defensive, quasi"])
+def test_the_two_halves_of_a_conditional_share_no_stream(how, broad, monkeypatch):
+    """Errors in quadrature are those of independent draws: no two streams of one seed, nor a Sobol scrambling twice.
+
+    As torch's generators see them, which is by their last 32 bits; those of the caller under that seed and near-by
+    ones, who may have made the rows with them, are none of these either.
+    """
+    model, guides = broad
+    streams, scramblings, Engine, generator = [], [], torch.quasirandom.SobolEngine, pyro_mm.noise.generator
+
+    class Seen(Engine):
+        def __init__(self, *args, **options):
+            scramblings.append(options["seed"])
+            super().__init__(*args, **options)
+
+    def seen(seed, device):
+        streams.append(seed % 2**32)
+        return generator(seed, device)
+
+    monkeypatch.setattr(pyro_mm.noise, "generator", seen)
+    monkeypatch.setattr(torch.quasirandom, "SobolEngine", Seen)
+    batch = model.sample(3)
+    mm.log_conditional(model, guides["mixture"], batch, target="x0", given=["x1"], num_particles=60, seed=4, **HOW[how])
+    assert len(streams) == (2 if how == "independent" else 4)
+    assert len(scramblings) == (2 * REPLICATES if "quasi" in how else 0)
+    blocks = {mm.seeding.part_seed(seed, 0) % 2**32 for seed in (4, 5)}
+    assert len({*streams, *blocks, *range(100)}) == len(streams) + 102
+    assert len(set(scramblings)) == len(scramblings)
+
+
+def test_the_errors_of_the_two_halves_are_independent(double):
+    """Of 4000 rows: the correlation of the two estimates, of standard error 0.016, within 4.5 of them.
+
+    It was 0.10 where the uniforms that choose the joint's draws were those that made the marginal's.
+    """
+
+    def model(batch):
+        with batch.plate():
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            for n in "xy":
+                batch.observe(n, lambda z: dist.Normal(z, 1.0), z)
+
+    def guide(batch):
+        with batch.plate():
+            pyro.sample("z", dist.Normal(torch.ones(batch.size), 0.5))
+
+    batch = mm.Batch({n: torch.full((4000,), -0.5) for n in "xy"})
+    options = {"num_particles": 20, "seed": 0, "draws": "antithetic", "prior_share": 0.2}
+    joint = mm.log_marginal(model, guide, batch, **options).log_prob
+    marginal = joint - mm.log_conditional(model, guide, batch, target="y", given="x", **options).log_prob
+    assert abs(torch.corrcoef(torch.stack([joint.exp(), marginal.exp()]))[0, 1]) < 4.5 / 4000**0.5
 
 
 def test_groups_are_counted(broad):

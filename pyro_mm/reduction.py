@@ -1,0 +1,125 @@
+"""The log-probabilities of a pair's sites, reduced to a number for every particle, term and row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from .pairs import Pair
+
+
+class Lazy(Mapping[str, Tensor]):
+    """Values by name, each computed when somebody first asks for it."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Tensor]]):
+        self._makers = makers
+        self._made: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._made:
+            self._made[name] = self._makers[name]()
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+def average(x: Tensor) -> Tensor:
+    """The mean over particles."""
+    return x[0] if len(x) == 1 else x.mean(0)
+
+
+def sum_out(factors: list[Tensor], enum_dim: int) -> Tensor:
+    """The log of the sum, over all dimensions from ``enum_dim`` leftwards, of the product of exponentiated factors.
+
+    By variable elimination: a dimension at a time, over the factors that have it.
+    """
+    while any(x.dim() >= -enum_dim for x in factors):
+        dim = -max(x.dim() for x in factors)
+        those = [x for x in factors if x.dim() == -dim]
+        factors = [x for x in factors if x.dim() < -dim]
+        factors.append(sum(those[1:], those[0]).logsumexp(dim))
+    return sum(factors, torch.zeros(()))  # type: ignore[return-value]
+
+
+class Reduce:
+    """Brings the log-probabilities of a pair's sites to ``(K, T, N)``."""
+
+    def __init__(self, pair: Pair, unscaled: bool = False):
+        self.pair, self.unscaled, self.factor = pair, unscaled, 1.0
+        self.size = pair.views.decode.size
+
+    def log_prob(self, site: dict[str, Any]) -> Tensor:
+        """Masked, scaled by the site's own scale but not by the data plate's, summed over other plates."""
+        scale, log_prob = self.scale(site), site["fn"].log_prob(site["value"])
+        if "_enumerate_dim" not in site["infer"] or site["mask"] is None:
+            return self.rows(scale_and_mask(log_prob, scale, site["mask"]), site)
+        # a masked site is to weigh nothing, and it is summed over: its classes share a weight of one
+        mask = torch.as_tensor(site["mask"], device=log_prob.device)
+        share = -math.log(log_prob.shape[site["infer"]["_enumerate_dim"]])
+        return self.rows(torch.where(mask, scale * log_prob, share), site)
+
+    def scale(self, site: dict[str, Any]) -> Any:
+        """The site's own scale: without that of a subsampled data plate, which is the ``factor``."""
+        frames = {frame.name: frame for frame in site["cond_indep_stack"]}
+        if "data" not in frames:
+            raise ValueError(
+                f"site {site['name']!r} lies outside the plate 'data', so its log-probability is of no single row: "
+                "put it in `with batch.plate():`, or train with pyro.infer.Trace_ELBO or TraceMeanField_ELBO"
+            )
+        data = frames["data"]
+        scale = site["scale"]
+        if data.full_size != data.size:
+            self.factor = data.full_size / data.size
+            scale = scale / self.factor
+        if self.unscaled and not (isinstance(scale, float | int) and math.isclose(scale, 1.0)):
+            raise ValueError(f"site {site['name']!r} is scaled by {scale}, so its log-probability is no log-likelihood")
+        return scale
+
+    def rows(self, x: Tensor, site: dict[str, Any]) -> Tensor:
+        for frame in site["cond_indep_stack"]:
+            if frame.vectorized and frame.name not in ("data", "terms", "particles"):
+                if "_enumerate_dim" in site["infer"]:
+                    raise ValueError(
+                        f"site {site['name']!r} is enumerated inside the plate {frame.name!r}: only sites directly in "
+                        "the plate 'data' can be summed out here; use a sequential plate, or pyro.infer.TraceEnum_ELBO"
+                    )
+                x = x.sum(frame.dim, keepdim=True) if x.dim() >= -frame.dim else x
+        return x
+
+    def full(self, x: Tensor) -> Tensor:
+        k, t = self.pair.num_particles, self.pair.views.terms
+        lead = ((k,) if self.pair.plated else ()) + ((t,) if t > 1 else ())
+        return x.expand(*lead, *[1] * (self.pair.views.nesting - 1), self.size).reshape(k, t, self.size)
+
+    def total(self, terms: Iterable[Tensor]) -> Tensor:
+        terms = list(terms)
+        return self.full(sum(terms[1:], terms[0]) if terms else torch.zeros((), device=self.pair.views.decode.device))
+
+    def kl(
+        self, name: str, q: dict[str, Any], r: dict[str, Any] | None, log_q: Mapping[str, Tensor], log_r: Lazy
+    ) -> Tensor:
+        if r is None:
+            return log_q[name]
+        try:
+            kl = kl_divergence(q["fn"], r["fn"])
+        except NotImplementedError:
+            return log_q[name] - log_r[name]
+        return self.rows(scale_and_mask(kl, self.scale(q), q["mask"]), q)
+
+    def reducer(self, site: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+        event_dim = site["fn"].event_dim
+
+        def reduce(x: Tensor) -> Tensor:
+            return self.full(self.rows(x.flatten(x.dim() - event_dim).sum(-1) if event_dim else x, site))
+
+        return reduce
