@@ -187,7 +187,7 @@ def score(
 def _again(pair: Pair, info: Structure, index: Tensor) -> Scores:
     """The scores of some of a pair's particles, ``index`` of shape ``(C, T, N)``, with their gradient."""
     some = Pair(pair._model, pair._guide, pair.views, len(index))
-    chosen = pair.trace.copy()
+    chosen = poutine.Trace()  # without the plates, whose sizes are other ones
     terms = index.shape[1:2] if pair.views.terms > 1 else ()
     for name, site in latents(pair.trace).items():
         value = site["value"]
@@ -198,7 +198,7 @@ def _again(pair: Pair, info: Structure, index: Tensor) -> Scores:
             shape = (*value.shape[:dim], len(index), *value.shape[dim + 1 :])
             value = value.gather(dim, place.expand(shape))
             value = value if some.plated else value.squeeze(dim)
-        chosen.nodes[name] = site | {"value": value}
+        chosen.add_node(name, **site | {"value": value})
     with poutine.replay(trace=chosen):
         propose(some, info)
     return score_model(some, info)

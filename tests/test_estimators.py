@@ -113,21 +113,73 @@ def test_path_gradients_are_unbiased(estimator, kind, double):
         model = oracle(2, latent=2)
         posterior = mm.posteriors.ProductOfExperts if kind == "one latent" else mm.posteriors.MixtureOfExperts
         guide, batch = mm.Guide(z=posterior(encoders(model, hidden=()))), model.sample(1)
-    wide = mm.Batch({n: batch[n].expand(20_000, -1) for n in batch.names})  # many draws of one row
-    full = E.IWAE(estimator.num_particles)
-    parameters = list(guide.parameters())
+    same_mean_gradient(estimator, E.IWAE(estimator.num_particles), model, guide, batch, list(guide.parameters()))
+
+
+def same_mean_gradient(one, other, model, guide, batch, parameters, rows=20_000):
+    """Two losses' gradients agree in the mean over many draws of one row."""
+    wide = mm.Batch({n: batch[n].expand(rows, -1) for n in batch.names})
     difference, blocks = [], 20
     for block in range(blocks):
         torch.manual_seed(block)
-        a = torch.autograd.grad(estimator.differentiable_loss(model, guide, wide), parameters)
+        a = torch.autograd.grad(one.differentiable_loss(model, guide, wide), parameters)
         torch.manual_seed(block)
-        b = torch.autograd.grad(full.differentiable_loss(model, guide, wide), parameters)
+        b = torch.autograd.grad(other.differentiable_loss(model, guide, wide), parameters)
         difference.append(torch.cat([(x - y).flatten() for x, y in zip(a, b, strict=True)]) / wide.size)
     difference = torch.stack(difference)
     error = difference.std(0) / blocks**0.5
     # 20 block means: |t| < 5.5 with 19 degrees of freedom fails with probability 3e-5 for each of some 30 parameters
     assert (difference.mean(0).abs() < 5.5 * error + 1e-12).all()
-    assert error.max() < 0.02, "the test could tell no difference"
+    assert error.max() < 0.05, "the test could tell no difference"
+
+
+@pytest.mark.parametrize("stratified", [None, "inside", "outside"])
+def test_one_particle_by_its_weight_stands_for_all_in_the_mean(stratified, double):
+    model = oracle(2, latent=2)
+    posterior = mm.posteriors.MixtureOfExperts if stratified else mm.posteriors.ProductOfExperts
+    guide, batch = mm.Guide(z=posterior(encoders(model, hidden=()))), model.sample(1)
+    one, full = (E.IWAE(3, stratified=stratified, resample=r) for r in (True, False))
+    parameters = [*guide.parameters(), *model.loadings.values()]
+    same_mean_gradient(one, full, model, guide, batch, parameters, rows=5000)
+
+
+@pytest.mark.parametrize("name", ["mvae", "telbo", "jmvae_kl", "masked"])
+def test_and_so_it_does_in_every_kind_of_table(name, double):
+    """Several terms, frozen decoders, penalties, rows in which a term decodes nothing."""
+    model = oracle(2, latent=2)
+    guide = mm.Guide(z=mm.posteriors.ProductOfExperts(encoders(model, hidden=())))
+    one, full = (getattr(mm.objectives, name)(estimator=E.IWAE(3, resample=r)) for r in (True, False))
+    parameters = [*guide.parameters(), *model.loadings.values()]
+    same_mean_gradient(one, full, model, guide, model.sample(1), parameters, rows=4000)
+
+
+@pytest.mark.parametrize("stratified", [None, "inside", "outside"])
+def test_resampling_changes_no_value_and_differs_in_the_gradient(stratified, double):
+    """Rows that lack modalities, private latents and two networks a modality included."""
+    model, guide = mm.recipes.mmvae(digits(), latent=3, hidden=(8,))[:2]
+    batch = digits()
+    values, gradients = [], []
+    for resample in (False, True):
+        torch.manual_seed(0)
+        loss = E.IWAE(4, stratified=stratified, resample=resample).differentiable_loss(model, guide, batch)
+        values.append(loss.item())
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(guide.parameters()))]))
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+    assert gradients[1].isfinite().all() and not torch.allclose(*gradients)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        assert E.IWAE(4, stratified=stratified, resample=True).loss(model, guide, batch) == pytest.approx(values[0])
+
+
+def digits():
+    image = torch.bernoulli(torch.full((12, 4, 4), 0.5, dtype=torch.float32))
+    return mm.Batch({"image": image, "label": torch.arange(12) % 3}, {"label": torch.arange(12) % 4 > 0})
+
+
+def test_resampling_needs_draws():
+    with pytest.raises(ValueError, match="made in one pass"):
+        E.IWAE(2, resample=True, vectorize_particles=False)
+    assert repr(E.IWAE(2, resample=True)) == "IWAE(num_particles=2, resample=True)"
 
 
 @pytest.mark.parametrize("stratified", ["inside", "outside"])

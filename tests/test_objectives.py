@@ -406,6 +406,54 @@ def test_jmvae_kl_runs_every_network_once_a_step(estimator):
         assert (counted.calls, counted.rows) == (1, 7)
 
 
+@pytest.mark.parametrize(
+    ("name", "decodes"), [("elbo", 1), ("mvae", 2), ("jmvae_kl", 1), ("mvtcae", 1), ("vaevae", 2), ("masked", 2)]
+)
+@pytest.mark.parametrize("joint", [False, True])
+def test_every_decoder_runs_once_for_terms_that_encode_the_same(name, decodes, joint):
+    """Decodes of a modality a row, with 5 modalities; encoders run once, whatever the terms."""
+    names = [f"x{i}" for i in range(5)]
+    decoders = {n: Counted(torch.nn.Linear(4, 6)) for n in names}
+    networks = {n: Counted(torch.nn.Linear(6, 8)) for n in names}
+    heads = [Counted(torch.nn.Linear(30, 8))]
+    prior = dist.Normal(torch.zeros(4), 1.0).to_event(1)
+    model = mm.models.SharedLatent(prior, {n: mm.conditionals.Normal(d, scale=1.0) for n, d in decoders.items()})
+    posterior = mm.posteriors.ProductOfExperts({n: mm.conditionals.Normal(e) for n, e in networks.items()})
+    if joint:
+        features = {n: torch.nn.Identity() for n in names}
+        posterior = mm.posteriors.JointEncoder(features, mm.conditionals.Normal(heads[0]), posterior)
+    guide, batch = mm.Guide(z=posterior), mm.Batch({n: torch.randn(7, 6) for n in names})
+    objective = getattr(tables, name)()
+    objective.loss(model, guide, batch)
+    for counted in (*decoders.values(), *networks.values(), *heads):
+        counted.calls = counted.rows = 0
+    objective.loss_and_grads(model, guide, batch)
+    assert [c.rows / 7 for c in decoders.values()] == [decodes] * 5
+    if not joint:
+        assert [c.rows / 7 for c in networks.values()] == [1] * 5
+    elif name in ("elbo", "jmvae_kl", "mvtcae"):
+        assert heads[0].rows / 7 == 1, "the joint network is for complete rows"
+
+
+@pytest.mark.parametrize("name", ["mvtcae", "vaevae"])
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_shared_draw_is_the_same_objective(name, missing, double):
+    """Term by term nothing is shared: the same mean over many draws, and by term too."""
+    model = oracle(3)
+    guide = mm.Guide(z=mm.posteriors.ProductOfExperts(encoders(model), prior=None))
+    row = model.sample(2)
+    present = {n: torch.tensor([True, not missing or n != "x1"]) for n in row.names}
+    wide = mm.Batch({n: row[n].repeat(20_000, 1) for n in row.names}, {n: p.repeat(20_000) for n, p in present.items()})
+    each = []
+    for vectorize in (True, False):
+        objective = getattr(tables, name)(vectorize=vectorize)
+        each.append((objective.loss(model, guide, wide) / wide.size, dict(objective.by_term)))
+    assert each[0][0] == pytest.approx(each[1][0], rel=3e-3)  # some six standard errors of the difference
+    assert each[0][1].keys() == each[1][1].keys()
+    for term, value in each[0][1].items():
+        assert float(value / wide.size) == pytest.approx(float(each[1][1][term] / wide.size), rel=1e-2, abs=1e-2)
+
+
 def test_term_rejects_what_makes_no_sense():
     with pytest.raises(ValueError, match="PRIOR cannot be decoded"):
         Term(ALL, PRIOR)
