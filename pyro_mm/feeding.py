@@ -78,6 +78,7 @@ class Feed:
             batch_sampler=[index.tolist() for index in order],  # type: ignore[arg-type]
             collate_fn=_same,
             num_workers=self.workers,
+            generator=torch.Generator(),  # or an epoch would take a number from the one that draws the latents
             pin_memory=self.device.type == "cuda",
         )
         for batch in loader:

@@ -58,14 +58,15 @@ def trace(problem: Problem, buffers: list[Tensor], batch: Batch, numbers: Tensor
     places: list[int] = []
     _, rows = batch.parts()
     parameters = problem.parameters
+    moving = [i for i, p in enumerate(parameters) if p.requires_grad]
 
     def step(numbers: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         loss = loss_of(problem, batch.assembled(tensors[: len(rows)]), numbers, fixed)
         terms = problem.by_term()
         labels[:] = terms
         factor = numbers[0].to(loss.dtype)
-        gradients = torch.autograd.grad(loss, parameters, factor, allow_unused=True)
-        places[:] = [i for i, g in enumerate(gradients) if g is not None]
+        gradients = torch.autograd.grad(loss, [parameters[i] for i in moving], factor, allow_unused=True)
+        places[:] = [i for i, g in zip(moving, gradients, strict=True) if g is not None]
         return (loss.detach(), *terms.values(), *(g for g in gradients if g is not None))
 
     inputs = [numbers, *rows, *parameters, *buffers]
@@ -129,7 +130,8 @@ def _reason(error: Exception) -> str:
         while where is not None:
             frames.append(where.tb_frame)
             where = where.tb_next
-        own = [f for f in frames if "/torch/" not in f.f_code.co_filename and "/pyro/" not in f.f_code.co_filename]
+        apart = ("/torch/", "/pyro/", __file__)
+        own = [f for f in frames if not any(where in f.f_code.co_filename for where in apart)]
         frame = own[-1] if own else frames[-1]
         at = f"{frame.f_code.co_name}, in {frame.f_code.co_filename}"
         return f"it reads a tensor's value in Python, as if, float() and .item() do ({at})"
@@ -189,7 +191,8 @@ def _check_values(
     def programs() -> Tensor:
         with pyro.validation_enabled(False):
             loss = loss_of(problem, other, numbers, fixed)
-        gradients = torch.autograd.grad(loss, problem.parameters, allow_unused=True)
+        moving = [p for p in problem.parameters if p.requires_grad]
+        gradients = torch.autograd.grad(loss, moving, allow_unused=True)
         return _summary(loss, [g for g in gradients if g is not None])
 
     def traced() -> Tensor:
@@ -202,8 +205,8 @@ def _check_values(
     tolerance = max(TOLERANCE.get(k, 0.0) for k in {*kinds, *(p.dtype for p in problem.parameters)})
     if not torch.allclose(expected, got, rtol=tolerance, equal_nan=True):
         raise Untraceable(
-            f"on other rows its loss is {float(expected[0]):.6g}, and {float(got[0]):.6g} as traced: what it does "
-            "depends on values read, or drawn, outside of torch"
+            "on other rows its loss or gradient is not that of its trace, so what it does depends on values that are "
+            "read, drawn or counted outside of torch"
         )
 
 

@@ -3,6 +3,8 @@
 import itertools
 import os
 import shutil
+import warnings
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -10,12 +12,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from test_contract import ESTIMATORS, MODELS, OBJECTIVES, POSTERIORS, data, pair
 from torch import nn
 
 import pyro_mm as mm
+from pyro_mm.compiled import MOST
 from pyro_mm.stepping import problem_of
+from pyro_mm.traceable import own
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))), reason="inductor needs a C++ compiler"
@@ -317,3 +321,224 @@ def test_every_compiled_step_has_the_gradient_of_the_loss_a_row(objective, plate
     losses = [0.5 * (3 - m) ** 2 + 0.5 * np.log(2 * np.pi) for m in mus]
     expected = [(4 * a + 4 * b + 3 * c) / 11 for a, b, c in (losses[:3], losses[3:])]
     assert history.columns["loss"] == pytest.approx(expected, rel=1e-12)
+
+
+# -- what is not compiled ---------------------------------------------------------------------------------------------
+
+
+def story_of(likelihood):
+    """A story of one modality whose likelihood is ``likelihood(z)``, and its guide."""
+    net = nn.Linear(2, 2)
+
+    def model(batch):
+        with batch.plate():
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            batch.observe("b", dist.Normal(likelihood(net(z), batch), 1.0).to_event(1))
+
+    encoder = mm.conditionals.Normal(nn.Linear(2, 4))
+    return model, mm.Guide(z=Of("b", encoder)), mm.Batch({"b": torch.randn(9, 2)})
+
+
+def reads(mean, batch):
+    return mean if float(mean.sum()) > 0 else -mean
+
+
+def draws_in_numpy(mean, batch):
+    return mean + np.random.rand()
+
+
+def by_position(mean, batch):
+    return mean + torch.as_tensor(batch["b"].detach().numpy()[:1] * 10)
+
+
+def by_choice_of_rows(mean, batch):
+    return mean + mean[mean[:, 0] > 0].sum(0)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "reason"),
+    [
+        (reads, "reads a tensor's value in Python"),
+        (draws_in_numpy, "outside of torch"),
+        (by_position, "outside of torch"),
+        (by_choice_of_rows, "shapes that depend on values"),
+    ],
+)
+def test_what_cannot_be_traced_runs_as_it_is_and_says_why_once(likelihood, reason):
+    model, guide, batch = story_of(likelihood)
+    objective = mm.objectives.elbo()
+    step = mm.stage(objective, model, guide, batch, backend=None)
+    with pytest.warns(UserWarning, match="is not compiled") as caught:
+        first = step(batch)
+    assert len(caught) == 1 and reason in str(caught[0].message) and reason in step.reasons[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(batch)
+        step(batch[:5])  # another shape, the same reason
+    assert first.isfinite() and objective.steps == 3
+    assert all(p.grad is not None for p in guide.parameters())
+
+
+def test_where_a_value_is_read_is_told():
+    model, guide, batch = story_of(reads)
+    step = mm.stage(mm.objectives.elbo(), model, guide, batch, backend=None)
+    with pytest.warns(UserWarning, match="is not compiled"):
+        step(batch)
+    assert "reads, in" in step.reasons[0] and "test_compiled.py" in step.reasons[0]
+
+
+@pytest.mark.parametrize("estimator", [TraceGraph_ELBO(), TraceEnum_ELBO(max_plate_nesting=3)], ids=["graph", "enum"])
+def test_estimators_that_differentiate_by_themselves_are_not_compiled(estimator):
+    model, guide, batch = story_of(lambda mean, batch: mean)
+    objective = mm.objectives.elbo(estimator)
+    step = mm.stage(objective, model, guide, batch, backend=None)
+    with pytest.warns(UserWarning, match=f"is not compiled.*{type(estimator).__name__}"):
+        assert step(batch).isfinite()
+    assert all(p.grad is not None for p in guide.parameters())
+
+
+def test_many_shapes_are_too_many():
+    model, guide, batch = story_of(lambda mean, batch: mean)
+    step = mm.stage(mm.objectives.elbo(), model, guide, batch, backend=None)
+    with pytest.warns(UserWarning, match="pad them"):
+        for rows in range(1, MOST + 2):
+            step(batch[:rows])
+    assert len(step.reasons) == 1
+
+
+def test_buffers_move_as_they_do_eagerly():
+    """Batch normalisation keeps running means: a step of either kind moves them once, and tracing does not."""
+    runs = []
+    for staged in (False, True):
+        torch.manual_seed(0)
+        norm = nn.BatchNorm1d(2)
+        model, _, batch = story_of(lambda mean, batch: mean)
+        guide = mm.Guide(z=Of("b", mm.conditionals.Normal(nn.Sequential(norm, nn.Linear(2, 4)))))
+        objective = mm.objectives.elbo()
+        step = mm.stage(objective, model, guide, batch, backend=None) if staged else None
+        objective.loss(model, guide, batch)  # the first evaluation looks at the structure of the pair as well
+        norm.reset_running_stats()
+        for _ in range(3):
+            if step is None:
+                objective.differentiable_loss(model, guide, batch).backward()
+            else:
+                step(batch)
+        runs.append((norm.running_mean.clone(), norm.running_var.clone(), int(norm.num_batches_tracked)))
+    assert runs[0][2] == runs[1][2] == 3
+    torch.testing.assert_close(runs[0][:2], runs[1][:2])
+
+
+def test_a_module_put_into_another_mode_is_traced_anew():
+    model, guide, batch = story_of(lambda mean, batch: nn.functional.dropout(mean, 0.5, training=flag.training))
+    flag = nn.Dropout()
+    guide.flag = flag
+    step = mm.stage(mm.objectives.elbo(), model, guide, batch, backend=None)
+    torch.manual_seed(0)
+    train = float(step(batch))
+    flag.eval()
+    torch.manual_seed(0)
+    assert float(step(batch)) != train and len(step._graphs) == 2
+    flag.train()
+    torch.manual_seed(0)
+    assert float(step(batch)) == train and len(step._graphs) == 2
+
+
+def test_a_frozen_parameter_keeps_still():
+    model, guide, batch = story_of(lambda mean, batch: mean)
+    parameters = problem_of(mm.objectives.elbo(), model, guide, batch).parameters
+    optimizer = torch.optim.SGD(parameters, 0.1)
+    step = mm.stage(mm.objectives.elbo(), model, guide, batch, optimizer, backend=None)
+    step(batch)
+    still = next(guide.parameters())
+    still.requires_grad_(False)
+    before = still.clone()
+    step(batch)
+    assert torch.equal(before, still) and still.grad is None and step.reasons == []
+
+
+@pytest.mark.parametrize("form", [Trace_ELBO, TraceMeanField_ELBO])
+@pytest.mark.parametrize("particles", [1, 3])
+def test_ours_of_pyros_estimators_are_pyros(form, particles, double):
+    model, guide = pair("private", "product")
+    model, guide, batch = model.double(), guide.double(), complete()
+    parameters = [*model.parameters(), *guide.parameters()]
+    results = []
+    for make in (lambda e: e, own):
+        estimator = make(form(num_particles=particles))
+        results.append(eager(estimator, model, guide, batch, parameters, seed=2))
+    assert float(results[0][0]) == pytest.approx(float(results[1][0]), rel=1e-12)
+    assert_same(*results)
+
+
+def test_ours_of_trace_elbo_takes_the_score_of_discrete_latents(double):
+    logits, means = nn.Parameter(torch.tensor([0.3, -0.2])), nn.Parameter(torch.tensor([1.0, -1.0]))
+
+    def model(batch):
+        with batch.plate():
+            y = pyro.sample("y", dist.Categorical(torch.ones(2)))
+            batch.observe("x", dist.Normal(means[y], 1.0))
+
+    def guide(batch):
+        with batch.plate():
+            pyro.sample("y", dist.Categorical(logits=logits))
+
+    batch = mm.Batch({"x": torch.randn(6)})
+    results = [eager(make(Trace_ELBO()), model, guide, batch, [logits, means], 3) for make in (lambda e: e, own)]
+    assert_same(*results)
+    assert results[0][1][0].abs().sum() > 0
+
+
+# -- precision --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_bfloat16_networks_have_float32_log_probabilities(staged):
+    """Against float64 at the same draws: the loss a row is off by hundredths of its size, and is float32."""
+    batch = mm.Batch({"image": torch.bernoulli(torch.full((64, 12, 12), 0.3)), "label": torch.arange(64) % 10})
+    model, guide, objective = mm.recipes.mvae(batch, latent=8, hidden=(64,))
+    losses, norms = {}, {}
+    for name in ("float64", "bfloat16"):
+        torch.manual_seed(0)
+        noise = torch.randn(3, 64, 8, dtype=torch.float64)
+        if name == "float64":
+            model, guide = model.double(), guide.double()
+            context = nullcontext
+        else:
+            model, guide = model.float(), guide.float()
+            model.zero_grad(), guide.zero_grad()
+            context = partial(torch.autocast, "cpu", torch.bfloat16)
+        with fixed_noise(noise):
+            if not staged:
+                with context():
+                    loss = objective.differentiable_loss(model, guide, batch)
+                loss.backward()
+            else:
+                step = mm.stage(objective, model, guide, batch, backend=None, autocast=context)
+                loss = step(batch)
+                assert step.reasons == []
+        losses[name] = loss.detach().double() / 64
+        norms[name] = torch.stack([p.grad.double().norm() for p in guide.parameters()])
+        assert loss.dtype == (torch.float64 if name == "float64" else torch.float32)
+    # images of 144 bits cost about 105 nats: bfloat16 has 8 bits, so a product is off by 0.4 %, and errors average out
+    assert float(losses["bfloat16"]) == pytest.approx(float(losses["float64"]), rel=1e-3)
+    torch.testing.assert_close(norms["bfloat16"], norms["float64"], rtol=0.1, atol=1e-3)
+
+
+class fixed_noise:
+    """Standard normal draws are these, in whatever precision they are asked for."""
+
+    def __init__(self, noise):
+        self.noise = noise
+
+    def __enter__(self):
+        import torch.distributions.normal as normal
+
+        self.module, self.before = normal, normal._standard_normal
+        normal._standard_normal = self.draw
+
+    def draw(self, shape, dtype, device):
+        few = self.noise.flatten()[: torch.Size(shape).numel()]  # the structure of a pair is looked at on two rows
+        return few.reshape(shape).to(dtype)
+
+    def __exit__(self, *_):
+        self.module._standard_normal = self.before

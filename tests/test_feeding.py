@@ -1,0 +1,85 @@
+"""Rows arrive once an epoch each, wherever they live."""
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+import pyro_mm as mm
+from pyro_mm.feeding import Feed
+
+CPU = torch.device("cpu")
+
+
+def data(n=23):
+    values = {"a": torch.arange(n).float()[:, None], "b": torch.arange(n) % 3}
+    return mm.Batch(values, {"b": torch.arange(n) % 4 > 0}, covariates={"u": torch.arange(n)})
+
+
+class Stored(Dataset):
+    """Rows that are made when they are asked for, as those of a file would be."""
+
+    def __len__(self):
+        return 23
+
+    def __getitem__(self, row):
+        return row
+
+
+def collated(rows):
+    return data()[torch.tensor(rows)]
+
+
+def rows_of(feed):
+    return [batch.covariates["u"].tolist() for batch in feed]
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_every_row_comes_once(resident):
+    feed = Feed(data(), 5, CPU, resident)
+    assert (feed.size, len(feed), feed.batch_size, feed.ragged) == (23, 5, 5, True)
+    seen = []
+    for batch in feed:
+        rows = batch.covariates["u"]
+        assert torch.equal(batch["a"][:, 0], rows.float()) and torch.equal(batch.present["b"], rows % 4 > 0)
+        assert batch.total == 23 and torch.equal(batch._index, rows)
+        seen += rows.tolist()
+    assert sorted(seen) == list(range(23)) and seen != list(range(23))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_fetched_rows_come_in_the_order_of_resident_ones(workers):
+    orders = []
+    for resident in (True, False):
+        torch.manual_seed(3)
+        feed = Feed(data(), 4, CPU, resident, 0 if resident else workers)
+        orders.append([rows_of(feed), rows_of(feed)])
+    assert orders[0] == orders[1] and orders[0][0] != orders[0][1]
+
+
+def test_a_loader_is_a_data_set():
+    loader = DataLoader(Stored(), batch_size=6, shuffle=True, collate_fn=collated)
+    feed = Feed(loader, 1, CPU)
+    assert (feed.size, len(feed), feed.batch_size) == (23, 4, 6)
+    assert sorted(row for rows in rows_of(feed) for row in rows) == list(range(23))
+    assert all(batch.total == 23 and len(batch._index) == batch.size for batch in feed)
+    assert feed.head().size == 2
+
+
+def test_fit_takes_a_loader():
+    """The same rows in the same order give the same training, and the plate is that of all rows."""
+    model = mm.models.LinearGaussian({"a": torch.randn(1, 2)}, noise=0.5)
+    start = {n: p.clone() for n, p in model.state_dict().items()}
+    rows = mm.Batch({"a": torch.randn(23, 1)})
+    ends = []
+    for compiled in (None, lambda r: rows[torch.tensor(r)]):
+        model.load_state_dict(start)
+        train = rows if compiled is None else DataLoader(Stored(), batch_size=23, collate_fn=compiled)
+        history = mm.fit(model, mm.Guide(z=model.posterior), mm.objectives.elbo(), train, epochs=3, batch_size=23,
+                         seed=0, progress=False, optimizer=lambda ps: torch.optim.SGD(ps, 0.1))  # fmt: skip
+        ends.append(history.columns["loss"])
+    assert ends[0][0] == pytest.approx(ends[1][0], abs=0.2) and ends[1][-1] < ends[1][0]
+
+
+def test_what_is_no_loader_of_batches_is_told():
+    with pytest.raises(TypeError, match="collate_fn"):
+        list(Feed(DataLoader(Stored(), batch_size=4), 4, CPU))
