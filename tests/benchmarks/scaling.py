@@ -1,0 +1,188 @@
+"""What a step costs against the number of modalities, and against the number of particles.
+
+    python tests/benchmarks/scaling.py --modalities 2 4 6 8 10
+    python tests/benchmarks/scaling.py --particles 1 5 10 50
+
+The first prints, for every objective over subsets, milliseconds of a step (loss, gradient, fused Adam), taken by turns
+over M, and beside them the rows that go through all encoders and all decoders, divided by the batch. An objective is
+linear in M where ms / M is level. The second prints, for a bound of K draws, the step's time and the variance of its
+gradient (the sum over parameters, from --repeats gradients at fixed parameters) when all K are differentiated, and when
+one drawn by its weight is (``resample=True``), each against the former's: time, variance, and their product, which is
+the time to a given precision of the gradient. --staged traces and compiles the steps.
+"""
+
+import argparse
+import resource
+import time
+from collections.abc import Callable
+from statistics import median
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+import pyro_mm as mm
+
+Pair = tuple[nn.Module, mm.Guide]
+
+
+def build(count: int, width: int, size: int, latent: int, mixture: str | None = None) -> Pair:
+    """``count`` real-valued modalities of ``size`` numbers, networks of two hidden layers."""
+    names, hidden = [f"x{i}" for i in range(count)], (width, width)
+    decoders = {n: mm.conditionals.Normal(mm.nn.MLP(latent, size, hidden), scale=1.0) for n in names}
+    encoders = {n: mm.conditionals.Normal(mm.nn.MLP(size, 2 * latent, hidden)) for n in names}
+    posterior = getattr(mm.posteriors, mixture or "ProductOfExperts")(encoders)
+    prior = dist.Normal(torch.zeros(latent), 1.0).to_event(1)
+    return mm.models.SharedLatent(prior, decoders), mm.Guide(z=posterior)
+
+
+OBJECTIVES: dict[str, tuple[Callable[[], mm.objectives.Objective], str | None]] = {
+    "elbo": (mm.objectives.elbo, None),
+    "jmvae_kl": (mm.objectives.jmvae_kl, None),
+    "mvae": (mm.objectives.mvae, None),
+    "mvae, 2 random subsets": (lambda: mm.objectives.mvae(2), None),
+    "telbo": (mm.objectives.telbo, None),
+    "mvtcae": (mm.objectives.mvtcae, None),
+    "vaevae": (mm.objectives.vaevae, None),
+    "masked": (mm.objectives.masked, None),
+    "mmjsd": (mm.objectives.mmjsd, None),
+    "unimodal_mean": (mm.objectives.unimodal_mean, None),
+    "mopoe, the mixture's bound": (mm.objectives.mopoe, "MixtureOfProducts"),
+    "mean of 4 random subsets": (lambda: mm.objectives.subset_mean(4), None),
+    "mmvae, K = 1": (lambda: mm.objectives.mmvae(1), "MixtureOfExperts"),
+}
+
+
+class Passed:
+    """Counts the rows that go through modules."""
+
+    def __init__(self, modules: nn.ModuleDict):
+        self.rows = 0
+        for module in modules.values():
+            module.net.register_forward_hook(lambda net, inputs, out: self.add(out))
+
+    def add(self, out: Tensor) -> None:
+        self.rows += out.shape[:-1].numel()
+
+
+def stepper(objective: mm.objectives.Objective, pair: Pair, batch: mm.Batch, staged: bool) -> Callable[[], object]:
+    parameters = [p for module in pair for p in module.parameters()]
+    adam = torch.optim.Adam(parameters, 1e-3, fused=True)
+    if staged:
+        step = mm.stage(objective, *pair, batch, adam)
+        return lambda: step(batch)
+
+    def run() -> None:
+        adam.zero_grad()
+        objective.differentiable_loss(*pair, batch).backward()
+        adam.step()
+
+    return run
+
+
+def milliseconds(run: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def rounds(runs: dict[object, Callable[[], object]], steps: int, device: torch.device) -> dict[object, float]:
+    """Medians of steps taken by turns."""
+    times: dict[object, list[float]] = {key: [] for key in runs}
+    for index in range(steps + 2):
+        for key, run in runs.items():
+            taken = milliseconds(run, device)
+            if index > 1:
+                times[key].append(taken)
+    return {key: median(values) for key, values in times.items()}
+
+
+def against_modalities(options: argparse.Namespace) -> None:
+    print("ms a step for M =", *options.modalities, "| ms / M, against the first | rows encoded, decoded, by batch")
+    for name, (make, mixture) in OBJECTIVES.items():
+        if options.only and not any(word in name for word in options.only):
+            continue
+        runs: dict[object, Callable[[], object]] = {}
+        passed = []
+        for count in options.modalities:
+            pair = build(count, options.width, options.size, options.latent, mixture)
+            pair = tuple(module.to(options.device) for module in pair)
+            batch = mm.Batch({f"x{i}": torch.randn(options.batch, options.size) for i in range(count)})
+            batch, objective = batch.to(options.device), make()
+            objective.loss(*pair, batch)
+            model, guide = pair
+            counts = [Passed(guide.posteriors["z"].experts), Passed(model.decoders)]
+            objective.loss(*pair, batch)
+            passed.append([c.rows / options.batch for c in counts])
+            runs[count] = stepper(objective, pair, batch, options.staged)
+        times = rounds(runs, options.steps, options.device)
+        first = times[options.modalities[0]] / options.modalities[0]
+        level = [times[m] / m / first for m in options.modalities]
+        print(
+            f"{name:28}", *(f"{times[m]:8.1f}" for m in options.modalities), " |", *(f"{x:5.2f}" for x in level), " |",
+            *(f"{e:g},{d:g}" for e, d in passed), flush=True,
+        )  # fmt: skip
+    print(f"peak of resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+
+
+def against_particles(options: argparse.Namespace) -> None:
+    pair = tuple(m.to(options.device) for m in build(2, options.width, options.size, options.latent))
+    batch = mm.Batch({f"x{i}": torch.randn(options.batch, options.size) for i in range(2)}).to(options.device)
+    train(pair, batch)
+    print("   K   ms, all K    ms, one   time   variance   time x variance: one against all")
+    for count in options.particles:
+        both = {r: mm.objectives.elbo(mm.estimators.IWAE(count, resample=r)) for r in (False, True)}
+        variance = {r: spread(objective, pair, batch, options.repeats) for r, objective in both.items()}
+        runs = {r: stepper(objective, pair, batch, options.staged) for r, objective in both.items()}
+        state = [{n: p.clone() for n, p in module.state_dict().items()} for module in pair]
+        times = rounds(runs, options.steps, options.device)
+        for module, before in zip(pair, state, strict=True):
+            module.load_state_dict(before)
+        ratio, more = times[True] / times[False], variance[True] / variance[False]
+        print(f"{count:4} {times[False]:11.1f} {times[True]:10.1f} {ratio:6.2f} {more:10.2f} {ratio * more:10.2f}")
+
+
+def train(pair: Pair, batch: mm.Batch, steps: int = 100) -> None:
+    """Some steps, since a posterior that knows nothing makes one weight of many count."""
+    run = stepper(mm.objectives.elbo(), pair, batch, False)
+    for _ in range(steps):
+        run()
+
+
+def spread(objective: mm.objectives.Objective, pair: Pair, batch: mm.Batch, repeats: int) -> float:
+    """The variance of the gradient, summed over parameters."""
+    parameters = [p for module in pair for p in module.parameters()]
+    gradients = []
+    for _ in range(repeats):
+        loss = objective.differentiable_loss(*pair, batch)
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]).double())
+    return float(torch.stack(gradients).var(0).sum())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--modalities", type=int, nargs="*", default=[])
+    parser.add_argument("--particles", type=int, nargs="*", default=[])
+    parser.add_argument("--only", nargs="*", help="words in the names of objectives")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--latent", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=100)
+    parser.add_argument("--staged", action="store_true")
+    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    pyro.enable_validation(False)
+    if options.modalities:
+        against_modalities(options)
+    if options.particles:
+        against_particles(options)
+
+
+if __name__ == "__main__":
+    main()
