@@ -70,6 +70,7 @@ class Settings:
     data: str | None
     rows: int
     evidence_particles: int
+    compile: bool = False
 
 
 Dataset = Annotated[str, typer.Argument(help=", ".join(EPOCHS))]
@@ -84,6 +85,7 @@ Seed = Annotated[int, typer.Option(min=0)]
 Data = Annotated[Path | None, typer.Option(help="Folder of the data files, for those that have any.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, .. By default CUDA where there is one.")]
 Rows = Annotated[int, typer.Option(min=1, help="Test rows, the first ones, that the table is of.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Trace and compile the training step first.")]
 EvidenceParticles = Annotated[int, typer.Option(min=2, help="Draws a row of the likelihoods in the table.")]
 
 
@@ -104,11 +106,12 @@ def train(
     out: Annotated[Path | None, typer.Option(help="By default runs/<dataset>-<recipe>.")] = None,
     rows: Rows = 1000,
     evidence_particles: EvidenceParticles = 1000,
+    compile: Compile = False,
 ) -> None:
     """Trains a recipe, prints its likelihoods, and writes them with pictures and weights to a folder."""
     settings = Settings(
         _key(EPOCHS, dataset, "data set"), recipe, objective, estimator, num_particles, epochs or EPOCHS[dataset],
-        batch_size, lr, seed, latent, str(data) if data else None, rows, evidence_particles,
+        batch_size, lr, seed, latent, str(data) if data else None, rows, evidence_particles, compile,
     )  # fmt: skip
     with _short_errors():
         run, history, test, seconds = _train(settings, _device(device))
@@ -224,7 +227,8 @@ def _train(settings: Settings, device: torch.device) -> tuple[Recipe, History, B
         validation=test,
         epochs=settings.epochs,
         batch_size=settings.batch_size,
-        optimizer=lambda parameters: torch.optim.Adam(parameters, settings.lr),
+        optimizer=lambda parameters: torch.optim.Adam(parameters, settings.lr, fused=True),
+        compile=settings.compile,
         seed=settings.seed,
         device=device,
     )
