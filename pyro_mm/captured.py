@@ -36,7 +36,8 @@ class Captured:
         if self.graph is None or self.places != self._addresses():  # a parameter was moved: capture anew
             self.inputs = [x.clone() for x in inputs]
             self.graph, self.places = torch.cuda.CUDAGraph(), self._addresses()
-            with torch.cuda.graph(self.graph):
+            # thread_local: a loader's thread that pins memory is none of this capture's business
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
                 self.result = self.step(self.inputs)
         for here, x in zip(self.inputs, inputs, strict=True):
             here.copy_(x, non_blocking=True)

@@ -22,7 +22,8 @@ class _Trace(Trace_ELBO):
     """``Trace_ELBO``: log p - log q, by pathwise gradients where sites have them and else by the score function."""
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        loss = surrogate = torch.zeros(())
+        loss: Any = 0.0
+        surrogate: Any = 0.0
         with Counted():
             for traces in self._get_traces(model, guide, args, kwargs):
                 value, differentiable = self._particle(*traces)

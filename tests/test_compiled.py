@@ -188,6 +188,81 @@ class TwoLatents(nn.Module):
             batch.observe("b", dist.Normal(self.net(u - v), 1.0).to_event(1))
 
 
+def test_without_a_compiler_the_traced_step_runs(monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr("torch._inductor.compile", fails)
+    model, guide = pair("shared", "product")
+    objective, batch, parameters = mm.objectives.elbo(), complete(), [*model.parameters(), *guide.parameters()]
+    step = mm.stage(objective, model, guide, batch)
+    torch.manual_seed(1)
+    with pytest.warns(UserWarning, match="inductor could not compile.*no compiler"):
+        loss = step(batch)
+    assert_same((loss, gradients(parameters)), eager(objective, model, guide, batch, parameters, 1))
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@needs_gpu
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "adagrad"])
+def test_a_captured_step_trains_as_the_programs_do(optimizer):
+    """With the exact posterior of a story the loss is not random; an optimiser inside of the graph or after it."""
+    make = {
+        "adam": partial(torch.optim.Adam, lr=1e-2),
+        "sgd": partial(torch.optim.SGD, lr=1e-2, momentum=0.9),
+        "adagrad": partial(torch.optim.Adagrad, lr=1e-2),
+    }[optimizer]
+    ends = []
+    for staged in (False, True):
+        inner, model, guide, batch = linear_gaussian("batch")
+        inner, batch = inner.cuda(), batch.to("cuda")
+        parameters = [inner.offsets[n] for n in inner.offsets]
+        other = [p for p in inner.parameters() if all(p is not q for q in parameters)]
+        for p in other:
+            p.requires_grad_(False)  # of the offsets the gradient is the same for every draw
+        adam, objective = make(parameters), mm.objectives.elbo(E.StickTheLanding())
+        step = mm.stage(objective, model, guide, batch, adam) if staged else None
+        for _ in range(8):
+            if step is None:
+                adam.zero_grad()
+                objective.differentiable_loss(model, guide, batch).backward()
+                adam.step()
+            else:
+                step(batch)
+                assert step.reasons == []
+        ends.append([p.detach().cpu() for p in parameters])
+    for one, two in zip(*ends, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-3)
+
+
+@needs_gpu
+def test_a_captured_step_draws_anew_and_can_be_seeded():
+    model, guide = (module.cuda() for module in pair("shared", "product"))
+    batch = complete(32).to("cuda")
+    step = mm.stage(mm.objectives.elbo(E.IWAE(2)), model, guide, batch)
+    for _ in range(5):
+        step(batch)
+    losses = []
+    for _ in range(2):
+        torch.cuda.manual_seed(3)
+        losses.append([float(step(batch)) for _ in range(3)])
+    assert losses[0] == losses[1] and len(set(losses[0])) == 3
+
+
+@needs_gpu
+def test_fit_on_a_gpu_compiled_is_fit():
+    ends = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model, guide = pair("shared", "product")
+        history = mm.fit(model, guide, mm.objectives.mvae(), complete(200), epochs=20, batch_size=32, seed=1,
+                         device="cuda", progress=False, compile=compiled)  # fmt: skip
+        ends.append(history.columns["loss"][-1])
+    assert ends[0] == pytest.approx(ends[1], rel=0.05)
+
+
 def test_the_draws_of_two_latents_differ():
     """The variance of u - v under equal posteriors is that of independent draws, and not zero."""
     got = []
