@@ -11,11 +11,14 @@ Parameters are made float32 at least, so that autocast rounds no log-probability
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions.util import broadcast_shape
 from torch import Size, Tensor, nn
+
+from .presence import constant
 
 __all__ = ["Bernoulli", "Categorical", "Conditional", "Laplace", "NegativeBinomial", "Normal", "Poisson"]
 
@@ -74,13 +77,23 @@ class _LocationScale(Conditional):
         self.log_scale = scale if isinstance(scale, nn.Parameter) else None
         self.scale = None if scale is None or isinstance(scale, nn.Parameter) else float(scale)
 
+    family: type[dist.Normal] | type[dist.Laplace]
+
+    def forward(self, *parents: Tensor) -> dist.TorchDistribution:
+        d = self.family(*self._loc_and_scale(parents), validate_args=False)
+        if self.scale is None or not self.event_dim:
+            return d.to_event(self.event_dim)
+        fixed = _OfScale(d, self.event_dim, validate_args=False)
+        fixed.number = self.scale
+        return fixed
+
     def _loc_and_scale(self, parents: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         if self.log_scale is not None:
             (loc,) = self._parameters_of(parents, 1)
             return loc, self.log_scale.to(loc.dtype).exp().expand_as(loc)
         if self.scale is not None:
             (loc,) = self._parameters_of(parents, 1)
-            return loc, torch.full_like(loc, self.scale)
+            return loc, constant((self.scale,), loc.dtype, loc.device).expand_as(loc)
         loc, raw = self._parameters_of(parents, 2)
         # The offset makes the scale 1 where raw is 0, about what a fresh network returns.
         offset = math.log(math.expm1(1 - SCALE_FLOOR))
@@ -101,8 +114,7 @@ class Normal(_LocationScale):
         ValueError: in ``forward``, the network's output does not fit.
     """
 
-    def forward(self, *parents: Tensor) -> dist.TorchDistribution:
-        return dist.Normal(*self._loc_and_scale(parents), validate_args=False).to_event(self.event_dim)
+    family = dist.Normal
 
 
 class Laplace(_LocationScale):
@@ -111,8 +123,32 @@ class Laplace(_LocationScale):
     .. math:: p(x) = \exp(-|x - \mu| / \sigma) / (2 \sigma)
     """
 
-    def forward(self, *parents: Tensor) -> dist.TorchDistribution:
-        return dist.Laplace(*self._loc_and_scale(parents), validate_args=False).to_event(self.event_dim)
+    family = dist.Laplace
+
+
+class _OfScale(dist.Independent):
+    r"""Independent Normal or Laplace variables of one fixed scale, scored by one sum and one constant.
+
+    .. math:: -\tfrac{1}{2 \sigma^2} \sum_d (x_d - \mu_d)^2 - D \log(\sigma \sqrt{2 \pi}), \qquad
+              -\tfrac1\sigma \sum_d |x_d - \mu_d| - D \log(2 \sigma)
+    """
+
+    number: float
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Any:
+        new = super().expand(batch_shape, _instance)
+        new.number = self.number
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        n, number = self.reinterpreted_batch_ndims, self.number
+        apart = value - self.base_dist.loc
+        apart = apart.flatten(apart.dim() - n)
+        if isinstance(self.base_dist, dist.Normal):
+            total, unit = apart.square().sum(-1) * (-0.5 / number**2), number * math.sqrt(2 * math.pi)
+        else:
+            total, unit = apart.abs().sum(-1) * (-1 / number), 2 * number
+        return total - apart.shape[-1] * math.log(unit)
 
 
 class _Bits(dist.Independent):

@@ -216,3 +216,16 @@ def test_bits_are_scored_alike_with_a_gradient_and_without(event):
             assert mixed.dtype == torch.float64, "the value's type is the result's"
     assert bits(logits).expand([2, 5, 3]).log_prob(value).shape == (2, 5, 3)
     assert bits(logits).mean.shape == (5, 3, *event) and bits(logits).sample().shape == (5, 3, *event)
+
+
+@pytest.mark.parametrize("family", ["Normal", "Laplace"])
+@pytest.mark.parametrize("event", [(5,), (2, 3, 4)])
+def test_a_fixed_scale_is_that_of_the_family(family, event):
+    """Against the family's own density, expanded and masked as plates do it."""
+    loc, x = torch.randn(2, 1, *event), torch.randn(3, *event)
+    d = getattr(conditionals, family)(nn.Identity(), event, scale=0.3)(loc)
+    plain = getattr(torch.distributions, family)(loc, 0.3)
+    expected = torch.distributions.Independent(plain, len(event)).log_prob(x)
+    torch.testing.assert_close(d.expand((2, 3)).log_prob(x), expected)
+    torch.testing.assert_close(d.mask(False).expand((2, 3)).log_prob(x), torch.zeros_like(expected))
+    torch.testing.assert_close(d.expand((2, 3)).variance, plain.variance.expand(2, 3, *event))
