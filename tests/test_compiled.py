@@ -202,6 +202,35 @@ def test_without_a_compiler_the_traced_step_runs(monkeypatch):
     assert_same((loss, gradients(parameters)), eager(objective, model, guide, batch, parameters, 1))
 
 
+@pytest.mark.parametrize("backend", [None, pytest.param("inductor", marks=needs_compiler)])
+def test_convolutions_train_alike_in_either_layout(backend):
+    """The weights' memory is laid out anew, which changes neither them nor what a fused optimiser makes of them."""
+    ends = []
+    for staged in (False, True):
+        torch.manual_seed(0)
+        decoder = mm.nn.Deconvolutional(2, (4, 4), channels=(6, 4))
+        encoder = mm.conditionals.Normal(mm.nn.Convolutional((4, 4), 4, channels=(4, 6)))
+        prior = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        model = mm.models.SharedLatent(prior, {"a": mm.conditionals.Normal(decoder, (4, 4), scale=0.5)})
+        guide = mm.Guide(z=mm.posteriors.ProductOfExperts({"a": encoder}))
+        batch, parameters = mm.Batch({"a": torch.randn(8, 4, 4)}), [*model.parameters(), *guide.parameters()]
+        before = [p.detach().clone() for p in parameters]
+        adam, objective = torch.optim.Adam(parameters, 1e-2, fused=True), mm.objectives.elbo()
+        step = mm.stage(objective, model, guide, batch, adam, backend=backend) if staged else None
+        assert all(torch.equal(p, q) for p, q in zip(parameters, before, strict=True))
+        for seed in range(3):
+            torch.manual_seed(seed)
+            if step is None:
+                adam.zero_grad()
+                objective.differentiable_loss(model, guide, batch).backward()
+                adam.step()
+            else:
+                step(batch)
+        ends.append([p.detach().clone() for p in parameters])
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
