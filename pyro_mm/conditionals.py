@@ -56,8 +56,10 @@ class Conditional(nn.Module):
             event = Size([out.shape[-1] // number])
         shaped = (number * event[0], *event[1:]) if event else (number,)
         if event and out.shape[-len(shaped) :] == shaped:
-            return out.chunk(number, -len(shaped))
+            return out.chunk(number, -len(shaped)) if number > 1 else (out,)
         if out.shape[-1:] == (number * event.numel(),):
+            if number == 1:  # as it is, for the gradient of a chunk is copied into one of the whole
+                return (out.reshape(out.shape[:-1] + event),)
             return out.unflatten(-1, (number, *event)).unbind(-1 - len(event))
         flat = f"(..., {number * event.numel()})"
         wanted = flat if len(event) < 2 else f"{flat} or (..., {', '.join(map(str, shaped))})"
@@ -141,14 +143,15 @@ class _OfScale(dist.Independent):
         return new
 
     def log_prob(self, value: Tensor) -> Tensor:
-        n, number = self.reinterpreted_batch_ndims, self.number
-        apart = value - self.base_dist.loc
-        apart = apart.flatten(apart.dim() - n)
-        if isinstance(self.base_dist, dist.Normal):
-            total, unit = apart.square().sum(-1) * (-0.5 / number**2), number * math.sqrt(2 * math.pi)
-        else:
-            total, unit = apart.abs().sum(-1) * (-1 / number), 2 * number
-        return total - apart.shape[-1] * math.log(unit)
+        loc, normal, number = self.base_dist.loc, isinstance(self.base_dist, dist.Normal), self.number
+        shape = broadcast_shape(loc.shape, value.shape)
+        dtype = torch.promote_types(loc.dtype, value.dtype)
+        # one pass over the data, and one over its gradient, where a difference and its square take several
+        apart = nn.functional.mse_loss if normal else nn.functional.l1_loss
+        each = apart(loc.expand(shape).to(dtype), value.expand(shape).to(dtype), reduction="none")
+        total = each.flatten(each.dim() - self.reinterpreted_batch_ndims).sum(-1)
+        weight, unit = (0.5 / number**2, number * math.sqrt(2 * math.pi)) if normal else (1 / number, 2 * number)
+        return -weight * total - self.event_shape.numel() * math.log(unit)
 
 
 class _Bits(dist.Independent):
