@@ -87,6 +87,7 @@ class Batch:
         self._stack: Stack | None = None
         self._memo: dict[Any, Any] | None = None
         self._each: Sequence[Mapping[str, Presence]] | None = None
+        self._hear: Callable[[str], Any] | None = None  # is told of a modality when its observed values are used
 
     # -- what it holds ------------------------------------------------------------------------------------------
 
@@ -189,6 +190,10 @@ class Batch:
         new.total, new._index = self.size, index
         return new
 
+    def listened(self, hear: Callable[[str], Any]) -> Batch:
+        """The same rows, telling of each modality that a story makes use of after it observed it."""
+        return self._copy(_hear=hear)
+
     def part_of(self, total: int) -> Batch:
         """The same rows as a subsample of ``total``, of which nobody asks where they stand among them."""
         return self._copy(total=total, _index=torch.arange(self.size, device=self.device))
@@ -204,6 +209,8 @@ class Batch:
         Unlike a row in which everything is missing, a padding row looks complete: the masks of a modality that all
         rows have stay True.
         """
+        if size < self.size:
+            raise ValueError(f"expected at least {self.size} rows to pad to, got {size}")
         index = torch.arange(size, device=self.device)
         real = index < self.size
         new = self[torch.where(real, index, 0)]
@@ -275,6 +282,10 @@ class Batch:
         Returns:
             ``(.., N, *event)``: the values, with draws in place of missing ones.
         """
+        value, hear = self._observed(name, fn, *parents), self._hear
+        return value if hear is None else Deferred(lambda: (hear(name), value)[1])
+
+    def _observed(self, name: str, fn: Any, *parents: Tensor) -> Tensor:
         mask = self.presence(name)
         decode = fn if callable(fn) and not isinstance(fn, torch.distributions.Distribution) else lambda *_: fn
         plates = () if mask is True else plate_shape()

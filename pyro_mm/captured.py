@@ -13,8 +13,8 @@ WARM = 3  # steps on a side stream before the capture, as torch's notes on CUDA 
 class Captured:
     """Takes the first steps as they are, then captures one and replays it.
 
-    Inputs are copied to fixed places; what is returned, the gradients included, lies in the graph's own memory and is
-    overwritten by the next step. Draws follow torch's CUDA generator, step by step.
+    Inputs are copied to fixed places; the gradients lie in the graph's own memory and are overwritten by the next step.
+    Draws follow torch's CUDA generator, step by step.
     """
 
     def __init__(self, step: Any):
@@ -42,7 +42,9 @@ class Captured:
         for here, x in zip(self.inputs, inputs, strict=True):
             here.copy_(x, non_blocking=True)
         self.graph.replay()
-        return self.result
+        self.step.hand_over()
+        loss, terms = self.result
+        return loss.clone(), tuple(term.clone() for term in terms)
 
     def _addresses(self) -> list[int]:
         return [x.data_ptr() for x in self.step.held]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .batch import Batch
 from .captured import Captured, capturable
+from .seeding import seeded
 from .stepping import Problem, Running, problem_of
 from .tracing import Trace, Untraceable, trace
 
@@ -54,9 +55,7 @@ def stage(
     Returns:
         A callable of a batch, giving the loss: a scalar, summed over rows and scaled by a subsampled data plate.
     """
-    few = batch[: min(2, batch.size)]
-    few.total = batch.total
-    return Staged(problem_of(objective, model, guide, few, autocast), optimizer, backend)
+    return Staged(_problem(objective, model, guide, batch, autocast), optimizer, backend)
 
 
 class Staged:
@@ -69,32 +68,53 @@ class Staged:
     def __init__(self, problem: Problem, optimizer: torch.optim.Optimizer | None, backend: str | None = "inductor"):
         if backend not in (None, "inductor"):
             raise ValueError(f'expected backend to be "inductor" or None, got {backend!r}')
-        self.problem, self.optimizer, self.backend = problem, optimizer, backend
+        self.optimizer, self.backend = optimizer, backend
         self._captures = problem.parameters[0].device.type == "cuda"
         self._inside = not self._captures or optimizer is None or capturable(optimizer)
-        self.buffers = [b for m in problem.modules for b in m.buffers()]
         self.reasons: list[str] = []
         if not self._captures and (optimizer is None or not optimizer.state):
             _channels_last(problem)
+        self._numbers: dict[tuple[float, ...], Tensor] = {}
+        self._start(problem)
+
+    def _start(self, problem: Problem) -> None:
+        self.problem = problem
+        self.buffers = list({id(b): b for m in problem.modules for b in m.buffers()}.values())
         self._all_modules = [m for module in problem.modules for m in module.modules()]
         self._graphs: dict[Hashable, tuple[Any, Trace] | None] = {}
-        self._numbers: dict[tuple[float, ...], Tensor] = {}
-        self._eager = Running(problem, optimizer, validate=False)
+        self._eager = Running(problem, self.optimizer, validate=False)
+        self._held = self._state()
+
+    def retrace(self) -> None:
+        """Forgets the graphs, after a change that no tensor shows: of a dropout's rate, of a number in a module."""
+        self._graphs.clear()
+
+    def _state(self) -> list[Any]:
+        """Which parameters and buffers the modules hold, and which of them are trained."""
+        held = [t for m in self._all_modules for d in (m._parameters, m._buffers) for t in d.values() if t is not None]
+        return [(id(t), t.requires_grad, t.dtype, t.device) for t in held]
 
     def __call__(self, batch: Batch, rows: float = 1.0) -> Tensor:
         """Takes the step; the gradient is that of the loss over ``rows``."""
+        if self._held != self._state():  # a parameter was frozen or freed, or is another one
+            old = self.problem
+            for p in old.parameters:
+                p.grad = None  # or an optimiser would go on with that of a frozen one
+            self._start(_problem(old.objective, old.model, old.guide, batch, old.autocast))
         objective = self.problem.objective
-        weights, fixed = objective.weights(batch.names) if hasattr(objective, "weights") else ([], {})
+        weights, fixed, form = _form(objective, batch)
         structure, tensors = batch.parts()
         modes = tuple([m.training for m in self._all_modules])
-        key = (structure, tuple(fixed.items()), modes, tuple([p.requires_grad for p in self.problem.parameters]))
+        amp = torch.is_autocast_enabled(batch.device.type)
+        key = (structure, tuple(fixed.items()), form, modes, amp)
         if key not in self._graphs:
             self._graphs[key] = self._build(batch, self._tensor((1 / rows, *weights), batch), fixed)
         built = self._graphs[key]
         if built is None:
             return self._eager(batch, rows)
         run, traced = built
-        loss, terms = run([self._tensor((1 / rows, *weights), batch), *tensors])
+        with torch.autocast(batch.device.type, enabled=False) if amp else nullcontext():
+            loss, terms = run([self._tensor((1 / rows, *weights), batch), *tensors])
         if not self._inside:
             self.optimizer.step()  # type: ignore[union-attr]
         if hasattr(objective, "by_term"):
@@ -156,18 +176,41 @@ class _Step:
         self.moved = [parameters[i] for i in traced.places]
         self.still = [p for i, p in enumerate(parameters) if i not in set(traced.places)]
         self.terms = len(traced.labels)
+        self.gradients: list[Tensor] = []
 
     def __call__(self, inputs: list[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         with torch.no_grad():
             loss, *rest = self.graph(*inputs, *self.held)
+        self.gradients, places = [], set()
         for p, gradient in zip(self.moved, rest[self.terms :], strict=True):
-            # fused optimisers go through memory, not through indices
-            p.grad = gradient if gradient.stride() == p.stride() else torch.empty_like(p).copy_(gradient)
-        for p in self.still:
-            p.grad = None
+            # fused optimisers go through memory, not through indices; and each gradient is scaled by itself
+            if gradient.stride() != p.stride() or gradient.data_ptr() in places:
+                gradient = torch.empty_like(p).copy_(gradient)
+            places.add(gradient.data_ptr())
+            self.gradients.append(gradient)
+        self.hand_over()
         if self.optimizer is not None:
             self.optimizer.step()
         return loss, tuple(rest[: self.terms])
+
+    def hand_over(self) -> None:
+        """Gives the parameters the gradients of the latest run."""
+        for p, gradient in zip(self.moved, self.gradients, strict=True):
+            p.grad = gradient
+        for p in self.still:
+            p.grad = None
+
+
+def _problem(objective: Any, model: Any, guide: Any, batch: Batch, autocast: Any) -> Problem:
+    few = batch[: min(2, batch.size)]
+    with torch.enable_grad(), seeded(0, batch.device):
+        return problem_of(objective, model, guide, few, autocast)
+
+
+def _form(objective: Any, batch: Batch) -> tuple[list[float], dict[int, float], Hashable]:
+    if hasattr(objective, "weights"):
+        return objective.weights(batch.names)
+    return [], {}, tuple((k, v) for k, v in vars(objective).items() if isinstance(v, bool | int | float | str | None))
 
 
 def _channels_last(problem: Problem) -> None:

@@ -78,6 +78,8 @@ class _LocationScale(Conditional):
         super().__init__(net, event_shape)
         self.log_scale = scale if isinstance(scale, nn.Parameter) else None
         self.scale = None if scale is None or isinstance(scale, nn.Parameter) else float(scale)
+        if self.scale is not None and not self.scale > 1e-30:
+            raise ValueError(f"expected a positive scale, got {scale}")
 
     family: type[dist.Normal] | type[dist.Laplace]
 

@@ -46,9 +46,9 @@ class Feed:
         else:
             try:
                 self.size = len(data.dataset)  # type: ignore[arg-type]
-                self.batch_size = data.batch_size or data.batch_sampler.batch_size  # type: ignore[union-attr]
             except TypeError as error:
                 raise TypeError("a loader's dataset needs a length: the data plate is sized to it") from error
+            self.batch_size = data.batch_size or getattr(data.batch_sampler, "batch_size", 0) or 0
             self.resident = False
 
     def __len__(self) -> int:

@@ -177,14 +177,15 @@ def score(
         scores = score_model(pair, info)
     scores.log_component = log_component
     if resample and torch.is_grad_enabled():
-        again = partial(_again, pair, info)
+        again = partial(_again, pair, info, log_component)
         scores.again = again
-        first = torch.zeros(1, views.terms, views.decode.size, dtype=torch.long, device=views.decode.device)
+        first = torch.arange(0, pair.num_particles, num_particles, device=views.decode.device)  # of each component
+        first = first[:, None, None].expand(-1, views.terms, views.decode.size)
         scores.kl = lambda: again(first).kl()
     return scores
 
 
-def _again(pair: Pair, info: Structure, index: Tensor) -> Scores:
+def _again(pair: Pair, info: Structure, log_component: Tensor | None, index: Tensor) -> Scores:
     """The scores of some of a pair's particles, ``index`` of shape ``(C, T, N)``, with their gradient."""
     some = Pair(pair._model, pair._guide, pair.views, len(index))
     chosen = poutine.Trace()  # without the plates, whose sizes are other ones
@@ -199,9 +200,13 @@ def _again(pair: Pair, info: Structure, index: Tensor) -> Scores:
             value = value.gather(dim, place.expand(shape))
             value = value if some.plated else value.squeeze(dim)
         chosen.add_node(name, **site | {"value": value})
+    if pair.views.encode_prior is not False:
+        some._prior = some.draw_prior(chosen)
     with poutine.replay(trace=chosen):
         propose(some, info)
-    return score_model(some, info)
+    scores = score_model(some, info)
+    scores.log_component = None if log_component is None else log_component.gather(0, index)
+    return scores
 
 
 def propose(
@@ -268,9 +273,9 @@ def score_model(pair: Pair, info: Structure, unscaled: bool = False) -> Scores:
 
     def kl() -> Tensor:
         if enumerated or not info.in_order:
-            return (scores.log_proposal - scores.log_prior).mean(0)
+            return average(scores.log_proposal - scores.log_prior, scores.log_component)
         rows = (shape.kl(name, site, ours.get(name), proposal, prior) for name, site in theirs.items())
-        return average(shape.total(rows))
+        return average(shape.total(rows), scores.log_component)
 
     paths = [(s["value"], shape.reducer(s)) for s in theirs.values() if s["value"].requires_grad]
     scores = Scores(terms, log_prior, log_proposal, kl, paths, shape.factor)

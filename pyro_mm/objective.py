@@ -7,7 +7,7 @@ they differ, and lands inside the logarithm of an importance-weighted bound.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -95,9 +95,10 @@ class Objective(ELBO):
         self.steps += torch.is_grad_enabled()
         return loss
 
-    def weights(self, names: tuple[str, ...]) -> tuple[list[float], dict[int, float]]:
-        """The weights that depend on the step, at this step and in the table's order; and those among them, by place,
-        that are likelihood weights which are not positive, by which the form of the loss depends on them."""
+    def weights(self, names: tuple[str, ...]) -> tuple[list[float], dict[int, float], Hashable]:
+        """The weights that depend on the step, at this step and in the table's order; those among them, by place, that
+        are likelihood weights which are not positive, by which the form of the loss depends on them; and all else that
+        it depends on: the table's constants, the estimator and its settings."""
         values: list[float] = []
         fixed: dict[int, float] = {}
 
@@ -107,9 +108,12 @@ class Objective(ELBO):
                 fixed[len(values) - 1] = values[-1]
             return values[-1]
 
-        for term in self._table(names):
+        table = self._table(names)
+        for term in table:
             term.evaluated(at)
-        return values, fixed
+        plain = [(k, v) for k, v in vars(self.estimator).items() if isinstance(v, bool | int | float | str | None)]
+        form = (self.vectorize, type(self.estimator), *plain, *(term.form for term in table))
+        return values, fixed, form
 
     def loss_with(
         self, weights: Tensor, fixed: Mapping[int, float], model: Callback, guide: Callback, batch: Batch

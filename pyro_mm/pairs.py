@@ -23,6 +23,7 @@ from .batch import Batch
 from .distributions import Where
 from .draws import Counted
 from .presence import Presence, all_of, any_of, negated, over_events
+from .registration import buffers_kept
 from .scatter import Stack
 
 Callback = Callable[..., Any]
@@ -44,7 +45,7 @@ class Structure:
     differentiated ("pathwise", "enumerated" or "score"); ``model_only`` maps each latent site that the guide lacks
     to whether it can be enumerated; ``components`` is the number of components of a mixture posterior, else 0;
     ``in_order`` says that guide and model sample the sites that they share in one order; ``modalities`` are the
-    model's observed sites.
+    model's observed sites; ``chained`` says that the model uses one of them, as a parent of another.
     """
 
     nesting: int
@@ -53,6 +54,7 @@ class Structure:
     components: int
     in_order: bool
     modalities: frozenset[str]
+    chained: bool = False
 
     @property
     def enumerates(self) -> bool:
@@ -78,7 +80,9 @@ def _structure(model: Callback, guide: Callback, batch: Batch) -> Structure:
     devices = [batch.device] if batch.device.type == "cuda" else []
     # with gradients on: whether a distribution can be differentiated may depend on whether its parameters are
     no_inference, fork = torch.inference_mode(False), torch.random.fork_rng(devices=devices)
-    with no_inference, torch.enable_grad(), fork, poutine.block():
+    used: set[str] = set()
+    batch = batch.listened(used.add)
+    with no_inference, torch.enable_grad(), fork, poutine.block(), buffers_kept(model, guide):
         guide_trace = poutine.trace(guide).get_trace(batch)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch)
     sites = [*latents(guide_trace).values(), *latents(model_trace).values(), *observed(model_trace).values()]
@@ -96,6 +100,7 @@ def _structure(model: Callback, guide: Callback, batch: Batch) -> Structure:
         components=components,
         in_order=[n for n in ours if n in kinds] == [n for n in kinds if n in ours],
         modalities=frozenset(observed(model_trace)),
+        chained=bool(used),
     )
 
 
@@ -211,10 +216,10 @@ class Pair:
             self._guide(self.views.encode)
         self.trace = trace.trace
 
-    def draw_prior(self) -> dict[str, Any]:
-        """The model's latent sites, drawn from its prior under the plates of particles and terms."""
+    def draw_prior(self, values: Any = None) -> dict[str, Any]:
+        """The model's latent sites, drawn from its prior under the plates of particles and terms, or at ``values``."""
         nothing = dict.fromkeys(self.views.decode.names, False)
-        with poutine.block(), poutine.trace() as trace, self.plates():
+        with poutine.block(), poutine.trace() as trace, poutine.replay(trace=values or poutine.Trace()), self.plates():
             self._model(self.views.decode.view(nothing, Stack({}), None))
         return latents(trace.trace)
 

@@ -128,8 +128,14 @@ class MixtureOfProducts(_Experts):
         subsets = [s for s in self.subsets if set(s) <= set(held)]
         if not subsets:
             raise ValueError(f"the batch holds values of {held}, and no subset among {self.subsets} is one of them")
-        # A component that is out of a row has weight zero there, whatever its parameters: no need to mask its experts.
-        precisions, weighted = torch.stack(scales).pow(-2), torch.stack(locs) / torch.stack(scales).square()
+        # An expert that is out of a row is out of every product there: a product of nothing is the prior expert.
+        for i, mask in enumerate(masks):
+            if mask is not True:
+                there = mask[..., None] if isinstance(mask, Tensor) else constant((False,), torch.bool, locs[i].device)
+                locs[i], scales[i] = torch.where(there, locs[i], 0.0), torch.where(there, scales[i], torch.inf)
+        locs, scales = (list(torch.broadcast_tensors(*x)) for x in (locs, scales))
+        precisions = torch.stack(scales).pow(-2)
+        weighted = torch.stack(locs) * precisions
         members = constant(tuple(float(n in s) for s in subsets for n in held), locs[0].dtype, locs[0].device)
         members = members.reshape(len(subsets), len(held))
 
@@ -139,6 +145,7 @@ class MixtureOfProducts(_Experts):
 
         p0 = _normal(self.prior)
         precision = sums(precisions, 0.0 if p0 is None else p0.scale.pow(-2))
+        precision = torch.where(precision == 0, 1.0, precision) if p0 is None else precision
         loc = sums(weighted, 0.0 if p0 is None else p0.loc * p0.scale.pow(-2)) / precision
         present = [all_of([masks[held.index(n)] for n in s]) for s in subsets]
         components = dist.Normal(loc, precision.rsqrt(), validate_args=False).to_event(1)

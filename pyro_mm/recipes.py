@@ -106,12 +106,13 @@ def mmvae(
 
 
 def mopoe(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
-    """MoPoE: a mixture of the products of all subsets of the experts, trained as the mean over subsets.
+    """MoPoE, as it is trained: the mean over all subsets of the bounds that encode the product of a subset's experts.
 
-    Sutter et al. 2021 (arXiv:2105.02470). Without their beta; every subset's product has the prior expert.
+    Sutter et al. 2021 (arXiv:2105.02470). Without their beta; every subset's product has the prior expert. The mixture
+    of these products is ``posteriors.MixtureOfProducts``, and its own, tighter bound ``objectives.mopoe``.
     """
-    guide = Guide(z=posteriors.MixtureOfProducts(_encoders(batch, latent, hidden)))
-    return Recipe(_story(batch, latent, hidden), guide, objectives.subset_mean(estimator=estimator))
+    objective = objectives.subset_mean(estimator=estimator)
+    return Recipe(_story(batch, latent, hidden), _product(batch, latent, hidden), objective)
 
 
 def mvtcae(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:

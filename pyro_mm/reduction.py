@@ -33,9 +33,12 @@ class Lazy(Mapping[str, Tensor]):
         return len(self._makers)
 
 
-def average(x: Tensor) -> Tensor:
-    """The mean over particles."""
-    return x[0] if len(x) == 1 else x.mean(0)
+def average(x: Tensor, log_component: Tensor | None = None) -> Tensor:
+    """The mean over particles; over those of each component, by its weight, where they were drawn so."""
+    if log_component is None:
+        return x[0] if len(x) == 1 else x.mean(0)
+    weight = log_component.exp()
+    return (x.masked_fill(log_component == -math.inf, 0.0) * weight).sum(0) / weight.sum(0)
 
 
 def sum_out(factors: list[Tensor], enum_dim: int) -> Tensor:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pyro
 import torch
@@ -27,6 +30,19 @@ def register(module: torch.nn.Module) -> None:
         if module not in _names:
             _names[module] = f"{type(module).__name__}${next(_count)}"
         pyro.module(_names[module], module)
+
+
+@contextmanager
+def buffers_kept(*programs: Any) -> Iterator[None]:
+    """Buffers of those that are modules, such as running means, are afterwards as they were before."""
+    buffers = [b for p in programs if isinstance(p, torch.nn.Module) for b in p.buffers()]
+    held = [b.clone() for b in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in zip(buffers, held, strict=True):
+                buffer.copy_(before)
 
 
 def announce_gradient() -> None:

@@ -46,10 +46,12 @@ def views(rows: Sequence[Row], batch: Batch, info: Structure, memo: Any) -> View
 def sharing(rows: Sequence[Row], info: Structure) -> tuple[Sequence[Row], list[int] | None]:
     """Rows of which one decodes for all that encode the same set, and for each row which one does; None if none can.
 
-    The expectation of a log-likelihood is the same whichever term asks for it, so one draw serves them all where a term
-    is linear in it. Not so where a private latent counts only in the terms that decode its modality.
+    The expectation of a log-likelihood is the same whichever term asks for it, so one draw serves them all where a
+    term is linear in it. Not so where a private latent counts only in the terms that decode its modality, or where a
+    modality is the parent of another one, which sees the data in a term that decodes it and a draw in one that does
+    not.
     """
-    if info.enumerates or any(private(site, info.modalities) is not None for site in info.latents):
+    if info.chained or info.enumerates or any(private(site, info.modalities) is not None for site in info.latents):
         return rows, None
     first: dict[Any, int] = {}
     carriers = []

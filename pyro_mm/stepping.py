@@ -13,9 +13,10 @@ import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .batch import Batch
-from .registration import announce_gradient
+from .registration import announce_gradient, buffers_kept
 from .traceable import own
 
 
@@ -53,9 +54,11 @@ class Problem:
     @property
     def pads(self) -> bool:
         """Whether rows of padding weigh nothing: not so for a latent outside of the data plate, whose share in a loss
-        depends on the number of rows, nor under Pyro's own estimators by themselves, which mask only what a story does.
+        depends on the number of rows, nor in batch normalisation, nor under estimators that are not ours by themselves,
+        which mask only what a story does.
         """
-        return self.local and type(self.objective).__module__.split(".")[0] != "pyro"
+        normalises = any(isinstance(m, _BatchNorm) for root in self.modules for m in root.modules())
+        return self.local and not normalises and type(self.objective).__module__.startswith("pyro_mm.")
 
     def loss(self, batch: Batch) -> Tensor:
         """The differentiable loss of a batch, under autocast."""
@@ -108,6 +111,11 @@ def problem_of(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Problem:
     """The :class:`Problem`, found by one run of all on a batch (a few rows of it will do)."""
+    with buffers_kept(model, guide):
+        return _problem_of(objective, model, guide, batch, autocast)
+
+
+def _problem_of(objective: Any, model: Any, guide: Any, batch: Batch, autocast: Any) -> Problem:
     with poutine.block(), poutine.trace() as guided:
         guide(batch)
     with poutine.block(), poutine.trace() as modelled, poutine.replay(trace=guided.trace):

@@ -138,6 +138,18 @@ class Term:
         return new
 
     @property
+    def form(self) -> tuple[Any, ...]:
+        """All that tells it from another term, but what its functions of the step are."""
+
+        def constant(weight: Any) -> Any:
+            if isinstance(weight, Mapping):
+                return tuple((name, constant(w)) for name, w in weight.items())
+            return "of the step" if callable(weight) else weight
+
+        weights = constant(self.likelihood), constant(self.kl)
+        return (self.encode, self.decode, self.given, *weights, self.freeze_decoder, self.average)
+
+    @property
     def over(self) -> Symbol | None:
         """The symbol over which the term is a sum, if it is one."""
         sets = (self.encode, self.decode, self.given)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from .batch import Batch
-from .seeding import generator_state, set_generator_state
+from .seeding import generator_state, seeded, set_generator_state
 from .stepping import Problem
 
 TOLERANCE = {torch.bfloat16: 3e-2, torch.float16: 1e-2, torch.float32: 1e-3, torch.float64: 1e-6}
@@ -72,8 +74,10 @@ def trace(problem: Problem, buffers: list[Tensor], batch: Batch, numbers: Tensor
     inputs = [numbers, *rows, *parameters, *buffers]
     with unchanged(problem, buffers, batch.device):
         try:
-            with pyro.validation_enabled(False), _OneHot():
+            with pyro.validation_enabled(False), torch.enable_grad(), _Watch(), _counting(problem):
                 graph = make_fx(step)(*inputs)
+        except Untraceable:
+            raise
         except Exception as error:
             raise Untraceable(_reason(error)) from error
     _check_shapes(graph)
@@ -111,11 +115,38 @@ def unchanged(problem: Problem, buffers: list[Tensor], device: torch.device) -> 
             set_generator_state(d, state)
 
 
-class _OneHot(TorchFunctionMode):
-    """``one_hot`` by comparison: torch's own looks at the classes, even where it is told their number."""
+@contextmanager
+def _counting(problem: Problem) -> Iterator[None]:
+    """Raises where a run moved something of Python's that the graph cannot move again."""
+
+    kept: list[Any] = []
+
+    def looked_at() -> tuple[Any, ...]:
+        held = [vars(m) for root in problem.modules for m in root.modules()]
+        numbers = [(k, v) for attributes in held for k, v in attributes.items() if isinstance(v, bool | int | float)]
+        buffers = [b for attributes in held for b in attributes["_buffers"].values()]
+        kept.extend(buffers)  # or the identity of one that is gone would be given to the next
+        return numbers, [id(b) for b in buffers], random.getstate(), repr(np.random.get_state(legacy=False)["state"])
+
+    before = looked_at()
+    yield
+    what = [
+        "a number that a module holds",
+        "which tensor a module's buffer is",
+        *["random numbers outside of torch"] * 2,
+    ]
+    for name, then, now in zip(what, before, looked_at(), strict=True):
+        if then != now:
+            raise Untraceable(f"a run of it changes {name}, and a run of its graph would not")
+
+
+class _Watch(TorchFunctionMode):
+    """Refuses to hand values to Python; and ``one_hot`` by comparison, since torch's own looks at the classes."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__):
+            raise Untraceable(f"it reads a tensor's values in Python, by {func.__name__}")
         classes = kwargs.get("num_classes", args[1] if len(args) > 1 else -1)
         if func is not torch.nn.functional.one_hot or not args or classes < 0:
             return func(*args, **kwargs)
@@ -153,11 +184,13 @@ def _check_shapes(graph: GraphModule) -> None:
 
 
 def _fold(graph: GraphModule) -> None:
-    """Makes constants of what is computed from constants alone: on a GPU they would be copied there at every step."""
-    foldable = (torch.ops.aten.lift_fresh_copy.default, torch.ops.aten._to_copy.default)
+    """Makes constants of tensors made of Python's numbers: on a GPU they would be copied there at every step."""
+    lift, copies = torch.ops.aten.lift_fresh_copy.default, torch.ops.aten._to_copy.default
     for node in graph.graph.nodes:
-        if node.target not in foldable or node.args[0].op != "get_attr" or any(map(_mutates, node.users)):
+        if node.target not in (lift, copies) or node.args[0].op != "get_attr" or any(map(_mutates, node.users)):
             continue
+        if node.target is copies and not node.args[0].target.startswith("_folded_"):
+            continue  # a tensor of the programs' own, which they may change
         value = node.target(getattr(graph, node.args[0].target), **node.kwargs)
         name = f"_folded_{node.name}"
         graph.register_buffer(name, value, persistent=False)
@@ -180,16 +213,15 @@ def _check_values(
     numbers: Tensor,
     fixed: dict[int, float],
 ) -> None:
-    """Raises where the graph and the programs differ, on rows in another order and with draws of another seed."""
-    other = batch[torch.arange(batch.size, device=batch.device).roll(1)]
+    """Raises where the graph and the programs differ, on a choice of the rows and with draws of another seed."""
+    other = batch[torch.arange(batch.size, device=batch.device).flip(0) // 2]
 
     def outcome(run: Callable[[], Tensor]) -> Tensor:
-        with unchanged(problem, buffers, batch.device):
-            torch.manual_seed(1)
+        with unchanged(problem, buffers, batch.device), seeded(1, batch.device):
             return run().double()
 
     def programs() -> Tensor:
-        with pyro.validation_enabled(False):
+        with pyro.validation_enabled(False), torch.enable_grad():
             loss = loss_of(problem, other, numbers, fixed)
         moving = [p for p in problem.parameters if p.requires_grad]
         gradients = torch.autograd.grad(loss, moving, allow_unused=True)

@@ -123,29 +123,33 @@ def fit(
         _check_optimizer(optimiser, problem.parameters)
         running = Running(problem, optimiser, validate)
         staged = Staged(problem, optimiser) if compile else None
+        pads = feed.ragged and problem.pads
         for epoch in range(epochs):
             for module in modules:
                 module.train()
             sums: dict[tuple[str, ...], Tensor] = {}
+            seen = 0
             for batch in feed:
                 rows = feed.size if problem.scaled else batch.size
-                if staged is None or running.steps == 0 or (batch.size < feed.batch_size and not problem.pads):
-                    loss, share = running(batch, rows), 1.0
+                share = 1.0
+                if staged is None or running.steps == 0 or staged.reasons:
+                    loss = running(batch, rows)
+                elif not pads or batch.size > feed.batch_size:
+                    loss = staged(batch, rows)
                 else:
                     # the padding counts in the plate's size, so the scale of the rows in it is too small by this
                     share = feed.batch_size / batch.size if problem.scaled else 1.0
-                    loss = staged(
-                        batch.padded(feed.batch_size) if feed.ragged and problem.pads else batch, rows / share
-                    )
+                    loss = staged(batch.padded(feed.batch_size), rows / share)
                 terms = problem.by_term()
-                values = torch.stack([loss, *terms.values()]).double() * (share * batch.size / rows / feed.size)
+                values = torch.stack([loss, *terms.values()]).double() * (share * batch.size / rows)
                 key = ("loss", *terms)
                 sums[key] = sums[key] + values if key in sums else values
+                seen += batch.size
                 bar()
             entry: dict[str, float] = {}
             for names, totals in sums.items():
                 for name, total in zip(names, totals.tolist(), strict=True):
-                    entry[name] = entry.get(name, 0.0) + total
+                    entry[name] = entry.get(name, 0.0) + total / seen
             if not math.isfinite(entry["loss"]):
                 raise FloatingPointError(f"the loss of epoch {epoch + 1} is {entry['loss']}: a smaller step may help")
             for module in modules:

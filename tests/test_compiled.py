@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import random
 import shutil
 import warnings
 from contextlib import nullcontext
@@ -451,8 +452,16 @@ def draws_in_numpy(mean, batch):
     return mean + np.random.rand()
 
 
+def draws_in_python(mean, batch):
+    return mean + (random.random() < 1e-9)
+
+
 def by_position(mean, batch):
     return mean + torch.as_tensor(batch["b"].detach().numpy()[:1] * 10)
+
+
+def by_length(mean, batch):
+    return mean + max(batch["b"][:, 0].tolist())
 
 
 def by_choice_of_rows(mean, batch):
@@ -463,8 +472,10 @@ def by_choice_of_rows(mean, batch):
     ("likelihood", "reason"),
     [
         (reads, "reads a tensor's value in Python"),
-        (draws_in_numpy, "outside of torch"),
-        (by_position, "outside of torch"),
+        (draws_in_numpy, "random numbers outside of torch"),
+        (draws_in_python, "random numbers outside of torch"),
+        (by_position, "values in Python, by numpy"),
+        (by_length, "values in Python, by tolist"),
         (by_choice_of_rows, "shapes that depend on values"),
     ],
 )
@@ -646,3 +657,116 @@ class fixed_noise:
 
     def __exit__(self, *_):
         self.module._standard_normal = self.before
+
+
+# -- what may change between steps -------------------------------------------------------------------------------------
+
+
+def replaced(guide, objective):
+    linear = guide.posteriors["z"].net.net
+    linear.weight = nn.Parameter(torch.randn_like(linear.weight))
+
+
+def assigned(guide, objective):
+    guide.load_state_dict({n: torch.randn_like(p) for n, p in guide.state_dict().items()}, assign=True)
+
+
+def in_place(guide, objective):
+    guide.load_state_dict({n: torch.randn_like(p) for n, p in guide.state_dict().items()})
+
+
+def more_particles(guide, objective):
+    objective.estimator.num_particles = 5
+
+
+def another_estimator(guide, objective):
+    objective.estimator = E.Renyi(0.5, 3)
+
+
+def another_table(guide, objective):
+    objective.terms = (mm.objectives.Term(mm.objectives.ALL, mm.objectives.ALL, kl=3.0),)
+
+
+def freed(guide, objective):
+    for p in guide.parameters():
+        p.requires_grad_(True)
+
+
+CHANGES = [replaced, assigned, in_place, more_particles, another_estimator, another_table, freed]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
+def test_a_step_follows_what_changes(change):
+    model, guide, batch = story_of(lambda mean, batch: mean)
+    if change is freed:
+        for p in guide.parameters():
+            p.requires_grad_(False)
+    objective = mm.objectives.elbo(E.IWAE(3))
+    step = mm.stage(objective, model, guide, batch, backend=None)
+    step(batch)
+    change(guide, objective)
+    parameters = problem_of(objective, model, guide, batch).parameters
+    torch.manual_seed(4)
+    staged = step(batch), gradients(parameters)
+    assert step.reasons == []
+    assert_same(staged, eager(objective, model, guide, batch, parameters, 4))
+
+
+def test_two_parameters_have_two_gradients():
+    """The gradient of a + b is one tensor for both, and clipping scales each in place."""
+    a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+
+    def model(batch):
+        with batch.plate():
+            batch.observe("b", dist.Normal(a + b, 1.0).to_event(1))
+
+    step = mm.stage(E.IWAE(1), model, lambda batch: None, mm.Batch({"b": torch.randn(5, 2)}), backend=None)
+    step(mm.Batch({"b": torch.randn(5, 2)}))
+    assert a.grad.data_ptr() != b.grad.data_ptr() and torch.equal(a.grad, b.grad)
+
+
+class Counts(nn.Module):
+    """Anneals by a number of its own, which no graph can count."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.count = nn.Linear(2, 4), 0
+
+    def forward(self, x):
+        self.count += 1
+        return (1 + self.count / 20_000) * self.net(x)
+
+
+def test_a_module_that_counts_is_not_compiled():
+    model, _, batch = story_of(lambda mean, batch: mean)
+    guide = mm.Guide(z=Of("b", mm.conditionals.Normal(Counts())))
+    step = mm.stage(mm.objectives.elbo(), model, guide, batch, backend=None)
+    with pytest.warns(UserWarning, match="changes a number that a module holds"):
+        step(batch)
+
+
+@pytest.mark.parametrize("kind", ["batch norm", "pyro's own"])
+def test_what_sees_the_other_rows_is_not_padded(kind):
+    """Batch normalisation, and estimators that mask only what the story does: the last batch has its own graph."""
+    ends = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        _, guide, _ = story_of(lambda mean, batch: mean)
+        encoder = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 4)) if kind == "batch norm" else nn.Linear(2, 4)
+        guide = mm.Guide(z=Of("b", mm.conditionals.Normal(encoder)))
+        decoder = nn.Linear(2, 2)
+
+        def model(batch, decoder=decoder):
+            with pyro.plate("data", batch.size, dim=-1):
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+                pyro.sample("b", dist.Normal(decoder(z), 1.0).to_event(1), obs=batch["b"])
+
+        batch = mm.Batch({"b": torch.randn(11, 2)})
+        objective = mm.objectives.elbo() if kind == "batch norm" else Trace_ELBO()
+        with partial_backend():
+            history = mm.fit(model, guide, objective, batch, epochs=2, batch_size=4, seed=0, progress=False,
+                             compile=compiled)  # fmt: skip
+        ends.append((history.columns["loss"], [p.detach().clone() for p in guide.parameters()]))
+    assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-5)
+    for one, other in zip(ends[0][1], ends[1][1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

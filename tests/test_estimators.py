@@ -143,6 +143,28 @@ def test_one_particle_by_its_weight_stands_for_all_in_the_mean(stratified, doubl
     same_mean_gradient(one, full, model, guide, batch, parameters, rows=5000)
 
 
+def test_and_so_it_does_where_the_prior_is_encoded(double):
+    """A hierarchical prior, whose density of w is that given the u of the particle chosen."""
+    loading = torch.nn.Parameter(torch.tensor([[0.7]]))
+
+    def model(batch):
+        with batch.plate():
+            u = pyro.sample("u", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            w = pyro.sample("w", dist.Normal(u @ loading, 0.7).to_event(1))
+            batch.observe("x", dist.Normal(w, 0.8).to_event(1))
+
+    net = torch.nn.Linear(1, 1)
+
+    def guide(batch):
+        with batch.plate():
+            u = pyro.sample("u", dist.Normal(net(batch["x"]), 1.0).to_event(1))
+            pyro.sample("w", dist.Normal(u, 1.0).to_event(1))
+
+    term = mm.objectives.Term(mm.objectives.PRIOR, mm.objectives.ALL)
+    one, full = (mm.objectives.Objective([term], E.IWAE(3, resample=r)) for r in (True, False))
+    same_mean_gradient(one, full, model, guide, mm.Batch({"x": torch.ones(1, 1)}), [loading], rows=4000)
+
+
 @pytest.mark.parametrize("name", ["mvae", "telbo", "jmvae_kl", "masked"])
 def test_and_so_it_does_in_every_kind_of_table(name, double):
     """Several terms, frozen decoders, penalties, rows in which a term decodes nothing."""

@@ -83,3 +83,19 @@ def test_fit_takes_a_loader():
 def test_what_is_no_loader_of_batches_is_told():
     with pytest.raises(TypeError, match="collate_fn"):
         list(Feed(DataLoader(Stored(), batch_size=4), 4, CPU))
+
+
+def test_a_loader_that_drops_rows_has_the_loss_of_those_it_gave():
+    rows = mm.Batch({"a": torch.randn(23, 1)})
+    model = mm.models.LinearGaussian({"a": torch.randn(1, 2)}, noise=0.5)
+    loader = DataLoader(Stored(), batch_size=20, drop_last=True, collate_fn=lambda r: rows[torch.tensor(r)])
+    still = lambda ps: torch.optim.SGD(ps, 0.0)  # noqa: E731
+    history = mm.fit(model, mm.Guide(z=model.posterior), mm.estimators.IWAE(2), loader, epochs=1, optimizer=still,
+                     progress=False)  # fmt: skip
+    with torch.no_grad():
+        assert history.columns["loss"][0] == pytest.approx(-model.log_prob(rows[:20]).mean().item(), rel=1e-4)
+
+
+def test_rows_are_not_padded_away():
+    with pytest.raises(ValueError, match="at least 23 rows"):
+        data().padded(3)

@@ -14,6 +14,7 @@ import pyro_mm as mm
 from pyro_mm import terms
 from pyro_mm.distributions import diagonal
 from pyro_mm.objectives import ALL, EACH, EVERY, OTHERS, PRIOR, Objective, Random, Term
+from pyro_mm.pairs import Views, structure
 
 LATENT = 3
 AnalyticKL = mm.estimators.AnalyticKL
@@ -452,6 +453,54 @@ def test_a_shared_draw_is_the_same_objective(name, missing, double):
     assert each[0][1].keys() == each[1][1].keys()
     for term, value in each[0][1].items():
         assert float(value / wide.size) == pytest.approx(float(each[1][1][term] / wide.size), rel=1e-2, abs=1e-2)
+
+
+@pytest.mark.parametrize("name", ["mvtcae", "vaevae"])
+def test_a_modality_that_is_a_parent_shares_no_draw(name, double):
+    """y sees the observed x in a term that decodes both, and a draw of it in one that decodes y alone."""
+    weight = torch.tensor([[1.0, -0.5]])
+
+    def model(batch):
+        with batch.plate():
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            x = batch.observe("x", lambda z: dist.Normal(z, 0.5).to_event(1), z)
+            batch.observe("y", lambda z, x: dist.Normal(3 * x + z @ weight.T, 0.5).to_event(1), z, x)
+
+    networks = {n: mm.conditionals.Normal(torch.nn.Linear(d, 4)) for n, d in (("x", 2), ("y", 2))}
+    guide = mm.Guide(z=mm.posteriors.ProductOfExperts(networks, prior=None))
+    row = mm.Batch({"x": torch.randn(1, 2), "y": torch.randn(1, 2)})
+    wide = mm.Batch({n: row[n].repeat(50_000, 1) for n in row.names})
+    losses = [getattr(tables, name)(vectorize=v).loss(model, guide, wide) / wide.size for v in (True, False)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)  # the shared draw is off by a tenth and more
+
+
+@pytest.mark.parametrize("stratified", ["inside", "outside"])
+@pytest.mark.parametrize("resample", [False, True])
+def test_the_kl_of_stratified_draws_weighs_components(stratified, resample, double):
+    """Of rows in which a term decodes nothing: experts at 0, 2 and 5, of which the last one is absent."""
+    names = ("a", "b", "c")
+    experts = {n: Constant(at) for n, at in zip(names, (0.0, 2.0, 5.0), strict=True)}
+    guide = mm.Guide(z=mm.posteriors.MixtureOfExperts(experts))
+    decoders = {n: mm.conditionals.Normal(torch.nn.Linear(1, 1), scale=1.0) for n in names}
+    model = mm.models.SharedLatent(dist.Normal(torch.zeros(1), 1.0).to_event(1), decoders)
+    values = {n: torch.zeros(50_000, 1) for n in names}
+    batch = mm.Batch(values, {"c": torch.zeros(50_000, dtype=torch.bool)})
+    info = structure(model, guide, batch)
+    estimator = mm.estimators.IWAE(2, stratified=stratified, resample=resample)
+    kl = estimator.scores(model, guide, Views.of(batch, info), info).kl().mean().item()
+    z = torch.linspace(-12, 14, 200_001)
+    q = 0.5 * sum(dist.Normal(at, 1.0).log_prob(z).exp() for at in (0.0, 2.0))
+    exact = torch.trapezoid(q * (q.log() - dist.Normal(0.0, 1.0).log_prob(z)), z).item()
+    assert kl == pytest.approx(exact, abs=0.03)  # six standard errors of 50,000 rows with a deviation of 1 or so
+
+
+class Constant(torch.nn.Module):
+    def __init__(self, at):
+        super().__init__()
+        self.at = torch.nn.Parameter(torch.tensor(at))
+
+    def forward(self, x):
+        return dist.Normal(self.at.expand(len(x), 1), 1.0).to_event(1)
 
 
 def test_term_rejects_what_makes_no_sense():

@@ -209,16 +209,18 @@ class Peer:
     """A model of the peer in a process of its own, which takes a step when asked to and says how long that took."""
 
     def __init__(self, interpreter: str, wanted: dict[str, Any]):
+        # with several threads, until those of the other process have stopped waiting for more
+        self.pause = 0.01 if wanted["threads"] > 1 else 0.0
         self.command = [interpreter, str(Path(__file__).with_name("peer.py")), json.dumps(wanted)]
         self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.work = self._answer()
 
     def step(self) -> float:
-        time.sleep(0.01)  # until the threads of the other process have stopped waiting for more
+        time.sleep(self.pause)
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         taken = self._answer()
-        time.sleep(0.01)
+        time.sleep(self.pause)
         return taken
 
     def close(self) -> None:

@@ -2,7 +2,8 @@
 
 ``steps.py --peer`` starts this under the interpreter of an environment that has ``multivae``, with one argument: JSON
 of what to make. It answers with the floating-point operations of a step's products and then, to every line, with the
-milliseconds of a step. The networks are those of ``networks.py``; where a model has a joint encoder, that one too.
+milliseconds of a step; or, for ``evidence.py --peer``, with those of the joint likelihood of some rows. The networks
+are those of ``networks.py``; where a model has a joint encoder, that one too.
 """
 
 from __future__ import annotations
@@ -92,11 +93,15 @@ def main() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
+    def evidence() -> None:
+        some = MultimodalBaseDataset({m: x[: wanted["rows"]].clone() for m, x in data.data.items()})
+        model.eval().compute_joint_nll(some, K=wanted["particles"], batch_size_K=100)
+
     print(flops(calls(model, lambda: model(data, epoch=1))), flush=True)
     clock = getattr(time, wanted["clock"])
     for _ in sys.stdin:
         start = clock()
-        step()
+        evidence() if "particles" in wanted else step()
         print((clock() - start) * 1e3, flush=True)
 
 
