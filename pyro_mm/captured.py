@@ -21,7 +21,7 @@ class Captured:
         self.step, self.count = step, 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: list[Tensor] = []
-        self.places: list[int] = []
+        self.fixed: list[Any] = []
         self.result: Any = None
 
     def __call__(self, inputs: list[Tensor]) -> Any:
@@ -33,9 +33,9 @@ class Captured:
                 result = self.step(inputs)
             torch.cuda.current_stream().wait_stream(side)
             return result
-        if self.graph is None or self.places != self._addresses():  # a parameter was moved: capture anew
+        if self.graph is None or self.fixed != self._fixed():  # a parameter moved, or a learning rate: capture anew
             self.inputs = [x.clone() for x in inputs]
-            self.graph, self.places = torch.cuda.CUDAGraph(), self._addresses()
+            self.graph, self.fixed = torch.cuda.CUDAGraph(), self._fixed()
             # thread_local: a loader's thread that pins memory is none of this capture's business
             with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
                 self.result = self.step(self.inputs)
@@ -46,8 +46,11 @@ class Captured:
         loss, terms = self.result
         return loss.clone(), tuple(term.clone() for term in terms)
 
-    def _addresses(self) -> list[int]:
-        return [x.data_ptr() for x in self.step.held]
+    def _fixed(self) -> list[Any]:
+        """What a capture holds for good: where tensors are, and the optimiser's settings."""
+        groups = [] if self.step.optimizer is None else self.step.optimizer.param_groups
+        settings = [v for group in groups for v in group.values() if isinstance(v, bool | int | float | tuple)]
+        return [*(x.data_ptr() for x in self.step.held), *settings]
 
 
 def capturable(optimizer: torch.optim.Optimizer) -> bool:

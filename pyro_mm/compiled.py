@@ -46,14 +46,16 @@ def stage(
         batch: rows like those to come. Another size is compiled anew, up to eight of them: pad the last one
             (``batch.padded``).
         optimizer: stepped at every call; None leaves the gradients in the parameters. It is captured with the rest on a
-            GPU if it can be, and then its learning rate has to be a tensor to be changed.
+            GPU if it can be: anew whenever a setting of it changes, so that a rate that moves at every step should be a
+            tensor. Load its state before the first step.
         backend: None runs the traced graph as it is, which needs no C++ compiler and is slower.
         autocast: a context manager for the networks' precision.
 
     On a CPU the weights of two-dimensional convolutions are laid out channels last, unless the optimiser has begun.
 
     Returns:
-        A callable of a batch, giving the loss: a scalar, summed over rows and scaled by a subsampled data plate.
+        A callable of a batch, giving the loss: a scalar, summed over rows and scaled by a subsampled data plate. Hooks
+        of parameters that wait for a gradient to be accumulated are not called.
     """
     return Staged(_problem(objective, model, guide, batch, autocast), optimizer, backend)
 
