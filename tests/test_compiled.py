@@ -366,8 +366,11 @@ def linear_gaussian(plate):
 
 
 @pytest.mark.parametrize("plate", ["batch", "pyro"])
-@pytest.mark.parametrize("name", ["elbo", "mvae", "vaevae"])
-@pytest.mark.parametrize("estimator", EXACT)
+@pytest.mark.parametrize(
+    ("name", "estimator"),
+    # not the two that take likelihoods and a sampled KL from different draws, whose randomness does not cancel
+    [(n, e) for n in ("elbo", "mvae", "vaevae") for e in EXACT if (n, e) != ("vaevae", "analytic")],
+)
 def test_padding_weighs_nothing(name, estimator, plate, double):
     _, model, guide, batch = linear_gaussian(plate)
     objective = getattr(tables, name)(estimator=EXACT[estimator]())
