@@ -23,11 +23,6 @@ from torch import Tensor, nn
 import pyro_mm as mm
 from pyro_mm import conditionals, objectives, posteriors
 
-try:
-    from pyro_mm import stage
-except ImportError:
-    stage = None
-
 Values = dict[str, Tensor]
 
 
@@ -166,11 +161,9 @@ def eager(model: Model, nets: Networks, x: Values) -> Run:
     return stepping(loss, adam(nets)), flops(calls(nets, loss))
 
 
-def staged(model: Model, nets: Networks, x: Values) -> Run | None:
-    if stage is None:
-        return None
+def staged(model: Model, nets: Networks, x: Values) -> Run:
     batch = mm.Batch(x)
-    step = stage(model.objective(), *story_and_guide(model, nets), batch, optimizer=adam(nets))
+    step = mm.stage(model.objective(), *story_and_guide(model, nets), batch, optimizer=adam(nets))
     return partial(step, batch), math.nan
 
 

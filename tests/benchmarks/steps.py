@@ -45,7 +45,7 @@ from statistics import mean, median, stdev
 
 import pyro
 import torch
-from contenders import BELOW, MODELS, OURS, Model, Peer, Values, stage, story_and_guide
+from contenders import BELOW, MODELS, OURS, Model, Peer, Values, story_and_guide
 from networks import SETTINGS, Networks
 
 import pyro_mm as mm
@@ -214,8 +214,6 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     pyro.enable_validation(False)
-    if stage is None:
-        print("this pyro_mm has no stage(): nothing is staged")
     for setting in options.networks:
         (check if options.check else report)(setting, options)
 
