@@ -76,7 +76,7 @@ class Staged:
         self.reasons: list[str] = []
         if not self._captures and (optimizer is None or not optimizer.state):
             _channels_last(problem)
-        self._numbers: dict[tuple[float, ...], Tensor] = {}
+        self._numbers: dict[Any, Tensor] = {}
         self._start(problem)
 
     def _start(self, problem: Problem) -> None:
@@ -158,9 +158,10 @@ class Staged:
 
     def _tensor(self, numbers: tuple[float, ...], batch: Batch) -> Tensor:
         """The numbers on the batch's device; those of the step before, if they are the same."""
-        if numbers not in self._numbers:
-            self._numbers = {numbers: torch.tensor(numbers, dtype=torch.float64, device=batch.device)}
-        return self._numbers[numbers]
+        key = (batch.device, numbers)
+        if key not in self._numbers:
+            self._numbers = {key: torch.tensor(numbers, dtype=torch.float64, device=batch.device)}
+        return self._numbers[key]
 
 
 class _Step:

@@ -1,4 +1,4 @@
-"""Products and mixtures of experts, choices and restrictions: plain Pyro distributions.
+"""Mixtures of experts, choices and restrictions: plain Pyro distributions.
 
 Nothing here looks at a tensor's values in Python, so all of it traces with ``make_fx`` and can be captured in
 a CUDA graph. For the same reason nothing here validates more than shapes.
@@ -10,73 +10,22 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
-from pyro.distributions import Delta, Normal, TorchDistribution
+from pyro.distributions import Delta, TorchDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.distributions.util import broadcast_shape  # torch's own takes longer than what its result is for
 from torch import Size, Tensor
 from torch.distributions import Distribution, Independent, constraints, kl_divergence
 from torch.distributions.kl import register_kl
 
-__all__ = ["STANDARD_NORMAL", "Mixture", "Where", "diagonal", "product_of_normals"]
+from .products import STANDARD_NORMAL, product_of_normals
 
-STANDARD_NORMAL = Normal(0.0, 1.0)
+__all__ = ["STANDARD_NORMAL", "Mixture", "Where", "diagonal", "gumbel", "product_of_normals"]
 
 
-def product_of_normals(
-    locs: Sequence[Tensor],
-    scales: Sequence[Tensor],
-    masks: Sequence[bool | Tensor] | None = None,
-    prior: Normal | None = STANDARD_NORMAL,
-) -> Normal:
-    r"""The normalised product of Gaussian experts: precisions add.
-
-    .. math:: p_0(z) \prod_i N(z; \mu_i, \sigma_i)^{m_i} \propto N(z; \mu, \sigma), \quad
-        \sigma^{-2} = \sigma_0^{-2} + \sum_i m_i \sigma_i^{-2}, \quad
-        \mu = \sigma^2 \big(\mu_0 \sigma_0^{-2} + \sum_i m_i \mu_i \sigma_i^{-2}\big)
-
-    A masked expert adds an exact zero: masking equals deleting to the last bit, whatever its tensors hold. Where
-    neither an expert nor the prior is in, the result is N(0, 1). Wu & Goodman 2018 (arXiv:1802.05335), section 2.2.
-
-    Args:
-        locs: the :math:`\mu_i`, each of shape ``(*batch, D)``.
-        scales: the :math:`\sigma_i`, likewise.
-        masks: the :math:`m_i`: True (in, as every expert is if ``masks`` is None), False (left out, its tensors
-            untouched) or a boolean tensor that broadcasts with the *batch* shape.
-        prior: the expert :math:`p_0`, or None to leave it out.
-
-    Returns:
-        A Normal of batch shape ``(*batch, D)``; the caller adds ``.to_event(1)``.
-
-    Raises:
-        ValueError: there is no expert, or the sequences differ in length.
-    """
-    masks = [True] * len(locs) if masks is None else masks
-    if not len(locs) == len(scales) == len(masks) > 0:
-        sizes = f"{len(locs)}, {len(scales)} and {len(masks)}"
-        raise ValueError(f"expected equally many locs, scales and masks, one at least; got {sizes}")
-    total: float | Tensor = 0.0
-    weighted: float | Tensor = 0.0
-    if prior is STANDARD_NORMAL:
-        total = 1.0  # a number: tensors of the CPU within a step keep inductor from using CUDA graphs
-    elif prior is not None:
-        total = prior.scale.pow(-2)
-        weighted = prior.loc * total
-    for loc, scale, mask in zip(locs, scales, masks, strict=True):
-        if mask is False:
-            continue
-        if mask is not True:
-            # Masked before the reciprocal, not after: inf ** -2 is 0, and so is its derivative.
-            loc = torch.where(mask.unsqueeze(-1), loc, 0.0)
-            scale = torch.where(mask.unsqueeze(-1), scale, math.inf)
-        precision = scale.pow(-2)
-        total = total + precision
-        weighted = weighted + loc * precision
-    if all(mask is False for mask in masks):
-        total, weighted = torch.zeros_like(locs[0]) + total, torch.zeros_like(locs[0]) + weighted
-    assert isinstance(total, Tensor)
-    if prior is None and not any(mask is True for mask in masks):
-        total = torch.where(total == 0, 1.0, total)
-    return Normal(weighted / total, total.rsqrt(), validate_args=False)
+def gumbel(uniform: Tensor) -> Tensor:
+    """Gumbel variables of uniform ones: log-weights plus them are largest at an index drawn by the weights."""
+    # Clamped: a uniform of 0 would tie with weights of 0.
+    return -uniform.clamp(min=torch.finfo(uniform.dtype).tiny).log().neg().log()
 
 
 class Composite(TorchDistribution):
@@ -204,7 +153,7 @@ class Mixture(Composite):
         Raises:
             NotImplementedError: components of another family.
         """
-        family: Any = type(_innermost(self._components))
+        family: Any = type(innermost(self._components))
         if not issubclass(family, (torch.distributions.Normal, torch.distributions.Laplace)):
             raise NotImplementedError(f"components of type {family.__name__} cannot be taken one by one")
         loc, scale = (_take(x, index, self.event_dim) for x in diagonal(self._components))
@@ -213,14 +162,11 @@ class Mixture(Composite):
     def _index(self, sample_shape: Sequence[int]) -> Tensor:
         like = self._log_weights
         shape = Size(sample_shape) + self.batch_shape + (self.num_components,)
-        uniform = torch.rand(shape, dtype=like.dtype, device=like.device)
-        # Clamped: a uniform of 0 would tie with the components that are left out.
-        gumbel = -uniform.clamp(min=torch.finfo(like.dtype).tiny).log().neg().log()
-        return (like + gumbel).argmax(-1)
+        return (like + gumbel(torch.rand(shape, dtype=like.dtype, device=like.device))).argmax(-1)
 
     def _draw(self, index: Tensor, pathwise: bool) -> Tensor:
         """The draw of component ``index``, of shape ``(*index.shape, *event_shape)``."""
-        if isinstance(_innermost(self._components), (torch.distributions.Normal, torch.distributions.Laplace)):
+        if isinstance(innermost(self._components), (torch.distributions.Normal, torch.distributions.Laplace)):
             return self.chosen(index).rsample()
         components = _expand(self._components, index.shape + (self.num_components,))
         draws = components.rsample() if pathwise else components.sample()
@@ -304,14 +250,15 @@ def diagonal(d: Distribution) -> tuple[Tensor, Tensor]:
     Raises:
         TypeError: any other distribution.
     """
-    base = _innermost(d)
+    base = innermost(d)
     if not isinstance(base, (torch.distributions.Normal, torch.distributions.Laplace)):
         raise TypeError(f"expected a diagonal Normal or Laplace, got {type(base).__name__}")
     shape = d.batch_shape + d.event_shape
     return base.loc.expand(shape), base.scale.expand(shape)
 
 
-def _innermost(d: Distribution) -> Distribution:
+def innermost(d: Distribution) -> Distribution:
+    """``d`` without what ``expand`` and ``to_event`` wrapped it in."""
     while isinstance(d, (Independent, ExpandedDistribution)):
         d = d.base_dist
     return d

@@ -15,6 +15,7 @@ from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanFi
 from torch import Tensor
 
 from .batch import Batch
+from .distributions import gumbel
 from .importance import Scores, score
 from .pairs import Callback, Structure, Views, structure
 from .reduction import average
@@ -150,7 +151,7 @@ class IWAE(PerRow):
             return value
         if self.stratified == "inside":
             log_w = (log_w + log_pi[:, None]).flatten(0, 1)[None]
-        chosen = (log_w + _gumbel(log_w)).argmax(1)
+        chosen = (log_w + gumbel(torch.rand_like(log_w))).argmax(1)
         offset = torch.arange(len(chosen), device=chosen.device)[:, None, None] * log_w.shape[1]
         again = weighted(scores.again(chosen + offset), likelihood, kl)
         if self.stratified == "outside":  # a component that is out of a row, as in `_strata`
@@ -236,11 +237,6 @@ class DReG(PerRow):
         log_w = weighted(scores, likelihood, kl)
         weight = log_w.detach().softmax(0)
         return _path_gradient(scores, log_w.logsumexp(0) - math.log(self.num_particles), weight, weight, likelihood, kl)
-
-
-def _gumbel(like: Tensor) -> Tensor:
-    """Draws of Gumbel's distribution: the largest of log-weights plus such draws has an index drawn by the weights."""
-    return -torch.rand_like(like).clamp(min=torch.finfo(like.dtype).tiny).log().neg().log()
 
 
 def weighted(scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .batch import Batch
+from .registration import buffers_kept
 from .seeding import seeded
 from .stepping import differentiable, loss_and_grads, problem_of
 
@@ -191,15 +192,8 @@ def held(model: Any, guide: Any) -> dict[str, nn.Module]:
 @contextmanager
 def unchanged(model: Any, guide: Any) -> Iterator[None]:
     """Puts back the buffers of model and guide, such as the running means of a batch normalisation."""
-    owners = [*modules(model, guide).values(), *held(model, guide).values()]
-    buffers = [b for module in owners for b in module.buffers()]
-    kept = [b.detach().clone() for b in buffers]
-    try:
+    with buffers_kept(*modules(model, guide).values(), *held(model, guide).values()):
         yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, kept, strict=True):
-                buffer.copy_(value)
 
 
 def _named(model: Any, guide: Any, leaves: dict[int, Tensor]) -> Iterator[_Parameter]:

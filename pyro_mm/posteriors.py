@@ -17,9 +17,10 @@ from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 
 from .batch import Batch
-from .distributions import STANDARD_NORMAL, Mixture, Where, diagonal, product_of_normals
+from .distributions import Mixture, Where, diagonal, innermost
 from .fixed import Fixed
 from .presence import Presence, all_of, constant
+from .products import STANDARD_NORMAL, product_of_normals
 
 
 class _Experts(nn.Module):
@@ -85,7 +86,7 @@ class MixtureOfExperts(_Experts):
 
     def forward(self, batch: Batch) -> dist.Distribution:
         experts, masks = self.encoded(batch)
-        families = {_family(d) for d in experts}
+        families: set[Any] = {type(innermost(d)) for d in experts}
         if len(families) > 1:
             raise TypeError(f"expected experts of one family, got {sorted(f.__name__ for f in families)}")
         locs, scales = zip(*map(diagonal, experts), strict=True)
@@ -228,12 +229,6 @@ def _normal(prior: Fixed | None) -> dist.Distribution | None:
     if prior is None or prior() is STANDARD_NORMAL:
         return None if prior is None else STANDARD_NORMAL
     return dist.Normal(*diagonal(prior()))
-
-
-def _family(d: dist.Distribution) -> type:
-    while hasattr(d, "base_dist"):
-        d = d.base_dist
-    return type(d)
 
 
 def _log_weights(masks: Sequence[Presence], weights: Sequence[float], like: Tensor) -> Tensor:

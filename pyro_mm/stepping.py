@@ -111,16 +111,17 @@ def problem_of(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Problem:
     """The :class:`Problem`, found by one run of all on a batch (a few rows of it will do)."""
-    with buffers_kept(model, guide):
-        return _problem_of(objective, model, guide, batch, autocast)
-
-
-def _problem_of(objective: Any, model: Any, guide: Any, batch: Batch, autocast: Any) -> Problem:
-    with poutine.block(), poutine.trace() as guided:
-        guide(batch)
-    with poutine.block(), poutine.trace() as modelled, poutine.replay(trace=guided.trace):
-        model(batch)
     roots, scaled, local = [], False, True
+    with buffers_kept(model, guide):
+        with poutine.block(), poutine.trace() as guided:
+            guide(batch)
+        with poutine.block(), poutine.trace() as modelled, poutine.replay(trace=guided.trace):
+            model(batch)
+        if differentiable(objective):  # what only some of its terms use, such as an encoder of incomplete rows
+            steps = getattr(objective, "steps", None)
+            roots.append(objective.differentiable_loss(model, guide, batch))
+            if steps is not None:
+                objective.steps = steps
     for trace in (guided.trace, modelled.trace):
         trace.compute_log_prob()
         for site in (s for s in trace.nodes.values() if s["type"] == "sample"):
@@ -128,11 +129,6 @@ def _problem_of(objective: Any, model: Any, guide: Any, batch: Batch, autocast: 
             frames = {frame.name: frame for frame in site["cond_indep_stack"]}
             scaled |= "data" in frames and frames["data"].full_size == batch.total
             local &= "data" in frames or site_is_subsample(site)
-    if differentiable(objective):  # what only some of its terms use, such as an encoder of incomplete rows
-        steps = getattr(objective, "steps", None)
-        roots.append(objective.differentiable_loss(model, guide, batch))
-        if steps is not None:
-            objective.steps = steps
     leaves: dict[int, Tensor] = {}
     stack, seen = [x.grad_fn or x for x in roots if getattr(x, "requires_grad", False)], set()
     while stack:

@@ -17,7 +17,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from .batch import Batch
-from .seeding import generator_state, seeded, set_generator_state
+from .registration import buffers_kept
+from .seeding import seeded
 from .stepping import Problem
 
 TOLERANCE = {torch.bfloat16: 3e-2, torch.float16: 1e-2, torch.float32: 1e-3, torch.float64: 1e-6}
@@ -72,7 +73,7 @@ def trace(problem: Problem, buffers: list[Tensor], batch: Batch, numbers: Tensor
         return (loss.detach(), *terms.values(), *(g for g in gradients if g is not None))
 
     inputs = [numbers, *rows, *parameters, *buffers]
-    with unchanged(problem, buffers, batch.device):
+    with unchanged(problem, batch.device):
         try:
             with pyro.validation_enabled(False), torch.enable_grad(), _Watch(), _counting(problem):
                 graph = make_fx(step)(*inputs)
@@ -95,30 +96,21 @@ def loss_of(problem: Problem, batch: Batch, numbers: Tensor, fixed: dict[int, fl
 
 
 @contextmanager
-def unchanged(problem: Problem, buffers: list[Tensor], device: torch.device) -> Iterator[None]:
-    """Generators, buffers, gradients and the objective's counts are afterwards as they were before."""
-    held, gradients = [b.clone() for b in buffers], [p.grad for p in problem.parameters]
+def unchanged(problem: Problem, device: torch.device) -> Iterator[None]:
+    """Generators (which are under a seed meanwhile), buffers and the objective's counts are afterwards as before."""
     counts = {name: getattr(problem.objective, name, None) for name in ("steps", "by_term")}
-    states = {d: generator_state(d) for d in {torch.device("cpu"), device}}
     try:
-        yield
+        with buffers_kept(*problem.modules), seeded(1, device):
+            yield
     finally:
-        with torch.no_grad():
-            for buffer, before in zip(buffers, held, strict=True):
-                buffer.copy_(before)
-        for p, gradient in zip(problem.parameters, gradients, strict=True):
-            p.grad = gradient
         for name, value in counts.items():
             if value is not None:
                 setattr(problem.objective, name, value)
-        for d, state in states.items():
-            set_generator_state(d, state)
 
 
 @contextmanager
 def _counting(problem: Problem) -> Iterator[None]:
     """Raises where a run moved something of Python's that the graph cannot move again."""
-
     kept: list[Any] = []
 
     def looked_at() -> tuple[Any, ...]:
@@ -217,7 +209,7 @@ def _check_values(
     other = batch[torch.arange(batch.size, device=batch.device).flip(0) // 2]
 
     def outcome(run: Callable[[], Tensor]) -> Tensor:
-        with unchanged(problem, buffers, batch.device), seeded(1, batch.device):
+        with unchanged(problem, batch.device):
             return run().double()
 
     def programs() -> Tensor:

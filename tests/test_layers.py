@@ -13,6 +13,7 @@ LAYERS = [
     [
         "registration",
         "seeding",
+        "products",
         "distributions",
         "scatter",
         "nn",
@@ -34,6 +35,7 @@ LAYERS = [
     ["objectives"],
 ]
 WITHIN = {
+    ("distributions", "products"),
     ("scatter", "distributions"),
     ("scatter", "presence"),
     ("traceable", "draws"),
@@ -51,9 +53,9 @@ BESIDE = {
     "tables": set(),
     "sites": {"batch", "pairs", "seeding"},
     "gap": {"batch", "bounds", "evidence", "importance", "objective", "objectives", "pairs", "seeding"},
-    "gradients": {"batch", "seeding", "stepping"},
+    "gradients": {"batch", "registration", "seeding", "stepping"},
     "stepping": {"batch", "registration", "traceable"},
-    "tracing": {"batch", "seeding", "stepping"},
+    "tracing": {"batch", "registration", "seeding", "stepping"},
     "captured": set(),
     "compiled": {"batch", "captured", "seeding", "stepping", "tracing"},
     "feeding": {"batch"},

@@ -13,13 +13,13 @@ the time to a given precision of the gradient. --staged traces and compiles the 
 
 import argparse
 import resource
-import time
 from collections.abc import Callable
 from statistics import median
 
 import pyro
 import pyro.distributions as dist
 import torch
+from evidence import seconds
 from torch import Tensor, nn
 
 import pyro_mm as mm
@@ -81,20 +81,12 @@ def stepper(objective: mm.objectives.Objective, pair: Pair, batch: mm.Batch, sta
     return run
 
 
-def milliseconds(run: Callable[[], object], device: torch.device) -> float:
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return 1e3 * (time.perf_counter() - start)
-
-
 def rounds(runs: dict[object, Callable[[], object]], steps: int, device: torch.device) -> dict[object, float]:
     """Medians of steps taken by turns."""
     times: dict[object, list[float]] = {key: [] for key in runs}
     for index in range(steps + 2):
         for key, run in runs.items():
-            taken = milliseconds(run, device)
+            taken = 1e3 * seconds(run, device)
             if index > 1:
                 times[key].append(taken)
     return {key: median(values) for key, values in times.items()}
