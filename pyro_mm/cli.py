@@ -25,6 +25,7 @@ from .objective import Objective
 from .predictive import generate
 from .recipes import RECIPES, Recipe
 from .report import HEADER, Line, cells, evaluated, share, show
+from .reproduce import reproduce
 from .saving import load, save
 from .seeding import seeded
 from .train import History, fit
@@ -51,6 +52,7 @@ COLUMNS = ("log_prob", "standard_error", "ess", "pareto_k")
 PREDICTIONS = 100  # draws of z behind a predicted label
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app.command()(reproduce)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ Each function returns (train, test), two batches with the modalities ``image``, 
 ``binarize=``       28 x 28, of ``mnist()`` and ``fashion()``:
 ``"static"``        0 or 1, drawn once from Bernoulli(pixel / 255), train and test alike; the default
 ``"threshold"``     0 or 1, 1 where pixel / 255 is above 0.5
+``"dynamic"``       training pixels grey, to be drawn anew every time they are used: ``fit(transform=
+                    datasets.drawn("image"))``; test pixels as under ``"static"``
 ``None``            grey, pixel / 255: not counts, and no density until noise is added
 =================== ======================================================================================
 
@@ -31,9 +33,9 @@ import torch
 
 from .batch import Batch
 
-__all__ = ["digits", "fashion", "load", "mnist", "parse_idx"]
+__all__ = ["digits", "drawn", "fashion", "load", "mnist", "parse_idx"]
 
-Binarize = Literal["static", "threshold"] | None
+Binarize = Literal["static", "threshold", "dynamic"] | None
 Split = tuple[Batch, Batch]
 
 FILES = (
@@ -152,14 +154,24 @@ def parse_idx(payload: bytes) -> np.ndarray:
 
 
 def _idx(name: str, directory: str | os.PathLike[str] | None, binarize: Binarize) -> Split:
-    if binarize not in ("static", "threshold", None):
-        raise ValueError(f"expected binarize='static', 'threshold' or None, got {binarize!r}")
+    if binarize not in ("static", "threshold", "dynamic", None):
+        raise ValueError(f"expected binarize='static', 'threshold', 'dynamic' or None, got {binarize!r}")
     arrays = [parse_idx(_read(name, i, directory)) for i in range(len(FILES))]
+    hows = (None, "static") if binarize == "dynamic" else (binarize, binarize)
     train, test = (
-        Batch({"image": _pixels(images, binarize, seed), "label": torch.from_numpy(labels.astype(np.int64))})
-        for images, labels, seed in zip(arrays[::2], arrays[1::2], SEEDS, strict=True)
+        Batch({"image": _pixels(images, how, seed), "label": torch.from_numpy(labels.astype(np.int64))})
+        for images, labels, how, seed in zip(arrays[::2], arrays[1::2], hows, SEEDS, strict=True)
     )
     return train, test
+
+
+def drawn(*names: str) -> Callable[[Batch], Batch]:
+    """A transform of batches: each value in [0, 1] of these modalities becomes a draw from Bernoulli(value)."""
+
+    def drawn(batch: Batch) -> Batch:
+        return batch.replaced({name: torch.bernoulli(batch[name]) for name in names})
+
+    return drawn
 
 
 def _pixels(images: np.ndarray, binarize: Binarize, seed: int) -> torch.Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .batch import Batch
+from .checkpoint import Checkpoint
 from .compiled import Staged
 from .feeding import Feed
 from .seeding import seeded
@@ -71,6 +72,8 @@ def fit(
     validate: bool | None = None,
     resident: bool | None = None,
     workers: int = 0,
+    transform: Callable[[Batch], Batch] | None = None,
+    checkpoint: str | Path | None = None,
     progress: bool = True,
     callback: Callable[[int, dict[str, float]], None] | None = None,
 ) -> History:
@@ -99,6 +102,10 @@ def fit(
         validate: whether Pyro checks shapes and supports at every step; None checks the first one.
         resident, workers: whether the rows live on the device, and processes that fetch them if they do not; None
             decides by their size.
+        transform: what is done to every minibatch of the training rows before its step, on the device: drawing its
+            binary pixels anew, for instance.
+        checkpoint: a file, written after every epoch. Where it is there already, training goes on after the epochs
+            that it holds, with the same numbers as if it had not been stopped.
         callback: called after every epoch with its number and its entry of the history.
 
     Returns:
@@ -118,18 +125,22 @@ def fit(
     if hasattr(objective, "steps"):
         objective.steps = 0  # a warm-up is one of this training
     with seeded(seed, fabric.device), _bar(progress, epochs, len(feed)) as bar:
-        problem = problem_of(objective, model, guide, feed.head(), fabric.autocast)
+        change = (lambda batch: batch) if transform is None else transform
+        problem = problem_of(objective, model, guide, change(feed.head()), fabric.autocast)
         optimiser = (_adam if optimizer is None else optimizer)(problem.parameters)
         _check_optimizer(optimiser, problem.parameters)
         running = Running(problem, optimiser, validate)
         staged = Staged(problem, optimiser) if compile else None
         pads = feed.ragged and problem.pads
-        for epoch in range(epochs):
+        saved = checkpoint and Checkpoint(checkpoint, problem, optimiser, history.columns, fabric.device)
+        done = saved.read() if saved else 0
+        bar(done=done)
+        for epoch in range(done, epochs):
             for module in modules:
                 module.train()
             sums: dict[tuple[str, ...], Tensor] = {}
             seen = 0
-            for batch in feed:
+            for batch in map(change, feed):
                 rows = feed.size if problem.scaled else batch.size
                 share = 1.0
                 if staged is None or running.steps == 0 or staged.reasons:
@@ -158,8 +169,12 @@ def fit(
                 entry["validation"] = _validation_loss(problem, validation, batch_size, fabric)
             history.append(entry)
             bar(entry)
+            if saved:
+                saved.write(epoch + 1)
             if callback is not None:
                 callback(epoch + 1, entry)
+    for module in modules:
+        module.eval()
     return history
 
 
@@ -205,9 +220,11 @@ def _fabric(device: torch.device, precision: str) -> Any:
 
 @contextmanager
 def _bar(show: bool, epochs: int, steps: int) -> Iterator[Callable[..., None]]:
-    """A progress bar: called with nothing after a step, and with the epoch's entry after an epoch."""
+    """A progress bar: called with nothing after a step, with the epoch's entry after an epoch, and with ``done`` for
+    epochs of an earlier run.
+    """
     if not show:
-        yield lambda entry=None: None
+        yield lambda entry=None, done=0: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -221,9 +238,9 @@ def _bar(show: bool, epochs: int, steps: int) -> Iterator[Callable[..., None]]:
     with Progress(*columns) as progress:
         task = progress.add_task("", total=epochs)
 
-        def advance(entry: dict[str, float] | None = None) -> None:
+        def advance(entry: dict[str, float] | None = None, done: int | None = None) -> None:
             if entry is None:
-                progress.advance(task, 1 / steps)
+                progress.advance(task, 1 / steps if done is None else done)
                 return
             progress.update(
                 task, description=", ".join(f"{n} {entry[n]:.2f}" for n in ("loss", "validation") if n in entry)

@@ -447,3 +447,72 @@ def test_what_only_some_terms_use_trains_in_a_function_guide_too():
     mm.fit(model, guide, objective, data, epochs=2, batch_size=10, progress=False)
     assert all(not torch.equal(p, before[n]) for n, p in posterior.named_parameters())
     assert objective.steps == 4
+
+
+# -- a training that is stopped --------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("functions", "compile"), [(False, False), (True, False), (False, True)])
+def test_a_training_that_was_stopped_goes_on_with_the_same_numbers(tmp_path, functions, compile):
+    """Warm-up, optimiser, shuffling, draws and history, of modules and of networks that functions hold."""
+    rows, file = data(), tmp_path / "deep" / "checkpoint.pt"
+
+    def train(checkpoint, stop=None):
+        def at(epoch, entry):
+            if epoch == stop:
+                raise Stopped
+
+        torch.manual_seed(3)
+        model, guide = pair()
+        programs = (lambda b: model(b), lambda b: guide(b)) if functions else (model, guide)
+        objective = mm.objectives.elbo(kl=mm.objectives.warm_up(9))
+        try:
+            history = mm.fit(
+                *programs, objective, rows, epochs=4, seed=1, validation=rows, checkpoint=checkpoint, callback=at,
+                compile=compile, **QUIET,
+            )  # fmt: skip
+        except Stopped:
+            return None, None
+        return history.to_dict(), weights(model, guide)
+
+    straight, there = train(None)
+    assert train(file, stop=2) == (None, None)
+    history, here = train(file)
+    same = {"rtol": 0, "atol": 0} if not compile else {"rtol": 1e-5, "atol": 1e-6}  # a first step runs as it is
+    torch.testing.assert_close(here, there, **same)
+    assert history.keys() == straight.keys()
+    for name, values in history.items():
+        assert values == pytest.approx(straight[name], rel=1e-5 if compile else 0), name
+    again, done = train(file)
+    assert again == history
+    torch.testing.assert_close(done, here, rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_another_model_is_told(tmp_path):
+    file, rows = tmp_path / "checkpoint.pt", data()
+    mm.fit(*pair(), mm.objectives.elbo(), rows, epochs=1, checkpoint=file, **QUIET)
+    model, guide = pair()
+    model.decoders["a"] = mm.conditionals.Normal(mm.nn.MLP(2, 6, (4,)))
+    with pytest.raises(ValueError, match=r"does not fit what is to be trained(?s:.*)decoders.a"):
+        mm.fit(model, guide, mm.objectives.elbo(), rows, epochs=2, checkpoint=file, **QUIET)
+    sgd = QUIET | {"optimizer": lambda ps: torch.optim.SGD([{"params": [p]} for p in ps], 0.1)}
+    with pytest.raises(ValueError, match=r"does not fit what is to be trained.*parameter groups"):
+        mm.fit(*pair(), mm.objectives.elbo(), rows, epochs=2, checkpoint=file, **sgd)
+
+
+def test_a_transform_changes_every_training_minibatch_and_no_validation():
+    """With the exact posterior and a step size of 0, both losses are closed forms."""
+    model = mm.models.LinearGaussian({"a": torch.randn(1, 2)}, noise=0.5)
+    rows = mm.Batch({"a": torch.randn(23, 1)})
+    shifted = lambda batch: batch.replaced({"a": batch["a"] + 3.0})  # noqa: E731
+    still = {"optimizer": lambda ps: torch.optim.SGD(ps, 0.0)}
+    losses = mm.fit(
+        model, mm.Guide(z=model.posterior), mm.estimators.IWAE(1), rows, validation=rows, epochs=1, transform=shifted,
+        seed=0, **QUIET | still,
+    ).columns  # fmt: skip
+    assert losses["loss"][0] == pytest.approx(-model.log_prob(shifted(rows)).mean().item(), rel=1e-4)
+    assert losses["validation"][0] == pytest.approx(-model.log_prob(rows).mean().item(), rel=1e-4)

@@ -1,0 +1,104 @@
+r"""The likelihoods that papers print, by the names that they have there: one quantity, and more than one proposal.
+
+With w the ``given`` modalities and x the ``target`` (Suzuki et al. 2016, arXiv:1611.01891, section 5):
+
+======================== ========================= =======================================================
+:func:`joint`            log p(x, w)               :math:`z \sim q(z | x, w)`
+:func:`multiple`         log p(x)                  :math:`z \sim q(z | x, w)`, the joint proposal
+:func:`single`           log p(x)                  :math:`z \sim q(z | x)`
+:func:`conditional`      log p(x | w)              the joint one, less log p(w) from draws of the prior
+:func:`both_ways`        log p(x | w) + log p(w|x) each likelihood under its own posterior
+======================== ========================= =======================================================
+
+``multiple`` and ``single`` estimate the same number: where they differ, one of the proposals is too narrow.
+``pyro_mm.log_conditional`` is the alternative to ``conditional``, with q(z | w) in the place of the prior.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from .batch import Batch
+from .evidence import Evidence
+from .likelihood import log_conditional, log_marginal
+from .seeding import settled
+
+__all__ = ["PRIOR_DRAWS", "both_ways", "conditional", "joint", "multiple", "single"]
+
+Callback = Callable[[Batch], Any]
+Names = Sequence[str]
+PRIOR_DRAWS = 5000
+
+
+def joint(model: Callback, guide: Callback, batch: Batch, target: Names, given: Names, **options: Any) -> Evidence:
+    """log p(target, given), each row under the guide's posterior of both.
+
+    Args:
+        model, guide, batch: as in :func:`pyro_mm.log_marginal`.
+        target, given: names of modalities.
+        options: of :func:`pyro_mm.log_marginal`: ``num_particles``, ``seed``, ..
+    """
+    return log_marginal(model, guide, batch.only(*target, *given), **options)
+
+
+def multiple(model: Callback, guide: Callback, batch: Batch, target: Names, given: Names, **options: Any) -> Evidence:
+    """log p(target), under the posterior of target and given. Arguments as of :func:`joint`."""
+    seen = batch.only(*target, *given)
+    return log_marginal(model, guide, batch.only(*target), proposal=seen, **options)
+
+
+def single(
+    model: Callback, guide: Callback, batch: Batch, target: Names, given: Names = (), **options: Any
+) -> Evidence:
+    """log p(target), under the posterior of the target alone. Arguments as of :func:`joint`."""
+    return log_marginal(model, guide, batch.only(*target), **options)
+
+
+def conditional(
+    model: Callback,
+    guide: Callback,
+    batch: Batch,
+    target: Names,
+    given: Names,
+    *,
+    prior_draws: int = PRIOR_DRAWS,
+    seed: int | None = None,
+    **options: Any,
+) -> Evidence:
+    """log p(target | given): the joint one, less log p(given) from ``prior_draws`` draws of the prior.
+
+    Its error for the second part grows with what the given modalities tell of z: for labels it is small, for images
+    it is hopeless, as its standard error says. Other arguments as of :func:`joint`.
+    """
+    seed = settled(seed)
+    both = joint(model, guide, batch, target, given, seed=seed, **options)
+    options |= {"num_particles": prior_draws, "prior_share": 1.0}
+    found = both - log_marginal(model, guide, batch.only(*given), seed=seed + 1, **options)
+    return replace(found, quantity=f"log p({', '.join(target)} | {', '.join(given)})")
+
+
+def both_ways(
+    model: Callback,
+    guide: Callback,
+    batch: Batch,
+    target: Names,
+    given: Names,
+    *,
+    seed: int | None = None,
+    **options: Any,
+) -> Evidence:
+    r"""log p(target | given) + log p(given | target), whose mean is minus the variation of information.
+
+    .. math:: -VI(x, w) = E[\log p(x | w) + \log p(w | x)]
+
+    What the penalty of JMVAE-kl bounds: a larger alpha trades log p(x, w) for it (Suzuki et al. 2016, section 3.3).
+    Each of the two is :func:`pyro_mm.log_conditional`'s, with draws of its own. Arguments as of :func:`joint`.
+    """
+    seed = settled(seed)
+    one = log_conditional(model, guide, batch, target=target, given=given, seed=seed, **options)
+    marginal = single(model, guide, batch, target, seed=seed + 2, **options)
+    both = joint(model, guide, batch, target, given, seed=seed + 3, **options)
+    x, w = ", ".join(target), ", ".join(given)
+    return replace(one - (marginal - both), quantity=f"log p({x} | {w}) + log p({w} | {x})")

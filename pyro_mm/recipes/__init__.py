@@ -1,0 +1,28 @@
+r"""The literature's pairs: from a paper to ``(model, guide, objective)``. The one place for networks and their sizes.
+
+A recipe looks at a batch only to see what modalities there are and of which kind. An image, floats in {0, 1} of
+shape ``(N, H, W)``, has a Bernoulli likelihood, and perceptrons for its logits and its encoder; a label, integers of
+shape ``(N,)``, a Categorical one, a perceptron for its logits, and an encoder that is a table with a row for each
+class. All papers train other networks on other data; what a docstring says of departures comes on top of that.
+
+>>> import pyro_mm as mm
+>>> train, test = mm.datasets.load("digits")
+>>> model, guide, objective = mvae(train, latent=8)
+"""
+
+from collections.abc import Callable, Mapping
+
+from .joint import jmvae_kl, jmvae_zero, telbo
+from .parts import Recipe
+from .pooled import mmjsd, mmvae, mopoe, mvae, mvtcae, unimodal_mean, vaevae
+
+__all__ = [
+    "RECIPES", "Recipe", "jmvae_kl", "jmvae_zero", "mmjsd", "mmvae", "mopoe", "mvae", "mvtcae", "telbo",
+    "unimodal_mean", "vaevae",
+]  # fmt: skip
+
+RECIPES: Mapping[str, Callable[..., Recipe]] = {
+    f.__name__.replace("_", "-"): f
+    for f in (mvae, jmvae_kl, jmvae_zero, telbo, vaevae, mmvae, mopoe, mvtcae, mmjsd, unimodal_mean)
+}
+"""The names of the command line; elsewhere call the functions."""

@@ -1,0 +1,43 @@
+"""Recipes with a joint encoder, and encoders of one modality beside it."""
+
+from __future__ import annotations
+
+from .. import objectives
+from ..batch import Batch
+from ..guides import Guide
+from ..terms import Number
+from .parts import HIDDEN, LATENT, Estimator, Hidden, Recipe, joint, joint_encoder, story
+
+
+def jmvae_zero(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
+    """JMVAE-zero: a joint encoder that is given zeros for what is missing, and never trained on them.
+
+    Suzuki et al. 2016 (arXiv:1611.01891), their baseline. Zeros stand for features, not for the values.
+    """
+    guide = Guide(z=joint_encoder(batch, latent, hidden))
+    return Recipe(story(batch, latent, hidden), guide, objectives.elbo(estimator))
+
+
+def jmvae_kl(
+    batch: Batch,
+    latent: int = LATENT,
+    hidden: Hidden = HIDDEN,
+    estimator: Estimator = None,
+    alpha: float = 0.1,
+    kl: Number = 1.0,
+) -> Recipe:
+    """JMVAE-kl: a joint encoder, and unimodal encoders drawn near to it.
+
+    Suzuki et al. 2016 (arXiv:1611.01891). They warm up ``kl``, the weight of the prior's KL.
+    """
+    objective = objectives.jmvae_kl(alpha, estimator, kl=kl)
+    return Recipe(story(batch, latent, hidden), joint(batch, latent, hidden), objective)
+
+
+def telbo(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
+    """The triple ELBO: a joint encoder trained with the decoders, and unimodal encoders trained against them.
+
+    Vedantam et al. 2018 (arXiv:1705.10762). They weigh the likelihoods, and have a product of experts over the
+    attributes of an incomplete description.
+    """
+    return Recipe(story(batch, latent, hidden), joint(batch, latent, hidden), objectives.telbo(estimator))

@@ -1,0 +1,87 @@
+"""The networks of the recipes: for each modality of a batch, by its kind, and put together to stories and guides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import pyro.distributions as dist
+import torch
+from pyro.infer import ELBO
+from torch import nn
+
+from .. import conditionals, posteriors
+from ..batch import Batch
+from ..guides import Guide
+from ..models import SharedLatent
+from ..nn import MLP
+from ..objective import Objective
+
+Hidden: TypeAlias = Sequence[int]
+Estimator: TypeAlias = ELBO | None
+LATENT, HIDDEN = 16, (128,)
+
+
+class Recipe(NamedTuple):
+    """What a paper proposes, as three values that can be taken apart: ``model, guide, objective = mvae(train)``."""
+
+    model: nn.Module
+    guide: Guide
+    objective: Objective
+
+
+def is_label(batch: Batch, name: str) -> bool:
+    value = batch[name]
+    image = value.is_floating_point() and value.dim() > 2
+    if not image and (value.is_floating_point() or value.dim() != 1):
+        raise ValueError(
+            f"{name!r} is neither an image, floats of shape (N, H, W), nor a label, integers of shape (N,): it is "
+            f"{value.dtype} of shape {tuple(value.shape)}. A recipe has no networks for it; write the story instead"
+        )
+    return not image
+
+
+def classes(batch: Batch, name: str) -> int:
+    return int(batch[name].max()) + 1
+
+
+def story(batch: Batch, latent: int, hidden: Hidden, prior: dist.Distribution | None = None) -> SharedLatent:
+    def decoder(name: str) -> nn.Module:
+        if is_label(batch, name):
+            return conditionals.Categorical(MLP(latent, classes(batch, name), hidden))
+        event = batch[name].shape[1:]
+        return conditionals.Bernoulli(MLP(latent, event.numel(), hidden), event)
+
+    prior = dist.Normal(torch.zeros(latent), 1.0).to_event(1) if prior is None else prior
+    return SharedLatent(prior, {name: decoder(name) for name in batch})
+
+
+def features(batch: Batch, name: str, out: int, hidden: Hidden) -> nn.Module:
+    if is_label(batch, name):
+        return nn.Embedding(classes(batch, name), out)
+    return MLP(batch[name][0].numel(), out, hidden)
+
+
+def encoders(
+    batch: Batch, latent: int, hidden: Hidden, family: type[nn.Module] = conditionals.Normal
+) -> dict[str, nn.Module]:
+    return {name: family(features(batch, name, 2 * latent, hidden)) for name in batch}
+
+
+def product(batch: Batch, latent: int, hidden: Hidden) -> Guide:
+    return Guide(z=posteriors.ProductOfExperts(encoders(batch, latent, hidden)))
+
+
+def joint_encoder(
+    batch: Batch, latent: int, hidden: Hidden, partial: nn.Module | None = None
+) -> posteriors.JointEncoder:
+    """Features of one hidden layer less than an encoder, whose last one is the head's."""
+    width = hidden[-1]
+    parts = {name: nn.Sequential(features(batch, name, width, hidden[:-1]), nn.ReLU()) for name in batch}
+    head = conditionals.Normal(MLP(width * len(parts), 2 * latent, hidden[-1:]))
+    return posteriors.JointEncoder(parts, head, partial)
+
+
+def joint(batch: Batch, latent: int, hidden: Hidden) -> Guide:
+    unimodal = posteriors.ProductOfExperts(encoders(batch, latent, hidden), prior=None)
+    return Guide(z=joint_encoder(batch, latent, hidden, unimodal))
