@@ -24,7 +24,7 @@ from .guides import encode
 from .objective import Objective
 from .predictive import generate
 from .recipes import RECIPES, Recipe
-from .report import HEADER, Line, cells, evaluated, share, show
+from .report import HEADER, Line, cells, evaluated, share, show, torch_device
 from .reproduce import reproduce
 from .saving import load, save
 from .seeding import seeded
@@ -36,7 +36,7 @@ OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     name.replace("_", "-"): getattr(objectives, name)
     for name in (
         "elbo", "beta_vae", "jmvae_kl", "mvae", "telbo", "vaevae", "mmvae", "unimodal_mean", "mopoe", "subset_mean",
-        "mmjsd", "mvtcae", "masked",
+        "mixture_mean", "mmjsd", "mmvm", "mvtcae", "masked",
     )
 }  # fmt: skip
 ESTIMATORS: Mapping[str, Callable[..., ELBO]] = {
@@ -47,6 +47,7 @@ ESTIMATORS: Mapping[str, Callable[..., ELBO]] = {
     "stick-the-landing": estimators.StickTheLanding,
     "renyi": partial(estimators.Renyi, 0.5),
 }
+TRAINED = {name: recipe for name, recipe in RECIPES.items() if name not in ("vae", "cvae", "jnf")}  # of image and label
 COMPARED = ("mvae", "jmvae-kl", "mmvae", "mopoe")
 COLUMNS = ("log_prob", "standard_error", "ess", "pareto_k")
 PREDICTIONS = 100  # draws of z behind a predicted label
@@ -76,7 +77,7 @@ class Settings:
 
 
 Dataset = Annotated[str, typer.Argument(help=", ".join(EPOCHS))]
-RecipeName = Annotated[str, typer.Option(help=", ".join(RECIPES))]
+RecipeName = Annotated[str, typer.Option(help=", ".join(TRAINED))]
 ObjectiveName = Annotated[str | None, typer.Option(help=f"Instead of the recipe's: {', '.join(OBJECTIVES)}")]
 EstimatorName = Annotated[str | None, typer.Option(help=f"Instead of the objective's: {', '.join(ESTIMATORS)}")]
 Particles = Annotated[int | None, typer.Option(min=1, help="Draws of the training estimator.")]
@@ -116,7 +117,7 @@ def train(
         batch_size, lr, seed, latent, str(data) if data else None, rows, evidence_particles, compile,
     )  # fmt: skip
     with _short_errors():
-        run, history, test, seconds = _train(settings, _device(device))
+        run, history, test, seconds = _train(settings, torch_device(device))
         lines, evidence = evaluated(run, test, settings.evidence_particles, settings.seed)
         probabilities, accuracy = _predict(run, test, settings)
         out = out or Path("runs") / f"{dataset}-{recipe}"
@@ -145,8 +146,8 @@ def evaluate(
         run = _build(settings, train)
         load(directory / "weights.pt", run.model, run.guide)
         for module in (run.model, run.guide):
-            module.to(_device(device)).eval()
-        test = test.to(_device(device))
+            module.to(torch_device(device)).eval()
+        test = test.to(torch_device(device))
         lines, _ = evaluated(run, test, settings.evidence_particles, settings.seed)
         _, accuracy = _predict(run, test, settings)
     _print(settings, run.objective, lines, accuracy, test.size)
@@ -172,7 +173,7 @@ def compare(
             seed, 16, str(data) if data else None, rows, evidence_particles,
         )  # fmt: skip
         with _short_errors():
-            run, _, test, seconds = _train(settings, _device(device))
+            run, _, test, seconds = _train(settings, torch_device(device))
             lines, _ = evaluated(run, test, settings.evidence_particles, settings.seed)
             _, accuracy = _predict(run, test, settings)
         column = []
@@ -197,7 +198,7 @@ def _key(choices: Mapping[str, Any], name: str, what: str) -> str:
 
 def _build(settings: Settings, batch: Batch) -> Recipe:
     """Model, guide and objective for the modalities of a batch, under the run's seed."""
-    recipe = RECIPES[_key(RECIPES, settings.recipe, "recipe")]
+    recipe = TRAINED[_key(TRAINED, settings.recipe, "recipe")]
     k = {} if settings.num_particles is None else {"num_particles": settings.num_particles}
     estimator = None
     if settings.estimator is not None:
@@ -235,15 +236,6 @@ def _train(settings: Settings, device: torch.device) -> tuple[Recipe, History, B
         device=device,
     )
     return run, history, test.to(device), time.perf_counter() - start
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros((), device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise typer.BadParameter(f"no device {name!r} here: {str(error).splitlines()[0]}") from None
-    return device
 
 
 @contextmanager

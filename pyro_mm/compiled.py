@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .batch import Batch
 from .captured import Captured, capturable
+from .nn import channels_last
 from .seeding import seeded
 from .stepping import Problem, Running, problem_of
 from .tracing import Trace, Untraceable, trace
@@ -75,7 +76,8 @@ class Staged:
         self._inside = not self._captures or optimizer is None or capturable(optimizer)
         self.reasons: list[str] = []
         if not self._captures and (optimizer is None or not optimizer.state):
-            _channels_last(problem)
+            for module in problem.modules:
+                channels_last(module)
         self._numbers: dict[Any, Tensor] = {}
         self._start(problem)
 
@@ -214,13 +216,6 @@ def _form(objective: Any, batch: Batch) -> tuple[list[float], dict[int, float], 
     if hasattr(objective, "weights"):
         return objective.weights(batch.names)
     return [], {}, tuple((k, v) for k, v in vars(objective).items() if isinstance(v, bool | int | float | str | None))
-
-
-def _channels_last(problem: Problem) -> None:
-    """Lays out the weights of convolutions as they are computed with, which spares turning them at every step."""
-    for module in (m for root in problem.modules for m in root.modules()):
-        if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
 
 def refused(objective: Any) -> str | None:

@@ -18,9 +18,13 @@ import torch
 from pyro.distributions.util import broadcast_shape
 from torch import Size, Tensor, nn
 
+from .distributions import Mixture
 from .presence import constant
 
-__all__ = ["Bernoulli", "Categorical", "Conditional", "Laplace", "NegativeBinomial", "Normal", "Poisson"]
+__all__ = [
+    "Bernoulli", "Categorical", "Conditional", "Flow", "Laplace", "NegativeBinomial", "Normal",
+    "NormalMixture", "Poisson",
+]  # fmt: skip
 
 SCALE_FLOOR = 1e-4
 
@@ -99,9 +103,12 @@ class _LocationScale(Conditional):
             (loc,) = self._parameters_of(parents, 1)
             return loc, constant((self.scale,), loc.dtype, loc.device).expand_as(loc)
         loc, raw = self._parameters_of(parents, 2)
-        # The offset makes the scale 1 where raw is 0, about what a fresh network returns.
-        offset = math.log(math.expm1(1 - SCALE_FLOOR))
-        return loc, SCALE_FLOOR + nn.functional.softplus(raw + offset)
+        return loc, _scale(raw)
+
+
+def _scale(raw: Tensor) -> Tensor:
+    # The offset makes the scale 1 where raw is 0, about what a fresh network returns.
+    return SCALE_FLOOR + nn.functional.softplus(raw + math.log(math.expm1(1 - SCALE_FLOOR)))
 
 
 class Normal(_LocationScale):
@@ -128,6 +135,34 @@ class Laplace(_LocationScale):
     """
 
     family = dist.Laplace
+
+
+class NormalMixture(Conditional):
+    r"""A mixture of diagonal Gaussians, weights and all: :math:`\sum_c \pi_c N(\mu_c, \sigma_c^2)`.
+
+    Args:
+        net: gives K logits, and then :math:`\mu_c` and r of each component as :class:`Normal` has them:
+            ``(.., K + 2 K D)``.
+        components: K.
+
+    Its draws are differentiated implicitly, so that the weights learn by them too: see
+    :class:`~pyro_mm.distributions.Mixture`.
+
+    Raises:
+        ValueError: in ``forward``, the network's output does not fit.
+    """
+
+    def __init__(self, net: nn.Module, components: int) -> None:
+        super().__init__(net)
+        self.components = components
+
+    def forward(self, *parents: Tensor) -> dist.TorchDistribution:
+        out, k = self._output(parents), self.components
+        if out.shape[-1] <= k or (out.shape[-1] - k) % (2 * k):
+            raise ValueError(f"expected {k} + 2 * {k} * D outputs of the network, got {out.shape[-1]}")
+        loc, raw = out[..., k:].unflatten(-1, (2, k, -1)).unbind(-3)
+        components = dist.Normal(loc, _scale(raw), validate_args=False).to_event(1)
+        return Mixture(components, out[..., :k].log_softmax(-1))
 
 
 class _OfScale(dist.Independent):
@@ -250,3 +285,61 @@ class NegativeBinomial(Conditional):
             log_r = self.log_inverse_dispersion.to(log_mean.dtype)
         family = dist.NegativeBinomial(log_r.exp(), logits=log_mean - log_r, validate_args=False)
         return family.to_event(self.event_dim)
+
+
+class Flow(Conditional):
+    r"""A normalising flow whose transformation depends on the parents.
+
+    .. math:: x = f_c^{-1}(u), \quad u \sim N(0, I), \quad c = \mathrm{net}(parents), \qquad
+        p(x) = N(f_c(x); 0, I) \, |\det \partial f_c / \partial x|
+
+    Args:
+        net: gives the context c, ``(.., C)``.
+        flow: a flow of :mod:`zuko`, such as ``zuko.flows.MAF(features=D, context=C)``: a module that maps a context
+            to a distribution with a ``transform`` f to a ``base``. Its event shape is ``(D,)``.
+
+    An autoregressive flow scores in one pass and draws in D of them; one of coupling layers (``NICE``, ``RealNVP``)
+    does both in one. Rezende & Mohamed 2015 (arXiv:1505.05770); Papamakarios et al. 2017 (arXiv:1705.07057).
+    """
+
+    def __init__(self, net: nn.Module, flow: nn.Module) -> None:
+        super().__init__(net)
+        self.flow = flow
+
+    def forward(self, *parents: Tensor) -> dist.TorchDistribution:
+        context = self._output(parents)
+        d = self.flow(context)
+        return _Flowing(d.base, [_Drawn(d.transform, context.dtype)], validate_args=False)
+
+
+class _Drawn(torch.distributions.Transform):
+    """From noise to a draw: the inverse of a flow's transformation, of noise of any type (uniforms are float64)."""
+
+    domain = codomain = torch.distributions.constraints.real_vector
+    bijective = True
+
+    def __init__(self, flow: Any, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.flow, self.dtype = flow, dtype
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.flow.inv(x.to(self.dtype))
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.flow(y)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return -self.flow.log_abs_det_jacobian(y, x)
+
+
+class _Flowing(dist.TransformedDistribution):
+    """As torch's, but that density and noise come of one pass of the networks.
+
+    Not ``pyro.contrib.zuko.ZukoToPyro``, which has no ``rsample``, and whose draws cannot be made of uniforms.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        # as wide as the context, which the slopes of zuko's transformations are not by themselves
+        value = value.expand(broadcast_shape(value.shape, self.batch_shape + self.event_shape))
+        noise, log_slope = self.transforms[0].flow.call_and_ladj(value)
+        return self.base_dist.log_prob(noise) + log_slope

@@ -62,8 +62,14 @@ class Mixture(Composite):
 
     A draw takes an index from the weights, for every element by itself, and that component's pathwise draw. Its
     derivative tells how the draw moves with the *components*; the weights act through the index, which has none.
-    With learned weights a pathwise gradient would silently lack that term, so ``has_rsample`` holds only where the
-    components have it and the weights need no gradient.
+    With learned weights a pathwise gradient would silently lack that term, so ``has_rsample`` then holds only for
+    Normal components, whose draw is differentiated implicitly, with ``F_d(z_d | z_<d)`` held fixed for every entry d:
+
+    .. math:: \frac{\partial z}{\partial\phi} = -\Big(\frac{\partial F}{\partial z}\Big)^{-1}
+        \frac{\partial F}{\partial\phi}, \qquad F_d(z_d | z_{<d}) = \sum_c w_c(z_{<d}) \, \Phi_{cd}(z_d), \quad
+        w_c(z_{<d}) \propto w_c \prod_{e < d} p_{ce}(z_e).
+
+    Figurnov et al. 2018 (arXiv:1805.08498), section 4.
 
     Args:
         components: a distribution of batch shape ``(*B, C)``.
@@ -98,7 +104,11 @@ class Mixture(Composite):
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
-        return super().has_rsample and not self._log_weights.requires_grad
+        return super().has_rsample and (not self._log_weights.requires_grad or self._normal)
+
+    @property
+    def _normal(self) -> bool:
+        return isinstance(innermost(self._components), torch.distributions.Normal)
 
     @property
     def mean(self) -> Tensor:
@@ -126,9 +136,12 @@ class Mixture(Composite):
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         if not self.has_rsample:
             raise NotImplementedError(
-                "a pathwise draw needs components with rsample, and takes no gradient to the weights: detach "
-                "log_weights, use sample and a score-function estimator, or stratify by component_rsample"
+                "a pathwise draw needs components with rsample, and takes no gradient to the weights of any that are "
+                "not Normal: detach log_weights, use sample and a score-function estimator, or stratify by "
+                "component_rsample"
             )
+        if self._log_weights.requires_grad:
+            return self._implicit(self.sample(sample_shape))
         return self._draw(self._index(sample_shape), pathwise=True)
 
     def component_rsample(self, index: Tensor) -> Tensor:
@@ -163,6 +176,28 @@ class Mixture(Composite):
         like = self._log_weights
         shape = Size(sample_shape) + self.batch_shape + (self.num_components,)
         return (like + gumbel(torch.rand(shape, dtype=like.dtype, device=like.device))).argmax(-1)
+
+    def _implicit(self, z: Tensor) -> Tensor:
+        """``z``, ``(*, *batch, *event)``, with the derivative of a draw that keeps its values of F."""
+        n = self.event_dim
+        flat = lambda x: x.flatten(x.dim() - n) if n else x[..., None]  # noqa: E731
+        loc, scale = map(flat, diagonal(self._components))  # (*B, C, D)
+        out = self._log_weights.isneginf()[..., None]
+        loc, scale = loc.masked_fill(out, 0.0), scale.masked_fill(out, 1.0)
+        noise = (flat(z).unsqueeze(-2) - loc) / scale
+        log_p = -0.5 * noise.square() - scale.log()
+        before = torch.cat([torch.zeros_like(log_p[..., :1]), log_p[..., :-1].cumsum(-1)], -1)
+        share = (self._log_weights[..., None] + before).softmax(-2)  # w_c(z_<d)
+        below = share * torch.special.ndtr(noise)
+        cdf = below.sum(-2)
+        with torch.no_grad():
+            slope = -noise / scale  # of the log-density of one entry of a component
+            moved = below.mT @ slope - cdf[..., None] * (share.mT @ slope)
+            density = (share * log_p.exp()).sum(-2) / math.sqrt(2 * math.pi)
+            tiny = torch.finfo(density.dtype).tiny
+            jacobian = moved.tril(-1) + torch.diag_embed(density.clamp(min=tiny))
+        step = torch.linalg.solve_triangular(jacobian, (cdf - cdf.detach())[..., None], upper=False)[..., 0]
+        return z - step.reshape(z.shape)
 
     def _draw(self, index: Tensor, pathwise: bool) -> Tensor:
         """The draw of component ``index``, of shape ``(*index.shape, *event_shape)``."""

@@ -9,14 +9,14 @@ import pyro
 import pyro.distributions as dist
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
-from torch import nn
+from torch import Tensor, nn
 
 from .batch import Batch
 from .registration import register
 
 
 class Guide(nn.Module):
-    r"""Samples every site from its posterior, ``q(z | x_S) \prod_m q(w_m | x_m)``, each independent of the others.
+    r"""Samples every site from its posterior, in the order given: ``q(z | x_S) \prod_m q(w_m | x_m)``, for instance.
 
     Args:
         posteriors: site name -> posterior: a module (or any callable) ``batch -> distribution``, such as those of
@@ -26,7 +26,10 @@ class Guide(nn.Module):
 
         guide = Guide(z=ProductOfExperts({"image": ..., "label": ...}), w_image=Private("image", ...))
 
-    A site drawn given another one is a guide written as a function: ``pyro.sample`` under ``batch.plate()``.
+    To the posteriors after it a site is one more modality, which every row has, so one that has an encoder for it
+    depends on it: ``Guide(y=Label("label", ...), z=ProductOfExperts({"image": ..., "y": ...}))`` is
+    ``q(y | x_S) q(z | x_S, y)``. What that cannot say is a guide written as a function: ``pyro.sample`` under
+    ``batch.plate()``.
     """
 
     def __init__(self, **posteriors: Callable[[Batch], Any]):
@@ -42,7 +45,24 @@ class Guide(nn.Module):
         with batch.plate():
             for site in self._sites:
                 posterior = self.posteriors[site] if site in self.posteriors else self._callables[site]
-                pyro.sample(site, posterior(batch))
+                value = pyro.sample(site, posterior(batch))
+                if site != self._sites[-1]:
+                    batch = _Drawn(batch, site, value)
+
+
+class _Drawn(Batch):
+    """A batch with the draw of a latent as one more modality; what is made of a draw is not kept for the next one."""
+
+    def __init__(self, batch: Batch, site: str, value: Tensor):
+        if site in batch:
+            raise ValueError(f"site {site!r} bears the name of a modality: a latent needs one of its own")
+        self.__dict__.update(batch.__dict__)
+        self._rows, self._drawn = batch.rows, {*getattr(batch, "_drawn", ()), site}
+        self._values, self._masks = batch._values | {site: value}, batch._masks | {site: True}
+        self._each = None if batch._each is None else [{**masks, site: True} for masks in batch._each]
+
+    def encode(self, name: str, module: Callable[[Tensor], Any]) -> Any:
+        return module(self._values[name]) if name in self._drawn else super().encode(name, module)
 
 
 def encode(guide: Callable[[Batch], Any], batch: Batch) -> dict[str, dist.Distribution]:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MLP", "Convolutional", "Deconvolutional", "Recurrent"]
+__all__ = ["MLP", "Blocks", "Convolutional", "Deconvolutional", "Recurrent"]
+
+BLOCK = 256  # images that a convolutional network takes at once on a CPU
 
 
 class MLP(nn.Module):
@@ -47,6 +49,30 @@ class MLP(nn.Module):
         raise ValueError(f"expected an event of {self.in_features} entries, got shape {tuple(x.shape)}")
 
 
+class Blocks(nn.Module):
+    """A network whose rows do not see each other, run on at most so many of them at once on a CPU.
+
+    A mixture posterior with K draws from each of M experts decodes K M N rows. The activations of so many images leave
+    the caches, and are memory that the system hands out and clears anew at every step: in blocks, 6,400 images of
+    28 x 28 took half to three quarters of the time. Weights of convolutions are laid out with the channels last, which
+    is quicker too. Not for batch normalisation, whose rows do see each other.
+
+    Args:
+        net: maps ``(rows, *event)`` to ``(rows, *output)``.
+        rows: of a block.
+        event_dim: the dimensions of an event. All others are leading ones, of any number.
+    """
+
+    def __init__(self, net: nn.Module, rows: int = BLOCK, event_dim: int = 1) -> None:
+        super().__init__()
+        self.net, self.rows, self.event_dim = channels_last(net), rows, event_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        lead = x.shape[: x.dim() - self.event_dim]
+        y = _in_blocks(self.net, x.reshape(-1, *x.shape[len(lead) :]), self.rows)
+        return y.reshape(*lead, *y.shape[1:])
+
+
 class Convolutional(nn.Module):
     """An image encoder, ``(..., *image_shape) -> (..., out_features)``.
 
@@ -77,13 +103,14 @@ class Convolutional(nn.Module):
         for i in range(len(channels)):
             layers += [nn.Conv2d(sequence[i], sequence[i + 1], 4, stride=2, padding=1), activation()]
         head = nn.Linear(sequence[-1] * math.prod(sizes[-1]), out_features)
-        self.layers = nn.Sequential(*layers, nn.Flatten(), head)
+        self.layers = channels_last(nn.Sequential(*layers, nn.Flatten(), head))
 
     def forward(self, x: Tensor) -> Tensor:
         lead = x.dim() - len(self.image_shape)
         if x.shape[max(lead, 0) :] != self.image_shape:
             raise ValueError(f"expected images of shape {self.image_shape}, got shape {tuple(x.shape)}")
-        y = self.layers(x.to(next(self.parameters()).dtype).reshape(-1, math.prod(self.image_shape)))
+        rows = x.to(next(self.parameters()).dtype).reshape(-1, math.prod(self.image_shape))
+        y = _in_blocks(self.layers, rows, BLOCK)
         return y.reshape(*x.shape[:lead], self.out_features)
 
 
@@ -117,12 +144,12 @@ class Deconvolutional(nn.Module):
             odd = (sizes[i + 1][0] % 2, sizes[i + 1][1] % 2)  # what the halving dropped
             up = nn.ConvTranspose2d(sequence[i], sequence[i + 1], 4, stride=2, padding=1, output_padding=odd)
             layers += [activation(), up]
-        self.layers = nn.Sequential(*layers)
+        self.layers = channels_last(nn.Sequential(*layers))
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1:] != (self.in_features,):
             raise ValueError(f"expected shape (..., {self.in_features}), got {tuple(x.shape)}")
-        y = self.layers(x.to(next(self.parameters()).dtype).reshape(-1, self.in_features))
+        y = _in_blocks(self.layers, x.to(next(self.parameters()).dtype).reshape(-1, self.in_features), BLOCK)
         return y.reshape(x.shape[:-1] + self.image_shape)
 
 
@@ -154,6 +181,19 @@ class Recurrent(nn.Module):
         lengths = lengths.expand(x.shape[:-2])[..., None, None]
         last = (lengths - 1).clamp(min=0).expand(*x.shape[:-2], 1, self.gru.hidden_size)
         return self.head(torch.where(lengths > 0, states.gather(-2, last), 0.0).squeeze(-2))
+
+
+def channels_last(net: nn.Module) -> nn.Module:
+    """Lays out the weights of a network's convolutions as they are computed with, which spares turning them."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+    return net
+
+
+def _in_blocks(net: Callable[[Tensor], Tensor], x: Tensor, rows: int) -> Tensor:
+    whole = x.device.type != "cpu" or len(x) <= rows
+    return net(x) if whole else torch.cat([net(part) for part in x.split(rows)])
 
 
 def _halvings(image_shape: Sequence[int], times: int) -> tuple[int, list[tuple[int, int]]]:

@@ -16,8 +16,9 @@ from .objective import Objective
 from .terms import ALL, EACH, EVERY, OTHERS, PRIOR, Number, Random, Symbol, Term
 
 __all__ = [
-    "ALL", "EACH", "EVERY", "OTHERS", "PRIOR", "Objective", "Random", "Symbol", "Term", "beta_vae", "elbo", "jmvae_kl",
-    "masked", "mmjsd", "mmvae", "mopoe", "mvae", "mvtcae", "subset_mean", "telbo", "unimodal_mean", "vaevae", "warm_up",
+    "ALL", "EACH", "EVERY", "OTHERS", "PRIOR", "Objective", "Random", "Symbol", "Term", "beta_vae", "dmvae", "elbo",
+    "jmvae_kl", "masked", "mixture_mean", "mmjsd", "mmvae", "mmvm", "mopoe", "mvae", "mvtcae", "subset_mean", "telbo",
+    "unimodal_mean", "vaevae", "warm_up",
 ]  # fmt: skip
 
 
@@ -126,6 +127,43 @@ def unimodal_mean(estimator: ELBO | None = None, *, vectorize: bool = True) -> O
     return Objective([Term(EACH, ALL, average=True)], estimator, vectorize=vectorize)
 
 
+def mixture_mean(
+    beta: Number = 1.0, estimator: ELBO | None = None, *, likelihood: Number | Mapping[str, Number] = 1.0
+) -> Objective:
+    r"""MMVAE+: the mean over m of bounds that encode m alone, z weighed by the density of the whole mixture.
+
+    .. math:: \frac1M \sum_m E_{q_m} \Big[ \log p(x | z, w) + \beta \Big( \log \frac{p(z)}{\frac1M \sum_l q_l(z)}
+              + \sum_l \log \frac{p(w_l)}{q(w_l | x_m)} \Big) \Big]
+
+    with a mixture-of-experts posterior of z, and private latents for which :class:`pyro_mm.posteriors.Private` has
+    :math:`q(w_m | x_m)` and, for :math:`l \ne m`, its ``missing``. As a table: ``mean_m (m, *, P)``, and with
+    weight -beta the distance of every expert from their mixture, for which its own density is exchanged so. For
+    beta >= 1, and with an estimator that is a mean of log-weights, a bound on log p(x) all the same: that of
+    q(m, z, w) = q_m(z, w) / M for p(x, z, w) q(m | z), q(m | z) being the expert's share in the mixture at z.
+    ``target``, which goes by the single terms, calls it a surrogate.
+    Without private latents and with K = 1 it is MMVAE. Palumbo et al. 2023 (MMVAE+, ICLR).
+    """
+
+    def negative() -> Number:
+        return (lambda step: -beta(step)) if callable(beta) else -beta
+
+    own = Term(EACH, ALL, likelihood=likelihood, kl=beta, average=True)
+    return Objective([own, Term(EACH, (), ALL, kl=negative(), average=True)], estimator)
+
+
+def dmvae(
+    estimator: ELBO | None = None, *, likelihood: Number | Mapping[str, Number] = 1.0, kl: Number = 1.0
+) -> Objective:
+    r"""DMVAE: the joint bound, and for every modality one that reconstructs all from what is shared with it.
+
+    .. math:: ELBO(x) + \sum_m \Big( E_{q(z|x_m) q(w|x_m)} \log p(x|z, w) - KL(q(z, w|x_m) \| p(z, w)) \Big)
+
+    (1 + M) bounds on log p(x). Lee & Pavlovic 2021 (arXiv:2012.13024).
+    """
+    weights = {"likelihood": likelihood, "kl": kl}
+    return Objective([Term(ALL, ALL, **weights), Term(EACH, ALL, **weights)], estimator)  # type: ignore[arg-type]
+
+
 def mopoe(estimator: ELBO | None = None, *, kl: Number = 1.0, vectorize: bool = True) -> Objective:
     """MoPoE: the bound of a mixture of products of experts, ``(*, *, P)`` with that posterior.
 
@@ -163,6 +201,23 @@ def mmjsd(prior_weight: float | None = None, estimator: ELBO | None = None, *, v
     def terms(names: tuple[str, ...]) -> list[Term]:
         share = 1 / (len(names) + 1) if prior_weight is None else prior_weight
         return [Term(EACH, ALL, ALL, kl=1 - share, average=True), Term(PRIOR, (), ALL, kl=share)]
+
+    return Objective(terms, estimator, vectorize=vectorize)
+
+
+def mmvm(beta: Number = 1.0, estimator: ELBO | None = None, *, vectorize: bool = True) -> Objective:
+    r"""MMVM: each modality from its own posterior, and a soft tie between all of these in the place of a prior.
+
+    .. math:: \sum_m E_{q_m} \log p(x_m | z) - \frac{\beta}{M} \sum_m \sum_{l} KL(q_m \| q_l)
+
+    over the modalities that a row has, M being their number: a row with one has its reconstruction alone. No
+    q(z | x) of several modalities, nor p(z), is in it, so nothing here trains either: a surrogate. The sum of KLs is
+    above that from the mixture of all, which the paper derives. Sutter et al. 2024 (arXiv:2403.05300).
+    """
+
+    def terms(names: tuple[str, ...]) -> list[Term]:
+        # of those m that count, being present with l: as many as the row has
+        return [Term(EACH, EACH, kl=0.0), *(Term(EACH, (), name, kl=beta, average=True) for name in names)]
 
     return Objective(terms, estimator, vectorize=vectorize)
 

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+import typer
+
 from . import objectives
 from .batch import Batch
 from .evidence import Evidence
@@ -75,6 +78,16 @@ def cells(lines: Sequence[Line]) -> list[list[str]]:
 def share(untrusted: float | None) -> str:
     """A share of rows as text."""
     return "too few draws" if untrusted is None or math.isnan(untrusted) else f"{untrusted:.1%}"
+
+
+def torch_device(name: str | None) -> torch.device:
+    """The device of that name, by default CUDA where there is one."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros((), device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise typer.BadParameter(f"no device {name!r} here: {str(error).splitlines()[0]}") from None
+    return device
 
 
 def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -5,20 +5,27 @@ from __future__ import annotations
 import csv
 import json
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import torch
 import typer
 
 from .batch import Batch
+from .datasets import paired
+from .evidence import Evidence
+from .family import Judge, by_fraction, markdown, measured, side_by_side
 from .recipes import Recipe
-from .recipes.published import REPRODUCTIONS, Figure, Reproduction
-from .report import share, show
+from .recipes.published import FAMILIES, REPRODUCTIONS, Family, Figure, Reproduction
+from .report import share, show, torch_device
 from .train import fit
 
 HEADER = ("quantity", "proposal", "K", "rows", "published", "here", "s.e.", "k-hat > 0.7")
-COURSE_ROWS, COURSE_PARTICLES = 500, 100
+COURSE_ROWS, COURSE_PARTICLES, FAMILY_ROWS = 500, 100, 1000
 
 
 class Stopped(Exception):
@@ -28,10 +35,10 @@ class Stopped(Exception):
 def reproduce(
     name: Annotated[str | None, typer.Argument(help="One of --list.", show_default=False)] = None,
     list_: Annotated[bool, typer.Option("--list", help="Names what can be reproduced, and leaves it at that.")] = False,
-    epochs: Annotated[int | None, typer.Option(min=1, help="In place of the paper's.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="In place of those of --list.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Stops at the end of the epoch in which they are over.")] = None,
     rows: Annotated[
-        int | None, typer.Option(min=1, help="Test rows of the table, the first ones; by default all.")
+        int | None, typer.Option(min=2, help="Test rows of the table, the first ones; all, or 1000 of a family.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     course: Annotated[int, typer.Option(min=1, help="Epochs between two points of course.csv.")] = 10,
@@ -42,75 +49,137 @@ def reproduce(
 ) -> None:
     """Trains and measures what a paper reports. The same command goes on from where a run was stopped."""
     if list_ or name is None:
-        show("pyro-mm reproduce NAME", ("name", "what", "epochs"), [
-            (key, r.title, str(r.epochs)) for key, r in REPRODUCTIONS.items()
-        ])  # fmt: skip
+        every: dict[str, Reproduction | Family] = {**REPRODUCTIONS, **FAMILIES}
+        table = [(key, what.title, str(what.epochs)) for key, what in every.items()]
+        show("pyro-mm reproduce NAME", ("name", "what", "epochs"), table)
         return
-    if name not in REPRODUCTIONS:
-        raise typer.BadParameter(f"unknown reproduction {name!r}: expected one of {', '.join(REPRODUCTIONS)}")
-    what, out = REPRODUCTIONS[name], out or Path("runs") / "reproduce" / name
-    out.mkdir(parents=True, exist_ok=True)
-    train, test = what.data(**({"directory": data} if data else {}))
-    torch.manual_seed(seed)
-    run, wanted = what.recipe(train), epochs or what.epochs
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    test = test.to(where)
-    watch = _Watch(what, run, test, out, wanted, course, minutes)
+    if name not in {*REPRODUCTIONS, *FAMILIES}:
+        known = ", ".join([*REPRODUCTIONS, *FAMILIES])
+        raise typer.BadParameter(f"unknown reproduction {name!r}: expected one of {known}")
+    out = out or Path("runs") / "reproduce" / name
+    how = _How(out, seed, epochs, minutes, rows, course, compile, torch_device(device), str(data) if data else None)
     try:
-        fit(
-            *run,
-            train,
-            epochs=wanted,
-            batch_size=what.batch_size,
-            optimizer=what.optimizer,
-            transform=what.transform,
-            checkpoint=out / "checkpoint.pt",
-            compile=compile,
-            seed=seed,
-            device=where,
-            progress=False,
-            callback=watch,
-        )
-    except Stopped:
-        typer.echo(f"stopped after epoch {watch.epoch} of {wanted}; the same command goes on from there")
+        if name in FAMILIES:
+            _family(FAMILIES[name], how)
+        else:
+            _single(REPRODUCTIONS[name], how)
+    except Stopped as stopped:
+        typer.echo(f"{stopped}; the same command goes on from there")
         return
-    table = [_measured(figure, what, run, test[: rows or test.size], seed) for figure in what.figures]
-    (out / "table.json").write_text(json.dumps({"epochs": wanted, "seed": seed, "rows": table}, indent=2) + "\n")
-    show(
-        f"{what.title}: {wanted} of {what.epochs} epochs, seed {seed}; {what.pixels}",
-        HEADER,
-        [_cells(r) for r in table],
-    )
     typer.echo(f"written to {out}")
 
 
+@dataclass(frozen=True)
+class _How:
+    """What the command line says of a run."""
+
+    out: Path
+    seed: int
+    epochs: int | None
+    minutes: float | None
+    rows: int | None
+    course: int
+    compile: bool
+    device: torch.device
+    data: str | None
+    start: float = field(default_factory=time.perf_counter)
+
+    def load(self, what: Reproduction | Family) -> tuple[Batch, Batch]:
+        train, test = what.data(**({"directory": self.data} if self.data else {}))
+        return train, test.to(self.device)
+
+
+def _trained(what: Reproduction | Family, run: Recipe, train: Batch, how: _How, watch: _Watch) -> None:
+    fit(
+        *run,
+        train,
+        epochs=watch.epochs,
+        batch_size=what.batch_size,
+        optimizer=what.optimizer,
+        transform=what.transform,
+        checkpoint=watch.out / "checkpoint.pt",
+        compile=how.compile and what.compile,
+        seed=how.seed,
+        device=how.device,
+        progress=False,
+        callback=watch,
+    )
+
+
+def _single(what: Reproduction, how: _How) -> None:
+    train, test = how.load(what)
+    torch.manual_seed(how.seed)
+    run, epochs = what.recipe(train), how.epochs or what.epochs
+    first, particles = what.figures[0], {"num_particles": COURSE_PARTICLES, "seed": 0}
+    point = partial(first.estimate, run.model, run.guide, test[:COURSE_ROWS], **particles)
+    _trained(what, run, train, how, _Watch("", how, how.out, epochs, point))
+    test = test[: how.rows or test.size]
+    lines = [_measured(figure, what, run, test, how.seed) for figure in what.figures]
+    (how.out / "table.json").write_text(
+        json.dumps({"epochs": epochs, "seed": how.seed, "rows": lines}, indent=2) + "\n"
+    )
+    title = f"{what.title}: {epochs} of {what.epochs} epochs, seed {how.seed}; {what.pixels}"
+    show(title, HEADER, [_cells(line) for line in lines])
+
+
+def _family(what: Family, how: _How) -> None:
+    train, test = how.load(what)
+    test, epochs = test[: how.rows or FAMILY_ROWS], how.epochs or what.epochs
+    judge: Judge | None = None
+    lines: dict[int, dict[str, dict[str, Any]]] = {part: {} for part in what.fractions}
+    for name, member in what.members.items():
+        for part in what.fractions:
+            folder = how.out / name if part == 1 else how.out / name / f"one-in-{part}"
+            done = folder / f"measured-{epochs}-{test.size}-{how.seed}.json"
+            if not done.is_file():
+                torch.manual_seed(how.seed)
+                run, some = member.recipe(train), paired(train, 1 / part, how.seed)
+                what_of = name if part == 1 else f"{name}, one in {part}"
+                _trained(what, run, some, how, _Watch(f"{what_of}, ", how, folder, epochs))
+                judge = judge or Judge.trained(what, how.data, how.device)
+                found = measured(member, run, train, test, judge, what.num_particles, how.seed)
+                done.write_text(json.dumps(found | {"seconds": _seconds(folder)}, indent=2) + "\n")
+            lines[part][name] = json.loads(done.read_text())
+    title = f"{what.title}: {epochs} epochs, seed {how.seed}; {test.size} test rows, K = {what.num_particles}"
+    tables = {"": side_by_side(lines[1])} if len(lines) == 1 else by_fraction(lines)
+    for quantity, (header, cells) in tables.items():
+        show(f"{title}; {what.pixels}{quantity and f'; {quantity}'}", header, cells)
+    texts = [
+        f"{quantity}\n\n{markdown(*table)}" if quantity else markdown(*table) for quantity, table in tables.items()
+    ]
+    (how.out / "table.md").write_text("\n".join(texts))
+
+
 class _Watch:
-    """Called after every epoch: says how it goes, records the course of the first figure, and minds the time."""
+    """Called after every epoch: says how it goes, records the course of a figure, and minds the time."""
 
     def __init__(
-        self, what: Reproduction, run: Recipe, test: Batch, out: Path, epochs: int, course: int, minutes: float | None
-    ):
-        self.what, self.run, self.test, self.out = what, run, test[:COURSE_ROWS], out
-        self.epochs, self.course, self.minutes = epochs, course, minutes
-        self.start, self.last, self.epoch = time.perf_counter(), time.perf_counter(), 0
+        self, name: str, how: _How, out: Path, epochs: int, point: Callable[[], Evidence] | None = None
+    ) -> None:
+        self.name, self.how, self.out, self.epochs, self.point = name, how, out, epochs, point
+        self.last = time.perf_counter()
+        out.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, epoch: int, entry: dict[str, float]) -> None:
         now = time.perf_counter()
-        text = f"epoch {epoch}/{self.epochs}: loss {entry['loss']:.3f}, {now - self.last:.1f} s"
+        text = f"{self.name}epoch {epoch}/{self.epochs}: loss {entry['loss']:.3f}, {now - self.last:.1f} s"
         _append(self.out / "history.csv", {"epoch": epoch, "seconds": now - self.last, **entry})
-        self.epoch = epoch
-        if epoch % self.course == 0 or epoch == self.epochs:
-            figure = self.what.figures[0]
-            evidence = figure.estimate(
-                self.run.model, self.run.guide, self.test, num_particles=COURSE_PARTICLES, seed=0
-            )
+        if self.point is not None and (epoch % self.how.course == 0 or epoch == self.epochs):
+            evidence = self.point()
             value, error = evidence.mean()
             _append(self.out / "course.csv", {"epoch": epoch, "value": value, "standard_error": error})
-            text += f"; {evidence.quantity} {value:.2f} ({self.test.size} rows, K = {COURSE_PARTICLES})"
+            text += f"; {evidence.quantity} {value:.2f} ({len(evidence)} rows, K = {COURSE_PARTICLES})"
         typer.echo(text)
-        if self.minutes is not None and now - self.start > 60 * self.minutes and epoch < self.epochs:
-            raise Stopped
+        if self.how.minutes is not None and now - self.how.start > 60 * self.how.minutes and epoch < self.epochs:
+            raise Stopped(f"stopped after {self.name}epoch {epoch} of {self.epochs}")
         self.last = time.perf_counter()
+
+
+def _seconds(folder: Path) -> float:
+    """The median of the epochs' seconds, but for the first, in which the step is compiled."""
+    with open(folder / "history.csv", newline="") as file:
+        seconds = [float(line["seconds"]) for line in csv.DictReader(file)]
+    return median(seconds[1:] or seconds)
 
 
 def _append(path: Path, entry: dict[str, float]) -> None:

@@ -7,8 +7,7 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from pyro_mm.cli import ESTIMATORS, OBJECTIVES, app
-from pyro_mm.recipes import RECIPES
+from pyro_mm.cli import ESTIMATORS, OBJECTIVES, TRAINED, app
 
 FAST = ["--epochs", "1", "--rows", "40", "--evidence-particles", "50"]
 FILES = {
@@ -100,5 +99,5 @@ def test_errors_are_short(arguments, words):
 
 def test_help_names_every_choice():
     text = re.sub(r"[\s│]+", " ", run("train", "--help").output)
-    for name in [*RECIPES, *OBJECTIVES, *ESTIMATORS]:
+    for name in [*TRAINED, *OBJECTIVES, *ESTIMATORS]:
         assert name in text

@@ -229,3 +229,24 @@ def test_a_fixed_scale_is_that_of_the_family(family, event):
     torch.testing.assert_close(d.expand((2, 3)).log_prob(x), expected)
     torch.testing.assert_close(d.mask(False).expand((2, 3)).log_prob(x), torch.zeros_like(expected))
     torch.testing.assert_close(d.expand((2, 3)).variance, plain.variance.expand(2, 3, *event))
+
+
+def test_a_mixture_head_is_the_mixture_of_its_parts():
+    """Density, shapes with leading dimensions, and a gradient to every output of the network, weights included."""
+    torch.manual_seed(0)
+    net = nn.Linear(3, 2 + 2 * 2 * 4).double()
+    head, x = conditionals.NormalMixture(net, 2), torch.randn(5, 1, 6, 3, dtype=torch.float64)
+    d, z = head(x), torch.randn(5, 7, 6, 4, dtype=torch.float64)
+    assert d.batch_shape == (5, 1, 6) and d.event_shape == (4,) and d.has_rsample
+    out = net(x)
+    loc, raw = out[..., 2:10].unflatten(-1, (2, 4)), out[..., 10:].unflatten(-1, (2, 4))
+    scale = 1e-4 + nn.functional.softplus(raw + math.log(math.expm1(1 - 1e-4)))
+    oracle = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(logits=out[..., :2]),
+        torch.distributions.Independent(torch.distributions.Normal(loc, scale), 1),
+    )
+    torch.testing.assert_close(d.log_prob(z), oracle.log_prob(z))
+    d.rsample((20,)).pow(3).sum().backward()
+    assert (net.bias.grad != 0).all()
+    with pytest.raises(ValueError, match=r"expected 3 \+ 2 \* 3 \* D outputs of the network, got 18"):
+        conditionals.NormalMixture(net, 3)(x)

@@ -37,10 +37,13 @@ def experts(family=mm.conditionals.Normal):
     }
 
 
+def features(size=8):
+    return {"a": mm.nn.MLP(4, size, ()), "b": mm.nn.MLP(3, size, ()), "c": torch.nn.Embedding(4, size)}
+
+
 def joint_encoder(partial):
-    features = {"a": mm.nn.MLP(4, 5, ()), "b": mm.nn.MLP(3, 5, ()), "c": torch.nn.Embedding(4, 5)}
     head = mm.conditionals.Normal(mm.nn.MLP(15, 2 * LATENT, (8,)))
-    return mm.posteriors.JointEncoder(features, head, partial() if partial else None)
+    return mm.posteriors.JointEncoder(features(5), head, partial() if partial else None)
 
 
 MODELS = {
@@ -62,6 +65,12 @@ POSTERIORS = {
     "mixture": lambda: mm.posteriors.MixtureOfExperts(experts()),
     "Laplace mixture": lambda: mm.posteriors.MixtureOfExperts(experts(mm.conditionals.Laplace)),
     "mixture of products": lambda: mm.posteriors.MixtureOfProducts(experts()),
+    "dependent": lambda: mm.posteriors.DependentExperts(experts(), 0.4),
+    "hoelder": lambda: mm.posteriors.HoelderPooling(experts()),
+    "sum pooling": lambda: mm.posteriors.SumPooling(features(), mm.conditionals.Normal(mm.nn.MLP(8, 2 * LATENT)), 8),
+    "attention": lambda: mm.posteriors.SelfAttention(
+        features(), mm.conditionals.NormalMixture(mm.nn.MLP(8, 2 + 4 * LATENT), 2), 8
+    ),
     "joint": lambda: joint_encoder(None),
     "joint and unimodal": lambda: joint_encoder(lambda: mm.posteriors.ProductOfExperts(experts(), prior=None)),
 }
@@ -78,6 +87,9 @@ OBJECTIVES = {
     "subset_mean": partial(tables.subset_mean, None),
     "mmjsd": partial(tables.mmjsd, None),
     "mvtcae": partial(tables.mvtcae, 0.8, 1.0),
+    "dmvae": tables.dmvae,
+    "mixture_mean": partial(tables.mixture_mean, 1.0),
+    "mmvm": partial(tables.mmvm, 1.0),
     "masked": tables.masked,
 }
 ESTIMATORS = {
@@ -223,13 +235,16 @@ class TestEveryPair:
             assert tables.masked(E.IWAE(2)).differentiable_loss(model, guide, batch).dtype == torch.float64
 
 
-@pytest.mark.parametrize("name", ["product", "product without prior", "mixture", "mixture of products"])
+@pytest.mark.parametrize(
+    "name", ["product", "product without prior", "mixture", "mixture of products", "dependent", "hoelder"]
+)
 def test_order_of_modalities_does_not_matter(name, double):
     model = oracle(3)
     nets = {n: mm.conditionals.Normal(mm.nn.MLP(w.shape[0], 6, (8,))) for n, w in model.loadings.items()}
     kind = {"product": mm.posteriors.ProductOfExperts, "mixture": mm.posteriors.MixtureOfExperts}
     kind |= {"mixture of products": mm.posteriors.MixtureOfProducts}
     kind |= {"product without prior": lambda e: mm.posteriors.ProductOfExperts(e, prior=None)}
+    kind |= {"dependent": lambda e: mm.posteriors.DependentExperts(e, 0.4), "hoelder": mm.posteriors.HoelderPooling}
     batch, z = model.sample(5), torch.randn(5, 3)
     batch = mm.Batch(
         {n: batch[n] for n in batch.names}, present={"x1": torch.tensor([1, 0, 1, 0, 1], dtype=torch.bool)}
@@ -246,5 +261,7 @@ def test_one_expert_is_itself(double):
         mm.posteriors.ProductOfExperts({"x": net}, prior=None),
         mm.posteriors.MixtureOfExperts({"x": net}),
         mm.posteriors.MixtureOfProducts({"x": net}, prior=None),
+        mm.posteriors.DependentExperts({"x": net}, 0.4),
+        mm.posteriors.HoelderPooling({"x": net}),
     ):
         torch.testing.assert_close(posterior(batch).log_prob(z), net(batch["x"]).log_prob(z), rtol=1e-11, atol=0)

@@ -1,6 +1,7 @@
 """Data sets: shapes, splits, binarisation, the idx format, and what is said of a wrong or missing file."""
 
 import gzip
+import hashlib
 import os
 import struct
 
@@ -11,6 +12,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from pyro_mm import datasets
+from pyro_mm.datasets.images import _pixels
 
 
 def idx(array):
@@ -32,7 +34,7 @@ def tiny(monkeypatch, no_download):
     draw = np.random.default_rng(3).integers
     arrays = [draw(0, 256, (6, 3, 2)), draw(0, 10, 6), draw(0, 256, (4, 3, 2)), draw(0, 10, 4)]
     payloads = {file: idx(a.astype(np.uint8)) for file, a in zip(datasets.FILES, arrays, strict=True)}
-    hashes = tuple(datasets.hashlib.sha256(p).hexdigest() for p in payloads.values())
+    hashes = tuple(hashlib.sha256(p).hexdigest() for p in payloads.values())
     monkeypatch.setitem(datasets.SHA256, "mnist", hashes)
     return payloads
 
@@ -70,8 +72,8 @@ def test_digits_are_split_into_disjoint_parts_with_equal_shares_of_each_label():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"'svhn': expected one of 'digits', 'mnist', 'fashion'"):
-        datasets.load("svhn")
+    with pytest.raises(ValueError, match=r"'cifar': expected one of 'digits', 'mnist', 'fashion'"):
+        datasets.load("cifar")
     with pytest.raises(TypeError, match="directory"):
         datasets.load("digits", directory=".")
 
@@ -172,17 +174,17 @@ def test_binarisation(tiny, tmp_path):
 def test_static_binarisation_is_a_bernoulli_of_the_grey_value():
     # Exact where u runs over all its values: pixel of the 255 are below a pixel. 0 and 255 are certain.
     pixels = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 2000, 1)
-    drawn = datasets._pixels(pixels, "static", seed=0)
+    drawn = _pixels(pixels, "static", seed=0)
     assert drawn[0].sum() == 0
     assert drawn[255].sum() == 2000
     p = torch.arange(256) / 255
     error = (p * (1 - p) / 2000).sqrt()  # of each mean of 2000 independent draws; the seed is fixed
     assert ((drawn.mean(1) - p).abs() <= 4.5 * error).all()
-    assert not torch.equal(drawn, datasets._pixels(pixels, "static", seed=1))
+    assert not torch.equal(drawn, _pixels(pixels, "static", seed=1))
 
 
 def test_the_stream_of_static_binarisation_has_not_changed():
-    drawn = datasets._pixels(np.full((4, 4), 128, np.uint8), "static", seed=0)
+    drawn = _pixels(np.full((4, 4), 128, np.uint8), "static", seed=0)
     assert drawn.int().flatten().tolist() == [1, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 1, 1]
 
 

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_mm.nn import MLP, Convolutional, Deconvolutional, Recurrent
+from pyro_mm import nn as blocks_of
+from pyro_mm.nn import MLP, Blocks, Convolutional, Deconvolutional, Recurrent
 
 
 @pytest.fixture(autouse=True)
@@ -110,3 +111,40 @@ def test_networks_trace(net, shape):
     traced = make_fx(net)(torch.zeros(shape))
     x = torch.randn(shape)
     torch.testing.assert_close(traced(x), net(x))
+
+
+# -- in blocks of rows -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7, 100])
+def test_a_network_in_blocks_is_the_network(rows):
+    """Values and gradients, of its weights and of its input; and no block is larger than asked for."""
+    net, seen = nn.Sequential(nn.Linear(3, 4), nn.Unflatten(-1, (2, 2))).double(), []
+    net.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(5, 2, 2, 2, dtype=torch.float64)
+    results = []
+    for whole in (Blocks(net, rows), lambda x: net(x.flatten(0, 1)).unflatten(0, (5, 2))):
+        seen.clear()
+        y = whole(x)
+        results.append((y, *torch.autograd.grad((y * weight).sum(), (x, *net.parameters()))))
+        if isinstance(whole, Blocks):
+            assert max(seen) <= rows and sum(seen) == 10
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
+def test_images_are_rows_of_an_event_of_their_own():
+    net = nn.Conv2d(3, 2, 3)
+    x = torch.randn(4, 5, 3, 6, 6)
+    torch.testing.assert_close(Blocks(net, 3, event_dim=3)(x), net(x.flatten(0, 1)).unflatten(0, (4, 5)))
+
+
+@pytest.mark.parametrize("net", [Convolutional((8, 8), 5), Deconvolutional(5, (8, 8))])
+def test_convolutions_take_many_images_in_blocks(net, monkeypatch):
+    x = torch.randn(11, *((8, 8) if isinstance(net, Convolutional) else (5,)))
+    whole = net(x)
+    monkeypatch.setattr(blocks_of, "BLOCK", 4)
+    seen = []
+    net.layers.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    torch.testing.assert_close(net(x), whole)
+    assert seen == [4, 4, 3]

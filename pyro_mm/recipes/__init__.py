@@ -12,17 +12,23 @@ class. All papers train other networks on other data; what a docstring says of d
 
 from collections.abc import Callable, Mapping
 
-from .joint import jmvae_kl, jmvae_zero, telbo
+from .flows import jnf, jnf_second
+from .joint import jmvae_kl, jmvae_zero, telbo, vaevae_joint
 from .parts import Recipe
-from .pooled import mmjsd, mmvae, mopoe, mvae, mvtcae, unimodal_mean, vaevae
+from .pooled import code, hoelder, mmjsd, mmvae, mmvm, mopoe, mvae, mvtcae, unimodal_mean, vaevae
+from .private import dmvae, mmvae_plus
+from .single import cvae, vae
 
 __all__ = [
-    "RECIPES", "Recipe", "jmvae_kl", "jmvae_zero", "mmjsd", "mmvae", "mopoe", "mvae", "mvtcae", "telbo",
-    "unimodal_mean", "vaevae",
+    "RECIPES", "Recipe", "code", "cvae", "dmvae", "hoelder", "jmvae_kl", "jmvae_zero", "jnf", "jnf_second", "mmjsd",
+    "mmvae", "mmvae_plus", "mmvm", "mopoe", "mvae", "mvtcae", "telbo", "unimodal_mean", "vae", "vaevae", "vaevae_joint",
 ]  # fmt: skip
 
 RECIPES: Mapping[str, Callable[..., Recipe]] = {
     f.__name__.replace("_", "-"): f
-    for f in (mvae, jmvae_kl, jmvae_zero, telbo, vaevae, mmvae, mopoe, mvtcae, mmjsd, unimodal_mean)
-}
+    for f in (
+        mvae, jmvae_kl, jmvae_zero, telbo, vaevae, vaevae_joint, mmvae, mmvae_plus, mopoe, mvtcae, mmjsd, unimodal_mean,
+        dmvae, jnf, mmvm, code, hoelder, vae, cvae,
+    )
+}  # fmt: skip
 """The names of the command line; elsewhere call the functions."""

@@ -41,3 +41,13 @@ def telbo(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator
     attributes of an incomplete description.
     """
     return Recipe(story(batch, latent, hidden), joint(batch, latent, hidden), objectives.telbo(estimator))
+
+
+def vaevae_joint(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
+    """Wu & Goodman's objective of every modality's evidence and the others' given it, with a joint encoder.
+
+    Wu & Goodman 2019 (arXiv:1912.05075). With three modalities or more, what is given several but not all of them is
+    the product of their encoders. Without their adversarial and flow likelihoods, and rows that have one modality only
+    add the bounds of that one. :func:`vaevae` has a product of experts.
+    """
+    return Recipe(story(batch, latent, hidden), joint(batch, latent, hidden), objectives.vaevae(estimator))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import pyro.distributions as dist
 import torch
@@ -45,15 +45,44 @@ def classes(batch: Batch, name: str) -> int:
     return int(batch[name].max()) + 1
 
 
-def story(batch: Batch, latent: int, hidden: Hidden, prior: dist.Distribution | None = None) -> SharedLatent:
-    def decoder(name: str) -> nn.Module:
-        if is_label(batch, name):
-            return conditionals.Categorical(MLP(latent, classes(batch, name), hidden))
-        event = batch[name].shape[1:]
-        return conditionals.Bernoulli(MLP(latent, event.numel(), hidden), event)
+class Learned(nn.Module):
+    """A distribution centred at zero, whose scales are parameters: a prior that is learned."""
 
-    prior = dist.Normal(torch.zeros(latent), 1.0).to_event(1) if prior is None else prior
-    return SharedLatent(prior, {name: decoder(name) for name in batch})
+    def __init__(self, size: int, family: type[dist.Normal] | type[dist.Laplace] = dist.Laplace):
+        super().__init__()
+        self.family, self.log_scale = family, nn.Parameter(torch.zeros(size))
+
+    def forward(self, *_: Any) -> dist.Distribution:
+        return self.family(torch.zeros_like(self.log_scale), self.log_scale.exp(), validate_args=False).to_event(1)
+
+
+class Frequencies(nn.Module):
+    """A Categorical whose logits are parameters."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(number))
+
+    def forward(self, *_: Any) -> dist.Distribution:
+        return dist.Categorical(logits=self.logits, validate_args=False)
+
+
+def standard(size: int, family: type[dist.Normal] | type[dist.Laplace] = dist.Normal) -> dist.Distribution:
+    return family(torch.zeros(size), 1.0).to_event(1)
+
+
+def decoder(batch: Batch, name: str, inputs: int, hidden: Hidden) -> nn.Module:
+    if is_label(batch, name):
+        return conditionals.Categorical(MLP(inputs, classes(batch, name), hidden))
+    event = batch[name].shape[1:]
+    return conditionals.Bernoulli(MLP(inputs, event.numel(), hidden), event)
+
+
+def story(
+    batch: Batch, latent: int, hidden: Hidden, prior: dist.Distribution | nn.Module | None = None
+) -> SharedLatent:
+    prior = standard(latent) if prior is None else prior
+    return SharedLatent(prior, {name: decoder(batch, name, latent, hidden) for name in batch})
 
 
 def features(batch: Batch, name: str, out: int, hidden: Hidden) -> nn.Module:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pyro.distributions as dist
-import torch
 
-from .. import conditionals, objectives, posteriors
+from .. import conditionals, estimators, objectives, posteriors
 from ..batch import Batch
 from ..guides import Guide
-from .parts import HIDDEN, LATENT, Estimator, Hidden, Recipe, encoders, is_label, product, story
+from ..terms import Number
+from .parts import HIDDEN, LATENT, Estimator, Hidden, Learned, Recipe, encoders, is_label, product, standard, story
 
 
 def mvae(
@@ -27,7 +27,8 @@ def mvae(
 def vaevae(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
     """Wu & Goodman's objective of every modality's evidence and the others' given it.
 
-    Wu & Goodman 2019 (arXiv:1912.05075). The posterior here is a product of experts.
+    Wu & Goodman 2019 (arXiv:1912.05075). The posterior here is a product of experts; :func:`vaevae_joint` has a joint
+    encoder.
     """
     return Recipe(story(batch, latent, hidden), product(batch, latent, hidden), objectives.vaevae(estimator))
 
@@ -60,18 +61,26 @@ def mmjsd(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator
 
 
 def mmvae(
-    batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None, num_particles: int = 10
+    batch: Batch,
+    latent: int = LATENT,
+    hidden: Hidden = HIDDEN,
+    estimator: Estimator = None,
+    num_particles: int = 10,
+    looser: bool = True,
+    learn_prior: bool = False,
 ) -> Recipe:
     """MMVAE: a mixture of Laplace experts, with K importance-weighted draws from each.
 
-    Shi et al. 2019 (arXiv:1911.03393), the looser bound that they train. The gradient is plain reparameterisation in
-    place of their DReG, which is biased with a stratified mixture; the prior's scale is not learned; and no
-    modality's likelihood is weighed.
+    Shi et al. 2019 (arXiv:1911.03393). ``looser`` is the bound that they train, the mean over experts of logarithms;
+    without it the logarithm of the mean. The gradient is plain reparameterisation in place of their DReG, which is
+    biased with a stratified mixture; scales are not normalised over the dimensions of z, and the prior's are learned
+    only if asked for; and no modality's likelihood is weighed.
     """
     experts = encoders(batch, latent, hidden, conditionals.Laplace)
-    prior = dist.Laplace(torch.zeros(latent), 1.0).to_event(1)
+    prior = Learned(latent) if learn_prior else standard(latent, dist.Laplace)
     guide = Guide(z=posteriors.MixtureOfExperts(experts))
-    return Recipe(story(batch, latent, hidden, prior), guide, objectives.mmvae(num_particles, estimator=estimator))
+    objective = objectives.mmvae(num_particles, looser=looser, estimator=estimator)
+    return Recipe(story(batch, latent, hidden, prior), guide, objective)
 
 
 def unimodal_mean(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
@@ -82,3 +91,46 @@ def unimodal_mean(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, e
     """
     guide = Guide(z=posteriors.MixtureOfExperts(encoders(batch, latent, hidden)))
     return Recipe(story(batch, latent, hidden), guide, objectives.unimodal_mean(estimator))
+
+
+def mmvm(
+    batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None, beta: Number = 1.0
+) -> Recipe:
+    """MMVM: every modality reconstructed from its own latent, and these latents tied softly to each other.
+
+    Sutter et al. 2024 (arXiv:2403.05300). They have no posterior given several modalities; what stands there, for
+    evaluation, is the product of the experts, which this trains no more than it trains p(z): draws from the prior mean
+    little, and a likelihood is one of the decoders under a prior that they have not met. In missing rows the sums are
+    over what is there.
+    """
+    guide = Guide(z=posteriors.ProductOfExperts(encoders(batch, latent, hidden), prior=None))
+    return Recipe(story(batch, latent, hidden), guide, objectives.mmvm(beta, estimator))
+
+
+def code(
+    batch: Batch,
+    latent: int = LATENT,
+    hidden: Hidden = HIDDEN,
+    estimator: Estimator = None,
+    correlation: float = 0.4,
+    kl: Number = 1.0,
+) -> Recipe:
+    """CoDE-VAE: the mean over all subsets of the bounds that encode the consensus of a subset's dependent experts.
+
+    Mancisidor et al. 2025 (arXiv:2505.01134). They learn the weights of the subsets' bounds, which are equal here; the
+    correlation is one number, theirs is chosen by cross-validation; and no modality's likelihood is weighed.
+    """
+    guide = Guide(z=posteriors.DependentExperts(encoders(batch, latent, hidden), correlation))
+    return Recipe(story(batch, latent, hidden), guide, objectives.subset_mean(estimator=estimator, kl=kl))
+
+
+def hoelder(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
+    """Hölder pooling of order 1/2: a mixture of the experts and, as far as they overlap, of all their pairs.
+
+    arXiv:2606.13381, of which the pool is taken and not the training: the bound here is that of the mixture, a draw
+    from every component and the weights as they are. That is M (M + 1) / 2 decodes
+    of every modality; with ``AnalyticKL()`` it is one.
+    """
+    guide = Guide(z=posteriors.HoelderPooling(encoders(batch, latent, hidden)))
+    stratified = estimators.IWAE(1, stratified="outside") if estimator is None else estimator
+    return Recipe(story(batch, latent, hidden), guide, objectives.elbo(stratified))

@@ -16,12 +16,13 @@ import handwritten as by_hand
 import pyro
 import pyro.distributions as dist
 import torch
-from networks import Networks, calls, flops, products
+from networks import Folded, Networks, calls, flops, products
 from pyro.infer import SVI, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 import pyro_mm as mm
 from pyro_mm import conditionals, objectives, posteriors
+from pyro_mm.estimators import IWAE
 
 Values = dict[str, Tensor]
 
@@ -67,9 +68,10 @@ def mixture_of_products(nets: Networks) -> nn.Module:
     return posteriors.MixtureOfProducts(experts(nets))
 
 
-def mmvae(particles: int) -> Model:
+def mmvae(particles: int, resample: bool = False) -> Model:
     options = {"K": particles, "prior_and_posterior_dist": "normal", "learn_prior": False}
-    ours, hand = partial(objectives.mmvae, particles), partial(by_hand.mmvae, particles=particles)
+    estimator = IWAE(particles, stratified="outside", resample=resample)
+    ours, hand = partial(objectives.mmvae, estimator=estimator), partial(by_hand.mmvae, particles=particles)
     losses = [options | {"loss": loss} for loss in ("iwae_looser", "dreg_looser")]
     return Model(mixture, ours, hand, "MMVAE", *losses)
 
@@ -85,6 +87,7 @@ MODELS = {
     ),
     "mmvae, K=1": mmvae(1),
     "mmvae, K=10": mmvae(10),
+    "mmvae, resampled": mmvae(10, resample=True),
     "mopoe, mixture": Model(mixture_of_products, objectives.mopoe, by_hand.mopoe, "MoPoE"),
     "mopoe, one subset": Model(product, one_subset, by_hand.subset_mean, "MoPoE"),
     "mvtcae": Model(product_alone, objectives.mvtcae, by_hand.mvtcae, "MVTCAE", alphas["mvtcae"]),
@@ -94,6 +97,8 @@ MODELS = {
 def story_and_guide(model: Model, nets: Networks) -> tuple[nn.Module, nn.Module]:
     def decoder(m: str) -> nn.Module:
         net, family, shape = nets.decoders[m], nets.setting.family[m], nets.setting.shapes[m]
+        if isinstance(net, Folded):
+            net = mm.nn.Blocks(net.net)  # the same weights, and a way to run them that only ours offers
         if family == "categorical":
             return conditionals.Categorical(net)
         if family == "bernoulli":

@@ -19,7 +19,9 @@ the contenders take their steps by turns in one run, another one of them first i
 All have the same networks (networks.py) and decode as many draws a row. --check counts the operations in each one's
 products, and compares the losses of pyro_mm and by hand by the mean of many draws. Two forms of MoPoE meet the same
 peer: that takes a draw a row from one subset's product and the mean KL of all of them, for which ours are the mixture's
-own bound, and the bound of a random subset. Pyro validates nothing here, which helps stock Pyro too.
+own bound, and the bound of a random subset. "mmvae, resampled" is MMVAE with K = 10 whose gradient is that of one draw
+in ten, the same in the mean (``IWAE(resample=True)``); the others differentiate all ten. Pyro validates nothing here,
+which helps stock Pyro too.
 
 The peer wants an environment of its own. Where torchvision has no build for a CPU's torch:
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .batch import Batch
-from .predictive import generate
+from ..batch import Batch
+from ..predictive import generate
 
 CHUNK = 256  # rows at once: every modality is decoded, and only the target's class probabilities are kept
 

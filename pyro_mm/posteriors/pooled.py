@@ -1,9 +1,4 @@
-r"""Posteriors q(z | x_S) for every subset S of the modalities: modules whose ``forward(batch)`` is a distribution.
-
-Each row has its own S, the modalities present in it. A modality that is masked drops out exactly as if it had been
-deleted, and nothing depends on a row's place in the batch. An encoder, or "expert", is a module that maps the values
-of a modality to a Normal of event shape ``(D,)`` unless another kind is named; each runs once a step.
-"""
+"""Posteriors that pool unimodal experts: products, mixtures, and what lies between them."""
 
 from __future__ import annotations
 
@@ -16,11 +11,11 @@ import torch
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 
-from .batch import Batch
-from .distributions import Mixture, Where, diagonal, innermost
-from .fixed import Fixed
-from .presence import Presence, all_of, constant
-from .products import STANDARD_NORMAL, product_of_normals
+from ..batch import Batch
+from ..distributions import Mixture, diagonal, innermost
+from ..fixed import Fixed
+from ..presence import Presence, all_of, constant
+from ..products import STANDARD_NORMAL, consensus_of_normals, pairwise_pool, product_of_normals
 
 
 class _Experts(nn.Module):
@@ -153,76 +148,52 @@ class MixtureOfProducts(_Experts):
         return Mixture(components, _log_weights(present, [1.0] * len(subsets), locs[0]))
 
 
-class JointEncoder(nn.Module):
-    r"""One network over the features of all modalities, zeros standing for a missing one.
+class DependentExperts(_Experts):
+    r"""The consensus of Gaussian experts whose errors are correlated, as those of views of one thing are.
 
-    .. math:: q(z | x_S) = N(\mu, \sigma^2)(h_1, \dots, h_M), \qquad h_m = f_m(x_m) \text{ if } m \in S, \text{ else } 0
+    .. math:: \sigma^2 = (1^T S^{-1} 1)^{-1}, \quad \mu = \sigma^2 \, 1^T S^{-1} (\mu_m)_{m \in S}, \qquad
+              S_{ml} = \sigma_m \sigma_l (\rho + (1 - \rho) [m = l])
 
-    Args:
-        features: modality -> module giving a feature vector ``(N, F_m)``.
-        head: module giving the distribution from their concatenation ``(.., N, sum_m F_m)``.
-        partial: a posterior that takes over where any modality is missing, for instance
-            ``ProductOfExperts(unimodal_encoders, prior=None)``, which is q(z | x_m) where one is present.
-
-    Suzuki et al. 2016 (arXiv:1611.01891): zeros are its JMVAE-zero, separate unimodal encoders its JMVAE-kl.
-    """
-
-    def __init__(self, features: Mapping[str, nn.Module], head: nn.Module, partial: nn.Module | None = None):
-        super().__init__()
-        self.features, self.head, self.partial = nn.ModuleDict(features), head, partial
-
-    def forward(self, batch: Batch) -> dist.Distribution:
-        complete = batch.complete(self.features)
-        if self.partial is not None and complete is False:
-            return self.partial(batch)
-        encoded = []
-        for name, net in self.features.items():
-            if not batch.holds(name):
-                raise ValueError(f"a joint encoder needs filler for {name!r}, which the batch holds no values of")
-            feature, mask = batch.encode(name, net), batch.presence(name)
-            if mask is not True:
-                zero = torch.zeros_like(feature)
-                feature = zero if mask is False else torch.where(mask[..., None], feature, zero)
-            encoded.append(feature)
-        lead = broadcast_shape(*(h.shape[:-1] for h in encoded))
-        joint = self.head(torch.cat([h.expand(*lead, -1) for h in encoded], -1))
-        if self.partial is None:
-            return joint
-        return Where(complete, joint, self.partial(batch)) if isinstance(complete, Tensor) else joint
-
-
-class Private(nn.Module):
-    r"""The posterior of a modality's private latent: q(w_m | x_m) where m is present, else ``missing``.
+    entry by entry of z; :math:`\rho = 0` is the product of the experts. There is no prior expert; q(z | nothing) is a
+    standard normal.
 
     Args:
-        name: the modality m; the latent's site is ``"w_<name>"``.
-        encoder: module mapping the values of m to a distribution of event shape (D,).
-        missing: what stands in for it where m is absent and w_m is needed to decode it: a distribution, or a module
-            ``batch -> distribution`` (MMVAE+'s learned auxiliary prior). By default a standard normal. It serves
-            training: ``generate`` draws w_m from the model's own p(w_m).
+        experts: modality -> encoder.
+        correlation: :math:`\rho`, above -1 / (M - 1) and below 1.
 
-    Palumbo et al. 2023 (MMVAE+, ICLR).
+    Mancisidor et al. 2025 (CoDE-VAE, arXiv:2505.01134).
     """
 
-    def __init__(self, name: str, encoder: nn.Module, missing: dist.Distribution | nn.Module = STANDARD_NORMAL):
-        super().__init__()
-        self.name, self.encoder = name, encoder
-        self.missing = missing if isinstance(missing, nn.Module) else Fixed(missing)
+    def __init__(self, experts: Mapping[str, nn.Module], correlation: float):
+        super().__init__(experts)
+        low = -1 / (len(experts) - 1) if len(experts) > 1 else -torch.inf
+        if not low < correlation < 1:
+            raise ValueError(f"expected a correlation above {low:.4g} and below 1, got {correlation}")
+        self.correlation = float(correlation)
 
     def forward(self, batch: Batch) -> dist.Distribution:
-        if not batch.holds(self.name):
-            missing = self.missing(batch)
-            if missing is STANDARD_NORMAL:
-                raise ValueError(f"no values of {self.name!r} to tell the size of its latent: give ``missing`` one")
-            return missing.expand(torch.Size([batch.size]))
-        mask, own = batch.presence(self.name), batch.encode(self.name, self.encoder)
-        if mask is True:
-            return own
-        missing = self.missing(batch)
-        if missing is STANDARD_NORMAL:
-            loc = torch.zeros_like(own.mean)
-            missing = dist.Normal(loc, torch.ones_like(loc)).to_event(own.event_dim)
-        return Where(mask, own, missing) if isinstance(mask, Tensor) else missing.expand(own.batch_shape)
+        return consensus_of_normals(*self.parameters_of(batch), correlation=self.correlation).to_event(1)
+
+
+class HoelderPooling(_Experts):
+    r"""The Hölder pool of order 1/2 of Gaussian experts: the mixture of them and, as far as they overlap, of all pairs.
+
+    .. math:: q(z | x_S) \propto \Big( \sum_{m \in S} \sqrt{q_m(z | x_m)} \Big)^2
+
+    in closed form (:func:`pyro_mm.products.pairwise_pool`), M (M + 1) / 2 components. Their weights depend on the
+    experts, and so have a gradient: a draw is differentiated implicitly (:class:`pyro_mm.distributions.Mixture`), and
+    ``IWAE(stratified=...)`` takes draws from every component and the weights as they are, with less noise.
+
+    Args:
+        experts: modality -> encoder.
+
+    A row with nothing present has all of them, evaluated at filler: mask it, as ``batch.plate()`` does.
+    arXiv:2606.13381.
+    """
+
+    def forward(self, batch: Batch) -> dist.Distribution:
+        loc, scale, log_weights = pairwise_pool(*self.parameters_of(batch))
+        return Mixture(dist.Normal(loc, scale, validate_args=False).to_event(1), log_weights)
 
 
 def _normal(prior: Fixed | None) -> dist.Distribution | None:

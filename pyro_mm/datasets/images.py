@@ -26,14 +26,12 @@ import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 
-from .batch import Batch
-
-__all__ = ["digits", "drawn", "fashion", "load", "mnist", "parse_idx"]
+from ..batch import Batch
 
 Binarize = Literal["static", "threshold", "dynamic"] | None
 Split = tuple[Batch, Batch]
@@ -64,30 +62,6 @@ SHA256 = {
     ),
 }
 SEEDS = (0, 1)  # of the static binarisation, train and test
-
-
-def load(name: str, *, directory: str | os.PathLike[str] | None = None, **options: Any) -> Split:
-    """The data set of that name.
-
-    Args:
-        name: ``"digits"``, ``"mnist"`` or ``"fashion"``.
-        directory: where the files are, for those that have any.
-        options: keyword arguments of the function of that name.
-
-    Returns:
-        (train, test).
-
-    Raises:
-        ValueError: no data set has that name.
-
-    >>> load("digits")[1]
-    Batch(size=360, image(8, 8) present: all, label() present: all)
-    """
-    if name not in _DATASETS:
-        raise ValueError(f"unknown data set {name!r}: expected one of {', '.join(map(repr, _DATASETS))}")
-    if directory is not None:
-        options["directory"] = directory
-    return _DATASETS[name](**options)
 
 
 def digits() -> Split:
@@ -221,6 +195,3 @@ def _find(name: str, file: str, directory: str | os.PathLike[str] | None) -> Pat
             f"{', '.join(f'{f}.gz' for f in FILES)} (or the same uncompressed) into DIRECTORY/{name}, and "
             "give directory=DIRECTORY or set the environment variable PYRO_MM_DATA to DIRECTORY."
         ) from error
-
-
-_DATASETS: dict[str, Callable[..., Split]] = {"digits": digits, "mnist": mnist, "fashion": fashion}

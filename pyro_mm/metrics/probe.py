@@ -1,0 +1,97 @@
+"""What can be read off a latent by a straight line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..batch import Batch
+from ..guides import encode
+from ..seeding import seeded
+from .share import Share
+
+CHUNK = 1024  # rows encoded at once
+
+
+@torch.no_grad()
+def linear_probe(
+    guide: Callable[[Batch], Any],
+    train: Batch,
+    test: Batch,
+    label: str,
+    given: Sequence[str] | str | None = None,
+    *,
+    sites: Sequence[str] | str = "z",
+    regularisation: float = 1.0,
+    seed: int | None = None,
+) -> Share:
+    r"""The accuracy on test rows of a logistic regression from posterior means to labels.
+
+    .. math:: P(y = c | h) \propto e^{b_c + w_c^T h}, \qquad h_n = (E_q[z | x_{n, given}] - \mu) / \sigma
+
+    with :math:`\mu` and :math:`\sigma` those of h over the training rows, and w and b at the maximum of the training
+    rows' log-likelihood less :math:`\|w\|^2 / (2 C)` (scikit-learn's).
+
+    Args:
+        train, test: rows; those that lack the label or any of what is given are left out.
+        label: a modality or a covariate: one class a row.
+        given: the modalities that the guide sees; None for all but the label.
+        sites: the latent sites whose means are taken, side by side; a mean that is only known given another site's
+            draw (:func:`pyro_mm.encode`) is of one draw.
+        regularisation: C; larger is weaker.
+        seed: of such draws; None goes on with torch's generator.
+
+    Returns:
+        The share of right test rows with its standard error, over test rows.
+
+    Raises:
+        ValueError: the label is given to the guide or is unknown, a site is unknown, or no row is left.
+    """
+    from sklearn.linear_model import LogisticRegression  # here, because it takes seconds
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    names = [n for n in train.names if n != label] if given is None else [given] if isinstance(given, str) else given
+    if label in names:
+        raise ValueError(f"the label {label!r} is what is to be told: it cannot be given")
+    sites = [sites] if isinstance(sites, str) else sites
+    with seeded(seed, train.device):
+        (h, y), (h_test, y_test) = (_features(guide, batch, label, names, sites) for batch in (train, test))
+    # C weighs the sum over rows of the log-likelihood there, which is what the formula says
+    fitted = make_pipeline(StandardScaler(), LogisticRegression(C=regularisation, max_iter=2000)).fit(h, y)
+    return Share.of(torch.from_numpy(fitted.predict(h_test) == y_test))
+
+
+def _features(
+    guide: Callable[[Batch], Any], batch: Batch, label: str, given: Sequence[str], sites: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Posterior means ``(n, D)`` and labels ``(n,)`` of the rows that have all that it takes."""
+    if label not in batch.covariates and label not in batch:
+        raise ValueError(f"unknown label {label!r}: expected one of {[*batch.covariates, *batch.names]}")
+    masks = [batch.present[name] for name in given]
+    if label in batch.covariates:
+        labels = batch.covariates[label]
+    else:
+        labels = batch[label]
+        masks.append(batch.present[label])
+    rows = torch.arange(batch.size, device=batch.device)
+    rows = rows[torch.stack(masks).all(0)] if masks else rows
+    if labels.dim() != 1 or len(rows) == 0:
+        raise ValueError(f"expected one class a row and at least one row with all of {[*given, label]}")
+    parts = [_means(guide, batch[part].only(*given), sites) for part in rows.split(CHUNK)]
+    return torch.cat(parts).numpy(), labels[rows].cpu().numpy()
+
+
+def _means(guide: Callable[[Batch], Any], batch: Batch, sites: Sequence[str]) -> Tensor:
+    found = encode(guide, batch)
+    if unknown := [site for site in sites if site not in found]:
+        raise ValueError(f"the guide has no site {', '.join(unknown)}: it has {', '.join(found)}")
+    if plated := [site for site in sites if found[site].batch_shape != (batch.size,)]:
+        raise ValueError(
+            f"expected one draw a row of {plated[0]}, got batch shape {tuple(found[plated[0]].batch_shape)}"
+        )
+    return torch.cat([found[site].mean.reshape(batch.size, -1) for site in sites], -1).double().cpu()

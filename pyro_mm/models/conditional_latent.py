@@ -1,0 +1,62 @@
+"""A modality that is known before the latent, and the others given both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyro
+import pyro.distributions as dist
+from torch import nn
+
+from ..batch import Batch
+from ..fixed import Fixed
+from ..registration import register
+
+
+class ConditionalLatent(nn.Module):
+    r"""The story of a conditional VAE, made a joint one by a distribution of what it is conditioned on.
+
+    .. math:: y_n \sim p(y), \qquad z_n \sim p(z), \qquad x_{nm} \sim p(x_m | z_n, y_n)
+
+    So log p(x | y) is ``log_conditional(target=x, given=y)``, whatever p(y). z and y are independent until an x is
+    seen: p(z | y) = p(z), which :class:`pyro_mm.posteriors.Given` says.
+
+    Args:
+        prior: p(z), a distribution, or a module ``batch -> distribution``.
+        condition: the modality y and p(y), likewise; ``("label", Categorical)``, fixed or learned. Where y is missing
+            it is drawn from p(y), by which p(x) is estimated without bias and with much variance; and so is a y that
+            is generated, whatever x: for p(y | x) make the class a latent (:class:`pyro_mm.models.Labelled`).
+        features: module giving from y what the decoders see of it, ``(.., F)``: an embedding of classes.
+        decoders: modality -> module giving p(x_m | z, y), called with z and the features of y.
+
+    Raises:
+        ValueError: y is among what is decoded.
+
+    Sohn et al. 2015 (NIPS, Learning Structured Output Representation using Deep Conditional Generative Models), with
+    p(z) in the place of p(z | y), which they name as a relaxation.
+    """
+
+    def __init__(
+        self,
+        prior: dist.Distribution | nn.Module,
+        condition: tuple[str, dist.Distribution | nn.Module],
+        features: nn.Module,
+        decoders: Mapping[str, nn.Module],
+    ):
+        super().__init__()
+        self.name, root = condition
+        if self.name in decoders:
+            raise ValueError(f"{self.name!r} is what the others are given, and cannot be among the decoders")
+        self.prior = prior if isinstance(prior, nn.Module) else Fixed(prior)
+        self.root = root if isinstance(root, nn.Module) else Fixed(root)
+        self.features, self.decoders = features, nn.ModuleDict(decoders)
+
+    def forward(self, batch: Batch) -> None:
+        register(self)
+        names = list(self.decoders)
+        with batch.plate():
+            y = batch.observe(self.name, self.root(batch))
+            seen = self.features(y)
+            z = pyro.sample("z", self.prior(batch))
+            for m in pyro.plate("modalities", len(names)):
+                batch.observe(names[m], self.decoders[names[m]], z, seen)

@@ -1,0 +1,17 @@
+r"""Posteriors q(z | x_S) for every subset S of the modalities: modules whose ``forward(batch)`` is a distribution.
+
+Each row has its own S, the modalities present in it. A modality that is masked drops out exactly as if it had been
+deleted, and nothing depends on a row's place in the batch. An encoder, or "expert", is a module that maps the values
+of a modality to a Normal of event shape ``(D,)`` unless another kind is named; each runs once a step.
+"""
+
+from .classes import Label, ProductOfCategoricals
+from .invariant import PrivateOf, SelfAttention, SumPooling
+from .joint import Either, Given, JointEncoder, Private
+from .pooled import DependentExperts, HoelderPooling, MixtureOfExperts, MixtureOfProducts, ProductOfExperts
+
+__all__ = [
+    "DependentExperts", "Either", "Given", "HoelderPooling", "JointEncoder", "Label", "MixtureOfExperts",
+    "MixtureOfProducts", "Private", "PrivateOf", "ProductOfCategoricals", "ProductOfExperts", "SelfAttention",
+    "SumPooling",
+]  # fmt: skip

@@ -1,0 +1,156 @@
+"""Posteriors that see the features of the present modalities as a set: pooled by a sum, or after self-attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.util import broadcast_shape
+from torch import Tensor, nn
+
+from ..batch import Batch
+from ..presence import Presence
+
+
+class SumPooling(nn.Module):
+    r"""One network on the sum of the features of what is present: the order of the modalities is lost.
+
+    .. math:: q(z | x_S) = \rho\Big( \sum_{m \in S} g_m(x_m) \Big), \qquad q(z | \emptyset) = \rho(0)
+
+    so that the posterior given nothing is learned like any other. Every such function of a set is a sum of features
+    followed by a network, if the features are wide enough (Zaheer et al. 2017, Deep Sets, arXiv:1703.06114).
+
+    Args:
+        features: modality -> module mapping its values to a feature ``(N, size)``. A network that all share goes to
+            the end of each of them.
+        head: :math:`\rho`, a module mapping ``(.., N, size)`` to a distribution, such as
+            ``conditionals.Normal(MLP(size, 2 * D))`` or ``conditionals.NormalMixture(MLP(..), D, K)``.
+        size: of a feature.
+
+    Hirt et al. 2024 (arXiv:2309.00380), section 3.
+    """
+
+    def __init__(self, features: Mapping[str, nn.Module], head: nn.Module, size: int):
+        super().__init__()
+        if not features:
+            raise ValueError("expected a network for at least one modality, got none")
+        self.features, self.head, self.size = nn.ModuleDict(features), head, size
+
+    def forward(self, batch: Batch) -> dist.Distribution:
+        return self.head(self.pooled(batch))
+
+    def pooled(self, batch: Batch) -> Tensor:
+        """The sum of the tokens of what is present, ``(.., N, size)``."""
+        return self.of_set(batch)[1]
+
+    def of_set(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """Modality -> its token, 0 where it is absent, of those that any row has; and the tokens' sum."""
+        like = next(iter(self.head.parameters()), None)
+        zero = torch.zeros(batch.size, self.size, dtype=None if like is None else like.dtype, device=batch.device)
+        masks = {n: m for n in self.features if batch.holds(n) and (m := batch.presence(n)) is not False}
+        tokens = {n: batch.encode(n, self.features[n]) for n in masks}
+        for name, token in tokens.items():
+            if token.shape[-1] != self.size:
+                raise ValueError(f"expected features of size {self.size}, got {token.shape[-1]} of {name!r}")
+        tokens = self._seen(tokens, masks)
+        total = zero
+        for token in tokens.values():
+            total = total + token
+        return tokens, total
+
+    def _seen(self, tokens: dict[str, Tensor], masks: Mapping[str, Presence]) -> dict[str, Tensor]:
+        return {name: _where(masks[name], token) for name, token in tokens.items()}
+
+
+class SelfAttention(SumPooling):
+    r"""The features of what is present, after they have attended to each other; then as :class:`SumPooling`.
+
+    .. math:: H^{l+1} = H^l + \mathrm{attention}(\mathrm{LN}(H^l)), \qquad
+              q(z | x_S) = \rho\Big( \sum_{m \in S} \mathrm{LN}(H^L)_m \Big), \qquad H^0_m = g_m(x_m)
+
+    Attention is of several heads, scaled by the root of their size; an absent modality is neither asked nor answers.
+    Its cost grows with the square of the number of modalities, that of the encoders with the number itself.
+
+    Args:
+        features, head, size: as of :class:`SumPooling`.
+        heads: of the attention; divides the size.
+        layers: L.
+
+    Lee et al. 2019 (Set Transformer, arXiv:1810.00825); Hirt et al. 2024 (arXiv:2309.00380), section 3.
+    """
+
+    def __init__(self, features: Mapping[str, nn.Module], head: nn.Module, size: int, heads: int = 4, layers: int = 1):
+        super().__init__(features, head, size)
+        if size % heads:
+            raise ValueError(f"{heads} heads cannot share features of size {size}: it has to be a multiple")
+        self.attention = nn.ModuleList(_Attention(size, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(size)
+
+    def _seen(self, tokens: dict[str, Tensor], masks: Mapping[str, Presence]) -> dict[str, Tensor]:
+        if not tokens:
+            return {}
+        tensors = [m for m in masks.values() if isinstance(m, Tensor)]
+        lead = broadcast_shape(*(m.shape for m in tensors), *(t.shape[:-1] for t in tokens.values()))
+        states = torch.stack([token.expand(*lead, self.size) for token in tokens.values()], -2)
+        answers = None  # which modality may look at which: (.., N, 1, M, M), the 1 for the heads
+        if tensors:
+            full = [m.expand(lead) if isinstance(m, Tensor) else states.new_ones(lead).bool() for m in masks.values()]
+            # an absent one looks at itself, for nothing else: a softmax over nothing has no derivative
+            itself = torch.eye(len(masks), dtype=torch.bool, device=states.device)
+            answers = (torch.stack(full, -1)[..., None, :] | itself)[..., None, :, :]
+        for layer in self.attention:
+            states = layer(states, answers)
+        return {
+            name: _where(masks[name], token) for name, token in zip(tokens, self.norm(states).unbind(-2), strict=True)
+        }
+
+
+class _Attention(nn.Module):
+    def __init__(self, size: int, heads: int):
+        super().__init__()
+        self.heads, self.norm = heads, nn.LayerNorm(size)
+        self.inward, self.outward = nn.Linear(size, 3 * size), nn.Linear(size, size)
+
+    def forward(self, states: Tensor, answers: Tensor | None) -> Tensor:
+        """States ``(.., M, size)``; ``answers[.., i, j]`` says whether i may look at j."""
+        parts = self.inward(self.norm(states)).unflatten(-1, (3, self.heads, -1))  # (.., M, 3, heads, size / heads)
+        query, key, value = parts.movedim(-2, -4).unbind(-2)
+        seen = nn.functional.scaled_dot_product_attention(query, key, value, answers)
+        return states + self.outward(seen.movedim(-3, -2).flatten(-2))
+
+
+class PrivateOf(nn.Module):
+    r"""The posterior of a modality's private latent given all that is present, itself or others.
+
+    .. math:: q(w_m | x_S) = \rho_w\Big( A \sum_{s \in S} h_s + 1[m \in S] \, B h_m \Big)
+
+    with the tokens h of a set posterior. With A, B and :math:`\rho_w` shared, permuting the modalities permutes the
+    private latents: the map is equivariant (Zaheer et al. 2017, arXiv:1703.06114, Lemma 3).
+
+    Args:
+        pool: the :class:`SumPooling` or :class:`SelfAttention` whose tokens it takes.
+        name: the modality m; the latent's site is ``"w_<name>"``.
+        whole, own: A and B, modules from ``(.., N, size)`` to what the head takes.
+        head: :math:`\rho_w`, as a set posterior's.
+
+    Where m is absent and an objective decodes it, w_m is thus inferred from the others; ``generate`` draws it from
+    the model's own p(w_m). Hirt et al. 2024 (arXiv:2309.00380), section 3.
+    """
+
+    def __init__(self, pool: SumPooling, name: str, whole: nn.Module, own: nn.Module, head: nn.Module):
+        super().__init__()
+        if name not in pool.features:
+            raise ValueError(f"{name!r} has no features among those of {list(pool.features)}")
+        self.pool, self.name, self.whole, self.own, self.head = pool, name, whole, own, head
+
+    def forward(self, batch: Batch) -> dist.Distribution:
+        tokens, total = self.pool.of_set(batch)
+        state = self.whole(total)
+        if self.name in tokens:
+            state = state + _where(batch.presence(self.name), self.own(tokens[self.name]))
+        return self.head(state)
+
+
+def _where(mask: Presence, x: Tensor) -> Tensor:
+    return torch.where(mask[..., None], x, torch.zeros_like(x)) if isinstance(mask, Tensor) else x

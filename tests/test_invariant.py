@@ -1,0 +1,163 @@
+"""Posteriors of sets: the order of modalities is lost, absent is deleted, and gradients go where they should."""
+
+from itertools import permutations
+
+import pytest
+import torch
+from linear_gaussian import Sigma
+from torch import nn
+
+import pyro_mm as mm
+from pyro_mm.posteriors.invariant import PrivateOf, SelfAttention, SumPooling, _Attention
+
+SIZE, LATENT, N = 8, 2, 6
+NAMES = ("a", "b", "c")
+DIMS = {"a": 3, "b": 1, "c": 2}
+
+
+def head():
+    return mm.conditionals.Normal(mm.nn.MLP(SIZE, 2 * LATENT, (8,)))
+
+
+def features(dims=DIMS):
+    return {n: mm.nn.MLP(d, SIZE, (8,)) for n, d in dims.items()}
+
+
+POSTERIORS = {
+    "sum": lambda f: SumPooling(f, head(), SIZE),
+    "attention": lambda f: SelfAttention(f, head(), SIZE, heads=2),
+    "two layers": lambda f: SelfAttention(f, head(), SIZE, heads=4, layers=2),
+}
+
+
+@pytest.fixture(params=POSTERIORS)
+def posterior(request):
+    torch.manual_seed(0)
+    return POSTERIORS[request.param](features()).double()
+
+
+@pytest.fixture
+def rows():
+    """Six rows, every modality missing from some, and one complete."""
+    torch.manual_seed(1)
+    present = {"a": [1, 1, 0, 0, 1, 0], "b": [1, 0, 1, 0, 1, 1], "c": [1, 1, 1, 1, 0, 0]}
+    values = {n: torch.randn(N, d, dtype=torch.float64) for n, d in DIMS.items()}
+    return mm.Batch(values, {n: torch.tensor(p).bool() for n, p in present.items()})
+
+
+def parameters(d):
+    return d.base_dist.loc, d.base_dist.scale
+
+
+def same(x, y, tolerance=1e-12):
+    for one, two in zip(parameters(x), parameters(y), strict=True):
+        torch.testing.assert_close(one, two, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("order", list(permutations(NAMES))[1:])
+def test_the_order_of_modalities_is_lost(posterior, rows, order):
+    """Of the batch's and of the networks'."""
+    other = mm.Batch({n: rows[n] for n in order}, {n: rows.present[n] for n in order})
+    same(posterior(rows), posterior(other))
+    before = posterior(rows)
+    posterior.features = nn.ModuleDict({n: posterior.features[n] for n in order})
+    same(before, posterior(rows))
+
+
+def test_with_one_network_for_all_values_may_change_places():
+    """The sum forgets whose they were, and private latents go with them."""
+    torch.manual_seed(0)
+    net, own, whole, tip = (mm.nn.MLP(2, SIZE), nn.Linear(SIZE, SIZE), nn.Linear(SIZE, SIZE), head())
+    x = torch.randn(3, 5, 2, dtype=torch.float64)
+    masks = [torch.tensor(m).bool() for m in ([1, 1, 0, 0, 1], [1, 0, 1, 0, 0], [1, 1, 1, 0, 0])]
+    for make in POSTERIORS.values():
+        pool = make(dict.fromkeys(NAMES, net)).double()
+        privates = {n: PrivateOf(pool, n, whole, own, tip).double() for n in NAMES}
+        results = {}
+        for order in permutations(range(3)):
+            batch = mm.Batch({n: x[i] for n, i in zip(NAMES, order, strict=True)},
+                             {n: masks[i] for n, i in zip(NAMES, order, strict=True)})  # fmt: skip
+            results[order] = pool(batch), {i: privates[n](batch) for n, i in zip(NAMES, order, strict=True)}
+        (z, w), *others = results.values()
+        for other_z, other_w in others:
+            same(z, other_z)
+            for i in range(3):
+                same(w[i], other_w[i])
+        assert not torch.allclose(w[0].mean[0], w[1].mean[0])  # of a complete row
+        assert torch.equal(w[1].mean[3], w[2].mean[3])  # where nothing is there, nothing tells them apart
+
+
+def test_a_masked_modality_equals_a_deleted_one(posterior, rows):
+    whole = posterior(rows)
+    private = PrivateOf(posterior, "b", nn.Linear(SIZE, SIZE), nn.Linear(SIZE, SIZE), head()).double()
+    for i in range(N):
+        held = [n for n in NAMES if rows.present[n][i]]
+        alone = mm.Batch({n: rows[n][i : i + 1] for n in held})
+        same(posterior(alone), posterior(rows[i : i + 1]))
+        for one, many in ((posterior(alone), whole), (private(alone), private(rows))):
+            for x, y in zip(parameters(one), parameters(many), strict=True):
+                torch.testing.assert_close(x[0], y[i], rtol=1e-10, atol=1e-10)
+
+
+def test_what_an_absent_modality_holds_changes_nothing(posterior, rows):
+    values = {n: torch.where(rows.present[n][:, None], rows[n], 1e6) for n in NAMES}
+    same(posterior(rows), posterior(mm.Batch(values, rows.present)))
+
+
+def test_given_nothing_it_is_its_networks_at_zero(posterior, rows):
+    same(posterior(rows.only()), posterior.head(torch.zeros(N, SIZE, dtype=torch.float64)))
+    everything = posterior(mm.Batch({n: rows[n] for n in NAMES}, {n: torch.arange(N) != 2 for n in NAMES}))
+    torch.testing.assert_close(everything.mean[2], posterior(rows.only()).mean[2])
+
+
+def test_gradients_reach_the_networks_of_what_is_there(posterior, rows):
+    """To every encoder that is present in one row, and to none that is absent in all; finite where nothing is."""
+    masks = {"a": torch.arange(N) == 0, "b": torch.ones(N).bool(), "c": torch.zeros(N).bool()}
+    few = mm.Batch({n: rows[n] for n in NAMES}, masks)
+    posterior(few).mean.square().sum().backward()
+    for name in "ab":
+        assert all(p.grad.isfinite().all() and p.grad.any() for p in posterior.features[name].parameters())
+    assert all(p.grad is None or not p.grad.any() for p in posterior.features["c"].parameters())
+    posterior.zero_grad()
+    empty = mm.Batch({n: rows[n] for n in NAMES}, {n: torch.arange(N) > 2 for n in NAMES})
+    posterior(empty).mean[:3].square().sum().backward()
+    assert all(p.grad is None or (p.grad.isfinite().all() and not p.grad.any()) for n in NAMES
+               for p in posterior.features[n].parameters())  # fmt: skip
+    assert all(p.grad.isfinite().all() for p in posterior.head.parameters())
+
+
+def test_attention_is_torchs():
+    torch.manual_seed(0)
+    ours, theirs = _Attention(SIZE, 4).double(), nn.MultiheadAttention(SIZE, 4, batch_first=True).double()
+    theirs.load_state_dict({
+        "in_proj_weight": ours.inward.weight, "in_proj_bias": ours.inward.bias,
+        "out_proj.weight": ours.outward.weight, "out_proj.bias": ours.outward.bias,
+    })  # fmt: skip
+    states = torch.randn(N, 3, SIZE, dtype=torch.float64)
+    there = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 1, 1], [1, 0, 0]]).bool()
+    normed = ours.norm(states)
+    expected, _ = theirs(normed, normed, normed, key_padding_mask=~there)
+    answers = (there[:, None, :] | torch.eye(3).bool())[:, None]
+    torch.testing.assert_close((ours(states, answers) - states)[there], expected[there])
+    complete, _ = theirs(normed, normed, normed)
+    torch.testing.assert_close(ours(states, None) - states, complete)
+
+
+def test_under_the_terms_of_an_objective_each_has_its_own_set(posterior, rows):
+    """One pass over all terms is as one term after the other; with sigma points for draws, to rounding."""
+    torch.manual_seed(0)
+    loadings = {n: torch.randn(d, LATENT, dtype=torch.float64) for n, d in DIMS.items()}
+    model, guide = mm.models.LinearGaussian(loadings).double(), mm.Guide(z=Sigma(posterior))
+    estimator = mm.estimators.AnalyticKL(num_particles=2 * LATENT)
+    for make in (mm.objectives.mvae, mm.objectives.subset_mean, mm.objectives.mvtcae):
+        losses = [make(estimator=estimator, vectorize=v).loss(model, guide, rows) for v in (True, False)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-10)
+
+
+def test_sizes_that_do_not_fit_are_told():
+    with pytest.raises(ValueError, match="3 heads cannot share features of size 8"):
+        SelfAttention(features(), head(), SIZE, heads=3)
+    with pytest.raises(ValueError, match="expected features of size 9, got 8 of 'a'"):
+        SumPooling(features(), head(), 9)(mm.Batch({n: torch.randn(2, d) for n, d in DIMS.items()}))
+    with pytest.raises(ValueError, match="'d' has no features among"):
+        PrivateOf(SumPooling(features(), head(), SIZE), "d", nn.Identity(), nn.Identity(), head())

@@ -1,0 +1,131 @@
+"""``pyro-mm reproduce``: what it prints is what it measured, and a run that was stopped goes on."""
+
+import csv
+import json
+import re
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import pyro_mm as mm
+from pyro_mm import reproduce as command
+from pyro_mm.cli import app
+from pyro_mm.recipes import published
+
+SMALL = {"latent": 3, "hidden": (8,)}
+
+
+def digits(**options):
+    """Some rows; dynamic pixels are those of an image that is nowhere sure."""
+    train, test = mm.datasets.digits()
+    train, test = train[:300], test[:40]
+    if options.get("binarize") == "dynamic":
+        train = train.replaced({"image": 0.1 + 0.8 * train["image"]})
+    return train, test
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The reproductions, of few digits by small networks."""
+    one = published.REPRODUCTIONS["jmvae-mnist"]
+    one = replace(
+        one, data=partial(digits, binarize="dynamic"), recipe=partial(mm.recipes.jmvae_kl, **SMALL), num_particles=20
+    )
+    family = published.FAMILIES["family-mnist"]
+    members = {
+        name: replace(family.members[name], recipe=partial(family.members[name].recipe, **SMALL))
+        for name in ("VAE", "CVAE", "JMVAE-kl")
+    }
+    family = replace(family, data=digits, members=members, num_particles=20)
+    monkeypatch.setattr(command, "REPRODUCTIONS", {"one": one})
+    weak = replace(family, members={"JMVAE-kl": members["JMVAE-kl"]}, fractions=(1, 8), compile=False)
+    monkeypatch.setattr(command, "FAMILIES", {"family": family, "weak": weak})
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(app, ["reproduce", *map(str, arguments)])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def read(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_list_names_all():
+    text = run("--list")
+    assert all(name in text for name in (*published.REPRODUCTIONS, *published.FAMILIES))
+    assert "expected one of jmvae-mnist" in " ".join(run("nothing", code=2).replace("│", "").split())
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_same_numbers(small, tmp_path):
+    options = ("--epochs", 3, "--course", 2, "--no-compile")
+    text = run("one", *options, "--out", tmp_path / "a")
+    stopped = run("one", *options, "--out", tmp_path / "b", "--minutes", 0)
+    assert "stopped after epoch 1 of 3" in stopped and not (tmp_path / "b" / "table.json").exists()
+    again = run("one", *options, "--out", tmp_path / "b")
+    assert "epoch 1/3" not in again and "epoch 2/3" in again
+    tables = [json.loads((tmp_path / x / "table.json").read_text()) for x in "ab"]
+    assert tables[0] == tables[1]
+    for name, columns in (("course.csv", ("epoch", "value")), ("history.csv", ("epoch", "loss"))):
+        here, there = ([[line[c] for c in columns] for line in read(tmp_path / x / name)] for x in "ab")
+        assert here == there
+    assert [line["epoch"] for line in read(tmp_path / "a" / "course.csv")] == ["2", "3"]
+    assert "-86.86 (Suzuki" in text and "q(z | image, label)" in text
+
+
+def test_the_table_is_of_the_trained_pair(small, tmp_path):
+    run("one", "--epochs", 1, "--no-compile", "--out", tmp_path, "--rows", 7)
+    rows = {(r["quantity"], r["proposal"]): r for r in json.loads((tmp_path / "table.json").read_text())["rows"]}
+    model, guide, _ = mm.recipes.jmvae_kl(digits()[0], **SMALL)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    model.load_state_dict(state["modules"][0])
+    guide.load_state_dict(state["modules"][1])
+    test = digits()[1][:7]
+    for seen in ("image", "image, label"):
+        proposal = test.only(*seen.split(", "))
+        evidence = mm.log_marginal(model, guide, test.only("image"), proposal=proposal, num_particles=20, seed=0)
+        row = rows["log p(image)", f"q(z | {seen})"]
+        assert (row["value"], row["standard_error"]) == pytest.approx(evidence.mean(), rel=1e-5)
+        assert row["rows"] == 7 and row["num_particles"] == 20
+
+
+def test_a_family_is_measured_member_by_member(small, tmp_path):
+    options = ("--epochs", 1, "--no-compile", "--out", tmp_path)
+    text = run("family", *options)
+    lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in (tmp_path / "table.md").read_text().splitlines()]
+    (_, *header), _, *body = [[cell.strip().replace("\\", "") for cell in line] for line in lines]
+    table = {name: row for name, *row in body}
+    has = {name: {c for c, cell in zip(header, row, strict=True) if cell != "–"} for name, row in table.items()}
+    assert has["VAE"] == {"log p(image)", "probe", "k-hat > 0.7", "s/epoch"}
+    assert has["CVAE"] >= {"log p(image, label)", "log p(image | label)"}
+    assert not has["CVAE"] & {"log p(image)", "label from image", "probe"}
+    assert has["JMVAE-kl"] == set(header)
+    (tmp_path / "VAE" / "checkpoint.pt").unlink()  # what has been measured is not trained again
+    assert "epoch" not in run("family", *options).replace("s/epoch", "").replace("1 epochs", "")
+    assert "judge" in text
+
+
+def test_fractions_of_paired_rows_are_columns(small, tmp_path):
+    """Each cell is of a training of its own, which saw as many pairs as its column says."""
+    text = run("weak", "--epochs", 2, "--out", tmp_path)
+    assert "JMVAE-kl, one in 8, epoch 2/2" in text
+    for folder, part in (("JMVAE-kl", 1), ("JMVAE-kl/one-in-8", 8)):
+        found = json.loads(next((tmp_path / folder).glob("measured-*.json")).read_text())
+        torch.manual_seed(0)
+        pair = mm.recipes.jmvae_kl(digits()[0], **SMALL)
+        adam = partial(torch.optim.Adam, lr=1e-3, fused=True)
+        mm.fit(*pair, mm.datasets.paired(digits()[0], 1 / part), epochs=2, optimizer=adam, seed=0, progress=False)
+        evidence = mm.log_marginal(*pair[:2], digits()[1], num_particles=20, seed=0)
+        assert found["log p(image, label)"] == pytest.approx(list(evidence.mean()), rel=1e-5)
+        assert f"{found['log p(image, label)'][0]:.2f} ±" in (tmp_path / "table.md").read_text()
+
+
+def test_what_goes_back_overwrites_the_later_lines(tmp_path):
+    for epoch in (1, 2, 3, 2):
+        command._append(tmp_path / "x.csv", {"epoch": epoch, "loss": epoch + 0.5})
+    assert [line["epoch"] for line in read(tmp_path / "x.csv")] == ["1", "2"]
