@@ -1,6 +1,18 @@
 """Multimodal deep generative models in Pyro: stories, posteriors, objectives and estimators as four separate values."""
 
-from . import conditionals, datasets, distributions, estimators, models, nn, objectives, posteriors, protocols, recipes
+from . import (
+    conditionals,
+    datasets,
+    distributions,
+    estimators,
+    models,
+    nn,
+    objectives,
+    posteriors,
+    priors,
+    protocols,
+    recipes,
+)
 from .annealed import annealed_importance, bidirectional
 from .batch import Batch
 from .calibration import Calibration, calibration
@@ -20,5 +32,6 @@ __all__ = [
     "Batch", "Calibration", "Check", "Comparison", "Evidence", "Guide", "History", "annealed_importance",
     "bidirectional", "calibration", "check", "compare", "conditionals", "datasets", "distributions", "encode",
     "estimators", "fit", "generate", "load", "log_conditional", "log_marginal", "log_weights", "models", "nn",
-    "objectives", "posterior_draws", "posteriors", "protocols", "recipes", "save", "simulate", "stage", "to_arviz",
+    "objectives", "posterior_draws", "posteriors", "priors", "protocols", "recipes", "save", "simulate", "stage",
+    "to_arviz",
 ]  # fmt: skip

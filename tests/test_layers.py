@@ -25,7 +25,7 @@ LAYERS = [
         "traceable",
     ],
     ["batch", "fixed", "evidence", "noise"],
-    ["conditionals", "posteriors", "models", "guides"],
+    ["conditionals", "posteriors", "priors", "models", "guides"],
     ["pairs"],
     ["reduction"],
     ["importance"],

@@ -12,15 +12,20 @@ from .parts import HIDDEN, LATENT, Estimator, Hidden, Learned, Recipe, encoders,
 
 
 def mvae(
-    batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None, label_weight: float = 1.0
+    batch: Batch,
+    latent: int = LATENT,
+    hidden: Hidden = HIDDEN,
+    estimator: Estimator = None,
+    label_weight: float = 1.0,
+    kl: Number = 1.0,
 ) -> Recipe:
     """MVAE: a product of experts, and the sum of the joint bound and the unimodal ones.
 
-    Wu & Goodman 2018 (arXiv:1802.05335). They weigh the label's likelihood by 50 and warm the KL up. The weight here
+    Wu & Goodman 2018 (arXiv:1802.05335). They weigh the label's likelihood by 50 and warm ``kl`` up. The weight here
     is 1: any other makes the sum a surrogate, and on the digits 10 and 50 made every likelihood worse.
     """
     weights = {name: label_weight for name in batch if is_label(batch, name)}
-    objective = objectives.mvae(estimator=estimator, likelihood=weights or 1.0)
+    objective = objectives.mvae(estimator=estimator, likelihood=weights or 1.0, kl=kl)
     return Recipe(story(batch, latent, hidden), product(batch, latent, hidden), objective)
 
 
