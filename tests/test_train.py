@@ -415,17 +415,21 @@ def test_an_objective_in_svi_allows_a_rate_by_parameter():
     svi.step(data())
 
 
-def test_a_mixture_with_learned_weights_is_refused_by_pathwise_estimators():
+def test_a_mixture_with_learned_weights_trains_or_is_refused_by_pathwise_estimators():
+    """Draws of a mixture of Normals move with its weights; those of another family do not, and it would not train."""
     log_weights = nn.Parameter(torch.zeros(2))
     shift = nn.Parameter(torch.tensor([[-1.0], [1.0]]))
 
-    def guide(batch):
+    def guide(batch, family):
         with batch.plate():
-            components = dist.Normal(shift.expand(batch.size, 2, 2), 1.0).to_event(1)
-            pyro.sample("z", mm.distributions.Mixture(components, log_weights))
+            components = family(shift.expand(batch.size, 2, 2), 1.0).to_event(1)
+            pyro.sample("z", mm.distributions.Mixture(components, log_weights.log_softmax(-1)))
 
     with pytest.raises(ValueError, match="'z'"):
-        mm.fit(pair()[0], guide, mm.estimators.IWAE(3), data(), epochs=1, **QUIET)
+        mm.fit(pair()[0], lambda b: guide(b, dist.Laplace), mm.estimators.IWAE(3), data(), epochs=1, **QUIET)
+    assert not log_weights.any()
+    mm.fit(pair()[0], lambda b: guide(b, dist.Normal), mm.estimators.IWAE(3), data(), epochs=1, **QUIET)
+    assert log_weights.all()
 
 
 def test_what_only_some_terms_use_trains_in_a_function_guide_too():
