@@ -5,6 +5,7 @@ from . import (
     datasets,
     distributions,
     estimators,
+    metrics,
     models,
     nn,
     objectives,
@@ -31,7 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Batch", "Calibration", "Check", "Comparison", "Evidence", "Guide", "History", "annealed_importance",
     "bidirectional", "calibration", "check", "compare", "conditionals", "datasets", "distributions", "encode",
-    "estimators", "fit", "generate", "load", "log_conditional", "log_marginal", "log_weights", "models", "nn",
-    "objectives", "posterior_draws", "posteriors", "priors", "protocols", "recipes", "save", "simulate", "stage",
-    "to_arviz",
+    "estimators", "fit", "generate", "load", "log_conditional", "log_marginal", "log_weights", "metrics", "models",
+    "nn", "objectives", "posterior_draws", "posteriors", "priors", "protocols", "recipes", "save", "simulate",
+    "stage", "to_arviz",
 ]  # fmt: skip

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ class Checkpoint:
     """One file with all that decides how a training goes on: after reading it, the same numbers as without a stop.
 
     Weights and buffers of the modules, leaves that are in none, the optimiser's state, the step that warm-ups have
-    come to, the history's columns and the states of torch's generators. The file is replaced as a whole, so a stop
-    while it is written leaves the one before.
+    come to, the history's columns and the states of torch's own generators; but neither a loader's generator nor the
+    buffers of modules that functions hold. The file is replaced as a whole, so a stop while it is written leaves the
+    one before. Settings of the optimiser, such as its step size, are those of the caller and not of the file.
 
     Args:
         path: the file.
@@ -43,18 +46,26 @@ class Checkpoint:
         """Restores what the file holds, and the number of epochs behind it: 0 where there is no file.
 
         Raises:
-            ValueError: the file is of another model, guide or optimiser, and says which part does not fit.
+            ValueError: the file is damaged, or of another model, guide, objective or optimiser, and says which part
+                does not fit.
         """
         if not self.path.is_file():
             return 0
-        state = torch.load(self.path, map_location=self.device, weights_only=True)
+        try:
+            state = torch.load(self.path, map_location=self.device, weights_only=True)
+        except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{self.path} is damaged, or no checkpoint: {type(error).__name__} {error}") from error
+        for part, here in self._what().items():
+            if state.get(part) != here:
+                what = f"its {part} is {state.get(part)}, and not {here}"
+                raise ValueError(f"{self.path} does not fit what is to be trained: {what}")
         try:
             for module, saved in zip(self.problem.modules, state["modules"], strict=True):
                 module.load_state_dict(saved)
             with torch.no_grad():
                 for p, saved in zip(self._loose, state["loose"], strict=True):
                     p.copy_(saved)
-            self.optimizer.load_state_dict(state["optimizer"])
+            self._restore_optimizer(state["optimizer"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise ValueError(f"{self.path} does not fit what is to be trained: {error}") from error
         if hasattr(self.problem.objective, "steps"):
@@ -64,9 +75,24 @@ class Checkpoint:
             set_generator_state(device, generator.cpu())
         return state["epochs"]
 
+    def _restore_optimizer(self, state: dict[str, Any]) -> None:
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state)
+        for group, settings in zip(self.optimizer.param_groups, groups, strict=True):
+            group.update(settings)
+        for p, held in self.optimizer.state.items():
+            for name, x in held.items():
+                if isinstance(x, torch.Tensor) and x.shape == p.shape:
+                    # laid out as the weights are now: a fused optimiser walks both in the order of the memory
+                    held[name] = torch.empty_like(p, dtype=x.dtype).copy_(x)
+
+    def _what(self) -> dict[str, str]:
+        objective = re.sub(r" at 0x[0-9a-f]+", "", repr(self.problem.objective))  # where an object lies, if it says so
+        return {"optimizer's kind": type(self.optimizer).__name__, "objective": objective}
+
     def write(self, epochs: int) -> None:
         """Replaces the file by one of this moment."""
-        state: dict[str, Any] = {
+        state: dict[str, Any] = self._what() | {
             "epochs": epochs,
             "modules": [m.state_dict() for m in self.problem.modules],
             "loose": [p.detach() for p in self._loose],

@@ -6,7 +6,8 @@ of m parameters takes ``(..., m * prod(event_shape))`` or ``(..., m * event_shap
 ``event_shape`` of None stands for one dimension of whatever size comes. Where both readings fit, which takes
 m = 1 and an event such as ``(1, 64)``, the second one holds.
 
-Parameters are made float32 at least, so that autocast rounds no log-probability, and are not validated.
+Parameters are made float32 at least, so that autocast rounds no log-probability (but a flow's own networks run under
+it), and are not validated.
 """
 
 import math
@@ -145,8 +146,8 @@ class NormalMixture(Conditional):
             ``(.., K + 2 K D)``.
         components: K.
 
-    Its draws are differentiated implicitly, so that the weights learn by them too: see
-    :class:`~pyro_mm.distributions.Mixture`.
+    Its draws are differentiated implicitly, so that the weights learn by them too. Where components lie far apart that
+    gradient varies wildly: ``IWAE(stratified=...)`` then does better. See :class:`~pyro_mm.distributions.Mixture`.
 
     Raises:
         ValueError: in ``forward``, the network's output does not fit.

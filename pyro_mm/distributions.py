@@ -69,7 +69,9 @@ class Mixture(Composite):
         \frac{\partial F}{\partial\phi}, \qquad F_d(z_d | z_{<d}) = \sum_c w_c(z_{<d}) \, \Phi_{cd}(z_d), \quad
         w_c(z_{<d}) \propto w_c \prod_{e < d} p_{ce}(z_e).
 
-    Figurnov et al. 2018 (arXiv:1805.08498), section 4.
+    Figurnov et al. 2018 (arXiv:1805.08498), section 4. Right in the mean, but a draw between two components moves by
+    the inverse of the density there: at 3 standard deviations from either, the derivative with respect to a weight has
+    a standard deviation of 4 about a mean of 1.5, and at 4 one of 47 about 2. ``IWAE(stratified=...)`` has none.
 
     Args:
         components: a distribution of batch shape ``(*B, C)``.

@@ -123,16 +123,20 @@ def log_conditional(
     if not givens:
         return replace(joint, quantity=quantity)
     marginal = log_marginal(model, guide, batch.only(*givens), seed=seed + 1, **options)
-    some = torch.stack([batch.present[n] for n in targets]).any(0)
+    return conditional_of(joint, marginal, torch.stack([batch.present[n] for n in targets]).any(0), quantity)
+
+
+def conditional_of(joint: Evidence, marginal: Evidence, some: Tensor, quantity: str) -> Evidence:
+    """The difference of two estimates, and exactly 0 in rows where there is nothing of which it is one."""
     found = joint - marginal
     only = lambda x: torch.where(some, x, torch.zeros_like(x))  # noqa: E731
     return Evidence(
         only(found.log_prob),
         only(found.standard_error),
-        torch.where(some, found.ess, float(num_particles)),
+        torch.where(some, found.ess, float(joint.num_particles)),
         only(found.pareto_k),
         quantity,
-        num_particles,
+        joint.num_particles,
         {k: (only(log_prob), only(error)) for k, (log_prob, error) in found.running.items()},
     )
 

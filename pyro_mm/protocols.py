@@ -20,9 +20,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from .batch import Batch
 from .evidence import Evidence
-from .likelihood import log_conditional, log_marginal
+from .likelihood import conditional_of, log_conditional, log_marginal
 from .seeding import settled
 
 __all__ = ["PRIOR_DRAWS", "both_ways", "conditional", "joint", "multiple", "single"]
@@ -37,9 +39,11 @@ def joint(model: Callback, guide: Callback, batch: Batch, target: Names, given: 
 
     Args:
         model, guide, batch: as in :func:`pyro_mm.log_marginal`.
-        target, given: names of modalities.
+        target, given: sequences of names of modalities, without one in common.
         options: of :func:`pyro_mm.log_marginal`: ``num_particles``, ``seed``, ..
     """
+    if isinstance(target, str) or isinstance(given, str) or set(target) & set(given):
+        raise ValueError(f"expected two sequences of names without one in common: target={target}, given={given}")
     return log_marginal(model, guide, batch.only(*target, *given), **options)
 
 
@@ -75,8 +79,9 @@ def conditional(
     seed = settled(seed)
     both = joint(model, guide, batch, target, given, seed=seed, **options)
     options |= {"num_particles": prior_draws, "prior_share": 1.0}
-    found = both - log_marginal(model, guide, batch.only(*given), seed=seed + 1, **options)
-    return replace(found, quantity=f"log p({', '.join(target)} | {', '.join(given)})")
+    marginal = log_marginal(model, guide, batch.only(*given), seed=seed + 1, **options)
+    some = torch.stack([batch.present[n] for n in target]).any(0)
+    return conditional_of(both, marginal, some, f"log p({', '.join(target)} | {', '.join(given)})")
 
 
 def both_ways(

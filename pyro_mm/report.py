@@ -102,5 +102,8 @@ def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> No
     for row in rows:
         table.add_row(*row)
     console = Console()
-    console.width = max(console.width, 100)  # a narrower one breaks the names of the quantities
+    # a narrower one breaks the names of the quantities
+    console.width = max(
+        console.width, 100, sum(max(map(len, column)) + 3 for column in zip(header, *rows, strict=True))
+    )
     console.print(table)

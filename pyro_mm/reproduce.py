@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,7 +44,7 @@ def reproduce(
         int | None, typer.Option(min=2, help="Test rows of the table, the first ones; all, or 1000 of a family.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    course: Annotated[int, typer.Option(min=1, help="Epochs between two points of course.csv.")] = 10,
+    course: Annotated[int, typer.Option(min=1, help="Epochs between two points of course-<seed>.csv.")] = 10,
     compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Trace and compile the step first.")] = True,
     data: Annotated[Path | None, typer.Option(help="Folder of the data files.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, .. By default CUDA where there is one.")] = None,
@@ -97,7 +100,7 @@ def _trained(what: Reproduction | Family, run: Recipe, train: Batch, how: _How, 
         batch_size=what.batch_size,
         optimizer=what.optimizer,
         transform=what.transform,
-        checkpoint=watch.out / "checkpoint.pt",
+        checkpoint=watch.out / f"checkpoint-{how.seed}.pt",
         compile=how.compile and what.compile,
         seed=how.seed,
         device=how.device,
@@ -115,9 +118,8 @@ def _single(what: Reproduction, how: _How) -> None:
     _trained(what, run, train, how, _Watch("", how, how.out, epochs, point))
     test = test[: how.rows or test.size]
     lines = [_measured(figure, what, run, test, how.seed) for figure in what.figures]
-    (how.out / "table.json").write_text(
-        json.dumps({"epochs": epochs, "seed": how.seed, "rows": lines}, indent=2) + "\n"
-    )
+    table = {"epochs": epochs, "seed": how.seed, "rows": lines}
+    _replace(how.out / f"table-{how.seed}.json", json.dumps(table, indent=2) + "\n")
     title = f"{what.title}: {epochs} of {what.epochs} epochs, seed {how.seed}; {what.pixels}"
     show(title, HEADER, [_cells(line) for line in lines])
 
@@ -138,7 +140,7 @@ def _family(what: Family, how: _How) -> None:
                 _trained(what, run, some, how, _Watch(f"{what_of}, ", how, folder, epochs))
                 judge = judge or Judge.trained(what, how.data, how.device)
                 found = measured(member, run, train, test, judge, what.num_particles, how.seed)
-                done.write_text(json.dumps(found | {"seconds": _seconds(folder)}, indent=2) + "\n")
+                _replace(done, json.dumps(found | {"seconds": _seconds(folder, how.seed)}, indent=2) + "\n")
             lines[part][name] = json.loads(done.read_text())
     title = f"{what.title}: {epochs} epochs, seed {how.seed}; {test.size} test rows, K = {what.num_particles}"
     tables = {"": side_by_side(lines[1])} if len(lines) == 1 else by_fraction(lines)
@@ -147,7 +149,7 @@ def _family(what: Family, how: _How) -> None:
     texts = [
         f"{quantity}\n\n{markdown(*table)}" if quantity else markdown(*table) for quantity, table in tables.items()
     ]
-    (how.out / "table.md").write_text("\n".join(texts))
+    _replace(how.out / "table.md", "\n".join(texts))
 
 
 class _Watch:
@@ -163,11 +165,11 @@ class _Watch:
     def __call__(self, epoch: int, entry: dict[str, float]) -> None:
         now = time.perf_counter()
         text = f"{self.name}epoch {epoch}/{self.epochs}: loss {entry['loss']:.3f}, {now - self.last:.1f} s"
-        _append(self.out / "history.csv", {"epoch": epoch, "seconds": now - self.last, **entry})
+        _append(self.out / f"history-{self.how.seed}.csv", {"epoch": epoch, "seconds": now - self.last, **entry})
         if self.point is not None and (epoch % self.how.course == 0 or epoch == self.epochs):
             evidence = self.point()
             value, error = evidence.mean()
-            _append(self.out / "course.csv", {"epoch": epoch, "value": value, "standard_error": error})
+            _append(self.out / f"course-{self.how.seed}.csv", {"epoch": epoch, "value": value, "standard_error": error})
             text += f"; {evidence.quantity} {value:.2f} ({len(evidence)} rows, K = {COURSE_PARTICLES})"
         typer.echo(text)
         if self.how.minutes is not None and now - self.how.start > 60 * self.how.minutes and epoch < self.epochs:
@@ -175,11 +177,11 @@ class _Watch:
         self.last = time.perf_counter()
 
 
-def _seconds(folder: Path) -> float:
+def _seconds(folder: Path, seed: int) -> float:
     """The median of the epochs' seconds, but for the first, in which the step is compiled."""
-    with open(folder / "history.csv", newline="") as file:
+    with open(folder / f"history-{seed}.csv", newline="") as file:
         seconds = [float(line["seconds"]) for line in csv.DictReader(file)]
-    return median(seconds[1:] or seconds)
+    return median(seconds[1:] or seconds or [math.nan])
 
 
 def _append(path: Path, entry: dict[str, float]) -> None:
@@ -188,10 +190,18 @@ def _append(path: Path, entry: dict[str, float]) -> None:
     if path.is_file():
         with open(path, newline="") as file:
             lines = [line for line in csv.DictReader(file) if int(line["epoch"]) < entry["epoch"]]
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(entry))
-        writer.writeheader()
-        writer.writerows([*lines, entry])
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(entry))
+    writer.writeheader()
+    writer.writerows([*lines, entry])
+    _replace(path, text.getvalue())
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file as a whole: one that a stop would leave cut off is worse than none."""
+    beside = path.with_name(path.name + ".new")
+    beside.write_text(text, newline="")
+    os.replace(beside, path)
 
 
 def _measured(figure: Figure, what: Reproduction, run: Recipe, test: Batch, seed: int) -> dict[str, Any]:

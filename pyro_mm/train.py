@@ -103,7 +103,7 @@ def fit(
         resident, workers: whether the rows live on the device, and processes that fetch them if they do not; None
             decides by their size.
         transform: what is done to every minibatch of the training rows before its step, on the device: drawing its
-            binary pixels anew, for instance.
+            binary pixels anew, for instance. It returns ``batch.replaced({...})``, the same rows with other values.
         checkpoint: a file, written after every epoch. Where it is there already, training goes on after the epochs
             that it holds, with the same numbers as if it had not been stopped.
         callback: called after every epoch with its number and its entry of the history.
@@ -113,6 +113,7 @@ def fit(
 
     Raises:
         RuntimeError: a parameter without gradient after the first step, or one that the optimiser does not have.
+        ValueError: a checkpoint of something else, or of more epochs; a transform that returns other rows.
         FloatingPointError: a loss that is not finite.
     """
     modules = [m for m in (model, guide) if isinstance(m, nn.Module)]
@@ -125,7 +126,7 @@ def fit(
     if hasattr(objective, "steps"):
         objective.steps = 0  # a warm-up is one of this training
     with seeded(seed, fabric.device), _bar(progress, epochs, len(feed)) as bar:
-        change = (lambda batch: batch) if transform is None else transform
+        change = (lambda batch: batch) if transform is None else _changing(transform)
         problem = problem_of(objective, model, guide, change(feed.head()), fabric.autocast)
         optimiser = (_adam if optimizer is None else optimizer)(problem.parameters)
         _check_optimizer(optimiser, problem.parameters)
@@ -134,6 +135,8 @@ def fit(
         pads = feed.ragged and problem.pads
         saved = checkpoint and Checkpoint(checkpoint, problem, optimiser, history.columns, fabric.device)
         done = saved.read() if saved else 0
+        if done > epochs:
+            raise ValueError(f"{checkpoint} is of {done} epochs, more than the {epochs} asked for")
         bar(done=done)
         for epoch in range(done, epochs):
             for module in modules:
@@ -176,6 +179,19 @@ def fit(
     for module in modules:
         module.eval()
     return history
+
+
+def _changing(transform: Callable[[Batch], Batch]) -> Callable[[Batch], Batch]:
+    def change(batch: Batch) -> Batch:
+        new = transform(batch)
+        if new.size != batch.size or new.total != batch.total:
+            raise ValueError(
+                f"the transform made a batch of {new.size} rows of {new.total} out of one of {batch.size} of "
+                f"{batch.total}: return batch.replaced({{...}}), which keeps what the rows are a part of"
+            )
+        return new
+
+    return change
 
 
 def _adam(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:

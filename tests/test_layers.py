@@ -93,8 +93,8 @@ BESIDE = {
 LEAVES = {
     "cli": set(),
     "plots": {"cli"},
-    "metrics": {"cli", "family"},
-    "report": {"cli", "reproduce"},
+    "metrics": {"cli", "family", "__init__"},
+    "report": {"cli", "family", "reproduce"},
     "reproduce": {"cli"},
     "family": {"reproduce"},
     "recipes": {"cli", "family", "report", "reproduce", "__init__"},

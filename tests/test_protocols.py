@@ -78,3 +78,17 @@ def test_one_seed_does_not_make_its_parts_dependent(exact):
     pulls = torch.cat([(e.log_prob - truth) / e.standard_error for e in found])
     # 400 standard normal numbers: their root mean square is 1 within 0.035, so 0.8 to 1.2 holds for all seeds
     assert 0.8 < pulls.square().mean().sqrt() < 1.2
+
+
+def test_a_row_without_its_target_has_nothing(exact):
+    model, guide, rows = exact
+    some = mm.Batch({n: rows[n] for n in rows}, {"x": torch.arange(40) % 4 != 0})
+    evidence = protocols.conditional(model, guide, some, **NAMES, num_particles=5, seed=0)
+    assert not evidence.log_prob[::4].any() and not evidence.standard_error[::4].any()
+    assert evidence.log_prob[1::4].all()
+
+
+@pytest.mark.parametrize("names", [{"target": "x", "given": ("w",)}, {"target": ("x",), "given": ("x",)}])
+def test_names_that_are_none_are_told(exact, names):
+    with pytest.raises(ValueError, match="expected two sequences of names without one in common"):
+        protocols.conditional(*exact, **names)

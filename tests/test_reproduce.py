@@ -66,23 +66,23 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_numbers(small, tmp_path):
     options = ("--epochs", 3, "--course", 2, "--no-compile")
     text = run("one", *options, "--out", tmp_path / "a")
     stopped = run("one", *options, "--out", tmp_path / "b", "--minutes", 0)
-    assert "stopped after epoch 1 of 3" in stopped and not (tmp_path / "b" / "table.json").exists()
+    assert "stopped after epoch 1 of 3" in stopped and not (tmp_path / "b" / "table-0.json").exists()
     again = run("one", *options, "--out", tmp_path / "b")
     assert "epoch 1/3" not in again and "epoch 2/3" in again
-    tables = [json.loads((tmp_path / x / "table.json").read_text()) for x in "ab"]
+    tables = [json.loads((tmp_path / x / "table-0.json").read_text()) for x in "ab"]
     assert tables[0] == tables[1]
-    for name, columns in (("course.csv", ("epoch", "value")), ("history.csv", ("epoch", "loss"))):
+    for name, columns in (("course-0.csv", ("epoch", "value")), ("history-0.csv", ("epoch", "loss"))):
         here, there = ([[line[c] for c in columns] for line in read(tmp_path / x / name)] for x in "ab")
         assert here == there
-    assert [line["epoch"] for line in read(tmp_path / "a" / "course.csv")] == ["2", "3"]
+    assert [line["epoch"] for line in read(tmp_path / "a" / "course-0.csv")] == ["2", "3"]
     assert "-86.86 (Suzuki" in text and "q(z | image, label)" in text
 
 
 def test_the_table_is_of_the_trained_pair(small, tmp_path):
     run("one", "--epochs", 1, "--no-compile", "--out", tmp_path, "--rows", 7)
-    rows = {(r["quantity"], r["proposal"]): r for r in json.loads((tmp_path / "table.json").read_text())["rows"]}
+    rows = {(r["quantity"], r["proposal"]): r for r in json.loads((tmp_path / "table-0.json").read_text())["rows"]}
     model, guide, _ = mm.recipes.jmvae_kl(digits()[0], **SMALL)
-    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    state = torch.load(tmp_path / "checkpoint-0.pt", weights_only=True)
     model.load_state_dict(state["modules"][0])
     guide.load_state_dict(state["modules"][1])
     test = digits()[1][:7]
@@ -105,7 +105,7 @@ def test_a_family_is_measured_member_by_member(small, tmp_path):
     assert has["CVAE"] >= {"log p(image, label)", "log p(image | label)"}
     assert not has["CVAE"] & {"log p(image)", "label from image", "probe"}
     assert has["JMVAE-kl"] == set(header)
-    (tmp_path / "VAE" / "checkpoint.pt").unlink()  # what has been measured is not trained again
+    (tmp_path / "VAE" / "checkpoint-0.pt").unlink()  # what has been measured is not trained again
     assert "epoch" not in run("family", *options).replace("s/epoch", "").replace("1 epochs", "")
     assert "judge" in text
 

@@ -496,16 +496,66 @@ def test_a_training_that_was_stopped_goes_on_with_the_same_numbers(tmp_path, fun
     torch.testing.assert_close(done, here, rtol=0, atol=0)
 
 
-def test_a_checkpoint_of_another_model_is_told(tmp_path):
+def test_a_checkpoint_of_something_else_is_told(tmp_path):
     file, rows = tmp_path / "checkpoint.pt", data()
-    mm.fit(*pair(), mm.objectives.elbo(), rows, epochs=1, checkpoint=file, **QUIET)
+    again = lambda model, guide, objective=None, epochs=2, **options: mm.fit(  # noqa: E731
+        model, guide, objective or mm.objectives.elbo(), rows, epochs=epochs, checkpoint=file, **QUIET | options
+    )
+    again(*pair())
     model, guide = pair()
     model.decoders["a"] = mm.conditionals.Normal(mm.nn.MLP(2, 6, (4,)))
     with pytest.raises(ValueError, match=r"does not fit what is to be trained(?s:.*)decoders.a"):
-        mm.fit(model, guide, mm.objectives.elbo(), rows, epochs=2, checkpoint=file, **QUIET)
-    sgd = QUIET | {"optimizer": lambda ps: torch.optim.SGD([{"params": [p]} for p in ps], 0.1)}
-    with pytest.raises(ValueError, match=r"does not fit what is to be trained.*parameter groups"):
-        mm.fit(*pair(), mm.objectives.elbo(), rows, epochs=2, checkpoint=file, **sgd)
+        again(model, guide)
+    with pytest.raises(ValueError, match="its optimizer's kind is Adam, and not SGD"):
+        again(*pair(), optimizer=lambda ps: torch.optim.SGD(ps, 0.1))
+    with pytest.raises(ValueError, match=r"its objective is (?s:.*) and not (?s:.*)kl 0.5"):
+        again(*pair(), mm.objectives.elbo(kl=0.5))
+    with pytest.raises(ValueError, match="is of 2 epochs, more than the 1 asked for"):
+        again(*pair(), epochs=1)
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"checkpoint.pt is damaged, or no checkpoint"):
+        again(*pair())
+
+
+def test_a_checkpoint_leaves_the_step_size_to_the_caller(tmp_path):
+    rows, file, still = data(), tmp_path / "checkpoint.pt", lambda ps: torch.optim.Adam(ps, 0.0)
+    (model, guide), options = pair(), {"checkpoint": file, "epochs": 1}
+    mm.fit(model, guide, mm.objectives.elbo(), rows, **QUIET | options)
+    before = weights(model, guide)
+    mm.fit(model, guide, mm.objectives.elbo(), rows, **QUIET | options | {"epochs": 2, "optimizer": still})
+    assert all(map(torch.equal, before, weights(model, guide)))
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_checkpoint_lays_out_moments_as_the_weights_are(tmp_path, first):
+    """Moments of convolutions laid out with the channels last, for weights that are not, or the other way round."""
+    rows = mm.Batch({"image": torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))})
+
+    def run(last, epochs, file):
+        torch.manual_seed(0)
+        encoder = nn.Sequential(nn.Conv2d(3, 4, 2), nn.Flatten(), nn.Linear(36, 4))
+        decoder = nn.Sequential(nn.Linear(2, 8), nn.Unflatten(-1, (2, 2, 2)), nn.ConvTranspose2d(2, 3, 2, 2))
+        for net in (encoder, decoder) if last else ():
+            mm.nn.channels_last(net)
+        z = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        model = mm.models.SharedLatent(z, {"image": mm.conditionals.Normal(decoder, (3, 4, 4), scale=1.0)})
+        guide = mm.Guide(z=mm.posteriors.ProductOfExperts({"image": mm.conditionals.Normal(encoder)}))
+        fused = lambda ps: torch.optim.Adam(ps, 0.05, fused=True)  # noqa: E731
+        mm.fit(model, guide, mm.objectives.elbo(), rows, epochs=epochs, seed=0, checkpoint=file,
+               **QUIET | {"optimizer": fused})  # fmt: skip
+        return weights(model, guide)
+
+    straight = run(False, 6, None)
+    run(first, 3, tmp_path / "checkpoint.pt")
+    torch.testing.assert_close(run(not first, 6, tmp_path / "checkpoint.pt"), straight, rtol=1e-4, atol=1e-5)
+
+
+def test_a_transform_that_makes_another_batch_is_told():
+    """It would lose what its rows are a part of, and with it the size of the data plate."""
+    model, guide = pair()
+    for other in (lambda b: mm.Batch({n: b[n] for n in b}), lambda b: b[:1]):
+        with pytest.raises(ValueError, match=r"return batch.replaced"):
+            mm.fit(model, guide, mm.objectives.elbo(), data(), transform=other, epochs=1, **QUIET)
 
 
 def test_a_transform_changes_every_training_minibatch_and_no_validation():

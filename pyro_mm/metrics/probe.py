@@ -49,7 +49,7 @@ def linear_probe(
         The share of right test rows with its standard error, over test rows.
 
     Raises:
-        ValueError: the label is given to the guide or is unknown, a site is unknown, or no row is left.
+        ValueError: the label is given to the guide or is unknown, a site is unknown, no row is left, or a posterior has no mean.
     """
     from sklearn.linear_model import LogisticRegression  # here, because it takes seconds
     from sklearn.pipeline import make_pipeline
@@ -94,4 +94,7 @@ def _means(guide: Callable[[Batch], Any], batch: Batch, sites: Sequence[str]) ->
         raise ValueError(
             f"expected one draw a row of {plated[0]}, got batch shape {tuple(found[plated[0]].batch_shape)}"
         )
-    return torch.cat([found[site].mean.reshape(batch.size, -1) for site in sites], -1).double().cpu()
+    try:
+        return torch.cat([found[site].mean.reshape(batch.size, -1) for site in sites], -1).double().cpu()
+    except NotImplementedError:
+        raise ValueError(f"no mean is known of the posterior of {', '.join(sites)}: it is a flow, say") from None

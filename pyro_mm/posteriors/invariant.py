@@ -25,7 +25,7 @@ class SumPooling(nn.Module):
         features: modality -> module mapping its values to a feature ``(N, size)``. A network that all share goes to
             the end of each of them.
         head: :math:`\rho`, a module mapping ``(.., N, size)`` to a distribution, such as
-            ``conditionals.Normal(MLP(size, 2 * D))`` or ``conditionals.NormalMixture(MLP(..), D, K)``.
+            ``conditionals.Normal(MLP(size, 2 * D))`` or ``conditionals.NormalMixture(MLP(..), K)``.
         size: of a feature.
 
     Hirt et al. 2024 (arXiv:2309.00380), section 3.

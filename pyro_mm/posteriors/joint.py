@@ -113,6 +113,8 @@ class Given(nn.Module):
         self.otherwise = otherwise if isinstance(otherwise, nn.Module) else Fixed(otherwise)
 
     def forward(self, batch: Batch) -> dist.Distribution:
+        if not any(name in batch for name in self.names):
+            raise ValueError(f"the batch has none of {list(self.names)} among its modalities {list(batch)}")
         there, otherwise = any_of(batch.presence(name) for name in self.names), self.otherwise(batch)
         if there is False:
             return otherwise.expand(torch.Size([batch.size]))

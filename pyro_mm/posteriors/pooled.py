@@ -85,6 +85,7 @@ class MixtureOfExperts(_Experts):
         if len(families) > 1:
             raise TypeError(f"expected experts of one family, got {sorted(f.__name__ for f in families)}")
         locs, scales = zip(*map(diagonal, experts), strict=True)
+        locs, scales = torch.broadcast_tensors(*locs), torch.broadcast_tensors(*scales)
         components = families.pop()(torch.stack(locs, -2), torch.stack(scales, -2)).to_event(1)
         weights = [self.weights[name] for name in self.experts if batch.holds(name)]
         return Mixture(components, _log_weights(masks, weights, locs[0]))

@@ -111,7 +111,11 @@ def _of_digits(
 
 
 def _jmvae(title: str, data: Data, published: Published = ()) -> Reproduction:
-    """Suzuki et al. 2016 (arXiv:1611.01891): latent 64, alpha 0.1, Adam with eps 1e-4."""
+    """Suzuki et al. 2016 (arXiv:1611.01891): latent 64, alpha 0.1, Adam with eps 1e-4.
+
+    The label's encoders are tables with a row for each class, which over ten classes are whatever their two layers on a
+    one-hot vector can be, but are not trained alike.
+    """
     figures = (
         Figure(partial(protocols.multiple, **IMAGE), "q(z | image, label)", published),
         Figure(partial(protocols.single, **IMAGE), "q(z | image)"),
