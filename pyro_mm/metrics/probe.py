@@ -49,7 +49,8 @@ def linear_probe(
         The share of right test rows with its standard error, over test rows.
 
     Raises:
-        ValueError: the label is given to the guide or is unknown, a site is unknown, no row is left, or a posterior has no mean.
+        ValueError: the label is given to the guide or is unknown, a site is unknown, no row is left, or a
+            posterior has no mean.
     """
     from sklearn.linear_model import LogisticRegression  # here, because it takes seconds
     from sklearn.pipeline import make_pipeline
