@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -103,7 +104,6 @@ def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> No
         table.add_row(*row)
     console = Console()
     # a narrower one breaks the names of the quantities
-    console.width = max(
-        console.width, 100, sum(max(map(len, column)) + 3 for column in zip(header, *rows, strict=True))
-    )
+    widths = [max(map(len, column)) + 3 for column in zip_longest(header, *rows, fillvalue="")]
+    console.width = max(console.width, 100, sum(widths))
     console.print(table)
