@@ -15,6 +15,7 @@ from .likelihood import log_marginal
 from .recipes import Recipe
 from .recipes.published import Family, Member
 from .report import share
+from .seeding import seeded
 
 PREDICTIONS = 100  # draws of z behind a predicted label
 PICTURES = 10  # pictures generated for every label that is given
@@ -67,8 +68,8 @@ def measured(
         )
         found["image from label"] = pictures[:2]
     if member.knows_label and member.encodes_image:
-        torch.manual_seed(seed)
-        right = metrics.class_probabilities(model, guide, test, "label", "image", PREDICTIONS).argmax(-1)
+        with seeded(seed, test.device):
+            right = metrics.class_probabilities(model, guide, test, "label", "image", PREDICTIONS).argmax(-1)
         found["label from image"] = metrics.Share.of(right == test["label"])[:2]
     if member.encodes_image:
         some = train[: min(PROBED, train.size)].to(test.device)

@@ -53,9 +53,9 @@ class Blocks(nn.Module):
     """A network whose rows do not see each other, run on at most so many of them at once on a CPU.
 
     A mixture posterior with K draws from each of M experts decodes K M N rows. The activations of so many images leave
-    the caches, and are memory that the system hands out and clears anew at every step: in blocks, 6,400 images of
-    28 x 28 took half to three quarters of the time. Weights of convolutions are laid out with the channels last, which
-    is quicker too. Not for batch normalisation, whose rows do see each other.
+    the caches, and are memory that the system hands out and clears anew at every step; blocks spare both
+    (``tests/benchmarks/steps.py --networks conv`` times it). Weights of convolutions are laid out with the channels
+    last, which is quicker too. Not for batch normalisation, whose rows do see each other.
 
     Args:
         net: maps ``(rows, *event)`` to ``(rows, *output)``.

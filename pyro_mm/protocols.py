@@ -41,6 +41,9 @@ def joint(model: Callback, guide: Callback, batch: Batch, target: Names, given: 
         model, guide, batch: as in :func:`pyro_mm.log_marginal`.
         target, given: sequences of names of modalities, without one in common.
         options: of :func:`pyro_mm.log_marginal`: ``num_particles``, ``seed``, ..
+
+    Raises:
+        ValueError: a string in the place of a sequence, or a name in both.
     """
     if isinstance(target, str) or isinstance(given, str) or set(target) & set(given):
         raise ValueError(f"expected two sequences of names without one in common: target={target}, given={given}")

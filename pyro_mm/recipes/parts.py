@@ -31,6 +31,7 @@ class Recipe(NamedTuple):
 
 
 def is_label(batch: Batch, name: str) -> bool:
+    """Whether a modality is a label, integers ``(N,)``, and not an image. Raises a ValueError if it is neither."""
     value = batch[name]
     image = value.is_floating_point() and value.dim() > 2
     if not image and (value.is_floating_point() or value.dim() != 1):
@@ -42,6 +43,7 @@ def is_label(batch: Batch, name: str) -> bool:
 
 
 def classes(batch: Batch, name: str) -> int:
+    """The number of classes of a label: one more than the largest that the rows have."""
     return int(batch[name].max()) + 1
 
 
@@ -68,10 +70,12 @@ class Frequencies(nn.Module):
 
 
 def standard(size: int, family: type[dist.Normal] | type[dist.Laplace] = dist.Normal) -> dist.Distribution:
+    """A Normal or Laplace with location 0 and scale 1 for each of ``size`` entries, event shape ``(size,)``."""
     return family(torch.zeros(size), 1.0).to_event(1)
 
 
 def decoder(batch: Batch, name: str, inputs: int, hidden: Hidden) -> nn.Module:
+    """p(x_m | z) from ``(.., inputs)``: Categorical for a label, independent Bernoulli pixels for an image."""
     if is_label(batch, name):
         return conditionals.Categorical(MLP(inputs, classes(batch, name), hidden))
     event = batch[name].shape[1:]
@@ -81,11 +85,13 @@ def decoder(batch: Batch, name: str, inputs: int, hidden: Hidden) -> nn.Module:
 def story(
     batch: Batch, latent: int, hidden: Hidden, prior: dist.Distribution | nn.Module | None = None
 ) -> SharedLatent:
+    """One latent ``(latent,)`` behind all modalities of the batch, standard Normal unless a prior is given."""
     prior = standard(latent) if prior is None else prior
     return SharedLatent(prior, {name: decoder(batch, name, latent, hidden) for name in batch})
 
 
 def features(batch: Batch, name: str, out: int, hidden: Hidden) -> nn.Module:
+    """From values to ``(.., out)``: a perceptron for an image, and for a label a table with a row for each class."""
     if is_label(batch, name):
         return nn.Embedding(classes(batch, name), out)
     return MLP(batch[name][0].numel(), out, hidden)
@@ -94,10 +100,12 @@ def features(batch: Batch, name: str, out: int, hidden: Hidden) -> nn.Module:
 def encoders(
     batch: Batch, latent: int, hidden: Hidden, family: type[nn.Module] = conditionals.Normal
 ) -> dict[str, nn.Module]:
+    """q(z | x_m) of every modality, a Normal unless another family of location and scale is given."""
     return {name: family(features(batch, name, 2 * latent, hidden)) for name in batch}
 
 
 def product(batch: Batch, latent: int, hidden: Hidden) -> Guide:
+    """The product of the experts of all modalities and of the prior expert."""
     return Guide(z=posteriors.ProductOfExperts(encoders(batch, latent, hidden)))
 
 
@@ -112,5 +120,6 @@ def joint_encoder(
 
 
 def joint(batch: Batch, latent: int, hidden: Hidden) -> Guide:
+    """A joint encoder, and for rows that are not complete the unimodal encoders of what they have."""
     unimodal = posteriors.ProductOfExperts(encoders(batch, latent, hidden), prior=None)
     return Guide(z=joint_encoder(batch, latent, hidden, unimodal))
