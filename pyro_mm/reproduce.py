@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -25,6 +25,8 @@ from .family import Judge, by_fraction, markdown, measured, side_by_side
 from .recipes import Recipe
 from .recipes.published import FAMILIES, REPRODUCTIONS, Family, Figure, Reproduction
 from .report import share, show, torch_device
+from .studies import STUDIES
+from .studies.study import Measured, Sample, Study, tabled
 from .train import fit
 
 HEADER = ("quantity", "proposal", "K", "rows", "published", "here", "s.e.", "k-hat > 0.7")
@@ -43,7 +45,12 @@ def reproduce(
     rows: Annotated[
         int | None, typer.Option(min=2, help="Test rows of the table, the first ones; all, or 1000 of a family.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The first one, of a study.")] = 0,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many, of a study.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Rows of a study whose name has this in it; may be given again.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="As published, of a study.")] = False,
     course: Annotated[int, typer.Option(min=1, help="Epochs between two points of course-<seed>.csv.")] = 10,
     compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Trace and compile the step first.")] = True,
     data: Annotated[Path | None, typer.Option(help="Folder of the data files.")] = None,
@@ -52,17 +59,19 @@ def reproduce(
 ) -> None:
     """Trains and measures what a paper reports. The same command goes on from where a run was stopped."""
     if list_ or name is None:
-        every: dict[str, Reproduction | Family] = {**REPRODUCTIONS, **FAMILIES}
+        every: dict[str, Reproduction | Family | Study] = {**REPRODUCTIONS, **FAMILIES, **STUDIES}
         table = [(key, what.title, str(what.epochs)) for key, what in every.items()]
         show("pyro-mm reproduce NAME", ("name", "what", "epochs"), table)
         return
-    if name not in {*REPRODUCTIONS, *FAMILIES}:
-        known = ", ".join([*REPRODUCTIONS, *FAMILIES])
+    if name not in {*REPRODUCTIONS, *FAMILIES, *STUDIES}:
+        known = ", ".join([*REPRODUCTIONS, *FAMILIES, *STUDIES])
         raise typer.BadParameter(f"unknown reproduction {name!r}: expected one of {known}")
     out = out or Path("runs") / "reproduce" / name
     how = _How(out, seed, epochs, minutes, rows, course, compile, torch_device(device), str(data) if data else None)
     try:
-        if name in FAMILIES:
+        if name in STUDIES:
+            _study(STUDIES[name], how, seeds, full, only or [])
+        elif name in FAMILIES:
             _family(FAMILIES[name], how)
         else:
             _single(REPRODUCTIONS[name], how)
@@ -92,7 +101,7 @@ class _How:
         return train, test.to(self.device)
 
 
-def _trained(what: Reproduction | Family, run: Recipe, train: Batch, how: _How, watch: _Watch) -> None:
+def _trained(what: Reproduction | Family | Study, run: Recipe, train: Batch, how: _How, watch: _Watch) -> None:
     fit(
         *run,
         train,
@@ -152,13 +161,65 @@ def _family(what: Family, how: _How) -> None:
     _replace(how.out / "table.md", "\n".join(texts))
 
 
+def _study(what: Study, how: _How, seeds: int | None, full: bool, only: list[str]) -> None:
+    if full:
+        if what.full is None:
+            raise typer.BadParameter("--full: this one is as published already")
+        what, how = what.full, replace(how, out=how.out / "full")
+    epochs, seeds = how.epochs or what.epochs, seeds or what.seeds
+    names = [n for n in (*what.known, *what.members) if not only or any(part in n for part in only)]
+    if not names:
+        raise typer.BadParameter(f"--only: no row has {' or '.join(only)} in its name: {', '.join(what.members)}")
+    runs: dict[str, dict[str, list[Measured]]] = {group: {name: [] for name in names} for group in what.groups}
+    for seed in range(how.seed, how.seed + seeds):  # outermost: a run that was stopped has something of every row
+        for group, draw in what.groups.items():
+            sample: Sample | None = None
+            for name in runs[group]:
+                of_it = "" if name in what.known else f"{epochs}-"
+                done = how.out / group / name / f"measured-{of_it}{seed}.json"
+                if not done.is_file():
+                    sample = sample or Sample(*(_on(part, how.device) for part in draw(seed, how.data)))
+                    found = _of_study(what, group, name, sample, replace(how, seed=seed), epochs)
+                    done.parent.mkdir(parents=True, exist_ok=True)
+                    _replace(done, json.dumps(found, indent=2) + "\n")
+                runs[group][name].append(json.loads(done.read_text()))
+    texts = []
+    for group, rows in runs.items():
+        published = {name: text for (of_group, name), text in what.published.items() if of_group == group}
+        header, cells = tabled(rows, published)
+        show(f"{what.title}; {group}: {epochs} epochs, {seeds} seeds", header, cells)
+        texts.append(f"{group}\n\n{markdown(header, cells)}")
+    _replace(how.out / "table.md", "\n".join(texts))
+
+
+def _of_study(what: Study, group: str, name: str, sample: Sample, how: _How, epochs: int) -> Measured:
+    if name in what.known:
+        return what.known[name](sample, how.seed)
+    torch.manual_seed(how.seed)
+    run, folder = what.members[name](sample.train), how.out / group / name
+    label = f"{group}, {name}, seed {how.seed}, "
+    _trained(what, run, sample.train, how, _Watch(label, how, folder, epochs, every=how.course))
+    found = what.measure(run, sample, how.seed)
+    return {**found, "s/epoch": _seconds(folder, how.seed)}
+
+
+def _on(part: Any, device: torch.device) -> Any:
+    return part.to(device) if hasattr(part, "to") else part
+
+
 class _Watch:
     """Called after every epoch: says how it goes, records the course of a figure, and minds the time."""
 
     def __init__(
-        self, name: str, how: _How, out: Path, epochs: int, point: Callable[[], Evidence] | None = None
+        self,
+        name: str,
+        how: _How,
+        out: Path,
+        epochs: int,
+        point: Callable[[], Evidence] | None = None,
+        every: int = 1,
     ) -> None:
-        self.name, self.how, self.out, self.epochs, self.point = name, how, out, epochs, point
+        self.name, self.how, self.out, self.epochs, self.point, self.every = name, how, out, epochs, point, every
         self.last = time.perf_counter()
         out.mkdir(parents=True, exist_ok=True)
 
@@ -171,7 +232,8 @@ class _Watch:
             value, error = evidence.mean()
             _append(self.out / f"course-{self.how.seed}.csv", {"epoch": epoch, "value": value, "standard_error": error})
             text += f"; {evidence.quantity} {value:.2f} ({len(evidence)} rows, K = {COURSE_PARTICLES})"
-        typer.echo(text)
+        if epoch % self.every == 0 or epoch == self.epochs:
+            typer.echo(text)
         if self.how.minutes is not None and now - self.how.start > 60 * self.how.minutes and epoch < self.epochs:
             raise Stopped(f"stopped after {self.name}epoch {epoch} of {self.epochs}")
         self.last = time.perf_counter()

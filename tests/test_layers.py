@@ -30,7 +30,7 @@ LAYERS = [
     ["reduction"],
     ["importance"],
     ["estimators", "proposals", "bridge"],
-    ["terms", "bounds", "stacking", "foreign"],
+    ["terms", "bounds", "stacking", "subsampling", "foreign"],
     ["objective"],
     ["objectives"],
 ]
@@ -54,7 +54,7 @@ BESIDE = {
     "sites": {"batch", "pairs", "seeding"},
     "gap": {"batch", "bounds", "evidence", "importance", "objective", "objectives", "pairs", "seeding"},
     "gradients": {"batch", "registration", "seeding", "stepping"},
-    "stepping": {"batch", "registration", "traceable"},
+    "stepping": {"batch", "registration", "seeding", "traceable"},
     "tracing": {"batch", "registration", "seeding", "stepping"},
     "captured": set(),
     "compiled": {"batch", "captured", "nn", "seeding", "stepping", "tracing"},
@@ -85,6 +85,7 @@ BESIDE = {
     "protocols": {"batch", "evidence", "likelihood", "seeding"},
     "recipes": None,
     "family": None,
+    "studies": None,
     "reproduce": None,
     "report": None,
     "cli": None,
@@ -93,11 +94,12 @@ BESIDE = {
 LEAVES = {
     "cli": set(),
     "plots": {"cli"},
-    "metrics": {"cli", "family", "__init__"},
+    "metrics": {"cli", "family", "studies", "__init__"},
     "report": {"cli", "family", "reproduce"},
     "reproduce": {"cli"},
     "family": {"reproduce"},
-    "recipes": {"cli", "family", "report", "reproduce", "__init__"},
+    "studies": {"reproduce"},
+    "recipes": {"cli", "family", "report", "reproduce", "studies", "__init__"},
 }
 APART = ["models", "guides", "objectives", "likelihood"]
 

@@ -1,0 +1,100 @@
+"""Whether latents were found again, up to what no data can tell."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Kind = Literal["pearson", "spearman"]
+
+
+class MeanCorrelation(NamedTuple):
+    """Mean correlation coefficients between true and estimated latents, 1 where these were found.
+
+    ``strong`` allows for a permutation and a rescaling of the entries, ``weak`` for any affine map. ``_in`` is of the
+    rows that the permutation or the map was fitted to, ``_out`` of others.
+    """
+
+    strong_in: float
+    strong_out: float
+    weak_in: float
+    weak_out: float
+
+
+def mean_correlation(
+    latents: Tensor, estimates: Tensor, *, kind: Kind = "pearson", fitted: int | None = None
+) -> MeanCorrelation:
+    r"""The mean correlation coefficient (MCC) of true latents and what a model infers in their place.
+
+    .. math:: \mathrm{MCC} = \max_\pi \frac1D \sum_d |\mathrm{corr}(z_d, \hat z_{\pi(d)})|
+
+    over permutations :math:`\pi` (SciPy's assignment). The weak one is that of the canonical variates of z and
+    :math:`\hat z`: of D pairs of linear functions that correlate as much as they can, each pair uncorrelated with the
+    others.
+
+    Args:
+        latents: z, ``(N, D)``.
+        estimates: :math:`\hat z`, ``(N, D)``: posterior means, or draws, of the same rows.
+        kind: of correlation; that of ranks allows for any increasing function of each entry.
+        fitted: the first so many rows choose permutation and map, and the rest is out of sample; half by default.
+
+    Raises:
+        ValueError: shapes that do not fit, or too few rows on either side.
+
+    Khemakhem et al. 2020 (ICE-BeeM, arXiv:2002.11537), who name the two; Hirt et al. 2024 (arXiv:2309.00380).
+    """
+    if latents.dim() != 2 or latents.shape != estimates.shape:
+        shapes = f"{tuple(latents.shape)} and {tuple(estimates.shape)}"
+        raise ValueError(f"expected latents and estimates of one shape (N, D), got {shapes}")
+    rows, size = latents.shape
+    fitted = rows // 2 if fitted is None else fitted
+    if min(fitted, rows - fitted) <= size + 1:
+        raise ValueError(f"expected more than {size + 1} rows on either side, got {fitted} and {rows - fitted}")
+    z, found = latents.detach().cpu().double(), estimates.detach().cpu().double()
+    here, there = (z[:fitted], found[:fitted]), (z[fitted:], found[fitted:])
+    pairs = _assigned(_correlations(*here, kind))
+    maps = _canonical(*here)
+    variates, others = ([(x - mean) @ m for x, (mean, m) in zip(part, maps, strict=True)] for part in (here, there))
+    same = _assigned(_correlations(variates[0], variates[1], kind))
+    return MeanCorrelation(
+        _mean(_correlations(*here, kind), pairs),
+        _mean(_correlations(*there, kind), pairs),
+        _mean(_correlations(variates[0], variates[1], kind), same),
+        _mean(_correlations(others[0], others[1], kind), same),
+    )
+
+
+def _correlations(x: Tensor, y: Tensor, kind: Kind) -> np.ndarray:
+    """``|corr(x_i, y_j)|``, ``(D, D)``; of an entry that does not vary, 0."""
+    if kind == "spearman":
+        from scipy.stats import rankdata
+
+        x, y = (torch.from_numpy(rankdata(v.numpy(), axis=0)) for v in (x, y))
+    x, y = ((v - v.mean(0)) for v in (x, y))
+    norms = x.norm(dim=0)[:, None] * y.norm(dim=0)
+    return torch.where(norms > 0, (x.T @ y).abs() / norms, 0.0).numpy()
+
+
+def _assigned(correlations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    from scipy.optimize import linear_sum_assignment
+
+    return linear_sum_assignment(correlations, maximize=True)
+
+
+def _mean(correlations: np.ndarray, pairs: tuple[np.ndarray, np.ndarray]) -> float:
+    return float(correlations[pairs].mean())
+
+
+def _canonical(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The mean of each, and the map from it to its canonical variates, by singular values of what is whitened."""
+    parts = []
+    for v in (x, y):
+        mean = v.mean(0)
+        left, size, right = torch.linalg.svd(v - mean, full_matrices=False)
+        size = torch.where(size > 1e-9 * size[0], size, torch.inf)  # what does not vary is left out
+        parts.append((mean, left, right.T / size))
+    turns = torch.linalg.svd(parts[0][1].T @ parts[1][1])
+    return [(parts[0][0], parts[0][2] @ turns.U), (parts[1][0], parts[1][2] @ turns.Vh.T)]
