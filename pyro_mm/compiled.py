@@ -223,6 +223,8 @@ def refused(objective: Any) -> str | None:
     estimator = getattr(objective, "estimator", objective)
     name = type(estimator).__name__
     module = type(estimator).__module__
+    if getattr(objective, "subsample", None) is not None:
+        return "the modalities that it decodes are drawn in Python, anew at every step"
     if module.startswith("pyro.infer") and name not in ("Trace_ELBO", "TraceMeanField_ELBO"):
         return f"{name} takes its gradient itself, or reads numbers as it goes"
     if not hasattr(objective, "differentiable_loss"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,8 +41,11 @@ def loss(
     info: Structure,
     memo: Any,
     backward: bool,
+    drawn: Mapping[str, float] | None = None,
 ) -> Any:
     """Minus the weighted sum of some terms: differentiable, or a number whose gradient was taken if ``backward``.
+
+    Where modalities are ``drawn``, each with a scale, the others are not decoded.
 
     Raises:
         ValueError: a pairing that would be wrong (see :func:`pyro_mm.estimators.check_pairing`).
@@ -71,7 +74,7 @@ def loss(
         estimator.num_particles, estimator.vectorize_particles = 1, False
     else:
         particles = 1
-    pair = Pair(model, guide, views(rows, batch, info, {} if backward else memo), particles)
+    pair = Pair(model, guide, views(rows, batch, info, {} if backward else memo, drawn), particles)
     scale = _Scale(rows, info.nesting, batch.device, 1 / particles)
 
     def weighted_model(*_: Any) -> None:

@@ -6,15 +6,16 @@ they differ, and lands inside the logarithm of an importance-weighted bound.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
-from pyro.infer import ELBO, RenyiELBO
+from pyro.infer import ELBO, RenyiELBO, TraceEnum_ELBO
 from torch import Tensor
 
-from . import foreign
+from . import foreign, subsampling
 from .batch import Batch
 from .bounds import Target, target
 from .estimators import AnalyticKL, PerRow, Renyi, StickTheLanding, check_pairing
@@ -35,6 +36,7 @@ class Objective(ELBO):
         estimator: any ``pyro.infer.ELBO``; by default :class:`~pyro_mm.estimators.AnalyticKL`. Those of
             :mod:`pyro_mm.estimators` evaluate all terms in one pass and report each of them in ``by_term``.
         vectorize: False evaluates term by term, with equal results, for stories or guides that do not broadcast.
+        subsample: how many modalities an evaluation with gradient decodes; None decodes all. See :meth:`subsampled`.
 
     A term that decodes nothing is a penalty, and always a KL, whatever the estimator: an importance-weighted "KL"
     would tend to zero. A term's importance-weighted bound is of ``likelihood * log p + kl * (log r - log q)`` with
@@ -46,11 +48,14 @@ class Objective(ELBO):
             estimators know only the sum of terms that they evaluate in one pass; ``vectorize=False`` tells them apart.
     """
 
-    def __init__(self, terms: Terms, estimator: ELBO | None = None, *, vectorize: bool = True):
+    def __init__(
+        self, terms: Terms, estimator: ELBO | None = None, *, vectorize: bool = True, subsample: int | None = None
+    ):
         super().__init__()
         self.terms = terms if callable(terms) else tuple(terms)
         self.estimator = AnalyticKL() if estimator is None else estimator
-        self.vectorize = vectorize
+        self.vectorize, self.subsample = vectorize, subsample
+        subsampling.check(subsample, self.estimator_text, self.linear)
         self.steps = 0
         self.by_term: dict[str, Tensor] = {}
         self._names: tuple[str, ...] | None = None
@@ -62,7 +67,8 @@ class Objective(ELBO):
     def __repr__(self) -> str:
         table = "  (terms depend on the modalities)" if callable(self.terms) and self._names is None else ""
         rows = [f"  {term!r}" for term in self._table(self._names)] if not table else [table]
-        return "\n".join([f"Objective, {self.estimator_text}; {self.target}", "  (encode, decode, given)", *rows])
+        some = "" if self.subsample is None else f", modalities subsampled: {self.subsample} decoded a step"
+        return "\n".join([f"Objective, {self.estimator_text}{some}; {self.target}", "  (encode, decode, given)", *rows])
 
     @property
     def estimator_text(self) -> str:
@@ -77,10 +83,37 @@ class Objective(ELBO):
     def bounds(self, names: Sequence[str] | None = None) -> Target:
         """What the objective bounds, for these modalities."""
         alpha = getattr(self.estimator, "alpha", 0) if isinstance(self.estimator, Renyi | RenyiELBO) else 0
+        return target(self._table(tuple(names) if names else None), names, lower=alpha >= 0, linear=self.linear)
+
+    @property
+    def linear(self) -> bool:
+        """Whether the estimator is a mean of log-weights, and takes no logarithm of a mean of weights."""
         e = self.estimator
-        linear = isinstance(e, AnalyticKL | StickTheLanding) or not isinstance(e, PerRow | RenyiELBO)
-        linear |= e.num_particles == 1 and getattr(e, "stratified", None) != "inside"
-        return target(self._table(tuple(names) if names else None), names, lower=alpha >= 0, linear=linear)
+        mean = isinstance(e, AnalyticKL | StickTheLanding | TraceEnum_ELBO) or foreign.stacks(e)
+        return mean or (e.num_particles == 1 and getattr(e, "stratified", None) != "inside")
+
+    def subsampled(self, modalities: int | None) -> Objective:
+        r"""The same objective, of which every evaluation with gradient decodes k = ``modalities`` of the M modalities.
+
+        .. math:: E_S \Big[ \frac{M}{k} \sum_{m \in S} \log p(x_m | z) \Big] = \sum_m \log p(x_m | z), \qquad |S| = k
+
+        They are drawn uniformly, anew each time and for all rows at once, as by a Pyro plate over the modalities with a
+        ``subsample_size``; a private latent counts with its modality. Value, gradient and ``by_term`` are unbiased
+        estimates of the whole's. Only what is decoded is drawn: a posterior sees what it sees, and sums over ``EACH``
+        are of all. Decoders not drawn do not run, and have no gradient at that step, so that torch's optimisers pass
+        over them. An evaluation without gradient (``loss``, and so the validation of ``fit``) decodes all modalities.
+
+        Args:
+            modalities: k; None gives the whole again.
+
+        Raises:
+            ValueError: an estimator that takes the logarithm of a mean of weights. And in use: fewer modalities than k,
+                an enumerated site, a modality that is the parent of another one.
+        """
+        subsampling.check(modalities, self.estimator_text, self.linear)
+        new = copy.copy(self)
+        new.subsample = modalities
+        return new
 
     @property
     def differentiable(self) -> bool:
@@ -112,7 +145,7 @@ class Objective(ELBO):
         for term in table:
             term.evaluated(at)
         plain = [(k, v) for k, v in vars(self.estimator).items() if isinstance(v, bool | int | float | str | None)]
-        form = (self.vectorize, type(self.estimator), *plain, *(term.form for term in table))
+        form = (self.vectorize, self.subsample, type(self.estimator), *plain, *(term.form for term in table))
         return values, fixed, form
 
     def loss_with(
@@ -150,18 +183,22 @@ class Objective(ELBO):
         estimator, info = self.estimator, structure(model, guide, batch)
         memo: dict[Any, Any] = {}
         check_pairing(estimator, info)
+        drawn: Mapping[str, float] | None = None
+        if self.subsample is not None and torch.is_grad_enabled():
+            subsampling.check(self.subsample, self.estimator_text, self.linear)
+            drawn = subsampling.drawn(self.subsample, batch, info)
         rows = expand([term.evaluated(at) for term in self._table(batch.names)], batch)
         one_pass = isinstance(estimator, PerRow) or (foreign.stacks(estimator) and not any(r.frozen for r in rows))
         loss: Any = None
         for group in self._groups(rows) if self.vectorize and one_pass else [[row] for row in rows]:
             if isinstance(estimator, PerRow):
                 by = AnalyticKL() if all(row.penalty for row in group) else estimator
-                part: Any = self._per_row(by, model, guide, batch, group, info, memo)
+                part: Any = self._per_row(by, model, guide, batch, group, info, memo, drawn)
             elif group[0].penalty and not foreign.stacks(estimator):
-                part = self._per_row(AnalyticKL(), model, guide, batch, group, info, {} if backward else memo)
+                part = self._per_row(AnalyticKL(), model, guide, batch, group, info, {} if backward else memo, drawn)
                 part = _backward(part) if backward else part
             else:
-                part = foreign.loss(estimator, model, guide, batch, group, info, memo, backward)
+                part = foreign.loss(estimator, model, guide, batch, group, info, memo, backward, drawn)
                 if len(group) == 1:
                     self.by_term[group[0].label] = -torch.as_tensor(part).detach()
             loss = part if loss is None else loss + part
@@ -183,9 +220,10 @@ class Objective(ELBO):
         rows: list[Row],
         info: Structure,
         memo: Any,
+        drawn: Mapping[str, float] | None,
     ) -> Tensor:
         shared, carriers = sharing(rows, info) if isinstance(estimator, AnalyticKL) else (rows, None)
-        scores = estimator.scores(model, guide, views(shared, batch, info, memo), info)
+        scores = estimator.scores(model, guide, views(shared, batch, info, memo, drawn), info)
         scores.freeze([t for t, row in enumerate(rows) if row.frozen])
         if carriers is not None:
             scores.share(carriers, [row.decode for row in rows])

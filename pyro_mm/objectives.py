@@ -174,18 +174,30 @@ def mopoe(estimator: ELBO | None = None, *, kl: Number = 1.0, vectorize: bool = 
 
 
 def subset_mean(
-    num_subsets: int | None = None, estimator: ELBO | None = None, *, kl: Number = 1.0, vectorize: bool = True
+    num_subsets: int | None = None,
+    estimator: ELBO | None = None,
+    *,
+    kl: Number = 1.0,
+    empty: bool = False,
+    vectorize: bool = True,
 ) -> Objective:
     r"""The mean over non-empty subsets S of bounds on log p(x) that encode S: ``(S, *, P)``.
 
     ``num_subsets`` takes the mean over that many random ones, drawn for every row, which is an unbiased estimate of
-    that over all 2^M - 1. Sutter et al. 2021 (arXiv:2105.02470).
+    that over all 2^M - 1; with ``empty`` over all 2^M, so that q(z | nothing) has to reconstruct all as well. Sutter
+    et al. 2021 (arXiv:2105.02470); with the empty set, and one random subset, the mixture-based bound that Hirt et al.
+    2024 (arXiv:2309.00380) compare with.
+
+    Raises:
+        ValueError: ``empty`` without ``num_subsets``.
     """
     if num_subsets is None:
+        if empty:
+            raise ValueError("the share of the empty set depends on the row: take num_subsets, a mean over random ones")
         return Objective([Term(EVERY, ALL, kl=kl, average=True)], estimator, vectorize=vectorize)
     share = 1 / num_subsets
     scaled: Number = (lambda step: share * kl(step)) if callable(kl) else share * kl
-    terms = [Term(Random(index=i, empty=False), ALL, likelihood=share, kl=scaled) for i in range(num_subsets)]
+    terms = [Term(Random(index=i, empty=empty), ALL, likelihood=share, kl=scaled) for i in range(num_subsets)]
     return Objective(terms, estimator, vectorize=vectorize)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
@@ -126,7 +126,7 @@ class Views:
     """The rows as the three sets of a term show them, T terms stacked at batch dim ``-(nesting + 1)``.
 
     ``encode_prior`` (``given_prior``) says where the model's prior takes the place of the guide given A (C): a
-    bool, or a boolean tensor ``(T, 1, .., 1)``.
+    bool, or a boolean tensor ``(T, 1, .., 1)``. ``scale`` maps modalities to what their own sites are scaled by.
     """
 
     encode: Batch
@@ -137,6 +137,7 @@ class Views:
     given_prior: Presence = True
     terms: int = 1
     modalities: frozenset[str] = frozenset()
+    scale: Mapping[str, float] = field(default_factory=dict)
 
     @staticmethod
     def of(batch: Batch, info: Structure, memo: dict[Any, Any] | None = None) -> Views:
@@ -203,7 +204,7 @@ class Pair:
         prior = self._prior
 
         def edit(msg: dict[str, Any]) -> None:
-            self._mask(msg)
+            self._weigh(msg)
             if msg["name"] in prior:
                 mask, fn, p = self.views.encode_prior, msg["fn"], prior[msg["name"]]
                 value = fn.rsample() if fn.has_rsample else fn.sample()
@@ -231,7 +232,7 @@ class Pair:
             given = latents(trace.trace)
 
         def edit(msg: dict[str, Any]) -> None:
-            self._mask(msg)
+            self._weigh(msg)
             if msg["name"] in given:
                 mask, fn = self.views.given_prior, given[msg["name"]]["fn"]
                 if (modality := private(msg["name"], self.views.modalities)) is not None:
@@ -241,16 +242,20 @@ class Pair:
             elif msg["name"] not in self.trace.nodes and msg["fn"].has_enumerate_support:
                 msg["infer"].setdefault("enumerate", "parallel")
 
-        with Rewrite(edit, self._mask), self.plates():
+        with Rewrite(edit, self._weigh), self.plates():
             self._model(self.views.decode)
 
-    def _mask(self, msg: dict[str, Any]) -> None:
+    def _weigh(self, msg: dict[str, Any]) -> None:
         """A row with nothing present scores nothing, nor does the private latent of a modality not decoded."""
+        own = private(msg["name"], self.views.modalities)
+        modality: Any = msg["name"] if msg["is_observed"] else own
+        if modality in self.views.scale:
+            msg["scale"] = msg["scale"] * self.views.scale[modality]
         if not any(frame.name == "data" for frame in msg["cond_indep_stack"]):
             return
         mask = self.views.decode.rows
-        if (modality := private(msg["name"], self.views.modalities)) is not None:
-            mask = all_of([mask, self.views.decode.presence(modality)])
+        if own is not None:
+            mask = all_of([mask, self.views.decode.presence(own)])
         if mask is not True and mask is not msg["mask"]:  # which is what batch.plate() has masked it by already
             msg["mask"] = mask if msg["mask"] is None else msg["mask"] & mask
 

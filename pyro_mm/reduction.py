@@ -113,6 +113,8 @@ class Reduce:
     ) -> Tensor:
         if r is None:
             return log_q[name]
+        if q["mask"] is False:  # private to a modality that nothing decodes
+            return torch.zeros((), device=self.pair.views.decode.device)
         try:
             kl = kl_divergence(q["fn"], r["fn"])
         except NotImplementedError:

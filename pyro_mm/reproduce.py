@@ -48,7 +48,8 @@ def reproduce(
     seed: Annotated[int, typer.Option(min=0, help="The first one, of a study.")] = 0,
     seeds: Annotated[int | None, typer.Option(min=1, help="How many, of a study.")] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="Rows of a study whose name has this in it; may be given again.")
+        list[str] | None,
+        typer.Option(help='Of a study the rows whose "group, name" has this in it; may be given again.'),
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="As published, of a study.")] = False,
     course: Annotated[int, typer.Option(min=1, help="Epochs between two points of course-<seed>.csv.")] = 10,
@@ -167,18 +168,19 @@ def _study(what: Study, how: _How, seeds: int | None, full: bool, only: list[str
             raise typer.BadParameter("--full: this one is as published already")
         what, how = what.full, replace(how, out=how.out / "full")
     epochs, seeds = how.epochs or what.epochs, seeds or what.seeds
-    names = [n for n in (*what.known, *what.members) if not only or any(part in n for part in only)]
-    if not names:
-        raise typer.BadParameter(f"--only: no row has {' or '.join(only)} in its name: {', '.join(what.members)}")
-    runs: dict[str, dict[str, list[Measured]]] = {group: {name: [] for name in names} for group in what.groups}
+    names = {group: [n for n in (*what.known, *what.members) if _wanted(only, group, n)] for group in what.groups}
+    runs: dict[str, dict[str, list[Measured]]] = {g: {n: [] for n in each} for g, each in names.items() if each}
+    if not runs:
+        every = "; ".join(f"{group}, {name}" for group in what.groups for name in what.members)
+        raise typer.BadParameter(f"--only: no row has {' or '.join(only)} in its name: {every}")
     for seed in range(how.seed, how.seed + seeds):  # outermost: a run that was stopped has something of every row
-        for group, draw in what.groups.items():
+        for group in runs:
             sample: Sample | None = None
             for name in runs[group]:
                 of_it = "" if name in what.known else f"{epochs}-"
                 done = how.out / group / name / f"measured-{of_it}{seed}.json"
                 if not done.is_file():
-                    sample = sample or Sample(*(_on(part, how.device) for part in draw(seed, how.data)))
+                    sample = sample or Sample(*(_on(part, how.device) for part in what.groups[group](seed, how.data)))
                     found = _of_study(what, group, name, sample, replace(how, seed=seed), epochs)
                     done.parent.mkdir(parents=True, exist_ok=True)
                     _replace(done, json.dumps(found, indent=2) + "\n")
@@ -190,6 +192,10 @@ def _study(what: Study, how: _How, seeds: int | None, full: bool, only: list[str
         show(f"{what.title}; {group}: {epochs} epochs, {seeds} seeds", header, cells)
         texts.append(f"{group}\n\n{markdown(header, cells)}")
     _replace(how.out / "table.md", "\n".join(texts))
+
+
+def _wanted(only: list[str], group: str, name: str) -> bool:
+    return not only or any(part in f"{group}, {name}" for part in only)
 
 
 def _of_study(what: Study, group: str, name: str, sample: Sample, how: _How, epochs: int) -> Measured:

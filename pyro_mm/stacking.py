@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,12 +16,17 @@ from .scatter import Stack
 from .terms import Row
 
 
-def views(rows: Sequence[Row], batch: Batch, info: Structure, memo: Any) -> Views:
+def views(
+    rows: Sequence[Row], batch: Batch, info: Structure, memo: Any, drawn: Mapping[str, float] | None = None
+) -> Views:
     """The batch as T concrete terms show it, stacked at batch dim ``-(nesting + 1)`` when there are several.
 
-    What holds for whole terms stays Python; a tensor is made only where rows of the data differ.
+    What holds for whole terms stays Python; a tensor is made only where rows of the data differ. Where modalities are
+    ``drawn``, each with a scale, the others are not decoded.
     """
     nesting = info.nesting
+    if drawn is not None:
+        rows = [replace(row, decode={n: n in drawn and m for n, m in row.decode.items()}) for row in rows]
     decodes = {n: tuple(t for t, row in enumerate(rows) if row.decode[n] is not False) for n in batch.names}
     stack = Stack(decodes, len(rows), -nesting - 1)
     # a row in which a term does not count is, for that term, a row with nothing present
@@ -40,6 +45,7 @@ def views(rows: Sequence[Row], batch: Batch, info: Structure, memo: Any) -> View
         given_prior=_flags([row.given_prior for row in rows], batch, nesting),
         terms=len(rows),
         modalities=info.modalities,
+        scale=drawn or {},
     )
 
 
@@ -61,9 +67,11 @@ def sharing(rows: Sequence[Row], info: Structure) -> tuple[Sequence[Row], list[i
         carriers.append(carrier if rows[carrier].counts is True else t)
     if not any(c != t and not rows[t].penalty for t, c in enumerate(carriers)):
         return rows, None
+    groups: list[list[Row]] = [[] for _ in rows]
+    for row, c in zip(rows, carriers, strict=True):
+        groups[c].append(row)
     shared = []
-    for t, row in enumerate(rows):
-        group = [other for other, c in zip(rows, carriers, strict=True) if c == t]
+    for row, group in zip(rows, groups, strict=True):
         shared.append(replace(row, decode={n: any_of(other.decode[n] for other in group) for n in row.decode}))
     return shared, carriers
 

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .batch import Batch
 from .registration import announce_gradient, buffers_kept
+from .seeding import seeded
 from .traceable import own
 
 
@@ -82,18 +83,20 @@ class Problem:
         """What the objective said of its terms in its latest evaluation."""
         return getattr(self.objective, "by_term", {})
 
-    def check_gradients(self) -> None:
-        """Raises a RuntimeError that names the parameters without gradient."""
+    def check_gradients(self, batch: Batch) -> None:
+        """Raises a RuntimeError that names the parameters without gradient after a step on the batch.
+
+        Of an objective that decodes some of the modalities, those that would have none if it decoded all of them.
+        """
         own = {id(p) for m in self.modules for p in m.parameters()}
-        missing = [
-            f"a tensor of shape {tuple(p.shape)}" for i, p in self.leaves.items() if i not in own and p.grad is None
-        ]
+        reached = {id(p) for p in self.parameters if p.grad is not None} | self._left_out(batch)
+        missing = [f"a tensor of shape {tuple(p.shape)}" for i, p in self.leaves.items() if i not in own | reached]
         missing += [
             f"{what}.{name}"
             for what, module in (("model", self.model), ("guide", self.guide))
             if isinstance(module, nn.Module)
             for name, p in module.named_parameters()
-            if p.requires_grad and p.grad is None
+            if p.requires_grad and id(p) not in reached
         ]
         if missing:
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
@@ -101,6 +104,16 @@ class Problem:
                 f"no gradient reaches {', '.join(missing[:5])}{more}: the objective does not use them on these data. "
                 "Leave them out, or freeze them with requires_grad_(False)"
             )
+
+    def _left_out(self, batch: Batch) -> set[int]:
+        """What the loss depends on when every modality is decoded, where the objective decodes some of them."""
+        if getattr(self.objective, "subsample", None) is None:
+            return set()
+        if not differentiable(self.objective):
+            return set(self.leaves)
+        with seeded(0, batch.device), buffers_kept(*self.modules), self.autocast():
+            loss = self.objective.subsampled(None).differentiable_loss(self.model, self.guide, batch)
+        return set(_leaves([loss]))
 
 
 def problem_of(
@@ -129,6 +142,11 @@ def problem_of(
             frames = {frame.name: frame for frame in site["cond_indep_stack"]}
             scaled |= "data" in frames and frames["data"].full_size == batch.total
             local &= "data" in frames or site_is_subsample(site)
+    return Problem(objective, model, guide, _leaves(roots), scaled, local, autocast)
+
+
+def _leaves(roots: list[Any]) -> dict[int, Tensor]:
+    """The leaves of the autograd graphs of what is a tensor with one, by identity."""
     leaves: dict[int, Tensor] = {}
     stack, seen = [x.grad_fn or x for x in roots if getattr(x, "requires_grad", False)], set()
     while stack:
@@ -141,7 +159,7 @@ def problem_of(
             leaves[id(leaf)] = leaf
         else:
             stack += [parent for parent, _ in node.next_functions]
-    return Problem(objective, model, guide, leaves, scaled, local, autocast)
+    return leaves
 
 
 def differentiable(objective: Any) -> bool:
@@ -174,7 +192,7 @@ class Running:
         with pyro.validation_enabled(first if self.validate is None else self.validate):
             loss = self.problem.backward(batch, rows)
         if first:
-            self.problem.check_gradients()
+            self.problem.check_gradients(batch)
         if self.optimizer is not None:
             self.optimizer.step()
         self.steps += 1

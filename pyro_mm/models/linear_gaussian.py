@@ -86,10 +86,11 @@ class LinearGaussian(nn.Module):
         like = next(iter(self.loadings.values()))
         precision = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
         h, rest = like.new_zeros(batch.size, like.shape[1]), like.new_zeros(batch.size)
+        present = batch.present
         for name, w in self.loadings.items():
             if batch.presence(name) is False:
                 continue
-            mask = batch.present[name].to(like.dtype)
+            mask = present[name].to(like.dtype)
             variance = (2 * self.log_noise[name]).exp()
             residual = batch[name] - self.offsets[name]
             precision = precision + mask[..., None, None] * (w.T @ w) / variance

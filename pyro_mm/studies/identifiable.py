@@ -50,8 +50,10 @@ def several(modalities: int, rate: float, seed: int, directory: str | None = Non
         )
         for part in (0, 1)
     ]
-    batches = [missing(each.batch, rate, 2 * seed + part) if rate else each.batch for part, each in enumerate(parts)]
-    return Sample(*batches, tuple(parts))
+    train, test = (
+        missing(each.batch, rate, 2 * seed + part) if rate else each.batch for part, each in enumerate(parts)
+    )
+    return Sample(train, test, tuple(parts))
 
 
 def recipe(
@@ -135,6 +137,7 @@ def _study(title: str, epochs: int, **options: Any) -> Study:
         epochs=epochs,
         batch_size=250,
         optimizer=lambda parameters: torch.optim.Adam(parameters, 5e-4, fused=True),
+        compile=True,
         **options,
     )
 

@@ -126,6 +126,7 @@ def study(title: str, private: int, published: dict[tuple[str, str], str]) -> St
             optimizer=lambda parameters: torch.optim.Adam(parameters, 1e-3, fused=True),
             known=known,
             published=published,
+            compile=True,
         )
 
     return replace(of(400, 128), full=of(4000, 256))

@@ -2,17 +2,23 @@
 
     python tests/benchmarks/scaling.py --modalities 2 4 6 8 10
     python tests/benchmarks/scaling.py --particles 1 5 10 50
+    python tests/benchmarks/scaling.py --small 2 4 8 16 32 --processor-time
 
 The first prints, for every objective over subsets, milliseconds of a step (loss, gradient, fused Adam), taken by turns
 over M, and beside them the rows that go through all encoders and all decoders, divided by the batch. An objective is
 linear in M where ms / M is level. The second prints, for a bound of K draws, the step's time and the variance of its
 gradient (the sum over parameters, from --repeats gradients at fixed parameters) when all K are differentiated, and when
 one drawn by its weight is (``resample=True``), each against the former's: time, variance, and their product, which is
-the time to a given precision of the gradient. --staged traces and compiles the steps.
+the time to a given precision of the gradient. The third prints the step of one story of M small modalities (8 numbers,
+one hidden layer of 32, 8 latents) under the masked objective and a posterior of the set, with all of them decoded and
+with --subsample of them: milliseconds, those per modality, and the time against the line a + b M that fits them best
+(by relative errors), which is 1 everywhere where the cost is linear. --staged traces and compiles the steps of the
+first two.
 """
 
 import argparse
 import resource
+import time
 from collections.abc import Callable
 from statistics import median
 
@@ -81,12 +87,17 @@ def stepper(objective: mm.objectives.Objective, pair: Pair, batch: mm.Batch, sta
     return run
 
 
-def rounds(runs: dict[object, Callable[[], object]], steps: int, device: torch.device) -> dict[object, float]:
+def rounds(
+    runs: dict[object, Callable[[], object]],
+    steps: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[object, float]:
     """Medians of steps taken by turns."""
     times: dict[object, list[float]] = {key: [] for key in runs}
     for index in range(steps + 2):
         for key, run in runs.items():
-            taken = 1e3 * seconds(run, device)
+            taken = 1e3 * seconds(run, device, clock)
             if index > 1:
                 times[key].append(taken)
     return {key: median(values) for key, values in times.items()}
@@ -118,6 +129,46 @@ def against_modalities(options: argparse.Namespace) -> None:
             *(f"{e:g},{d:g}" for e, d in passed), flush=True,
         )  # fmt: skip
     print(f"peak of resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+
+
+def small(count: int, private: bool) -> Pair:
+    """A story of small modalities, each with a latent of its own if ``private``, under a posterior of their set."""
+    names, latent, own = [f"x{i}" for i in range(count)], 8, 4 if private else 0
+    normal = lambda n: dist.Normal(torch.zeros(n), 1.0).to_event(1)  # noqa: E731
+    decoders = {n: mm.conditionals.Normal(mm.nn.MLP(latent + own, 8, (32,)), scale=1.0) for n in names}
+    head = mm.conditionals.Normal(mm.nn.MLP(32, 2 * latent, (32,)))
+    pool = mm.posteriors.SumPooling({n: mm.nn.MLP(8, 32, (32,)) for n in names}, head, 32)
+    if not private:
+        return mm.models.SharedLatent(normal(latent), decoders), mm.Guide(z=pool)
+    each = {
+        f"w_{n}": mm.posteriors.Private(n, mm.conditionals.Normal(mm.nn.MLP(8, 2 * own, (32,))), missing=normal(own))
+        for n in names
+    }
+    model = mm.models.PrivateLatents(normal(latent), {n: normal(own) for n in names}, decoders)
+    return model, mm.Guide(z=pool, **each)
+
+
+def of_many(options: argparse.Namespace) -> None:
+    counts = options.small
+    clock = time.process_time if options.processor_time else time.perf_counter
+    for private in (False, True):
+        runs: dict[object, Callable[[], object]] = {}
+        for count in counts:
+            batch = mm.Batch({f"x{i}": torch.randn(options.batch, 8) for i in range(count)}).to(options.device)
+            for some in (None, options.subsample):
+                if some is None or some <= count:
+                    pair = tuple(module.to(options.device) for module in small(count, private))
+                    runs[some, count] = stepper(mm.objectives.masked().subsampled(some), pair, batch, False)
+        times = rounds(runs, options.steps, options.device, clock)
+        for some in (None, options.subsample):
+            print(f"{'private latents' if private else 'shared latent'}, decoding {some or 'all'}")
+            print("    M       ms   ms / M   against a + b M")
+            those = [m for m in counts if (some, m) in times]
+            taken = torch.tensor([times[some, m] for m in those], dtype=torch.float64)
+            line = torch.stack([torch.ones_like(taken), torch.tensor(those, dtype=torch.float64)], 1)
+            best = line @ torch.linalg.lstsq(line / taken[:, None], torch.ones_like(taken)[:, None]).solution[:, 0]
+            for m, ms, fit in zip(those, taken.tolist(), best.tolist(), strict=True):
+                print(f"{m:5} {ms:8.1f} {ms / m:8.2f} {ms / fit:13.2f}", flush=True)
 
 
 def against_particles(options: argparse.Namespace) -> None:
@@ -158,6 +209,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--modalities", type=int, nargs="*", default=[])
     parser.add_argument("--particles", type=int, nargs="*", default=[])
+    parser.add_argument("--small", type=int, nargs="*", default=[])
+    parser.add_argument("--subsample", type=int, default=4)
+    parser.add_argument("--processor-time", action="store_true", help="for --small, on a machine that is shared")
     parser.add_argument("--only", nargs="*", help="words in the names of objectives")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--width", type=int, default=256)
@@ -174,6 +228,8 @@ def main() -> None:
         against_modalities(options)
     if options.particles:
         against_particles(options)
+    if options.small:
+        of_many(options)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,66 @@
+r"""Decoding some of the modalities only: the plate over them, subsampled.
+
+With S drawn uniformly among the subsets of size k of M modalities, whatever their f are,
+
+.. math:: E_S \Big[ \frac{M}{k} \sum_{m \in S} f_m \Big] = \sum_{m = 1}^{M} f_m
+
+where f_m is what a modality's own sites add to an objective: its log-likelihood, and the KL of its private latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .batch import Batch
+from .pairs import Structure
+
+
+def drawn(subsample: int, batch: Batch, info: Structure) -> dict[str, float]:
+    """The modalities drawn, ``subsample`` of the M that a batch has and the model observes -> M / ``subsample``.
+
+    They are drawn from torch's generator of the CPU, so a device is not waited for.
+
+    Raises:
+        ValueError: more modalities than there are; an enumerated site; a modality that is the parent of another one.
+    """
+    names = [name for name in batch.names if name in info.modalities]
+    if subsample > len(names):
+        raise ValueError(
+            f"expected a subsample of 1 to {len(names)} modalities, those that the model observes of this batch; "
+            f"got {subsample}"
+        )
+    if info.enumerates:
+        raise ValueError(
+            "an enumerated site is summed out inside a logarithm, where a sum over some of the modalities is biased: "
+            "decode them all (subsample=None), or draw the site"
+        )
+    if info.chained:
+        raise ValueError(
+            "a modality is the parent of another one, which would see a draw of it, and not its value, wherever it is "
+            "not decoded: decode them all (subsample=None)"
+        )
+    some = names if subsample == len(names) else _choice(names, subsample)
+    return dict.fromkeys(some, len(names) / subsample)
+
+
+def check(subsample: int | None, estimator: str, linear: bool) -> None:
+    """Refuses to subsample for an estimator that takes the logarithm of a mean of weights.
+
+    Raises:
+        ValueError: for such an estimator, or for no modality at all.
+    """
+    if subsample is None:
+        return
+    if subsample < 1:
+        raise ValueError(f"expected a subsample of at least one modality, got {subsample}")
+    if not linear:
+        raise ValueError(
+            f"{estimator} takes the logarithm of a mean of weights, inside which a sum over some of the modalities is "
+            "biased: decode them all (subsample=None), or take a mean of log-weights, such as AnalyticKL or one draw"
+        )
+
+
+def _choice(names: Sequence[str], k: int) -> list[str]:
+    return [names[i] for i in torch.randperm(len(names), device="cpu")[:k].tolist()]
