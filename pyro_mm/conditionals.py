@@ -21,6 +21,7 @@ from torch import Size, Tensor, nn
 
 from .distributions import Mixture
 from .presence import constant
+from .sets import Output
 
 __all__ = [
     "Bernoulli", "Categorical", "Conditional", "Flow", "Laplace", "NegativeBinomial", "Normal",
@@ -47,7 +48,10 @@ class Conditional(nn.Module):
     def event_dim(self) -> int:
         return 1 if self.event_shape is None else len(self.event_shape)
 
-    def _output(self, parents: tuple[Tensor, ...]) -> Tensor:
+    def output(self, parents: tuple[Tensor, ...]) -> Tensor:
+        """What the network puts out."""
+        if isinstance(parents[0], Output):
+            return parents[0].value
         if len(parents) > 1:
             lead = broadcast_shape(*(parent.shape[:-1] for parent in parents))
             parents = (torch.cat([parent.expand(*lead, -1) for parent in parents], -1),)
@@ -56,7 +60,7 @@ class Conditional(nn.Module):
 
     def _parameters_of(self, parents: tuple[Tensor, ...], number: int) -> tuple[Tensor, ...]:
         """The network's output as ``number`` tensors of shape ``(..., *event_shape)``."""
-        out, event = self._output(parents), self.event_shape
+        out, event = self.output(parents), self.event_shape
         if event is None:
             event = Size([out.shape[-1] // number])
         shaped = (number * event[0], *event[1:]) if event else (number,)
@@ -158,7 +162,7 @@ class NormalMixture(Conditional):
         self.components = components
 
     def forward(self, *parents: Tensor) -> dist.TorchDistribution:
-        out, k = self._output(parents), self.components
+        out, k = self.output(parents), self.components
         if out.shape[-1] <= k or (out.shape[-1] - k) % (2 * k):
             raise ValueError(f"expected {k} + 2 * {k} * D outputs of the network, got {out.shape[-1]}")
         loc, raw = out[..., k:].unflatten(-1, (2, k, -1)).unbind(-3)
@@ -236,7 +240,7 @@ class Categorical(Conditional):
         super().__init__(net, event_shape)
 
     def forward(self, *parents: Tensor) -> dist.TorchDistribution:
-        logits, event = self._output(parents), self.event_shape or ()
+        logits, event = self.output(parents), self.event_shape or ()
         if logits.shape[-1 - self.event_dim : -1] != event:
             wanted = ", ".join(["...", *map(str, event), "C"])
             raise ValueError(f"expected logits of shape ({wanted}), got {tuple(logits.shape)}")
@@ -308,7 +312,7 @@ class Flow(Conditional):
         self.flow = flow
 
     def forward(self, *parents: Tensor) -> dist.TorchDistribution:
-        context = self._output(parents)
+        context = self.output(parents)
         d = self.flow(context)
         return _Flowing(d.base, [_Drawn(d.transform, context.dtype)], validate_args=False)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache, reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,3 +43,19 @@ def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device
     """A vector that nobody changes, made once: on a GPU each would be a copy from the host, and a wait for it."""
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=dtype, device=device)
+
+
+def stacked(masks: Sequence[Presence], size: int, device: torch.device, nesting: int) -> Presence:
+    """The masks of T terms as one: that of all where they are one, else ``(T, 1, .., size)``, ``nesting`` after T."""
+    if all(m is masks[0] for m in masks):
+        return masks[0]
+    shape = (len(masks), *[1] * (nesting - 1), size)
+    if all(isinstance(m, bool) for m in masks):
+        return flags(masks, device, nesting).expand(shape)
+    full = [m if isinstance(m, Tensor) else torch.full((size,), m, device=device) for m in masks]
+    return torch.stack(full).reshape(shape)
+
+
+def flags(values: Sequence[Any], device: torch.device, nesting: int) -> Tensor:
+    """One boolean for each term, ``(T, 1, .., 1)``."""
+    return constant(tuple(values), torch.bool, device).reshape(-1, *[1] * nesting)

@@ -6,12 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from .batch import Batch
 from .pairs import Structure, Views, private
-from .presence import Presence, all_of, any_of, constant
+from .presence import Presence, all_of, any_of, flags, stacked
 from .scatter import Stack
 from .terms import Row
 
@@ -30,16 +27,16 @@ def views(
     decodes = {n: tuple(t for t, row in enumerate(rows) if row.decode[n] is not False) for n in batch.names}
     stack = Stack(decodes, len(rows), -nesting - 1)
     # a row in which a term does not count is, for that term, a row with nothing present
-    everywhere = _stacked([all_of([batch.rows, row.counts]) for row in rows], batch, nesting)
+    everywhere = stacked([all_of([batch.rows, row.counts]) for row in rows], batch.size, batch.device, nesting)
 
-    def view(masks: Callable[[Row], dict[str, Presence]]) -> Batch:
-        stacked = {n: _stacked([masks(row)[n] for row in rows], batch, nesting) for n in batch.names}
-        return batch.view(stacked, stack, memo, everywhere, [masks(row) for row in rows])
+    def view(each: list[dict[str, Presence]]) -> Batch:
+        full = {n: stacked([m[n] for m in each], batch.size, batch.device, nesting) for n in batch.names}
+        return batch.view(full, stack, memo, everywhere, each)
 
     return Views(
-        encode=view(lambda row: row.encode),
-        decode=view(lambda row: row.decode),
-        given=view(lambda row: row.given),
+        encode=view([row.encode for row in _guided(rows, lambda row: row.encode_prior)]),
+        decode=view([row.decode for row in rows]),
+        given=view([row.given for row in _guided(rows, lambda row: row.given_prior)]),
         nesting=nesting,
         encode_prior=_flags([row.encode_prior for row in rows], batch, nesting),
         given_prior=_flags([row.given_prior for row in rows], batch, nesting),
@@ -47,6 +44,13 @@ def views(
         modalities=info.modalities,
         scale=drawn or {},
     )
+
+
+def _guided(rows: Sequence[Row], prior: Callable[[Row], bool]) -> Sequence[Row]:
+    """The rows, with the first of those that the guide is asked for in the place of the prior's, where it is not: so it
+    computes nothing for these alone."""
+    first = next((row for row in rows if not prior(row)), None)
+    return rows if first is None else [first if prior(row) else row for row in rows]
 
 
 def sharing(rows: Sequence[Row], info: Structure) -> tuple[Sequence[Row], list[int] | None]:
@@ -76,22 +80,5 @@ def sharing(rows: Sequence[Row], info: Structure) -> tuple[Sequence[Row], list[i
     return shared, carriers
 
 
-def _stacked(masks: list[Presence], batch: Batch, nesting: int) -> Presence:
-    """Masks of every term as one: a bool where it holds for all, else ``(T, 1, .., N)``."""
-    if len(masks) == 1 or all(m is True for m in masks) or all(m is False for m in masks):
-        return masks[0]
-    shape = (len(masks), *[1] * (nesting - 1), batch.size)
-    if all(isinstance(m, bool) for m in masks):
-        return _flag(masks, batch, nesting).expand(shape)
-    full = [m if isinstance(m, Tensor) else torch.full((batch.size,), m, device=batch.device) for m in masks]
-    return torch.stack(full).reshape(shape)
-
-
 def _flags(values: list[bool], batch: Batch, nesting: int) -> Presence:
-    if len(set(values)) == 1:
-        return values[0]
-    return _flag(values, batch, nesting)
-
-
-def _flag(values: Sequence[Any], batch: Batch, nesting: int) -> Tensor:
-    return constant(tuple(values), torch.bool, batch.device).reshape(-1, *[1] * nesting)
+    return values[0] if len(set(values)) == 1 else flags(values, batch.device, nesting)

@@ -194,6 +194,7 @@ def expand(terms: Sequence[Term], batch: Batch) -> list[Row]:
     there = {name: batch.presence(name) for name in names}
     draws: dict[int, dict[str, Tensor]] = {}
     rows: list[Row] = []
+    known: dict[Any, Any] = {}
     for term in terms:
         for symbol in (term.encode, term.decode, term.given):
             if isinstance(symbol, Random) and symbol.index not in draws:
@@ -203,7 +204,7 @@ def expand(terms: Sequence[Term], batch: Batch) -> list[Row]:
             sums = [(name,) for name in names]
         elif term.over is EVERY:
             sums = [s for size in range(1, len(names) + 1) for s in combinations(names, size)]
-        group = [row for chosen in sums if (row := _row(term, chosen, there, draws)).counts is not False]
+        group = [row for chosen in sums if (row := _row(term, chosen, there, draws, known)).counts is not False]
         if term.average and group:
             counts = [row.counts for row in group]
             tensors = [c for c in counts if isinstance(c, Tensor)]
@@ -215,11 +216,15 @@ def expand(terms: Sequence[Term], batch: Batch) -> list[Row]:
     return rows
 
 
-def _row(term: Term, chosen: Sequence[str], there: dict[str, Presence], draws: Any) -> Row:
+def _row(term: Term, chosen: Sequence[str], there: dict[str, Presence], draws: Any, known: dict[Any, Any]) -> Row:
     def masks(names: Names) -> dict[str, Presence]:
         if isinstance(names, Random):
-            drawn = draws[names.index]
-            return {n: all_of([m, negated(drawn[n]) if names.rest else drawn[n]]) for n, m in there.items()}
+            # the same tensors for all terms of one draw, by which a set is known again
+            if names not in known:
+                drawn = draws[names.index]
+                some = {n: negated(drawn[n]) if names.rest else drawn[n] for n in there}
+                known[names] = {n: all_of([m, some[n]]) for n, m in there.items()}
+            return known[names]
         members = set(_members(names, chosen, tuple(there)))
         return {n: m if n in members else False for n, m in there.items()}
 

@@ -2,12 +2,14 @@
 
 from itertools import permutations
 
+import pyro.distributions as dist
 import pytest
 import torch
 from linear_gaussian import Sigma
 from torch import nn
 
 import pyro_mm as mm
+from pyro_mm.posteriors import invariant
 from pyro_mm.posteriors.invariant import PrivateOf, SelfAttention, SumPooling, _Attention
 
 SIZE, LATENT, N = 8, 2, 6
@@ -152,6 +154,56 @@ def test_under_the_terms_of_an_objective_each_has_its_own_set(posterior, rows):
     for make in (mm.objectives.mvae, mm.objectives.subset_mean, mm.objectives.mvtcae):
         losses = [make(estimator=estimator, vectorize=v).loss(model, guide, rows) for v in (True, False)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-10)
+
+
+TABLES = ["elbo", "masked", "mvae", "vaevae", "jmvae_kl", "mvtcae", "mmjsd", "subset_mean", "mmvm", "telbo"]
+
+
+def outcome(objective, model, guide, batch):
+    for p in (*model.parameters(), *guide.parameters()):
+        p.grad = None
+    torch.manual_seed(2)
+    loss = objective.loss_and_grads(model, guide, batch)
+    return loss, [p.grad for p in (*model.parameters(), *guide.parameters())]
+
+
+@pytest.mark.parametrize("complete", [True, False])
+@pytest.mark.parametrize("table", TABLES)
+def test_what_is_shared_between_terms_is_what_each_would_compute(table, complete, posterior, rows, monkeypatch):
+    """Loss and gradient, to rounding; for a posterior of z and a private latent's from the same tokens."""
+    torch.manual_seed(3)
+    batch = mm.Batch({n: rows[n] for n in NAMES}) if complete else rows
+    decoders = {n: mm.conditionals.Normal(mm.nn.MLP(LATENT + (n == "a"), d, ()), scale=1.0) for n, d in DIMS.items()}
+    prior, own = (dist.Normal(torch.zeros(size).double(), 1.0).to_event(1) for size in (LATENT, 1))
+    model = mm.models.PrivateLatents(prior, {"a": own}, decoders).double()
+    small = mm.conditionals.Normal(mm.nn.MLP(SIZE, 2, ()))
+    private = PrivateOf(posterior, "a", nn.Linear(SIZE, SIZE), nn.Linear(SIZE, SIZE), small).double()
+    guide, objective = mm.Guide(z=posterior, w_a=private), getattr(mm.objectives, table)()
+    ours = outcome(objective, model, guide, batch)
+    monkeypatch.setattr(invariant, "per_set", lambda batch, owner, f: f(batch))
+    monkeypatch.setattr(invariant, "once", lambda batch, owner, f: f(batch))
+    apart = outcome(objective, model, guide, batch)
+    assert ours[0] == pytest.approx(apart[0], rel=1e-12)
+    for one, two in zip(ours[1], apart[1], strict=True):
+        assert (one is None) == (two is None)
+        if one is not None:
+            torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+@pytest.mark.parametrize(("table", "sets"), [("elbo", 1), ("masked", 2), ("vaevae", 4), ("jmvae_kl", 4), ("mmvm", 3)])
+def test_the_network_of_a_set_is_run_once_a_step(table, sets, vectorize, rows):
+    """On as many rows as there are sets that are encoded or given, each counted once: all, S, or one modality."""
+    torch.manual_seed(0)
+    posterior, seen = SumPooling(features(), head(), SIZE).double(), []
+    posterior.head.net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[:-1].numel()))
+    loadings = {n: torch.randn(d, LATENT, dtype=torch.float64) for n, d in DIMS.items()}
+    objective = getattr(mm.objectives, table)(vectorize=vectorize)
+    pair = mm.models.LinearGaussian(loadings).double(), mm.Guide(z=posterior)
+    objective.loss(*pair, rows)  # which looks at the pair first
+    seen.clear()
+    objective.loss(*pair, rows)
+    assert sum(seen) == sets * N
 
 
 def test_sizes_that_do_not_fit_are_told():

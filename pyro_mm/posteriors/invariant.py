@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pyro.distributions as dist
 import torch
@@ -10,7 +10,9 @@ from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 
 from ..batch import Batch
+from ..conditionals import Conditional
 from ..presence import Presence
+from ..sets import Output, once, per_set
 
 
 class SumPooling(nn.Module):
@@ -38,7 +40,7 @@ class SumPooling(nn.Module):
         self.features, self.head, self.size = nn.ModuleDict(features), head, size
 
     def forward(self, batch: Batch) -> dist.Distribution:
-        return self.head(self.pooled(batch))
+        return _headed(self.head, batch, self, self.pooled)
 
     def pooled(self, batch: Batch) -> Tensor:
         """The sum of the tokens of what is present, ``(.., N, size)``."""
@@ -46,6 +48,9 @@ class SumPooling(nn.Module):
 
     def of_set(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Modality -> its token, 0 where it is absent, of those that any row has; and the tokens' sum."""
+        return once(batch, self, self._of_set)
+
+    def _of_set(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         like = next(iter(self.head.parameters()), None)
         zero = torch.zeros(batch.size, self.size, dtype=None if like is None else like.dtype, device=batch.device)
         masks = {n: m for n in self.features if batch.holds(n) and (m := batch.presence(n)) is not False}
@@ -145,12 +150,23 @@ class PrivateOf(nn.Module):
         self.pool, self.name, self.whole, self.own, self.head = pool, name, whole, own, head
 
     def forward(self, batch: Batch) -> dist.Distribution:
+        return _headed(self.head, batch, self, self.state)
+
+    def state(self, batch: Batch) -> Tensor:
+        """What the head sees, ``(.., N, H)``."""
         tokens, total = self.pool.of_set(batch)
         state = self.whole(total)
         if self.name in tokens:
             state = state + _where(batch.presence(self.name), self.own(tokens[self.name]))
-        return self.head(state)
+        return state
 
 
 def _where(mask: Presence, x: Tensor) -> Tensor:
     return torch.where(mask[..., None], x, torch.zeros_like(x)) if isinstance(mask, Tensor) else x
+
+
+def _headed(head: nn.Module, batch: Batch, owner: nn.Module, state: Callable[[Batch], Tensor]) -> dist.Distribution:
+    """The head of a set's state, its network run once a step for every set."""
+    if not isinstance(head, Conditional):
+        return head(state(batch))
+    return head(Output(per_set(batch, owner, lambda some: head.output((state(some),)))))

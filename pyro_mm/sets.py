@@ -1,0 +1,63 @@
+"""What a posterior computes of a set of modalities, computed once a step for all terms that encode or are given it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .batch import Batch
+from .presence import stacked
+
+
+class Output(NamedTuple):
+    """What a network has put out, in the place of its input: a conditional that is called with it runs no network."""
+
+    value: Tensor
+
+
+def per_set(batch: Batch, owner: object, f: Callable[[Batch], Tensor]) -> Tensor:
+    """``f(batch)``, of which every set of modalities is computed once a step.
+
+    An objective shows a batch as several sets at once, stacked to the left of the rows, and the same set may be what
+    one term encodes and another one is given.
+
+    Args:
+        owner: whose function it is; one for each owner.
+        f: a function of the values and masks of a batch alone, ``(.., N, F)``.
+    """
+    if batch._memo is None or batch._each is None or batch._stack is None or getattr(batch, "_drawn", None):
+        return f(batch)
+    memo, nesting = batch._memo, -batch._stack.dim - 1
+    keys = [_key(owner, masks) for masks in batch._each]
+    new = {key: t for t, key in enumerate(keys) if key not in memo}
+    if new:
+        each = [batch._each[t] for t in new.values()]
+        masks = {n: stacked([m[n] for m in each], batch.size, batch.device, nesting) for n in batch.names}
+        out = f(batch.view(masks, batch._stack, memo, each=each))
+        depends = out.dim() - 1 > nesting  # on the set
+        for place, (key, kept) in enumerate(zip(new, each, strict=True)):
+            # the masks and the owner are kept, so that no others can come by their identity
+            memo[key] = (out[place] if depends else out, owner, kept)
+        if list(new) == keys:
+            return out
+    pieces = [memo[key][0] for key in keys]
+    if all(piece is pieces[0] for piece in pieces):
+        return pieces[0]
+    return torch.stack([piece.reshape(*[1] * (nesting + 1 - piece.dim()), *piece.shape) for piece in pieces])
+
+
+def once(batch: Batch, owner: object, f: Callable[[Batch], Any]) -> Any:
+    """``f(batch)``, run once a step for what the batch shows."""
+    if batch._memo is None or batch._each is None or getattr(batch, "_drawn", None):
+        return f(batch)
+    key = ("once", *(_key(owner, masks) for masks in batch._each))
+    if key not in batch._memo:
+        batch._memo[key] = (f(batch), owner, batch._each)
+    return batch._memo[key][0]
+
+
+def _key(owner: object, masks: Any) -> Hashable:
+    return (id(owner), *((n, m if isinstance(m, bool) else id(m)) for n, m in masks.items()))
