@@ -16,7 +16,6 @@ from pyro_mm.cli import app
 from pyro_mm.datasets.simulated import clustered, orthonormal_loadings
 from pyro_mm.models import LinearGaussian
 from pyro_mm.studies import STUDIES, identifiable, linear, optimum, quadrature
-from pyro_mm.studies.quadrature import log_evidence
 from pyro_mm.studies.study import tabled
 
 
@@ -139,7 +138,7 @@ def test_the_quadrature_is_the_evidence():
     """Against 100,000 draws of the prior for each of 20 rows: six standard errors, and these below 0.2."""
     torch.manual_seed(0)
     sources = clustered(20, 2, {"x": 2}, noise=0.3, label="label", seed=7)
-    found = log_evidence(sources, "x", "label", 0.3)
+    found, means = quadrature.posterior(sources, "x", "label", 0.3)
     u = sources.batch["label"]
     z = sources.centres[u] + sources.scales[u] * torch.randn(100_000, 20, 2, dtype=torch.float64)
     mean = sources.mixing["x"](z)
@@ -149,6 +148,10 @@ def test_the_quadrature_is_the_evidence():
     expected = weight.mean(0).log() + log_w.max(0).values - math.log(5)
     assert error.max() < 0.2
     assert ((found - expected).abs() < 6 * error + 1e-3).all()
+    share = weight / weight.sum(0)
+    drawn = (share[..., None] * z).sum(0)
+    error = (share[..., None] * (z - drawn)).square().sum(0).sqrt()
+    assert ((means - drawn).abs() < 6 * error + 1e-3).all()
 
 
 def test_cells_are_over_seeds():

@@ -1,4 +1,4 @@
-"""The evidence of two mixed latents and their label, by quadrature: a truth that no sampling went into."""
+"""The posterior of two mixed latents given all, by quadrature: a truth that no sampling went into."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ CHUNK = 100  # rows at once
 
 
 @torch.no_grad()
-def log_evidence(sources: Sources, name: str, label: str, noise: float) -> Tensor:
-    r"""log p(x, u) of every row of a square mixture of two latents, ``(N,)``, in nats.
+def posterior(sources: Sources, name: str, label: str, noise: float) -> tuple[Tensor, Tensor]:
+    r"""log p(x, u) of every row of a square mixture of two latents, ``(N,)``, in nats; and E[z | x, u], ``(N, 2)``.
 
     With orthogonal A and B, and h = A z, the noise of :math:`B^T x = \mathrm{lrelu}(h) + \epsilon` is as before, and
 
@@ -31,7 +31,7 @@ def log_evidence(sources: Sources, name: str, label: str, noise: float) -> Tenso
     covariance = torch.stack([mixing.inner @ torch.diag(s**2) @ mixing.inner.T for s in sources.scales])
     prior = torch.distributions.MultivariateNormal(mean, covariance)
     unit = torch.linspace(-1, 1, NODES, dtype=torch.float64)
-    parts = []
+    evidence, means = [], []
     for rows in torch.arange(len(y)).split(CHUNK):
         inverse = torch.where(y[rows] > 0, y[rows], y[rows] / SLOPE)
         below, above = inverse - WIDE * noise / SLOPE, inverse + WIDE * noise / SLOPE
@@ -48,5 +48,8 @@ def log_evidence(sources: Sources, name: str, label: str, noise: float) -> Tenso
         density = chosen.log_prob(grid.permute(1, 2, 0, 3)).permute(2, 0, 1)
         total = density + fit[:, 0, :, None] + fit[:, 1, None, :]
         step = (half * 2 / (NODES - 1)).log().sum(-1)
-        parts.append(total.flatten(1).logsumexp(1) + step - math.log(len(mean)))
-    return torch.cat(parts)
+        evidence.append(total.flatten(1).logsumexp(1) + step - math.log(len(mean)))
+        weight = total.flatten(1).softmax(1).reshape(total.shape)
+        found = torch.stack([(weight.sum(2) * h[:, 0]).sum(1), (weight.sum(1) * h[:, 1]).sum(1)], -1)
+        means.append(found @ mixing.inner)  # z = A^T h
+    return torch.cat(evidence), torch.cat(means)
