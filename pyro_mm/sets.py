@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .batch import Batch
-from .presence import stacked
+from .presence import Presence, any_of, stacked
 
 
 class Output(NamedTuple):
@@ -57,6 +57,13 @@ def once(batch: Batch, owner: object, f: Callable[[Batch], Any]) -> Any:
     if key not in batch._memo:
         batch._memo[key] = (f(batch), owner, batch._each)
     return batch._memo[key][0]
+
+
+def some_of(batch: Batch, names: Iterable[str]) -> Presence:
+    """Which rows have any of these modalities: True where every term shows every row one."""
+    names = tuple(names)
+    each = [any_of(masks.get(n, False) for n in names) for masks in batch._each or [batch._masks]]
+    return True if all(m is True for m in each) else any_of(batch.presence(n) for n in names)
 
 
 def _key(owner: object, masks: Any) -> Hashable:

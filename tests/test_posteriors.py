@@ -298,3 +298,30 @@ def test_a_name_that_no_batch_has_is_told():
     posterior = Given("imgae", torch.nn.Identity(), dist.Normal(0.0, 1.0))
     with pytest.raises(ValueError, match=r"none of \['imgae'\] among its modalities \['x'\]"):
         posterior(mm.Batch({"x": torch.zeros(3)}))
+
+
+@pytest.mark.parametrize("family", [mm.conditionals.Normal, mm.conditionals.Laplace])
+def test_a_mixture_of_experts_given_nothing_is_standard_and_hears_no_values(family):
+    """Nor does it as a term that encodes nothing, which is as one of the prior: within six standard errors."""
+    torch.manual_seed(0)
+    posterior = mm.posteriors.MixtureOfExperts({n: family(mm.nn.MLP(2, 6, ())) for n in "ab"})
+    values, z = {n: torch.randn(4, 2) for n in "ab"}, torch.randn(4, 3)
+    standard = family.family(torch.zeros(3), 1.0).to_event(1)
+    batch = mm.Batch(values)
+    for nothing in (batch.only(), mm.Batch.empty(4, like=batch)):
+        torch.testing.assert_close(posterior(nothing).log_prob(z), standard.log_prob(z))
+    some = mm.Batch(
+        values, {"a": torch.tensor([True, False, True, False]), "b": torch.tensor([False, False, True, True])}
+    )
+    found = posterior(some).log_prob(z)
+    torch.testing.assert_close(found[1], standard.log_prob(z)[1])
+    torch.testing.assert_close(found[2], posterior(batch).log_prob(z)[2])
+    model = mm.models.SharedLatent(standard, {n: mm.conditionals.Normal(mm.nn.MLP(3, 2, ()), scale=1.0) for n in "ab"})
+    guide, rows = mm.Guide(z=posterior), mm.Batch({n: torch.randn(2000, 2) for n in "ab"})
+    means, variances = [], []
+    for encoded in ((), mm.objectives.PRIOR):
+        objective = mm.objectives.Objective([mm.objectives.Term(encoded, mm.objectives.ALL)], mm.estimators.IWAE(1))
+        draws = torch.tensor([objective.loss(model, guide, rows) for _ in range(30)])
+        means.append(draws.mean())
+        variances.append(draws.var() / 30)
+    assert abs(means[0] - means[1]) < 6 * sum(variances) ** 0.5

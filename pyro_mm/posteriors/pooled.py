@@ -16,6 +16,7 @@ from ..distributions import Mixture, diagonal, innermost
 from ..fixed import Fixed
 from ..presence import Presence, all_of, constant
 from ..products import STANDARD_NORMAL, consensus_of_normals, pairwise_pool, product_of_normals
+from ..sets import some_of
 
 
 class _Experts(nn.Module):
@@ -69,8 +70,7 @@ class MixtureOfExperts(_Experts):
         experts: modality -> encoder, all of one family (Normal or Laplace).
         weights: modality -> weight pi_m; equal by default.
 
-    A row with nothing present has all of them, evaluated at filler: mask it, as ``batch.plate()`` does. Shi et al.
-    2019 (arXiv:1911.03393).
+    q(z | nothing) is the standard member of the family. Shi et al. 2019 (arXiv:1911.03393).
     """
 
     def __init__(self, experts: Mapping[str, nn.Module], weights: Mapping[str, float] | None = None):
@@ -86,7 +86,11 @@ class MixtureOfExperts(_Experts):
             raise TypeError(f"expected experts of one family, got {sorted(f.__name__ for f in families)}")
         locs, scales = zip(*map(diagonal, experts), strict=True)
         locs, scales = torch.broadcast_tensors(*locs), torch.broadcast_tensors(*scales)
-        components = families.pop()(torch.stack(locs, -2), torch.stack(scales, -2)).to_event(1)
+        loc, scale, some = torch.stack(locs, -2), torch.stack(scales, -2), some_of(batch, self.experts)
+        if some is not True:  # where nothing is shown, what the experts say of the row's values is not to be heard
+            there = some[..., None, None] if isinstance(some, Tensor) else constant((False,), torch.bool, loc.device)
+            loc, scale = torch.where(there, loc, 0.0), torch.where(there, scale, 1.0)
+        components = families.pop()(loc, scale).to_event(1)
         weights = [self.weights[name] for name in self.experts if batch.holds(name)]
         return Mixture(components, _log_weights(masks, weights, locs[0]))
 

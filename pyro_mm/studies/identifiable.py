@@ -105,8 +105,8 @@ def measure(particles: int, run: Recipe, sample: Sample, seed: int) -> Measured:
     """The likelihood of the test rows, with the share of them that the diagnostic doubts; and the mean correlation of
     the true latents and the posterior means of training rows, whose first half chooses permutation and map."""
     evidence = log_marginal(run.model, run.guide, sample.test, num_particles=particles, seed=seed)
-    likelihood = {"log p(x)": evidence.mean(), "k-hat > 0.7": evidence.untrusted()}
-    return likelihood | _correlations(sample.truth[0].latents, _means(run, sample.train))
+    found = _correlations(sample.truth[0].latents, _means(run, sample.train))
+    return {"log p(x)": evidence.mean(), "k-hat > 0.7": evidence.untrusted(), **found}
 
 
 def _correlations(latents: Tensor, means: Tensor) -> dict[str, float]:
