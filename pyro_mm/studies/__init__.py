@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from . import identifiable, linear
+from . import identifiable, linear, pictures
 from .study import Study
 
 STUDIES: Mapping[str, Study] = {
@@ -10,4 +10,5 @@ STUDIES: Mapping[str, Study] = {
     "hirt-linear-dense": linear.study("Linear-Gaussian, shared latents only", 0, linear.QUOTED),
     "hirt-identifiable": identifiable.BIMODAL,
     "hirt-identifiable-multi": identifiable.MULTI,
+    "hirt-mnist": pictures.MNIST,
 }
