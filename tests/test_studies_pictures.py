@@ -86,6 +86,13 @@ def test_a_mixture_given_nothing_is_the_prior(double):
     torch.testing.assert_close(log_q, torch.where(some, expert, prior))
 
 
+def test_an_expert_says_something():
+    raw = torch.tensor([[0.5, -40.0], [0.5, 0.0], [0.5, 1e4]])
+    q = mm.conditionals.Normal(pictures.Bounded(torch.nn.Identity()))(raw).base_dist
+    assert torch.equal(q.loc, raw[:, :1]) and q.scale[0] < 1e-3 and q.scale[1] == pytest.approx(1, abs=0.05)
+    assert 3.5 < q.scale[2] < 3.6 and q.scale[2] ** -2 == pytest.approx(0.08, abs=0.005)
+
+
 def test_a_pixel_is_one_above_half(folder):
     sample, other = pictures.drawn(3, folder), pictures.drawn(4, folder)
     grey = [mm.datasets.mnist_usps_word(folder, repeat=part == 0, seed=3)[part] for part in (0, 1)]

@@ -94,6 +94,24 @@ def reader(out: int, hidden: Hidden, length: int = LENGTH, letters: int = LETTER
     return nn.Sequential(letter, MLP(length * letters, out, hidden, rectifier))
 
 
+class Bounded(nn.Module):
+    r"""What a network gives for a Normal, with its scale bounded: :math:`(\mu, r) \to (\mu, c - \log(1 + e^{c - r}))`.
+
+    At c = 3 a scale is 3.6 at most, so that in a product an expert may say next to nothing (0.08 of the prior's
+    precision) but not nothing at all. Without a bound the pictures' experts of a product widen without end while the
+    decoders do not use z yet, to scales of 20 to 80 after 250 steps. Their gradient is gone then: after 1,400 steps
+    nothing could be told from a picture of MNIST.
+    """
+
+    def __init__(self, net: nn.Module, bound: float = 3.0):
+        super().__init__()
+        self.net, self.bound = net, bound
+
+    def forward(self, x: Tensor) -> Tensor:
+        loc, raw = self.net(x).chunk(2, -1)
+        return torch.cat([loc, self.bound - nn.functional.softplus(self.bound - raw)], -1)
+
+
 def recipe(
     batch: Batch, posterior: str, bound: str, latent: int = LATENT, hidden: Hidden = HIDDEN, size: int = FEATURES
 ) -> Recipe:
@@ -101,7 +119,7 @@ def recipe(
 
     Args:
         posterior, bound: of :func:`~pyro_mm.recipes.invariant.aggregated` and
-            :func:`~pyro_mm.recipes.invariant.objective`.
+            :func:`~pyro_mm.recipes.invariant.objective`. Experts have bounded scales.
         latent, hidden, size: D; the hidden layers of encoders and decoders; the size of a set's features.
     """
 
@@ -114,7 +132,10 @@ def recipe(
         event = batch[name].shape[1:]
         return conditionals.Bernoulli(MLP(latent, event.numel(), hidden, rectifier), event)
 
-    q = aggregated(posterior, batch.names, networks, latent, size)
+    def experts(name: str, out: int) -> nn.Module:
+        return Bounded(networks(name, out))
+
+    q = aggregated(posterior, batch.names, experts if posterior in ("PoE", "MoE") else networks, latent, size)
     model = SharedLatent(standard(latent), {name: decoder(name) for name in batch})
     return Recipe(model, Guide(z=q), objective(bound))
 
