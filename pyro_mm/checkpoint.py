@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import torch
 
 from .seeding import generator_state, set_generator_state
 from .stepping import Problem
+
+SPARED = 20  # times as long as the latest writing took, until the next one
 
 
 class Checkpoint:
@@ -41,6 +45,7 @@ class Checkpoint:
         self.columns, self.device = columns, device
         own = {id(p) for m in problem.modules for p in m.parameters()}
         self._loose = [p for p in problem.parameters if id(p) not in own]
+        self._due, self._written = -math.inf, 0
 
     def read(self) -> int:
         """Restores what the file holds, and the number of epochs behind it: 0 where there is no file.
@@ -73,7 +78,8 @@ class Checkpoint:
         self.columns.update(state["columns"])
         for device, generator in zip(self._devices(), state["generators"], strict=False):
             set_generator_state(device, generator.cpu())
-        return state["epochs"]
+        self._written = state["epochs"]
+        return self._written
 
     def _restore_optimizer(self, state: dict[str, Any]) -> None:
         groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
@@ -90,8 +96,17 @@ class Checkpoint:
         objective = re.sub(r" at 0x[0-9a-f]+", "", repr(self.problem.objective))  # where an object lies, if it says so
         return {"optimizer's kind": type(self.optimizer).__name__, "objective": objective}
 
+    def after(self, epochs: int) -> None:
+        """Writes after an epoch, unless that would take more than a twentieth of the time: of epochs of milliseconds
+        the file has those of some moments ago."""
+        if time.perf_counter() >= self._due:
+            self.write(epochs)
+
     def write(self, epochs: int) -> None:
-        """Replaces the file by one of this moment."""
+        """Replaces the file by one of this moment, where it is of another one."""
+        if epochs == self._written:
+            return
+        start = time.perf_counter()
         state: dict[str, Any] = self._what() | {
             "epochs": epochs,
             "modules": [m.state_dict() for m in self.problem.modules],
@@ -105,6 +120,8 @@ class Checkpoint:
         beside = self.path.with_name(self.path.name + ".new")
         torch.save(state, beside)
         os.replace(beside, self.path)
+        end = time.perf_counter()
+        self._due, self._written = end + SPARED * (end - start), epochs
 
     def _devices(self) -> list[torch.device]:
         return [torch.device("cpu")] + ([self.device] if self.device.type == "cuda" else [])

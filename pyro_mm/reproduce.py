@@ -253,15 +253,15 @@ def _seconds(folder: Path, seed: int) -> float:
 
 
 def _append(path: Path, entry: dict[str, float]) -> None:
-    """Adds a line to a table; one of the same epoch or a later one is from a run that went back, and goes."""
-    lines: list[dict[str, Any]] = []
-    if path.is_file():
-        with open(path, newline="") as file:
-            lines = [line for line in csv.DictReader(file) if int(line["epoch"]) < entry["epoch"]]
+    """Adds a line, whose first value is the epoch, to a table; one of the same epoch or a later one is from a run that
+    went back, and goes."""
+    lines = path.read_text().splitlines()[1:] if path.is_file() else []
+    kept = [line for line in lines if int(line.split(",", 1)[0]) < entry["epoch"]]
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(entry))
+    writer = csv.DictWriter(text, list(entry), lineterminator="\n")
     writer.writeheader()
-    writer.writerows([*lines, entry])
+    text.writelines(f"{line}\n" for line in kept)
+    writer.writerow(entry)
     _replace(path, text.getvalue())
 
 

@@ -104,9 +104,11 @@ def fit(
             decides by their size.
         transform: what is done to every minibatch of the training rows before its step, on the device: drawing its
             binary pixels anew, for instance. It returns ``batch.replaced({...})``, the same rows with other values.
-        checkpoint: a file, written after every epoch. Where it is there already, training goes on after the epochs
-            that it holds, with the same numbers as if it had not been stopped.
-        callback: called after every epoch with its number and its entry of the history.
+        checkpoint: a file, written after every epoch (of short ones after some, and the last; it takes a twentieth of
+            the time at most). Where it is there already, training goes on after the epochs that it holds, with the
+            same numbers as if it had not been stopped.
+        callback: called after every epoch with its number and its entry of the history. What it raises ends the
+            training, and the checkpoint is of that epoch.
 
     Returns:
         The history. Modules are left in ``eval`` mode.
@@ -173,9 +175,16 @@ def fit(
             history.append(entry)
             bar(entry)
             if saved:
-                saved.write(epoch + 1)
+                saved.after(epoch + 1)
             if callback is not None:
-                callback(epoch + 1, entry)
+                try:
+                    callback(epoch + 1, entry)
+                except BaseException:
+                    if saved:
+                        saved.write(epoch + 1)
+                    raise
+        if saved:
+            saved.write(epochs)
     for module in modules:
         module.eval()
     return history

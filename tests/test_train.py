@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import nullcontext
 
 import pyro
 import pyro.distributions as dist
@@ -494,6 +495,22 @@ def test_a_training_that_was_stopped_goes_on_with_the_same_numbers(tmp_path, fun
     again, done = train(file)
     assert again == history
     torch.testing.assert_close(done, here, rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_short_epochs_takes_little_time_and_has_the_last(tmp_path, monkeypatch):
+    monkeypatch.setattr(mm.checkpoint, "SPARED", 1e9)
+    file, seen = tmp_path / "checkpoint.pt", []
+
+    def at(epoch, entry):
+        seen.append(torch.load(file, weights_only=True)["epochs"])
+        if epoch == 6:
+            raise Stopped
+
+    for epochs in (4, 8):
+        with nullcontext() if epochs == 4 else pytest.raises(Stopped):
+            mm.fit(*pair(), mm.objectives.elbo(), data(), epochs=epochs, checkpoint=file, callback=at, **QUIET)
+    assert seen == [1, 1, 1, 1, 5, 5]
+    assert torch.load(file, weights_only=True)["epochs"] == 6
 
 
 def test_a_checkpoint_of_something_else_is_told(tmp_path):
