@@ -148,9 +148,13 @@ class Staged:
 
     def _compiled(self, traced: Trace, inputs: list[Any]) -> Any:
         import torch._inductor as inductor
+        from torch._guards import TracingContext, tracing
+        from torch._subclasses import FakeTensorMode
+        from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
         try:
-            with torch.no_grad():
+            fake = FakeTensorMode(shape_env=ShapeEnv(assume_static_by_default=True))
+            with torch.no_grad(), tracing(TracingContext(fake)):
                 # the draws of torch's own generators, so that they are those of the programs
                 return inductor.compile(traced.graph, inputs, options={"fallback_random": True})
         except Exception as error:

@@ -16,6 +16,7 @@ import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from test_contract import ESTIMATORS, MODELS, OBJECTIVES, POSTERIORS, data, pair
 from torch import nn
+from torch._dynamo.utils import counters
 
 import pyro_mm as mm
 from pyro_mm.compiled import MOST
@@ -157,6 +158,34 @@ def test_inductor_gives_the_same_numbers_and_draws():
     assert float(step(batch)) != first
     torch.manual_seed(0)
     assert float(step(batch)) == first
+
+
+@needs_compiler
+def test_a_graph_is_compiled_once_and_one_with_another_constant_is_another():
+    """Under another seed, or in the next session, inductor's cache spares most of the time of staging."""
+    encoder = mm.conditionals.Normal(mm.nn.MLP(3, 2 * LATENTS, (8,)))
+    batch = mm.Batch({"b": torch.randn(16, 3)})
+
+    def staged(constant):
+        held = torch.tensor([1.0, constant])  # in no module, so that it is part of the graph
+
+        class Held(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = nn.Linear(LATENTS, 3)
+
+            def forward(self, batch):
+                with batch.plate():
+                    z = pyro.sample("z", dist.Normal(torch.zeros(LATENTS), held).to_event(1))
+                    batch.observe("b", dist.Normal(self.net(z), 1.0).to_event(1))
+
+        before = counters["inductor"]["fxgraph_cache_hit"]
+        agree(mm.objectives.elbo(), Held(), mm.Guide(z=Of("b", encoder)), [batch], backend="inductor")
+        return counters["inductor"]["fxgraph_cache_hit"] - before
+
+    staged(2.0)
+    assert staged(2.0) == 1
+    staged(0.1)
 
 
 LATENTS = 2

@@ -18,6 +18,7 @@ from ..likelihood import log_marginal
 from ..metrics import mean_correlation
 from ..models import SharedLatent
 from ..nn import MLP
+from ..posteriors import Given
 from ..priors import GivenCovariate, MixturePrior
 from ..recipes.invariant import aggregated, objective, rectifier
 from ..recipes.parts import Recipe, classes
@@ -27,6 +28,7 @@ from .study import Measured, Sample, Study
 CLUSTERS, NOISE = 5, 0.1
 SEVERAL: Mapping[str, Any] = {"latent": 10, "size": 25, "noise": 0.5, "rows": 5000}
 CHUNK = 1000  # rows encoded at once
+OTHERWISE = ", else p(z)"
 
 
 def bimodal(seed: int, directory: str | None = None) -> Sample:
@@ -65,9 +67,16 @@ def recipe(
     noise: float | None = None,
     given: str | None = None,
 ) -> Recipe:
-    """A story with decoders as injective as the truth's: an affine map, a leaky rectifier, an affine map.
+    """A story with decoders of the truth's form, an affine map, a leaky rectifier, an affine map, but wider.
+
+    With as few units as the truth has, two behind two dimensions, they kept the kinks that they started from: on seed 0
+    4,000 epochs came to a correlation of 0.89 and 0.27 nats below the truth, 400 of 128 units to 0.94 and 0.08.
 
     Args:
+        posterior: one of :func:`~pyro_mm.recipes.invariant.aggregated`; with :data:`OTHERWISE` after it, the prior is
+            q(z | nothing). A single Normal cannot be such a mixture, and the masked objective takes the one for the
+            other.
+        width: of the hidden layers.
         noise: the scale of what is no label; None learns one for each modality.
         given: a covariate of classes that the prior depends on; with None the prior is a mixture of as many
             components as the truth.
@@ -76,15 +85,17 @@ def recipe(
     if given is not None:
         table = nn.Embedding(int(batch.covariates[given].max()) + 1, 2 * latent)
         prior = GivenCovariate(given, conditionals.Normal(table))
-    model = SharedLatent(prior, {name: _decoder(batch, name, latent, noise) for name in batch})
-    networks = partial(_encoder, batch, width)
-    guide = Guide(z=aggregated(posterior, batch.names, networks, latent, width, CLUSTERS))
-    return Recipe(model, guide, objective(bound))
+    model = SharedLatent(prior, {name: _decoder(batch, name, latent, width, noise) for name in batch})
+    networks, kind = partial(_encoder, batch, width), posterior.removesuffix(OTHERWISE)
+    q = aggregated(kind, batch.names, networks, latent, width, CLUSTERS)
+    if kind != posterior:
+        q = Given(batch.names, q, prior)
+    return Recipe(model, Guide(z=q), objective(bound))
 
 
-def _decoder(batch: Batch, name: str, latent: int, noise: float | None) -> nn.Module:
+def _decoder(batch: Batch, name: str, latent: int, width: int, noise: float | None) -> nn.Module:
     def net(size: int) -> nn.Module:
-        return MLP(latent, size, (size,), partial(nn.LeakyReLU, SLOPE))
+        return MLP(latent, size, (width,), partial(nn.LeakyReLU, SLOPE))
 
     if not batch[name].is_floating_point():
         return conditionals.Categorical(net(classes(batch, name)))
@@ -130,7 +141,9 @@ def _truth(sample: Sample, seed: int) -> Measured:
     return {"log p(x)": test[0].mean().item(), **_correlations(sample.truth[0].latents, train[1])}
 
 
-MASKED = ("SumPooling", "SelfAttention", "PoE", "MoE", "SumPooling mixture", "SelfAttention mixture")
+MASKED = (
+    f"SumPooling{OTHERWISE}", "SumPooling", "SelfAttention", "PoE", "MoE", "SumPooling mixture", "SelfAttention mixture"
+)  # fmt: skip
 MIXED = ("SumPooling", "PoE", "MoE")
 PAIRS = [("masked", each) for each in MASKED] + [("mixture bound", each) for each in MIXED]
 
