@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
@@ -22,6 +21,7 @@ from torch import Tensor
 from .batch import Batch
 from .distributions import Where
 from .draws import Counted
+from .plates import Plate
 from .presence import Presence, all_of, any_of, negated, over_events
 from .registration import buffers_kept
 from .scatter import Stack
@@ -189,9 +189,9 @@ class Pair:
         try:
             with Counted(), ExitStack() as stack:
                 if self.plated:
-                    stack.enter_context(pyro.plate("particles", self.num_particles, dim=self.particle_dim))
+                    stack.enter_context(Plate("particles", self.num_particles, dim=self.particle_dim))
                 if self.views.terms > 1:
-                    stack.enter_context(pyro.plate("terms", self.views.terms, dim=-self.views.nesting - 1))
+                    stack.enter_context(Plate("terms", self.views.terms, dim=-self.views.nesting - 1))
                 yield
         except (RuntimeError, IndexError, ValueError) as error:
             if self.plated or self.views.terms > 1:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
@@ -18,6 +17,7 @@ from torch import Tensor
 from .batch import Batch
 from .likelihood import ROWS, weighted
 from .pairs import Pair, Rewrite, Structure, latents, observed, private, structure
+from .plates import Plate
 from .presence import Presence, all_of, over_events
 from .proposals import Proposal
 from .seeding import seeded, settled
@@ -180,7 +180,7 @@ def _run(
     """What :func:`draw` returns, from one run of the guide, or given draws in its place, and one of the model."""
 
     def particles() -> Any:
-        return pyro.plate("particles", num_samples, dim=-info.nesting - 1) if num_samples > 1 else nullcontext()
+        return Plate("particles", num_samples, dim=-info.nesting - 1) if num_samples > 1 else nullcontext()
 
     with poutine.block(), poutine.trace() as drawn, particles():
         guide(batch)

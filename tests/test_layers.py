@@ -22,6 +22,7 @@ LAYERS = [
         "arviz_bridge",
         "columns",
         "draws",
+        "plates",
         "traceable",
     ],
     ["batch", "fixed", "evidence", "noise", "sets"],
@@ -50,7 +51,7 @@ WITHIN = {
 BESIDE = {
     "likelihood": {"batch", "evidence", "importance", "pairs", "proposals", "seeding"},
     "annealed": {"batch", "bridge", "evidence", "likelihood", "pairs", "predictive", "seeding"},
-    "predictive": {"batch", "likelihood", "pairs", "presence", "proposals", "seeding"},
+    "predictive": {"batch", "likelihood", "pairs", "plates", "presence", "proposals", "seeding"},
     "calibration": {"batch", "importance", "pairs", "predictive", "presence", "seeding"},
     "tables": set(),
     "sites": {"batch", "pairs", "seeding"},

@@ -28,8 +28,7 @@ def posterior(sources: Sources, name: str, label: str, noise: float) -> tuple[Te
     mixing, u = sources.mixing[name], sources.batch[label]
     y = sources.batch[name].double() @ mixing.outer
     mean = sources.centres @ mixing.inner.T
-    covariance = torch.stack([mixing.inner @ torch.diag(s**2) @ mixing.inner.T for s in sources.scales])
-    prior = torch.distributions.MultivariateNormal(mean, covariance)
+    precision = torch.stack([mixing.inner @ torch.diag(s**-2) @ mixing.inner.T for s in sources.scales])
     unit = torch.linspace(-1, 1, NODES, dtype=torch.float64)
     evidence, means = [], []
     for rows in torch.arange(len(y)).split(CHUNK):
@@ -43,10 +42,12 @@ def posterior(sources: Sources, name: str, label: str, noise: float) -> tuple[Te
         h = centre[..., None] + half[..., None] * unit  # (rows, 2, NODES)
         fit = -0.5 * ((y[rows][..., None] - torch.nn.functional.leaky_relu(h, SLOPE)) / noise) ** 2
         fit = fit - math.log(noise * math.sqrt(2 * math.pi))
-        grid = torch.stack([h[:, 0, :, None].expand(-1, -1, NODES), h[:, 1, None, :].expand(-1, NODES, -1)], -1)
-        chosen = torch.distributions.MultivariateNormal(prior.mean[u[rows]], scale_tril=prior.scale_tril[u[rows]])
-        density = chosen.log_prob(grid.permute(1, 2, 0, 3)).permute(2, 0, 1)
-        total = density + fit[:, 0, :, None] + fit[:, 1, None, :]
+        # the exponent of two correlated Normals: a sum over either dimension and one product, so nothing is solved for
+        inverse, d = precision[u[rows]], h - mean[u[rows]][..., None]
+        each = fit - 0.5 * inverse.diagonal(dim1=-2, dim2=-1)[..., None] * d.square()
+        total = each[:, 0, :, None] + each[:, 1, None, :]
+        total -= (inverse[:, 0, 1, None] * d[:, 0])[..., None] * d[:, 1, None, :]
+        total += (0.5 * inverse.logdet() - math.log(2 * math.pi))[:, None, None]
         step = (half * 2 / (NODES - 1)).log().sum(-1)
         evidence.append(total.flatten(1).logsumexp(1) + step - math.log(len(mean)))
         weight = total.flatten(1).softmax(1).reshape(total.shape)
