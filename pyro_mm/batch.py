@@ -14,7 +14,6 @@ from torch import Tensor
 
 from .columns import read_mask, read_modality, read_tensor
 from .draws import Deferred, draw, plate_shape
-from .plates import Plate
 from .presence import Presence, all_of, any_of, over_events
 from .scatter import Stack, restricted
 
@@ -262,7 +261,7 @@ class Batch:
         mask such rows, and does not scale a subsample.
         """
         rows = self.rows
-        plate = Plate("data", self.total or self.size, subsample=self._index, dim=-1)
+        plate = pyro.plate("data", self.total or self.size, subsample=self._index, dim=-1)
         with plate as index, poutine.mask(mask=rows):
             yield index
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 
+from .presence import subsets
 from .terms import ALL, EACH, EVERY, OTHERS, PRIOR, Names, Random, Symbol, Term, at_step
 
 SETTLED = 10**12  # a step at which every warm-up is over
@@ -129,9 +129,9 @@ def _disjoint(decode: Names, given: Names) -> bool:
 def _concrete(decode: Names, given: Names, over: bool | str, names: Sequence[str] | None) -> list[tuple[Names, Names]]:
     if names is None:
         return [(decode, given)]
-    sums: list[Sequence[str]] = [()]
+    sums: Sequence[Sequence[str]] = [()]
     if over and EVERY in (decode, given):
-        sums = [s for size in range(1, len(names) + 1) for s in combinations(names, size)]
+        sums = subsets(names)
     elif over:
         sums = [(n,) for n in names]
 

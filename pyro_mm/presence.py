@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache, reduce
+from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor
 
 Presence = bool | Tensor
+MOST = 16  # modalities whose subsets are taken one by one
+
+
+def subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """All 2^M - 1 that are not empty, small ones first. Raises a ValueError where they are too many to go through."""
+    if len(names) > MOST:
+        raise ValueError(
+            f"{len(names)} modalities have 2^{len(names)} - 1 subsets: draw some of them with "
+            "objectives.subset_mean(num_subsets), or name them with MixtureOfProducts(subsets=...)"
+        )
+    return [each for size in range(1, len(names) + 1) for each in combinations(names, size)]
 
 
 def all_of(masks: Iterable[Presence]) -> Presence:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from .batch import Batch
-from .presence import Presence, all_of, any_of, negated
+from .presence import Presence, all_of, any_of, negated, subsets
 
 
 @dataclass(frozen=True)
@@ -199,11 +198,11 @@ def expand(terms: Sequence[Term], batch: Batch) -> list[Row]:
         for symbol in (term.encode, term.decode, term.given):
             if isinstance(symbol, Random) and symbol.index not in draws:
                 draws[symbol.index] = _random_subset(batch, symbol.empty)
-        sums: list[Sequence[str]] = [()]
+        sums: Sequence[Sequence[str]] = [()]
         if term.over is EACH:
             sums = [(name,) for name in names]
         elif term.over is EVERY:
-            sums = [s for size in range(1, len(names) + 1) for s in combinations(names, size)]
+            sums = subsets(names)
         group = [row for chosen in sums if (row := _row(term, chosen, there, draws, known)).counts is not False]
         if term.average and group:
             counts = [row.counts for row in group]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from linear_gaussian import ByHand, Sigma, encoders, every_pattern, oracle
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from torch import nn
 from torch.distributions import kl_divergence
 
 import pyro_mm as mm
@@ -802,3 +803,18 @@ def test_callables_that_cannot_be_keys_serve_as_well(double):
     assert tables.elbo(mm.estimators.IWAE(2)).loss(Story(), guide, batch) == pytest.approx(
         -model.log_prob(batch).sum().item()
     )
+
+
+def test_too_many_subsets_to_go_through_are_refused():
+    names = [f"m{i}" for i in range(17)]
+    batch = mm.Batch({n: torch.randn(3, 1) for n in names})
+    experts = {n: mm.conditionals.Normal(nn.Linear(1, 2)) for n in names}
+    decoders = {n: mm.conditionals.Normal(nn.Linear(1, 1), (1,), 1.0) for n in names}
+    model = mm.models.SharedLatent(dist.Normal(torch.zeros(1), 1.0).to_event(1), decoders)
+    guide = mm.Guide(z=mm.posteriors.ProductOfExperts(experts))
+    with pytest.raises(ValueError, match=r"17 modalities have 2\^17 - 1 subsets: draw some"):
+        mm.objectives.subset_mean().loss(model, guide, batch)
+    with pytest.raises(ValueError, match=r"2\^17 - 1 subsets"):
+        mm.posteriors.MixtureOfProducts(experts)
+    assert math.isfinite(mm.objectives.subset_mean(2).loss(model, guide, batch))
+    mm.posteriors.MixtureOfProducts(experts, subsets=[names[:2]])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from typing import Any
 
 import pyro.distributions as dist
@@ -15,6 +14,7 @@ from ..batch import Batch
 from ..distributions import Mixture, diagonal, innermost
 from ..fixed import Fixed
 from ..presence import Presence, all_of, constant
+from ..presence import subsets as all_subsets
 from ..products import STANDARD_NORMAL, consensus_of_normals, pairwise_pool, product_of_normals
 from ..sets import some_of
 
@@ -118,8 +118,7 @@ class MixtureOfProducts(_Experts):
         super().__init__(experts)
         self.prior = None if prior is None else Fixed(prior)
         names = list(experts)
-        every = [s for size in range(1, len(names) + 1) for s in combinations(names, size)]
-        self.subsets = every if subsets is None else [tuple(s) for s in subsets]
+        self.subsets = all_subsets(names) if subsets is None else [tuple(s) for s in subsets]
         for name in {n for s in self.subsets for n in s} - set(names):
             raise ValueError(f"a subset names {name!r}, which has no encoder among {names}")
 
