@@ -39,6 +39,16 @@ def test_increasing_functions_are_no_difference_to_ranks(latents):
     assert mean_correlation(latents, found)[0] < 0.95
 
 
+def test_any_function_is_no_difference_to_the_dependence_coefficient(latents):
+    """Even functions have no correlation, of ranks neither. What is independent has 2 (20 / 300)^(1/2) at the most."""
+    found = torch.stack([latents[:, 1].square(), (3 * latents[:, 0]).cos(), latents[:, 3].abs(), latents[:, 2]], 1)
+    assert mean_correlation(latents, found, kind="rdc")[:2] == pytest.approx((1, 1), abs=0.02)
+    assert mean_correlation(latents, found, kind="spearman")[1] < 0.5
+    assert mean_correlation(latents, noise(5), kind="rdc")[1] < 0.5
+    still = torch.cat([found[:, :3], torch.zeros(N, 1)], 1)
+    assert mean_correlation(latents, still, kind="rdc")[0] == pytest.approx(0.75, abs=0.02)
+
+
 def test_the_assignment_is_the_best_and_that_of_the_fitted_rows(latents):
     """By brute force over permutations; out of sample the permutation of the fitted rows is kept."""
     found = latents[:, [1, 2, 3, 0]] + noise(2)

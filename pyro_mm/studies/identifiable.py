@@ -124,6 +124,7 @@ def _correlations(latents: Tensor, means: Tensor) -> dict[str, float]:
     found = mean_correlation(latents, means)
     return {
         "MCC": found.strong_in,
+        "by RDC": mean_correlation(latents, means, kind="rdc").strong_in,
         "out of sample": found.strong_out,
         "weak MCC": found.weak_in,
         "weak, out of sample": found.weak_out,
