@@ -148,9 +148,14 @@ def _family(what: Family, how: _How) -> None:
                 run, some = member.recipe(train), paired(train, 1 / part, how.seed)
                 what_of = name if part == 1 else f"{name}, one in {part}"
                 _trained(what, run, some, how, _Watch(f"{what_of}, ", how, folder, epochs))
+                stages = [folder]
+                if member.second is not None:
+                    run, stages = member.second(run), [folder, folder / "second"]
+                    _trained(what, run, some, how, _Watch(f"{what_of}, second stage, ", how, stages[1], epochs))
                 judge = judge or Judge.trained(what, how.data, how.device)
                 found = measured(member, run, train, test, judge, what.num_particles, how.seed)
-                _replace(done, json.dumps(found | {"seconds": _seconds(folder, how.seed)}, indent=2) + "\n")
+                seconds = sum(_seconds(stage, how.seed) for stage in stages)
+                _replace(done, json.dumps(found | {"seconds": seconds}, indent=2) + "\n")
             lines[part][name] = json.loads(done.read_text())
     title = f"{what.title}: {epochs} epochs, seed {how.seed}; {test.size} test rows, K = {what.num_particles}"
     tables = {"": side_by_side(lines[1])} if len(lines) == 1 else by_fraction(lines)

@@ -37,7 +37,7 @@ def small(monkeypatch):
     family = published.FAMILIES["family-mnist"]
     members = {
         name: replace(family.members[name], recipe=partial(family.members[name].recipe, **SMALL))
-        for name in ("VAE", "CVAE", "JMVAE-kl")
+        for name in ("VAE", "CVAE", "JMVAE-kl", "JNF")
     }
     family = replace(family, data=digits, members=members, num_particles=20)
     monkeypatch.setattr(command, "REPRODUCTIONS", {"one": one})
@@ -104,7 +104,9 @@ def test_a_family_is_measured_member_by_member(small, tmp_path):
     assert has["VAE"] == {"log p(image)", "probe", "k-hat > 0.7", "s/epoch"}
     assert has["CVAE"] >= {"log p(image, label)", "log p(image | label)"}
     assert not has["CVAE"] & {"log p(image)", "label from image", "probe"}
-    assert has["JMVAE-kl"] == set(header)
+    assert has["JMVAE-kl"] == set(header) == has["JNF"]
+    first, second = read(tmp_path / "JNF" / "history-0.csv"), read(tmp_path / "JNF" / "second" / "history-0.csv")
+    assert len(first) == len(second) == 1 and first[0].keys() != second[0].keys() and "second stage, epoch 1/1" in text
     (tmp_path / "VAE" / "checkpoint-0.pt").unlink()  # what has been measured is not trained again
     assert "epoch" not in run("family", *options).replace("s/epoch", "").replace("1 epochs", "")
     assert "judge" in text

@@ -15,6 +15,7 @@ from ..seeding import seeded
 from .share import Share
 
 CHUNK = 1024  # rows encoded at once
+DRAWS = 100  # of a posterior whose mean is not known, such as a flow
 
 
 @torch.no_grad()
@@ -41,7 +42,7 @@ def linear_probe(
         label: a modality or a covariate: one class a row.
         given: the modalities that the guide sees; None for all but the label.
         sites: the latent sites whose means are taken, side by side; a mean that is only known given another site's
-            draw (:func:`pyro_mm.encode`) is of one draw.
+            draw (:func:`pyro_mm.encode`) is of one draw, and one that is not known, a flow's, the mean of 100.
         regularisation: C; larger is weaker.
         seed: of such draws; None goes on with torch's generator.
 
@@ -49,8 +50,7 @@ def linear_probe(
         The share of right test rows with its standard error, over test rows.
 
     Raises:
-        ValueError: the label is given to the guide or is unknown, a site is unknown, no row is left, or a
-            posterior has no mean.
+        ValueError: the label is given to the guide or is unknown, a site is unknown, or no row is left.
     """
     from sklearn.linear_model import LogisticRegression  # here, because it takes seconds
     from sklearn.pipeline import make_pipeline
@@ -95,7 +95,11 @@ def _means(guide: Callable[[Batch], Any], batch: Batch, sites: Sequence[str]) ->
         raise ValueError(
             f"expected one draw a row of {plated[0]}, got batch shape {tuple(found[plated[0]].batch_shape)}"
         )
+    return torch.cat([_mean(found[site]).reshape(batch.size, -1) for site in sites], -1).double().cpu()
+
+
+def _mean(d: Any) -> Tensor:
     try:
-        return torch.cat([found[site].mean.reshape(batch.size, -1) for site in sites], -1).double().cpu()
+        return d.mean
     except NotImplementedError:
-        raise ValueError(f"no mean is known of the posterior of {', '.join(sites)}: it is a flow, say") from None
+        return d.sample((DRAWS,)).mean(0)

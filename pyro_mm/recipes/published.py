@@ -14,6 +14,7 @@ from .. import datasets, objectives, protocols
 from ..batch import Batch
 from ..evidence import Evidence
 from ..likelihood import log_conditional
+from .flows import jnf, jnf_second
 from .joint import jmvae_kl, jmvae_zero, telbo, vaevae_joint
 from .parts import Recipe
 from .pooled import code, hoelder, mmjsd, mmvae, mmvm, mopoe, mvae, mvtcae, unimodal_mean, vaevae
@@ -57,6 +58,7 @@ class Member:
     recipe: Callable[[Batch], Recipe]
     encodes_image: bool = True  # whether the latent can be inferred from the image alone
     knows_label: bool = True  # whether the label is in its story
+    second: Callable[[Recipe], Recipe] | None = None  # from what was trained to a second stage, of as many epochs
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,7 @@ def _family(title: str, data: Data) -> Family:
             "MoPoE": Member(partial(mopoe, **size)),
             "MVTCAE": Member(partial(mvtcae, **size)),
             "mmJSD": Member(partial(mmjsd, **size)),
+            "JNF": Member(partial(jnf, **size), second=jnf_second),
         },
         epochs=20,
         batch_size=128,
@@ -204,8 +207,8 @@ def _weak() -> Family:
 
 
 FAMILIES: Mapping[str, Family] = {
-    "family-mnist": _family("Eleven models of MNIST images and labels", datasets.mnist),
-    "family-fashion": _family("Eleven models of Fashion-MNIST images and labels", datasets.fashion),
+    "family-mnist": _family("Twelve models of MNIST images and labels", datasets.mnist),
+    "family-fashion": _family("Twelve models of Fashion-MNIST images and labels", datasets.fashion),
     "weak-digits": _weak(),
 }
 """The names of ``pyro-mm reproduce`` for tables of many recipes."""
