@@ -153,6 +153,7 @@ class Staged:
         from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
         try:
+            # without a shape environment inductor passes its caches over, and compiles a known graph again
             fake = FakeTensorMode(shape_env=ShapeEnv(assume_static_by_default=True))
             with torch.no_grad(), tracing(TracingContext(fake)):
                 # the draws of torch's own generators, so that they are those of the programs

@@ -10,7 +10,7 @@ import pyro
 class Plate(pyro.plate):
     """``pyro.plate`` of terms or particles, all of which are there, without its sample site that says so.
 
-    That site is no part of any density, and passing it through the handlers takes 1 % of a small step each time. The
+    That site is no part of any density, and passing it through the handlers shows in the time of a small step. The
     plate of rows keeps its own: who replays a trace replays its rows.
     """
 

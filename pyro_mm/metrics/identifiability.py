@@ -86,7 +86,11 @@ def _correlations(x: Tensor, y: Tensor, kind: Kind) -> np.ndarray:
 
 
 def _waves(ranks: Tensor) -> list[Tensor]:
-    """An orthonormal basis of the centred sines of every entry's ranks, ``(N, <= WAVES)`` each."""
+    r"""An orthonormal basis of the centred sines of every entry's ranks, ``(N, WAVES)`` each, columns of zeros in it.
+
+    Of two entries the largest singular value of a product of theirs is :math:`\max_{a, b} \mathrm{corr}(\sum_k a_k
+    \sin(\omega_k r / N + \phi_k), \sum_k b_k \sin(\omega_k r' / N + \phi_k))`, with r and r' the ranks, ``(N,)``.
+    """
     frequency, phase = FREQUENCY * torch.randn(2, WAVES, dtype=ranks.dtype, generator=torch.Generator().manual_seed(0))
     found = []
     for rank in ranks.T:
