@@ -20,6 +20,7 @@ from .seeding import seeded
 PREDICTIONS = 100  # draws of z behind a predicted label
 PICTURES = 10  # pictures generated for every label that is given
 PROBED = 10_000  # training rows of the linear probe
+JUDGED = 100_000  # rows that the judge is shown at least, over its epochs
 COLUMNS = (
     "log p(image)", "log p(image, label)", "log p(image | label)", "k-hat > 0.7", "label from image",
     "image from label", "probe", "s/epoch",
@@ -38,7 +39,8 @@ class Judge:
         """Trained on grey pixels, which the mean images that it has to judge are like."""
         options: dict[str, Any] = {"directory": directory} if directory else {}
         train, test = (batch.to(device) for batch in what.data(binarize=None, **options))
-        return Judge(*metrics.classifier(train["image"], train["label"], test["image"], test["label"], epochs=2))
+        epochs = max(2, JUDGED // train.size)
+        return Judge(*metrics.classifier(train["image"], train["label"], test["image"], test["label"], epochs=epochs))
 
 
 def measured(

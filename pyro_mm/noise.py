@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import MaskedDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
-from torch.distributions import Distribution, Independent, TransformedDistribution
+from torch.distributions import Distribution, Independent, MultivariateNormal, TransformedDistribution
 
 from .distributions import Mixture, Where
 
@@ -130,4 +130,7 @@ def quantile(fn: Distribution, u: Tensor, choice: Tensor) -> Tensor:
         for transform in fn.transforms:
             x = transform(x)
         return x
-    return fn.icdf(u.clamp(MARGIN, 1 - MARGIN))
+    u = u.clamp(MARGIN, 1 - MARGIN)
+    if isinstance(fn, MultivariateNormal):
+        return fn.loc + (fn.scale_tril @ torch.special.ndtri(u)[..., None])[..., 0]
+    return fn.icdf(u)

@@ -103,12 +103,18 @@ class _How:
 
 
 def _trained(what: Reproduction | Family | Study, run: Recipe, train: Batch, how: _How, watch: _Watch) -> None:
+    steps: dict[str, Any] = {"optimizer": what.optimizer}
+    if isinstance(what, Study):
+        steps = {"optimizer": partial(what.optimizer, run)}
+        if what.scheduler is not None:
+            scheduler = what.scheduler
+            steps["scheduler"] = lambda optimizer: scheduler(optimizer, watch.epochs)
     fit(
         *run,
         train,
         epochs=watch.epochs,
         batch_size=what.batch_size,
-        optimizer=what.optimizer,
+        **steps,
         transform=what.transform,
         checkpoint=watch.out / f"checkpoint-{how.seed}.pt",
         compile=how.compile and what.compile,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from .batch import Batch
@@ -65,6 +67,7 @@ def fit(
     epochs: int = 10,
     batch_size: int = 128,
     optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer] | None = None,
+    scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
     seed: int | None = None,
     device: torch.device | str | None = None,
     precision: str = "32-true",
@@ -93,6 +96,8 @@ def fit(
         validation: rows whose loss is taken after every epoch, under one seed.
         optimizer: parameters -> ``torch.optim`` optimiser. The gradient it sees is that of the loss a row. By default
             Adam with a step size of 0.001, all parameters in one fused update.
+        scheduler: the optimiser -> ``torch.optim.lr_scheduler`` of its step sizes, moved on after every epoch; one that
+            waits for a plateau sees the validation loss, or the loss where no rows are for validation.
         seed: of the shuffling and the draws; None goes on with torch's generator.
         device: where to train. None is where the modules are; or CUDA, where there is one and both are modules.
         precision: "bf16-mixed" runs the networks under autocast, with log-probabilities in float32; "32-true" runs
@@ -139,6 +144,7 @@ def fit(
         done = saved.read() if saved else 0
         if done > epochs:
             raise ValueError(f"{checkpoint} is of {done} epochs, more than the {epochs} asked for")
+        planned = _scheduled(scheduler, optimiser, history, done)
         bar(done=done)
         for epoch in range(done, epochs):
             for module in modules:
@@ -173,6 +179,7 @@ def fit(
             if validation is not None:
                 entry["validation"] = _validation_loss(problem, validation, batch_size, fabric)
             history.append(entry)
+            planned(epoch)
             bar(entry)
             if saved:
                 saved.after(epoch + 1)
@@ -206,6 +213,32 @@ def _changing(transform: Callable[[Batch], Batch]) -> Callable[[Batch], Batch]:
 def _adam(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
     parameters = list(parameters)
     return torch.optim.Adam(parameters, 1e-3, fused=all(p.is_floating_point() for p in parameters))
+
+
+def _scheduled(
+    scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None,
+    optimizer: torch.optim.Optimizer,
+    history: History,
+    done: int,
+) -> Callable[[int], None]:
+    """What moves a schedule on after an epoch; it has been moved on after those that are done."""
+    if scheduler is None:
+        return lambda epoch: None
+    plan = scheduler(optimizer)
+
+    def step(epoch: int) -> None:
+        if isinstance(plan, ReduceLROnPlateau):
+            columns = history.columns
+            plan.step(columns.get("validation", columns["loss"])[epoch])
+        else:
+            plan.step()
+
+    with warnings.catch_warnings():
+        # the steps that came before were another process's
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)
+        for epoch in range(done):
+            step(epoch)
+    return step
 
 
 def _validation_loss(problem: Problem, rows: Batch, batch_size: int, fabric: Any) -> float:

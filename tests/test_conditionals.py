@@ -142,6 +142,8 @@ def test_sizes_that_do_not_fit_are_named():
         conditionals.Laplace(nn.Identity())(out)
     with pytest.raises(ValueError, match=r"\(\.\.\., 3, C\), got \(5, 7\)"):
         conditionals.Categorical(nn.Identity(), (3,))(out)
+    with pytest.raises(ValueError, match=r"D \(D \+ 3\) / 2 outputs of the network for some D, got 7"):
+        conditionals.MultivariateNormal(nn.Identity())(out)
     with pytest.raises(ValueError, match="needs event_shape"):
         conditionals.NegativeBinomial(nn.Identity())
 
@@ -151,6 +153,7 @@ FAMILIES = {
     "Normal, fixed": lambda net: conditionals.Normal(net, scale=0.5),
     "Normal, learned": lambda net: conditionals.Normal(net, scale=nn.Parameter(torch.zeros(6))),
     "Laplace": lambda net: conditionals.Laplace(net),
+    "MultivariateNormal": lambda net: conditionals.MultivariateNormal(nn.Sequential(net, nn.Linear(6, 5))),
     "Bernoulli": lambda net: conditionals.Bernoulli(net),
     "Categorical": lambda net: conditionals.Categorical(net),
     "Poisson": lambda net: conditionals.Poisson(net),
@@ -250,3 +253,19 @@ def test_a_mixture_head_is_the_mixture_of_its_parts():
     assert (net.bias.grad != 0).all()
     with pytest.raises(ValueError, match=r"expected 3 \+ 2 \* 3 \* D outputs of the network, got 18"):
         conditionals.NormalMixture(net, 3)(x)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 6])
+def test_a_normal_with_covariances_has_the_triangle_that_its_network_gives(size):
+    out = torch.randn(5, size * (size + 3) // 2, **F64)
+    d = conditionals.MultivariateNormal(nn.Identity())(out)
+    unit = torch.eye(size, **F64).expand(5, -1, -1).clone()
+    rows, columns = torch.tril_indices(size, size, -1)
+    unit[:, rows, columns] = out[:, 2 * size :]
+    triangle = conditionals.Normal(nn.Identity())(out[:, : 2 * size]).base_dist.scale[..., None] * unit
+    x = torch.randn(5, size, **F64)
+    oracle = torch.distributions.MultivariateNormal(out[:, :size], triangle @ triangle.mT)
+    torch.testing.assert_close(d.log_prob(x), oracle.log_prob(x), **EXACT)
+    assert d.batch_shape == (5,) and torch.equal(d.mean, out[:, :size])
+    standard = conditionals.MultivariateNormal(nn.Identity())(torch.zeros_like(out))
+    torch.testing.assert_close(standard.log_prob(x), dist.Normal(0.0, 1.0).log_prob(x).sum(-1), **EXACT)

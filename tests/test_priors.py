@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import pyro_mm as mm
-from pyro_mm.priors import GivenCovariate, MixturePrior
+from pyro_mm.priors import Component, GivenCovariate, MixturePrior
 
 LATENT, CLASSES = 2, 3
 
@@ -40,6 +40,54 @@ def test_a_mixture_prior_is_a_mixture():
     z = torch.randn(7, LATENT)
     each = dist.Normal(prior.loc, prior.log_scale.exp()).to_event(1).log_prob(z[:, None])
     torch.testing.assert_close(prior(None).log_prob(z), (each + prior.logits.log_softmax(0)).logsumexp(-1))
+
+
+def mixed():
+    """A prior of no symmetry, and the components of z that it stands for."""
+    prior = MixturePrior(CLASSES, LATENT, mixing=True)
+    with torch.no_grad():
+        prior.logits.normal_()
+        prior.log_scale.normal_(std=0.5)
+        prior.mixing.copy_(torch.tensor([[1.0, 0.5], [-0.7, 1.5]]))
+        triangle = prior.mixing * prior.log_scale.exp()[:, None]
+        parts = torch.distributions.MultivariateNormal(prior.loc @ prior.mixing.T, triangle @ triangle.mT)
+    return prior, parts
+
+
+def test_a_mixing_prior_is_a_mixture_along_other_axes():
+    prior, parts = mixed()
+    z = torch.randn(4, 7, LATENT)
+    each = parts.log_prob(z[..., None, :]) + prior.logits.log_softmax(0)
+    torch.testing.assert_close(prior(None).log_prob(z), each.logsumexp(-1))
+    torch.testing.assert_close(prior.sources(z) @ prior.mixing.T, z)
+    torch.testing.assert_close(prior(None).mean, (parts.mean * prior.logits.softmax(0)[:, None]).sum(0))
+    # 100,000 draws: means within five standard errors, seed fixed
+    drawn = prior(None).sample((100_000,))
+    assert ((drawn.mean(0) - prior(None).mean).abs() < 5 * drawn.std(0) / 100_000**0.5).all()
+
+
+def test_a_label_that_names_its_component():
+    """p(z) p(u | z) = p(u) p(z | u), exactly; and so the evidence of a row with its label, and of a label alone."""
+    prior, parts = mixed()
+    z, u = torch.randn(4, 7, LATENT), torch.randint(CLASSES, (7,))
+    joint = prior(None).log_prob(z) + Component(prior)(z).log_prob(u)
+    given = parts.log_prob(z[..., None, :])[..., torch.arange(7), u]
+    torch.testing.assert_close(joint, prior.logits.log_softmax(0)[u] + given)
+
+    net = nn.Linear(LATENT, 3)
+    model = mm.models.SharedLatent(prior, {"x": mm.conditionals.Normal(net, scale=0.5), "u": Component(prior)})
+    assert len(list(model.parameters())) == len(list(prior.parameters())) + 2  # not once more for the label
+    rows = mm.Batch({"x": torch.randn(7, 3), "u": u})
+    with torch.no_grad():
+        covariance = net.weight @ parts.covariance_matrix @ net.weight.T + 0.25 * torch.eye(3)
+        of_x = torch.distributions.MultivariateNormal(net(parts.mean), covariance).log_prob(rows["x"][:, None])
+        truth = prior.logits.log_softmax(0)[u] + of_x[torch.arange(7), u]
+    guide = mm.Guide(z=lambda b: dist.Normal(torch.zeros(b.size, LATENT), 3.0).to_event(1))
+    found = mm.log_marginal(model, guide, rows, num_particles=20_000, seed=0)
+    # within 4.5 standard errors on all of seven rows, seed fixed
+    assert ((found.log_prob - truth).abs() < 4.5 * found.standard_error).all() and found.standard_error.max() < 0.1
+    alone = mm.log_marginal(model, guide, rows.only("u"), num_particles=20_000, seed=0)
+    assert ((alone.log_prob - prior.logits.log_softmax(0)[u]).abs() < 4.5 * alone.standard_error).all()
 
 
 def test_the_evidence_under_a_mixture_prior_is_that_of_its_parts():
@@ -76,10 +124,10 @@ def test_a_prior_given_a_covariate_follows_the_rows():
 
 
 @pytest.mark.parametrize("objective", [mm.objectives.elbo, mm.objectives.masked, mm.objectives.mopoe])
-@pytest.mark.parametrize("kind", ["mixture", "covariate"])
+@pytest.mark.parametrize("kind", ["mixture", "mixing", "covariate"])
 def test_every_number_of_a_prior_learns(kind, objective):
     conditional = mm.conditionals.Normal(nn.Embedding(CLASSES, 2 * LATENT))
-    prior = MixturePrior(2, LATENT) if kind == "mixture" else GivenCovariate("u", conditional)
+    prior = GivenCovariate("u", conditional) if kind == "covariate" else MixturePrior(2, LATENT, kind == "mixing")
     model, _ = story(prior)
     rows = mm.Batch({"x": torch.randn(30, 3)}, covariates={"u": torch.arange(30) % CLASSES})
     guide = mm.Guide(z=mm.posteriors.SumPooling({"x": nn.Linear(3, 4)}, mm.conditionals.Normal(nn.Linear(4, 4)), 4))

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from contextlib import nullcontext
 
 import pyro
@@ -541,6 +542,51 @@ def test_a_checkpoint_leaves_the_step_size_to_the_caller(tmp_path):
     before = weights(model, guide)
     mm.fit(model, guide, mm.objectives.elbo(), rows, **QUIET | options | {"epochs": 2, "optimizer": still})
     assert all(map(torch.equal, before, weights(model, guide)))
+
+
+SCHEDULES = {
+    "cosine": lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6),
+    "plateau": lambda optimizer: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=0.3),
+}
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_a_schedule_is_followed_and_taken_up_where_a_training_stopped(tmp_path, kind, compile):
+    """The sizes of a torch scheduler that is stepped by hand, epoch by epoch, and through a stop."""
+    rows, sizes = data(), []
+
+    def train(epochs, checkpoint=None):
+        torch.manual_seed(3)
+        made = []
+
+        def sgd(parameters):
+            made.append(torch.optim.SGD(parameters, 0.01))
+            return made[-1]
+
+        sizes.clear()
+        model, guide = pair()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            history = mm.fit(
+                model, guide, mm.objectives.elbo(), rows, epochs=epochs, seed=1, validation=rows,
+                scheduler=SCHEDULES[kind], checkpoint=checkpoint, compile=compile,
+                callback=lambda *_: sizes.append(made[-1].param_groups[0]["lr"]), **QUIET | {"optimizer": sgd},
+            )  # fmt: skip
+        return history, weights(model, guide)
+
+    history, straight = train(6)
+    by_hand = torch.optim.SGD([torch.zeros(1)], 0.01)
+    plan, expected = SCHEDULES[kind](by_hand), []
+    for loss in history.to_dict()["validation"]:
+        by_hand.step()
+        plan.step(*([loss] if kind == "plateau" else []))
+        expected.append(by_hand.param_groups[0]["lr"])
+    assert sizes == expected and len(set(expected)) > 1
+    train(3, tmp_path / "checkpoint.pt")
+    _, resumed = train(6, tmp_path / "checkpoint.pt")
+    assert sizes == expected[3:]
+    torch.testing.assert_close(resumed, straight, rtol=1e-5 if compile else 0, atol=1e-6 if compile else 0)
 
 
 @pytest.mark.parametrize("first", [False, True])

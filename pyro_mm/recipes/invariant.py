@@ -46,12 +46,20 @@ def _experts(pool: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     return made
 
 
-def _set(pool: Callable[..., nn.Module], mixture: bool = False) -> Callable[..., nn.Module]:
+def _set(pool: Callable[..., nn.Module], kind: str = "normal") -> Callable[..., nn.Module]:
     def made(names: Sequence[str], networks: Networks, latent: int, size: int, components: int) -> nn.Module:
-        out = components * (1 + 2 * latent) if mixture else 2 * latent
-        net = MLP(size, out, (size, size), rectifier)
-        head = conditionals.NormalMixture(net, components) if mixture else conditionals.Normal(net)
-        return pool({name: networks(name, size) for name in names}, head, size)
+        outputs = {
+            "normal": 2 * latent,
+            "mixture": components * (1 + 2 * latent),
+            "full covariance": latent * (latent + 3) // 2,
+        }
+        net = MLP(size, outputs[kind], (size, size), rectifier)
+        heads: Mapping[str, Callable[[], nn.Module]] = {
+            "normal": lambda: conditionals.Normal(net),
+            "mixture": lambda: conditionals.NormalMixture(net, components),
+            "full covariance": lambda: conditionals.MultivariateNormal(net),
+        }
+        return pool({name: networks(name, size) for name in names}, heads[kind](), size)
 
     return made
 
@@ -59,13 +67,14 @@ def _set(pool: Callable[..., nn.Module], mixture: bool = False) -> Callable[...,
 POSTERIORS: Mapping[str, Callable[..., nn.Module]] = {
     "SumPooling": _set(posteriors.SumPooling),
     "SelfAttention": _set(posteriors.SelfAttention),
-    "SumPooling mixture": _set(posteriors.SumPooling, mixture=True),
-    "SelfAttention mixture": _set(posteriors.SelfAttention, mixture=True),
+    "SumPooling, full covariance": _set(posteriors.SumPooling, "full covariance"),
+    "SumPooling mixture": _set(posteriors.SumPooling, "mixture"),
+    "SelfAttention mixture": _set(posteriors.SelfAttention, "mixture"),
     "PoE": _experts(posteriors.ProductOfExperts),
     "MoE": _experts(posteriors.MixtureOfExperts),
 }
-"""Sets whose features are summed, or attend to each other first, with one Normal or a mixture of them at the end; and
-products and mixtures of experts, the product with the prior among them."""
+"""Sets whose features are summed, or attend to each other first, with one Normal, diagonal or not, or a mixture of
+diagonal ones at the end; and products and mixtures of experts, the product with the prior among them."""
 
 
 def objective(kind: str) -> Objective:

@@ -124,7 +124,7 @@ def study(title: str, private: int, published: dict[tuple[str, str], str]) -> St
             measure=measure,
             epochs=epochs,
             batch_size=500,
-            optimizer=lambda parameters: torch.optim.Adam(parameters, step, fused=True),
+            optimizer=lambda run, parameters: torch.optim.Adam(parameters, step, fused=True),
             known=known,
             published=published,
             compile=True,

@@ -203,7 +203,7 @@ _SHORT = Study(
     measure=measure,
     epochs=6,
     batch_size=128,
-    optimizer=lambda parameters: torch.optim.Adam(parameters, 2e-3, fused=True),
+    optimizer=lambda run, parameters: torch.optim.Adam(parameters, 2e-3, fused=True),
     seeds=3,
     compile=True,
     known={"true rows": of_true_rows},

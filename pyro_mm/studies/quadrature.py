@@ -37,7 +37,7 @@ def posterior(sources: Sources, name: str, label: str, noise: float) -> tuple[Te
         # well above zero nothing below it matters, nor the other way round
         high = y[rows] > WIDE * noise
         below = torch.where(high, inverse - WIDE * noise, below)
-        above = torch.where(high, inverse + WIDE * noise, above.clamp(max=WIDE * noise))
+        above = above.minimum(y[rows].clamp(min=0) + WIDE * noise)
         centre, half = (above + below) / 2, (above - below) / 2
         h = centre[..., None] + half[..., None] * unit  # (rows, 2, NODES)
         fit = -0.5 * ((y[rows][..., None] - torch.nn.functional.leaky_relu(h, SLOPE)) / noise) ** 2

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..batch import Batch
 from ..recipes.parts import Recipe
@@ -34,6 +35,8 @@ class Study:
     Args:
         groups: name -> ``draw(seed, directory)``: the data of one seed; a table for each of them.
         members: name -> recipe for the training rows.
+        optimizer: from a recipe and its parameters.
+        scheduler: of its step sizes, from the optimiser and the number of epochs.
         measure: from a trained recipe, its sample and the seed to column -> value.
         known: name -> function of (group's sample, seed) to the same columns: rows of the table that nobody trains.
         full: the same as it was published, where that takes too long for every day (``--full``).
@@ -46,7 +49,8 @@ class Study:
     measure: Callable[[Recipe, Sample, int], Measured]
     epochs: int
     batch_size: int
-    optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+    optimizer: Callable[[Recipe, Iterable[Tensor]], torch.optim.Optimizer]
+    scheduler: Callable[[torch.optim.Optimizer, int], LRScheduler] | None = None
     seeds: int = 5
     known: Mapping[str, Callable[[Sample, int], Measured]] = field(default_factory=dict)
     published: Mapping[tuple[str, str], str] = field(default_factory=dict)

@@ -1,0 +1,68 @@
+"""Densities by a normalising flow."""
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.util import broadcast_shape
+from torch import Tensor, nn
+
+from .base import Conditional
+
+
+class Flow(Conditional):
+    r"""A normalising flow whose transformation depends on the parents.
+
+    .. math:: x = f_c^{-1}(u), \quad u \sim N(0, I), \quad c = \mathrm{net}(parents), \qquad
+        p(x) = N(f_c(x); 0, I) \, |\det \partial f_c / \partial x|
+
+    Args:
+        net: gives the context c, ``(.., C)``.
+        flow: a flow of :mod:`zuko`, such as ``zuko.flows.MAF(features=D, context=C)``: a module that maps a context
+            to a distribution with a ``transform`` f to a ``base``. Its event shape is ``(D,)``.
+
+    An autoregressive flow scores in one pass and draws in D of them; one of coupling layers (``NICE``, ``RealNVP``)
+    does both in one. Rezende & Mohamed 2015 (arXiv:1505.05770); Papamakarios et al. 2017 (arXiv:1705.07057).
+    """
+
+    def __init__(self, net: nn.Module, flow: nn.Module) -> None:
+        super().__init__(net)
+        self.flow = flow
+
+    def forward(self, *parents: Tensor) -> dist.TorchDistribution:
+        context = self.output(parents)
+        d = self.flow(context)
+        return _Flowing(d.base, [_Drawn(d.transform, context.dtype)], validate_args=False)
+
+
+class _Drawn(torch.distributions.Transform):
+    """From noise to a draw: the inverse of a flow's transformation, of noise of any type (uniforms are float64)."""
+
+    domain = codomain = torch.distributions.constraints.real_vector
+    bijective = True
+
+    def __init__(self, flow: Any, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.flow, self.dtype = flow, dtype
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.flow.inv(x.to(self.dtype))
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.flow(y)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return -self.flow.log_abs_det_jacobian(y, x)
+
+
+class _Flowing(dist.TransformedDistribution):
+    """As torch's, but that density and noise come of one pass of the networks.
+
+    Not ``pyro.contrib.zuko.ZukoToPyro``, which has no ``rsample``, and whose draws cannot be made of uniforms.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        # as wide as the context, which the slopes of zuko's transformations are not by themselves
+        value = value.expand(broadcast_shape(value.shape, self.batch_shape + self.event_shape))
+        noise, log_slope = self.transforms[0].flow.call_and_ladj(value)
+        return self.base_dist.log_prob(noise) + log_slope
