@@ -278,16 +278,6 @@ def _kl_where_where(p: Where, q: Where) -> Tensor:
     return broadcast(broadcast(kl, p.batch_shape), q.batch_shape)
 
 
-@register_kl(torch.distributions.MultivariateNormal, Independent)
-def _kl_of_diagonal(p: torch.distributions.MultivariateNormal, q: Independent) -> Tensor:
-    if not isinstance(innermost(q), torch.distributions.Normal) or len(q.event_shape) != 1:
-        raise NotImplementedError
-    loc, scale = diagonal(q)
-    square = (p.scale_tril / scale[..., None]).square().sum(-1) + ((p.loc - loc) / scale).square()
-    half_log_det = p.scale_tril.diagonal(dim1=-2, dim2=-1).log() - scale.log()
-    return (0.5 * (square - 1) - half_log_det).sum(-1)
-
-
 def diagonal(d: Distribution) -> tuple[Tensor, Tensor]:
     """``loc`` and ``scale`` of a Normal or Laplace, however often it was expanded or wrapped by ``to_event``.
 

@@ -427,20 +427,6 @@ def test_where_sends_a_gradient_to_the_chosen_branch_alone():
     assert torch.equal(loc.grad, torch.stack([MASK, ~MASK]).double())
 
 
-def test_the_kl_of_covariances_from_none_is_that_of_two_with_covariances():
-    loc, mean, scale = torch.randn(3, 2, **F64), torch.randn(2, **F64), torch.rand(2, **F64) + 0.5
-    triangle = torch.tensor([[0.5, 0.0], [3.0, 2.0]], **F64)
-    p = dist.MultivariateNormal(loc, scale_tril=triangle)
-    by_hand = kl_divergence(p, dist.MultivariateNormal(mean, scale_tril=scale.diag()))
-    torch.testing.assert_close(kl_divergence(p, dist.Normal(mean, scale).to_event(1)), by_hand, **EXACT)
-    mask = Where(
-        MASK, dist.Normal(mean, scale).to_event(1).expand((3,)), dist.Normal(mean, 1.0).to_event(1).expand((3,))
-    )
-    assert kl_divergence(p, mask)[MASK].equal(kl_divergence(p, mask.p)[MASK])
-    with pytest.raises(NotImplementedError):
-        kl_divergence(p, dist.Laplace(mean, scale).to_event(1))
-
-
 def test_where_kls_resolve_without_ambiguity():
     p, q, r, s = normal(3, 2), normal(3, 2), normal(3, 2), normal(3, 2)
     other = torch.tensor([False, False, True])
