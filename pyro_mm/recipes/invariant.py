@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from torch import nn
 
@@ -46,20 +47,22 @@ def _experts(pool: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     return made
 
 
-def _set(pool: Callable[..., nn.Module], kind: str = "normal") -> Callable[..., nn.Module]:
+class _Head(NamedTuple):
+    """What takes the features of a set: how many numbers of latents D and components K, and what is made of them."""
+
+    outputs: Callable[[int, int], int]
+    of: Callable[[nn.Module, int], nn.Module]
+
+
+NORMAL = _Head(lambda d, k: 2 * d, lambda net, k: conditionals.Normal(net))
+MIXTURE = _Head(lambda d, k: k * (1 + 2 * d), conditionals.NormalMixture)
+FULL = _Head(lambda d, k: d * (d + 3) // 2, lambda net, k: conditionals.MultivariateNormal(net))
+
+
+def _set(pool: Callable[..., nn.Module], head: _Head = NORMAL) -> Callable[..., nn.Module]:
     def made(names: Sequence[str], networks: Networks, latent: int, size: int, components: int) -> nn.Module:
-        outputs = {
-            "normal": 2 * latent,
-            "mixture": components * (1 + 2 * latent),
-            "full covariance": latent * (latent + 3) // 2,
-        }
-        net = MLP(size, outputs[kind], (size, size), rectifier)
-        heads: Mapping[str, Callable[[], nn.Module]] = {
-            "normal": lambda: conditionals.Normal(net),
-            "mixture": lambda: conditionals.NormalMixture(net, components),
-            "full covariance": lambda: conditionals.MultivariateNormal(net),
-        }
-        return pool({name: networks(name, size) for name in names}, heads[kind](), size)
+        net = MLP(size, head.outputs(latent, components), (size, size), rectifier)
+        return pool({name: networks(name, size) for name in names}, head.of(net, components), size)
 
     return made
 
@@ -67,9 +70,9 @@ def _set(pool: Callable[..., nn.Module], kind: str = "normal") -> Callable[..., 
 POSTERIORS: Mapping[str, Callable[..., nn.Module]] = {
     "SumPooling": _set(posteriors.SumPooling),
     "SelfAttention": _set(posteriors.SelfAttention),
-    "SumPooling, full covariance": _set(posteriors.SumPooling, "full covariance"),
-    "SumPooling mixture": _set(posteriors.SumPooling, "mixture"),
-    "SelfAttention mixture": _set(posteriors.SelfAttention, "mixture"),
+    "SumPooling, full covariance": _set(posteriors.SumPooling, FULL),
+    "SumPooling mixture": _set(posteriors.SumPooling, MIXTURE),
+    "SelfAttention mixture": _set(posteriors.SelfAttention, MIXTURE),
     "PoE": _experts(posteriors.ProductOfExperts),
     "MoE": _experts(posteriors.MixtureOfExperts),
 }
