@@ -29,6 +29,7 @@ POSTERIORS = {
     "sum": lambda f: SumPooling(f, head(), SIZE),
     "attention": lambda f: SelfAttention(f, head(), SIZE, heads=2),
     "two layers": lambda f: SelfAttention(f, head(), SIZE, heads=4, layers=2),
+    "no last norm": lambda f: SelfAttention(f, head(), SIZE, heads=2, normalized=False),
 }
 
 

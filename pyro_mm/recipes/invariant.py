@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from torch import nn
@@ -70,14 +71,16 @@ def _set(pool: Callable[..., nn.Module], head: _Head = NORMAL) -> Callable[..., 
 POSTERIORS: Mapping[str, Callable[..., nn.Module]] = {
     "SumPooling": _set(posteriors.SumPooling),
     "SelfAttention": _set(posteriors.SelfAttention),
+    "SelfAttention, no last norm": _set(partial(posteriors.SelfAttention, normalized=False)),
     "SumPooling, full covariance": _set(posteriors.SumPooling, FULL),
     "SumPooling mixture": _set(posteriors.SumPooling, MIXTURE),
     "SelfAttention mixture": _set(posteriors.SelfAttention, MIXTURE),
     "PoE": _experts(posteriors.ProductOfExperts),
     "MoE": _experts(posteriors.MixtureOfExperts),
 }
-"""Sets whose features are summed, or attend to each other first, with one Normal, diagonal or not, or a mixture of
-diagonal ones at the end; and products and mixtures of experts, the product with the prior among them."""
+"""Sets whose features are summed, or attend to each other first (without the last normalisation too), with one Normal,
+diagonal or not, or a mixture of diagonal ones at the end; and products and mixtures of experts, the product with the
+prior among them."""
 
 
 def objective(kind: str) -> Objective:

@@ -149,7 +149,15 @@ def _truth(sample: Sample, seed: int) -> Measured:
     return {"log p(x)": test[0].mean().item(), **_correlations(sample.truth[0].latents, train[1])}
 
 
-MASKED = ("SumPooling", "SelfAttention", "PoE", "MoE", "SumPooling mixture", "SelfAttention mixture")
+MASKED = (
+    "SumPooling",
+    "SelfAttention",
+    "SelfAttention, no last norm",
+    "PoE",
+    "MoE",
+    "SumPooling mixture",
+    "SelfAttention mixture",
+)
 MIXED = ("SumPooling", "PoE", "MoE")
 PAIRS = [("masked", each) for each in MASKED] + [("mixture bound", each) for each in MIXED]
 PRIOR = 10.0

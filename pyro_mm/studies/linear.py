@@ -100,6 +100,7 @@ BOUNDS = ("masked", "mixture bound")
 MEMBERS = {
     "masked, SumPooling": ("SumPooling", "masked"),
     "masked, SelfAttention": ("SelfAttention", "masked"),
+    "masked, SelfAttention, no last norm": ("SelfAttention, no last norm", "masked"),
     "masked, PoE": ("PoE", "masked"),
     "mixture bound, SumPooling": ("SumPooling", "mixture bound"),
     "mixture bound, PoE": ("PoE", "mixture bound"),

@@ -188,7 +188,7 @@ def _shares(rows: Batch) -> Tensor:
 
 
 POSTERIORS = {
-    "masked": ("SumPooling", "SelfAttention", "SumPooling mixture", "PoE", "MoE"),
+    "masked": ("SumPooling", "SelfAttention", "SelfAttention, no last norm", "SumPooling mixture", "PoE", "MoE"),
     "mixture bound": ("SumPooling", "PoE", "MoE"),
 }
 
