@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +20,7 @@ class Output(NamedTuple):
     value: Tensor
 
 
-def per_set(batch: Batch, owner: object, f: Callable[[Batch], Tensor]) -> Tensor:
+def per_set(batch: Batch, owner: object, f: Callable[[Batch], tuple[Tensor, ...]], few: int = 0) -> tuple[Tensor, ...]:
     """``f(batch)``, of which every set of modalities is computed once a step.
 
     An objective shows a batch as several sets at once, stacked to the left of the rows, and the same set may be what
@@ -26,9 +28,12 @@ def per_set(batch: Batch, owner: object, f: Callable[[Batch], Tensor]) -> Tensor
 
     Args:
         owner: whose function it is; one for each owner.
-        f: a function of the values and masks of a batch alone, ``(.., N, F)``.
+        f: a function of the values and masks of a batch alone, to tensors ``(.., N, F)``.
+        few: of so many sets it is computed for each, where looking for equal ones would take longer.
     """
     if batch._memo is None or batch._each is None or batch._stack is None or getattr(batch, "_drawn", None):
+        return f(batch)
+    if len(batch._each) <= few:
         return f(batch)
     memo, nesting = batch._memo, -batch._stack.dim - 1
     keys = [_key(owner, masks) for masks in batch._each]
@@ -37,13 +42,32 @@ def per_set(batch: Batch, owner: object, f: Callable[[Batch], Tensor]) -> Tensor
         each = [batch._each[t] for t in new.values()]
         masks = {n: stacked([m[n] for m in each], batch.size, batch.device, nesting) for n in batch.names}
         out = f(batch.view(masks, batch._stack, memo, each=each))
-        depends = out.dim() - 1 > nesting  # on the set
         for place, (key, kept) in enumerate(zip(new, each, strict=True)):
             # the masks and the owner are kept, so that no others can come by their identity
-            memo[key] = (out[place] if depends else out, owner, kept)
+            memo[key] = _Found(out, place, nesting, owner, kept)
         if list(new) == keys:
             return out
-    pieces = [memo[key][0] for key in keys]
+    found = [memo[key] for key in keys]
+    return tuple(_joined(pieces, nesting) for pieces in zip(*(one.pieces for one in found), strict=True))
+
+
+@dataclass
+class _Found:
+    """What a function gave for the sets of a stack, and the place among them of the one that this is of."""
+
+    out: tuple[Tensor, ...]
+    place: int
+    nesting: int
+    owner: object
+    masks: Any
+
+    @cached_property
+    def pieces(self) -> tuple[Tensor, ...]:
+        # a tensor without the stack's dimension does not depend on the set
+        return tuple(x[self.place] if x.dim() - 1 > self.nesting else x for x in self.out)
+
+
+def _joined(pieces: tuple[Tensor, ...], nesting: int) -> Tensor:
     if all(piece is pieces[0] for piece in pieces):
         return pieces[0]
     return torch.stack([piece.reshape(*[1] * (nesting + 1 - piece.dim()), *piece.shape) for piece in pieces])

@@ -9,7 +9,7 @@ from linear_gaussian import Sigma
 from torch import nn
 
 import pyro_mm as mm
-from pyro_mm.posteriors import invariant
+from pyro_mm.posteriors import invariant, pooled
 from pyro_mm.posteriors.invariant import PrivateOf, SelfAttention, SumPooling, _Attention
 
 SIZE, LATENT, N = 8, 2, 6
@@ -189,6 +189,33 @@ def test_what_is_shared_between_terms_is_what_each_would_compute(table, complete
         assert (one is None) == (two is None)
         if one is not None:
             torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("table", ["mmvm", "vaevae", "mmjsd", "mvtcae"])
+def test_a_product_that_terms_share_is_what_each_would_compute(table, rows, monkeypatch):
+    torch.manual_seed(4)
+    experts = {n: mm.conditionals.Normal(mm.nn.MLP(d, 2 * LATENT, (8,))) for n, d in DIMS.items()}
+    loadings = {n: torch.randn(d, LATENT, dtype=torch.float64) for n, d in DIMS.items()}
+    pair = mm.models.LinearGaussian(loadings).double(), mm.Guide(z=pooled.ProductOfExperts(experts)).double()
+    objective, products, sizes = getattr(mm.objectives, table)(), pooled.product_of_normals, []
+
+    def counted(*args, **options):
+        product = products(*args, **options)
+        sizes.append(product.batch_shape[:-1].numel())
+        return product
+
+    monkeypatch.setattr(pooled, "product_of_normals", counted)
+    outcome(objective, *pair, rows)  # which looks at the pair first
+    sizes.clear()
+    ours = outcome(objective, *pair, rows)
+    shared = sum(sizes)
+    monkeypatch.setattr(pooled, "per_set", lambda batch, owner, f, few: f(batch))
+    sizes.clear()
+    apart = outcome(objective, *pair, rows)
+    assert shared < sum(sizes) if table in ("mmvm", "vaevae") else shared <= sum(sizes)
+    assert ours[0] == pytest.approx(apart[0], rel=1e-12)
+    for one, two in zip(ours[1], apart[1], strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("vectorize", [True, False])

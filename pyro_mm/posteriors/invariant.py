@@ -179,4 +179,5 @@ def _headed(head: nn.Module, batch: Batch, owner: nn.Module, state: Callable[[Ba
     """The head of a set's state, its network run once a step for every set."""
     if not isinstance(head, Conditional):
         return head(state(batch))
-    return head(Output(per_set(batch, owner, lambda some: head.output((state(some),)))))
+    (output,) = per_set(batch, owner, lambda some: (head.output((state(some),)),))
+    return head(Output(output))

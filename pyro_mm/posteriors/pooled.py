@@ -16,7 +16,7 @@ from ..fixed import Fixed
 from ..presence import Presence, all_of, constant
 from ..presence import subsets as all_subsets
 from ..products import STANDARD_NORMAL, consensus_of_normals, pairwise_pool, product_of_normals
-from ..sets import some_of
+from ..sets import per_set, some_of
 
 
 class _Experts(nn.Module):
@@ -58,7 +58,12 @@ class ProductOfExperts(_Experts):
         self.prior = None if prior is None else Fixed(prior)
 
     def forward(self, batch: Batch) -> dist.Distribution:
-        return product_of_normals(*self.parameters_of(batch), prior=_normal(self.prior)).to_event(1)
+        loc, scale = per_set(batch, self, self._product, few=4)
+        return dist.Normal(loc, scale, validate_args=False).to_event(1)
+
+    def _product(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        product = product_of_normals(*self.parameters_of(batch), prior=_normal(self.prior))
+        return product.loc, product.scale
 
 
 class MixtureOfExperts(_Experts):
