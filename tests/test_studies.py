@@ -236,7 +236,8 @@ def test_a_study_is_run_row_by_row_and_seed_by_seed(name, monkeypatch, tmp_path)
 
 
 def test_only_some_rows_of_a_study(monkeypatch, tmp_path):
-    monkeypatch.setattr(command, "STUDIES", {"small": replace(short("hirt-linear"), known={})})
+    study = replace(short("hirt-linear"), known={})
+    monkeypatch.setattr(command, "STUDIES", {"small": study})
     options = [
         "--epochs",
         "1",
@@ -251,7 +252,7 @@ def test_only_some_rows_of_a_study(monkeypatch, tmp_path):
     result = CliRunner().invoke(app, ["reproduce", "small", *options])
     assert result.exit_code == 0, result.output
     names = [p.name for p in (tmp_path / "two modalities").iterdir()]
-    assert names == ["mixture bound, PoE"]
+    assert names == [name for name in study.members if name.startswith("mixture")] != []
     result = CliRunner().invoke(app, ["reproduce", "small", *options[:-1], "PoEt"])
     assert result.exit_code == 2 and "no row" in result.output
 

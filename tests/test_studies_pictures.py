@@ -136,7 +136,7 @@ def test_the_table_has_all_rows_and_columns(folder, monkeypatch, tmp_path):
     columns |= {f"{names[i]} from {', '.join(n for n in names if n != names[i])}" for i in range(3)}
     assert {*header} == {"", "s/epoch", *columns}
     table = {name: dict(zip(header[1:], cells, strict=True)) for name, *cells in body}
-    assert [*table] == ["true rows", *study.members] and len(study.members) == 8
+    assert [*table] == ["true rows", *study.members] and len(study.members) == 9
     for name in study.members:
         assert all("±" in cell for column, cell in table[name].items() if "from" in column or "log" in column), name
         found = json.loads(next((tmp_path / "out" / "three modalities" / name).glob("measured-*.json")).read_text())
