@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .columns import read_mask, read_modality, read_tensor
 from .draws import Deferred, draw, plate_shape
+from .memo import kept
 from .presence import Presence, all_of, any_of, over_events
 from .scatter import Stack, restricted
 
@@ -310,10 +311,7 @@ class Batch:
         """``module(batch[name])``, run once a step however many terms of an objective ask for it."""
         if self._memo is None:
             return module(self._values[name])
-        key = (name, id(module))
-        if key not in self._memo:  # the module is kept, so that no other one can come by its identity
-            self._memo[key] = (module(self._values[name]), module)
-        return self._memo[key][0]
+        return kept(self._memo, (name, id(module)), lambda: module(self._values[name]), module)
 
     # -- for objectives -----------------------------------------------------------------------------------------
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .batch import Batch
+from .memo import has, keep, kept
 from .presence import Presence, any_of, stacked
 
 
@@ -29,7 +28,7 @@ def per_set(batch: Batch, owner: object, f: Callable[[Batch], tuple[Tensor, ...]
     Args:
         owner: whose function it is; one for each owner.
         f: a function of the values and masks of a batch alone, to tensors ``(.., N, F)``.
-        few: of so many sets it is computed for each, where looking for equal ones would take longer.
+        few: with so many terms it is computed for each, where looking for equal sets would take longer.
     """
     if batch._memo is None or batch._each is None or batch._stack is None or getattr(batch, "_drawn", None):
         return f(batch)
@@ -37,34 +36,18 @@ def per_set(batch: Batch, owner: object, f: Callable[[Batch], tuple[Tensor, ...]
         return f(batch)
     memo, nesting = batch._memo, -batch._stack.dim - 1
     keys = [_key(owner, masks) for masks in batch._each]
-    new = {key: t for t, key in enumerate(keys) if key not in memo}
+    new = {key: t for t, key in enumerate(keys) if not has(memo, key)}
     if new:
         each = [batch._each[t] for t in new.values()]
         masks = {n: stacked([m[n] for m in each], batch.size, batch.device, nesting) for n in batch.names}
         out = f(batch.view(masks, batch._stack, memo, each=each))
-        for place, (key, kept) in enumerate(zip(new, each, strict=True)):
-            # the masks and the owner are kept, so that no others can come by their identity
-            memo[key] = _Found(out, place, nesting, owner, kept)
+        for place, (key, those) in enumerate(zip(new, each, strict=True)):
+            # a tensor without the stack's dimension does not depend on the set
+            keep(memo, key, tuple(x[place] if x.dim() - 1 > nesting else x for x in out), owner, those)
         if list(new) == keys:
             return out
-    found = [memo[key] for key in keys]
-    return tuple(_joined(pieces, nesting) for pieces in zip(*(one.pieces for one in found), strict=True))
-
-
-@dataclass
-class _Found:
-    """What a function gave for the sets of a stack, and the place among them of the one that this is of."""
-
-    out: tuple[Tensor, ...]
-    place: int
-    nesting: int
-    owner: object
-    masks: Any
-
-    @cached_property
-    def pieces(self) -> tuple[Tensor, ...]:
-        # a tensor without the stack's dimension does not depend on the set
-        return tuple(x[self.place] if x.dim() - 1 > self.nesting else x for x in self.out)
+    found = [memo[key][0] for key in keys]
+    return tuple(_joined(pieces, nesting) for pieces in zip(*found, strict=True))
 
 
 def _joined(pieces: tuple[Tensor, ...], nesting: int) -> Tensor:
@@ -78,9 +61,7 @@ def once(batch: Batch, owner: object, f: Callable[[Batch], Any]) -> Any:
     if batch._memo is None or batch._each is None or getattr(batch, "_drawn", None):
         return f(batch)
     key = ("once", *(_key(owner, masks) for masks in batch._each))
-    if key not in batch._memo:
-        batch._memo[key] = (f(batch), owner, batch._each)
-    return batch._memo[key][0]
+    return kept(batch._memo, key, lambda: f(batch), owner, batch._each)
 
 
 def some_of(batch: Batch, names: Iterable[str]) -> Presence:

@@ -1,5 +1,6 @@
 """Posteriors of sets: the order of modalities is lost, absent is deleted, and gradients go where they should."""
 
+import copy
 from itertools import permutations
 
 import pyro.distributions as dist
@@ -9,6 +10,7 @@ from linear_gaussian import Sigma
 from torch import nn
 
 import pyro_mm as mm
+from pyro_mm import memo, sets
 from pyro_mm.posteriors import invariant, pooled
 from pyro_mm.posteriors.invariant import PrivateOf, SelfAttention, SumPooling, _Attention
 
@@ -160,6 +162,11 @@ def test_under_the_terms_of_an_objective_each_has_its_own_set(posterior, rows):
 TABLES = ["elbo", "masked", "mvae", "vaevae", "jmvae_kl", "mvtcae", "mmjsd", "subset_mean", "mmvm", "telbo"]
 
 
+def story():
+    loadings = {n: torch.randn(d, LATENT, dtype=torch.float64) for n, d in DIMS.items()}
+    return mm.models.LinearGaussian(loadings).double()
+
+
 def outcome(objective, model, guide, batch):
     for p in (*model.parameters(), *guide.parameters()):
         p.grad = None
@@ -195,8 +202,7 @@ def test_what_is_shared_between_terms_is_what_each_would_compute(table, complete
 def test_a_product_that_terms_share_is_what_each_would_compute(table, rows, monkeypatch):
     torch.manual_seed(4)
     experts = {n: mm.conditionals.Normal(mm.nn.MLP(d, 2 * LATENT, (8,))) for n, d in DIMS.items()}
-    loadings = {n: torch.randn(d, LATENT, dtype=torch.float64) for n, d in DIMS.items()}
-    pair = mm.models.LinearGaussian(loadings).double(), mm.Guide(z=pooled.ProductOfExperts(experts)).double()
+    pair = story(), mm.Guide(z=pooled.ProductOfExperts(experts)).double()
     objective, products, sizes = getattr(mm.objectives, table)(), pooled.product_of_normals, []
 
     def counted(*args, **options):
@@ -225,9 +231,8 @@ def test_the_network_of_a_set_is_run_once_a_step(table, sets, vectorize, rows):
     torch.manual_seed(0)
     posterior, seen = SumPooling(features(), head(), SIZE).double(), []
     posterior.head.net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[:-1].numel()))
-    loadings = {n: torch.randn(d, LATENT, dtype=torch.float64) for n, d in DIMS.items()}
     objective = getattr(mm.objectives, table)(vectorize=vectorize)
-    pair = mm.models.LinearGaussian(loadings).double(), mm.Guide(z=posterior)
+    pair = story(), mm.Guide(z=posterior)
     objective.loss(*pair, rows)  # which looks at the pair first
     seen.clear()
     objective.loss(*pair, rows)
@@ -241,3 +246,44 @@ def test_sizes_that_do_not_fit_are_told():
         SumPooling(features(), head(), 9)(mm.Batch({n: torch.randn(2, d) for n, d in DIMS.items()}))
     with pytest.raises(ValueError, match="'d' has no features among"):
         PrivateOf(SumPooling(features(), head(), SIZE), "d", nn.Identity(), nn.Identity(), head())
+
+
+def joint_and_each(f):
+    """A joint encoder of what is complete, and one for each modality that an objective gives it alone."""
+    experts = {n: mm.conditionals.Normal(mm.nn.MLP(d, 2 * LATENT, (8,))) for n, d in DIMS.items()}
+    return mm.posteriors.JointEncoder(f, mm.conditionals.Normal(mm.nn.MLP(3 * SIZE, 2 * LATENT)), product(f, experts))
+
+
+def product(f, experts=None):
+    experts = experts or {n: mm.conditionals.Normal(mm.nn.MLP(d, 2 * LATENT, (8,))) for n, d in DIMS.items()}
+    return pooled.ProductOfExperts(experts)
+
+
+ALONE = mm.objectives.Objective([mm.objectives.Term(mm.objectives.ALL, mm.objectives.ALL, "a")])
+
+
+@pytest.mark.parametrize("table", [*TABLES, "given alone"])
+@pytest.mark.parametrize("make", [*POSTERIORS.values(), product, joint_and_each])
+def test_what_was_scored_without_gradient_is_computed_again_with_it(make, table, rows, monkeypatch):
+    """One particle, resampled, is that particle: its gradient is the bound's own (where no penalty is drawn apart).
+    And of more particles it is what it is if nothing is kept."""
+    torch.manual_seed(5)
+    pair = story(), mm.Guide(z=make(features())).double()
+
+    def result(estimator):
+        objective = copy.copy(ALONE if table == "given alone" else getattr(mm.objectives, table)())
+        objective.estimator = estimator
+        objective.loss(*pair, rows)  # which looks at the pair first
+        return outcome(objective, *pair, rows)
+
+    pairs = []
+    if table not in ("jmvae_kl", "mmjsd", "mmvm"):
+        pairs.append([result(mm.estimators.IWAE(1, resample=each)) for each in (False, True)])
+    several = result(mm.estimators.IWAE(3, resample=True))
+    for module in (memo, sets):
+        monkeypatch.setattr(module, "has", lambda memo, key: False)
+    for one, two in [*pairs, (several, result(mm.estimators.IWAE(3, resample=True)))]:
+        assert one[0] == pytest.approx(two[0], rel=1e-12)
+        for each, other in zip(one[1], two[1], strict=True):
+            each, other = (torch.zeros((), dtype=torch.float64) if g is None else g for g in (each, other))
+            torch.testing.assert_close(*torch.broadcast_tensors(each, other), rtol=1e-9, atol=1e-9)

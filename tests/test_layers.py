@@ -22,6 +22,7 @@ LAYERS = [
         "arviz_bridge",
         "columns",
         "draws",
+        "memo",
         "plates",
         "traceable",
     ],

@@ -81,8 +81,8 @@ class SelfAttention(SumPooling):
         features, head, size: as of :class:`SumPooling`.
         heads: of the attention; divides the size.
         layers: L.
-        normalized: False leaves out the last LN. It gives all tokens one size, as large for what says little as for
-            what says much; a posterior whose mean is a sum, as of a linear story, is learned sooner without it.
+        normalized: False leaves out the last LN, which gives all tokens one size, as large for what says little as for
+            what says much. A posterior whose mean is a sum, as of a linear story, is learned sooner without it.
 
     Lee et al. 2019 (Set Transformer, arXiv:1810.00825); Hirt et al. 2024 (arXiv:2309.00380), section 3.
     """
