@@ -198,8 +198,9 @@ def test_what_is_shared_between_terms_is_what_each_would_compute(table, complete
             torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("table", ["mmvm", "vaevae", "mmjsd", "mvtcae"])
+@pytest.mark.parametrize("table", ["mmvm", "vaevae"])
 def test_a_product_that_terms_share_is_what_each_would_compute(table, rows, monkeypatch):
+    """Loss and gradient, to rounding; and fewer products."""
     torch.manual_seed(4)
     experts = {n: mm.conditionals.Normal(mm.nn.MLP(d, 2 * LATENT, (8,))) for n, d in DIMS.items()}
     pair = story(), mm.Guide(z=pooled.ProductOfExperts(experts)).double()
@@ -218,7 +219,7 @@ def test_a_product_that_terms_share_is_what_each_would_compute(table, rows, monk
     monkeypatch.setattr(pooled, "per_set", lambda batch, owner, f, few: f(batch))
     sizes.clear()
     apart = outcome(objective, *pair, rows)
-    assert shared < sum(sizes) if table in ("mmvm", "vaevae") else shared <= sum(sizes)
+    assert shared < sum(sizes)
     assert ours[0] == pytest.approx(apart[0], rel=1e-12)
     for one, two in zip(ours[1], apart[1], strict=True):
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
