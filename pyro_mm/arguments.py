@@ -1,0 +1,357 @@
+"""Checks of arguments at the door: each returns the value, or raises saying what was expected and what was found.
+
+A value of the wrong kind is a ``TypeError``, one of the right kind and out of range a ``ValueError``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import numbers
+import operator
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+LONGEST = 60  # characters of a value that are printed
+
+
+def described(value: Any) -> str:
+    """Describe a value in a few words, for the end of an error message: ``got ..``."""
+    if value is None or isinstance(value, bool | str):
+        return _short(value)
+    if isinstance(value, numbers.Number):
+        return f"{_short(value)}, a {type(value).__name__}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, Tensor | np.ndarray):
+        return f"{type(value).__name__} of {value.dtype} and shape {tuple(value.shape)}"
+    if isinstance(value, nn.Module):
+        return f"the module {type(value).__name__}"
+    if inspect.isroutine(value):
+        return f"the function {value.__name__}"
+    if isinstance(value, list | tuple | set | frozenset) and len(repr(value)) <= LONGEST:
+        return f"the {type(value).__name__} {value!r}"
+    return f"an object of type {type(value).__name__}"
+
+
+def check_integer(argument: str, value: Any, least: int | None = None, most: int | None = None) -> int:
+    """Return an integer within a range.
+
+    Args:
+        argument: its name, for the message.
+        value: an integer of Python, NumPy or torch; neither a boolean nor a float.
+        least, most: bounds, included; None for none.
+
+    Raises:
+        TypeError: something else than an integer.
+        ValueError: an integer out of the range.
+    """
+    wanted = f"expected {argument} to be an integer{_range(least, most)}"
+    boolean = isinstance(value, bool | np.bool_) or (isinstance(value, Tensor) and value.dtype == torch.bool)
+    try:
+        if boolean:
+            raise TypeError
+        found = operator.index(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{wanted}, got {described(value)}") from None
+    if (least is not None and found < least) or (most is not None and found > most):
+        raise ValueError(f"{wanted}, got {found}")
+    return found
+
+
+def check_number(
+    argument: str,
+    value: Any,
+    least: float | None = None,
+    most: float | None = None,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+) -> float:
+    """Return a finite number within a range, as a float.
+
+    Args:
+        argument: its name, for the message.
+        value: a number of Python or NumPy, or a tensor of one; not a boolean.
+        least, most: bounds, included; None for none.
+        above, below: bounds, excluded; None for none.
+
+    Raises:
+        TypeError: something else than a number.
+        ValueError: NaN, infinity or a number out of the range.
+    """
+    wanted = f"expected {argument} to be a number{_range(least, most, above, below)}"
+    single = isinstance(value, Tensor | np.ndarray | np.generic) and math.prod(value.shape) == 1
+    boolean = isinstance(value, bool | np.bool_) or (single and value.dtype in (torch.bool, np.bool_))
+    if boolean or not (single or isinstance(value, numbers.Real)):
+        raise TypeError(f"{wanted}, got {described(value)}")
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{wanted}, got {described(value)}") from None
+    inside = (
+        math.isfinite(found)
+        and (least is None or found >= least)
+        and (most is None or found <= most)
+        and (above is None or found > above)
+        and (below is None or found < below)
+    )
+    if not inside:
+        raise ValueError(f"{wanted}, got {found:g}")
+    return found
+
+
+def check_flag(argument: str, value: Any) -> bool:
+    """Return True or False. Raises a TypeError for anything else."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"expected {argument} to be True or False, got {described(value)}")
+    return bool(value)
+
+
+def check_choice(argument: str, value: Any, choices: Iterable[str]) -> str:
+    """Return one of some strings. Raises a TypeError for no string, a ValueError for another one."""
+    choices = list(choices)
+    wanted = f"expected {argument} to be one of {', '.join(map(repr, choices))}"
+    if not isinstance(value, str):
+        raise TypeError(f"{wanted}, got {described(value)}")
+    if value not in choices:
+        raise ValueError(f"{wanted}, got {_short(value)}")
+    return value
+
+
+def check_name(argument: str, value: Any, known: Iterable[str] | None = None, what: str = "modality") -> str:
+    """Return a name, one of those that are known.
+
+    Args:
+        argument: its name, for the message.
+        value: a string.
+        known: the names to choose from; None for any.
+        what: of which things these are names.
+
+    Raises:
+        TypeError: something else than a string.
+        ValueError: an unknown name.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"expected {argument} to be the name of a {what}, got {described(value)}")
+    if known is not None and value not in (known := list(known)):
+        raise ValueError(f"{argument}: unknown {what} {_short(value)}, expected one of {', '.join(map(repr, known))}")
+    return value
+
+
+def check_names(
+    argument: str, value: Any, known: Iterable[str] | None = None, *, least: int = 0, what: str = "modality"
+) -> tuple[str, ...]:
+    """Return names as a tuple; a string alone is one name.
+
+    Args:
+        argument: its name, for the message.
+        value: a string, or an iterable of strings.
+        known: the names to choose from, such as those of a batch; None for any.
+        least: how many names are needed.
+        what: of which things these are names.
+
+    Raises:
+        TypeError: something else than names.
+        ValueError: an unknown name, one given twice, or too few of them.
+    """
+    if isinstance(value, str):
+        value = (value,)
+    if isinstance(value, Mapping | Tensor | np.ndarray) or not isinstance(value, Iterable):
+        raise TypeError(f"expected {argument} to be names, each of a {what}, got {described(value)}")
+    known = None if known is None else list(known)
+    found = tuple(check_name(argument, name, known, what) for name in value)
+    if len(set(found)) < len(found):
+        raise ValueError(f"{argument}: expected every name once, got {', '.join(map(repr, found))}")
+    if len(found) < least:
+        raise ValueError(f"{argument}: expected {least} name{'s' * (least != 1)} at least, got {len(found)}")
+    return found
+
+
+def check_function(argument: str, value: Any, parameters: Sequence[str] | None = ("batch",)) -> Callable[..., Any]:
+    """Return a function, or a module, that can be called with some positional arguments.
+
+    Args:
+        argument: its name, for the message.
+        value: a callable; a class, or a function that still has to be called to make one, is refused.
+        parameters: what it is to be called with, in words; None where that is not known.
+
+    Raises:
+        TypeError: anything that is not such a callable.
+    """
+    of = "" if parameters is None else f" of {', '.join(f'({p})' if ' ' in p else p for p in parameters)}"
+    wanted = f"expected {argument} to be a function{of}"
+    if isinstance(value, type):
+        raise TypeError(f"{wanted}, got the class {value.__name__}: make an instance, {value.__name__}(..)")
+    if not callable(value):
+        unpack = isinstance(value, tuple) and any(callable(x) for x in value)
+        hint = f": unpack it, as in model, guide, *_ = {type(value).__name__.lower()}" if unpack else ""
+        raise TypeError(f"{wanted}, got {described(value)}{hint}")
+    signature = _signature(value)
+    if parameters is None or signature is None:
+        return value
+    try:
+        signature.bind(*parameters)
+    except TypeError:
+        name = getattr(value, "__name__", type(value).__name__)
+        raise TypeError(f"{wanted}, got {name}{signature}: was its result meant, {name}(..)?") from None
+    return value
+
+
+def check_module(argument: str, value: Any) -> nn.Module:
+    """Return a ``torch.nn.Module``. Raises a TypeError for a class or anything else."""
+    if isinstance(value, nn.Module):
+        return value
+    if isinstance(value, type):
+        raise TypeError(f"expected {argument} to be a module, got {described(value)}: make an instance of it")
+    hint = ", whose parameters nobody would find: make it the forward of a torch.nn.Module" if callable(value) else ""
+    raise TypeError(f"expected {argument} to be a torch.nn.Module, got {described(value)}{hint}")
+
+
+def check_mapping(argument: str, value: Any, what: str = "values", *, least: int = 0) -> dict[str, Any]:
+    """Return a mapping from names as a dictionary.
+
+    Args:
+        argument: its name, for the message.
+        value: a mapping whose keys are strings.
+        what: it maps names to.
+        least: how many entries are needed.
+
+    Raises:
+        TypeError: no mapping, or a key that is no string.
+        ValueError: too few entries.
+    """
+    wanted = f"expected {argument} to map names to {what}"
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{wanted}, got {described(value)}")
+    for name in value:
+        if not isinstance(name, str):
+            raise TypeError(f"{wanted}, got the key {described(name)}")
+    if len(value) < least:
+        raise ValueError(f"{wanted}, {least} at least, got {len(value)}")
+    return dict(value)
+
+
+def check_modules(
+    argument: str, value: Any, known: Iterable[str] | None = None, *, least: int = 1
+) -> dict[str, nn.Module]:
+    """Return a mapping from names to modules, all of which ``torch.nn.ModuleDict`` takes.
+
+    Args:
+        argument: its name, for the message.
+        value: name -> module.
+        known: the names to choose from; None for any.
+        least: how many modules are needed.
+
+    Raises:
+        TypeError: no mapping, or a value that is no module.
+        ValueError: too few of them, an unknown name, or one that torch forbids.
+    """
+    found = check_mapping(argument, value, "modules", least=least)
+    known = None if known is None else list(known)
+    for name, module in found.items():
+        check_name(argument, name, known)
+        check_attribute(argument, name)
+        check_module(f"{argument}[{name!r}]", module)
+    return found
+
+
+def check_attribute(argument: str, name: str) -> str:
+    """Return a name under which torch can hold a module or a parameter.
+
+    Raises:
+        ValueError: an empty name, one with a dot, or one of an attribute of torch's containers, such as "values".
+    """
+    if not name or "." in name:
+        raise ValueError(f"{argument}: torch forbids names that are empty or have a dot in them, got {name!r}")
+    if hasattr(nn.ModuleDict, name) or hasattr(nn.ParameterDict, name) or name == "training":
+        raise ValueError(
+            f"{argument}: torch has a use of its own for the name {name!r}, rename the modality: {name + '_'!r}, say"
+        )
+    return name
+
+
+def check_seed(value: Any, argument: str = "seed") -> int | None:
+    """Return a seed: any integer, or None. Raises a TypeError for anything else."""
+    return None if value is None else check_integer(argument, value)
+
+
+def check_path(argument: str, value: Any) -> Path:
+    """Return a path. Raises a TypeError for what is none, a ValueError for an empty one or one with a null byte."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"expected {argument} to be a path, got {described(value)}")
+    text = os.fspath(value)
+    if isinstance(text, bytes):
+        text = os.fsdecode(text)
+    if not text or "\0" in text:
+        raise ValueError(f"expected {argument} to be the path of a file or folder, got {text!r}")
+    return Path(text)
+
+
+def check_tensor(argument: str, value: Any, shape: Sequence[int | str | None] | None = None) -> Tensor:
+    """Return a tensor of a shape.
+
+    Args:
+        argument: its name, for the message.
+        value: a tensor.
+        shape: of every dimension its size, or a letter for any size; None for any number of dimensions.
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: another shape.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"expected {argument} to be a tensor{_shape_text(shape)}, got {described(value)}")
+    if shape is None:
+        return value
+    fits = len(shape) == value.dim() and all(
+        not isinstance(size, int) or size == found for size, found in zip(shape, value.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"expected {argument}{_shape_text(shape)}, got shape {tuple(value.shape)}")
+    return value
+
+
+def check_shape(argument: str, value: Any) -> torch.Size:
+    """Return the shape of one value, sizes of one at least. Raises a TypeError or a ValueError for anything else."""
+    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
+        raise TypeError(f"expected {argument} to be a shape, such as (28, 28), got {described(value)}")
+    return torch.Size([check_integer(f"every size in {argument}", size, least=1) for size in value])
+
+
+def _shape_text(shape: Sequence[int | str | None] | None) -> str:
+    if shape is None:
+        return ""
+    sizes = ", ".join(".." if size is None else str(size) for size in shape)
+    return f" of shape ({sizes}{',' if len(shape) == 1 else ''})"
+
+
+def _range(
+    least: float | None = None, most: float | None = None, above: float | None = None, below: float | None = None
+) -> str:
+    bounds = [
+        *([f">= {least}"] if least is not None else []),
+        *([f"> {above}"] if above is not None else []),
+        *([f"<= {most}"] if most is not None else []),
+        *([f"< {below}"] if below is not None else []),
+    ]
+    return f" {' and '.join(bounds)}" if bounds else ""
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST else text[: LONGEST - 2] + ".."
+
+
+def _signature(value: Any) -> inspect.Signature | None:
+    """The signature that a call has to fit; None where Python does not know it."""
+    try:
+        return inspect.signature(value.forward if isinstance(value, nn.Module) else value)
+    except (TypeError, ValueError):
+        return None
