@@ -148,12 +148,15 @@ def problem_of(
 def _leaves(roots: list[Any]) -> dict[int, Tensor]:
     """The leaves of the autograd graphs of what is a tensor with one, by identity."""
     leaves: dict[int, Tensor] = {}
-    stack, seen = [x.grad_fn or x for x in roots if getattr(x, "requires_grad", False)], set()
+    stack = [x.grad_fn or x for x in roots if getattr(x, "requires_grad", False)]
+    # the nodes themselves, not only their ids: torch wraps a node anew whenever Python asks for one that no variable
+    # holds, and the id of a wrapper that is gone is given to the next
+    seen: dict[int, Any] = {}
     while stack:
         node = stack.pop()
         if node is None or id(node) in seen:
             continue
-        seen.add(id(node))
+        seen[id(node)] = node
         leaf = node if isinstance(node, Tensor) else getattr(node, "variable", None)
         if leaf is not None:
             leaves[id(leaf)] = leaf
