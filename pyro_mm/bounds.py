@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .presence import subsets
-from .terms import ALL, EACH, EVERY, OTHERS, PRIOR, Names, Random, Symbol, Term, at_step
+from pyro.infer import (
+    ELBO,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceTailAdaptive_ELBO,
+    TraceTMC_ELBO,
+)
+
+from .estimators import AnalyticKL, PerRow, Renyi, StickTheLanding
+from .presence import MOST, subsets
+from .terms import ALL, EACH, EVERY, OTHERS, PRIOR, Names, Number, Random, Symbol, Term, members
 
 SETTLED = 10**12  # a step at which every warm-up is over
+LATER = (0, 1, 2, 3, 10, 100, 1_000, 12_345)  # steps after it, at which a weight that has settled is still the same
 
 
 @dataclass
@@ -34,112 +47,238 @@ class Target:
         return text + (" only where q(z | x_C) is the exact posterior" if self.kind == "approximate" else "")
 
 
+@dataclass(frozen=True)
+class Piece:
+    """One log-density that a term bounds: ``log p(x_decode | x_given)``, or a sum or mean of it over a symbol."""
+
+    decode: Names
+    given: Names = ()
+    over: str = ""  # "sum_m ", "mean_S " and the like, where the modalities' names are not known
+
+
+@dataclass(frozen=True)
+class RowNames:
+    """The modalities of a batch, and those of them that a row has."""
+
+    names: tuple[str, ...]
+    present: frozenset[str]
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return tuple(name for name in self.names if name in self.present)
+
+
+Pieces = dict[Piece, float]
+
+
 def target(
-    terms: Sequence[Term], names: Sequence[str] | None = None, lower: bool = True, linear: bool = True
+    terms: Sequence[Term],
+    names: Sequence[str] | None = None,
+    lower: bool = True,
+    linear: bool = True,
+    present: Collection[str] | None = None,
 ) -> Target:
-    """What the sum of these terms bounds, after any warm-up, for rows that have all modalities.
+    """Read off what the sum of these terms bounds, after any warm-up, for rows that have all modalities.
 
     The rules: a term given PRIOR with kl >= likelihood = w > 0 bounds w log p(x_B) from below; a penalty with
     kl >= 0 only loosens; a term given C, not PRIOR, bounds log p(x_B | x_C), only if B and C are disjoint, and only
-    where q(z | x_C) is the exact posterior. Anything else is a surrogate. Wu & Goodman 2019 (arXiv:1912.05075).
+    where q(z | x_C) is the exact posterior. Anything else is a surrogate, and so is what has a weight that goes on
+    changing for ever. Wu & Goodman 2019 (arXiv:1912.05075).
 
     Args:
-        names: the modalities; without them the text says x for all of them.
+        names: the batch's modalities; without them the text says x for all of them.
         lower: whether the estimator keeps a lower bound one (Rényi's with alpha < 0 does not).
         linear: whether it is a mean of log-weights. One that takes the logarithm of a mean of weights needs
-            kl = likelihood: with kl > likelihood the mean of those weights may exceed p(x).
+            kl = likelihood: with kl > likelihood the mean of those weights may exceed p(x). A weight for each
+            modality stays inside of that logarithm, and has to be 1.
+        present: those modalities that the rows have; None for all.
     """
-    parts: dict[tuple[Names, Names, bool], float] = {}
-    kind = "lower bound" if lower else "surrogate"
+    if names is not None and len(names) > MOST and any(term.over is EVERY for term in terms):
+        names = None  # more sets than can be gone through
+    rows = None if names is None else RowNames(tuple(names), frozenset(names if present is None else present))
+    total: Pieces = {}
+    approximate = False
     for term in terms:
-        kl = at_step(term.kl, SETTLED)
-        weights = term.likelihood if isinstance(term.likelihood, Mapping) else {"": term.likelihood}
-        likelihood = {at_step(w, SETTLED) for w in weights.values()}
-        if term.decode == () and kl >= 0:
-            continue
-        weight = likelihood.pop()
-        wide = isinstance(term.likelihood, Mapping) and set(term.likelihood) != set(names or ())
-        if not likelihood and weight == 0 and kl >= 0 and (linear or kl <= 1):
-            continue
-        off = kl < weight or (kl > weight and not linear)
-        if likelihood or (wide and weight != 1) or weight <= 0 or off:
+        pieces = _symbolic(term, linear) if rows is None else _concrete(term, rows, linear)
+        if pieces is None or not lower:
             return Target("surrogate", "")
-        if term.given is not PRIOR:
-            if not _disjoint(term.decode, term.given):
-                return Target("surrogate", "")
-            kind = "approximate" if kind == "lower bound" else kind
-        # a sum whose terms bound one and the same quantity, averaged, bounds that quantity
-        summed = not (term.average and not _varies(term.decode) and not _varies(term.given))
-        key = (term.decode, () if term.given is PRIOR else term.given, summed and term.over is not None)
-        if summed and term.average and names is not None:
-            weight /= len(names) if term.over is EACH else 2 ** len(names) - 1
-        mean = (*key[:2], "mean" if summed and term.average and names is None else key[2])
-        parts[mean] = parts.get(mean, 0.0) + weight  # type: ignore[index,arg-type]
-    _chain(parts, names)
-    if kind == "surrogate" or not parts:
+        approximate |= bool(pieces) and term.given is not PRIOR
+        for piece, weight in pieces.items():
+            total[piece] = total.get(piece, 0.0) + weight
+    total = _chained(total, rows)
+    if not total:
         return Target("surrogate", "")
+    return _described(total, "approximate" if approximate else "lower bound", rows is not None)
+
+
+def _described(total: Pieces, kind: str, concrete: bool) -> Target:
     result = Target(kind, "")
-    pieces: dict[str, float] = {}
-    for (decode, given, over), weight in parts.items():
-        for b, c in _concrete(decode, given, over, names):
-            text = _log_p(b, c)
-            prefix = "" if names is not None or not over else ("mean_m " if over == "mean" else "sum_m ")
-            prefix = prefix.replace("m ", "S ") if EVERY in (decode, given) else prefix
-            pieces[prefix + text] = pieces.get(prefix + text, 0.0) + weight
-            result.random |= any(isinstance(x, Random) for x in (b, c))
-            if names is not None and not isinstance(b, Symbol) and not isinstance(c, Symbol):
-                sets = (frozenset(b), frozenset(c))
-                if c:
-                    result.conditional[sets] = result.conditional.get(sets, 0.0) + weight
-                else:
-                    result.log_evidence[sets[0]] = result.log_evidence.get(sets[0], 0.0) + weight
-    result.text = " + ".join(f"{'' if abs(w - 1) < 1e-12 else f'{w:.4g} '}{t}" for t, w in pieces.items())
+    texts: dict[str, float] = {}
+    for piece, weight in total.items():
+        text = piece.over + _log_p(piece.decode, piece.given)
+        texts[text] = texts.get(text, 0.0) + weight
+        decode, given = piece.decode, piece.given
+        if isinstance(decode, Symbol) or isinstance(given, Symbol):
+            result.random |= isinstance(decode, Random) or isinstance(given, Random)
+        elif concrete and given:
+            result.conditional[frozenset(decode), frozenset(given)] = weight
+        elif concrete:
+            result.log_evidence[frozenset(decode)] = weight
+    result.text = " + ".join(f"{'' if abs(w - 1) < 1e-12 else f'{w:.4g} '}{t}" for t, w in texts.items())
     return result
 
 
-def _chain(parts: dict, names: Sequence[str] | None) -> None:
-    """log p(x_C) + log p(x_B | x_C) = log p(x_B, x_C), for the pairs that tables are made of."""
-    for given, decode in [(EACH, OTHERS), *((c, d) for c, d in _random_pairs(parts))]:
-        for over in (False, True, "mean"):
-            own, conditional = (given, (), over), (decode, given, over)
-            if own in parts and conditional in parts and abs(parts[own] - parts[conditional]) < 1e-12:
-                weight = parts.pop(own)
-                del parts[conditional]
-                terms = len(names) if over is True and names is not None else 1
-                key = (ALL, (), True) if over is True and names is None else (ALL, (), False)
-                parts[key] = parts.get(key, 0.0) + weight * terms
+def is_lower_bound(estimator: ELBO) -> bool:
+    """Return True if the estimator's mean is known not to exceed the log-evidence that it estimates."""
+    if isinstance(estimator, Renyi | RenyiELBO):
+        return estimator.alpha >= 0
+    known = PerRow | Trace_ELBO | TraceGraph_ELBO | TraceEnum_ELBO | TraceTMC_ELBO
+    return isinstance(estimator, known) and not isinstance(estimator, TraceTailAdaptive_ELBO)
 
 
-def _random_pairs(parts: dict) -> list[tuple[Random, Random]]:
-    return [(c, d) for d, c, _ in list(parts) if isinstance(d, Random) and isinstance(c, Random) and d.rest]
+def is_linear(estimator: ELBO) -> bool:
+    """Return True if the estimator is a mean of log-weights, and takes no logarithm of a mean of weights."""
+    means = AnalyticKL | StickTheLanding | Trace_ELBO | TraceGraph_ELBO | TraceEnum_ELBO
+    if isinstance(estimator, means) and not isinstance(estimator, TraceTailAdaptive_ELBO):
+        return True
+    if not isinstance(estimator, PerRow | RenyiELBO) or estimator.num_particles > 1:
+        return False
+    return getattr(estimator, "stratified", None) != "inside"
 
 
-def _varies(names: Names) -> bool:
-    return names in (EACH, OTHERS, EVERY)
+# -- one term -------------------------------------------------------------------------------------------------------
+
+
+def _symbolic(term: Term, linear: bool) -> Pieces | None:
+    """What a term bounds, whatever the modalities are called; None if it bounds nothing."""
+    weight = _weight(term, term.decode, linear)
+    if weight is None or not _disjoint(term.decode, term.given):
+        return None
+    if weight == 0:
+        return {}
+    over = ""
+    varies = {EACH, OTHERS, EVERY} & {x for x in (term.decode, term.given) if isinstance(x, Symbol)}
+    if term.over is not None and (varies or not term.average):  # a mean of equal bounds is that bound
+        over = f"{'mean' if term.average else 'sum'}_{term.over} "
+    return {Piece(term.decode, () if term.given is PRIOR else term.given, over): weight}
+
+
+def _concrete(term: Term, row: RowNames, linear: bool) -> Pieces | None:
+    """What a term bounds in a row of these modalities; None if it bounds nothing."""
+    sums: Sequence[Sequence[str]] = [()]
+    if term.over is EACH:
+        sums = [(name,) for name in row.names]
+    elif term.over is EVERY:
+        sums = subsets(row.names)
+    pieces: Pieces = {}
+    counted = 0
+    for chosen in sums:
+        if not all(_counts(which, chosen, row) for which in (term.encode, term.given)):
+            continue
+        counted += 1
+        decode, given = (_members(which, chosen, row) for which in (term.decode, term.given))
+        weight = _weight(term, decode, linear)
+        if weight is None or not _disjoint(decode, given):
+            return None
+        if weight > 0:
+            piece = Piece(decode, () if given is PRIOR else given)
+            pieces[piece] = pieces.get(piece, 0.0) + weight
+    return {piece: weight / (counted if term.average else 1) for piece, weight in pieces.items()}
+
+
+def _weight(term: Term, decode: Names, linear: bool) -> float | None:
+    """The w of the bound ``w log p(x_decode | ..)``, 0 of a term that is nothing but a penalty; None of no bound."""
+    kl = _settled(term.kl)
+    if kl is None:
+        return None
+    if decode == ():
+        return 0.0 if kl >= 0 else None
+    given = term.likelihood
+    inside = isinstance(given, Mapping)
+    if isinstance(given, Mapping):
+        # of a set that is not known yet: all modalities named, and those not named, which weigh 1
+        each = [*given.values(), 1.0] if isinstance(decode, Symbol) else [given.get(name, 1.0) for name in decode]
+    else:
+        each = [given]
+    weights = [_settled(weight) for weight in each]
+    weight = weights[0]
+    if weight is None or any(w is None or not math.isclose(w, weight) for w in weights) or weight < 0:
+        return None
+    if weight == 0:  # the mean of (r / q)^kl is at most 1 for kl <= 1
+        return 0.0 if kl >= 0 and (linear or kl <= 1) else None
+    if linear:
+        return weight if kl >= weight or math.isclose(kl, weight) else None
+    return weight if math.isclose(kl, weight) and (not inside or math.isclose(weight, 1.0)) else None
+
+
+def _settled(weight: Number) -> float | None:
+    """A weight after any warm-up; None if it goes on changing, or is not known so late."""
+    if not callable(weight):
+        return float(weight)
+    try:
+        values = [float(weight(SETTLED + later)) for later in LATER]
+    except (ArithmeticError, LookupError, ValueError):
+        return None
+    same = all(math.isclose(value, values[0], abs_tol=1e-9) for value in values)
+    return values[0] if same and math.isfinite(values[0]) else None
 
 
 def _disjoint(decode: Names, given: Names) -> bool:
+    """Whether what a term decodes is certainly no part of what it is given."""
+    if decode == () or given == () or given is PRIOR:
+        return True
     if isinstance(decode, Random) and isinstance(given, Random):
         return decode.index == given.index and decode.rest != given.rest
     if isinstance(decode, Symbol) or isinstance(given, Symbol):
-        return (decode, given) in ((OTHERS, EACH), (EACH, OTHERS)) or given == ()
+        return {decode, given} == {OTHERS, EACH}
     return not set(decode) & set(given)
 
 
-def _concrete(decode: Names, given: Names, over: bool | str, names: Sequence[str] | None) -> list[tuple[Names, Names]]:
-    if names is None:
-        return [(decode, given)]
-    sums: Sequence[Sequence[str]] = [()]
-    if over and EVERY in (decode, given):
-        sums = subsets(names)
-    elif over:
-        sums = [(n,) for n in names]
+def _counts(which: Names, chosen: Sequence[str], row: RowNames) -> bool:
+    """Whether a term that encodes, or is given, this set counts in a row: not where the set is wholly absent."""
+    if which is PRIOR or isinstance(which, Random):
+        return True
+    nominal = members(which, chosen, row.names)
+    return not nominal or not row.present.isdisjoint(nominal)
 
-    def members(which: Names, chosen: Sequence[str]) -> Names:
-        table = {ALL: tuple(names), EACH: chosen, EVERY: chosen, OTHERS: tuple(n for n in names if n not in chosen)}
-        return table.get(which, which) if isinstance(which, Symbol) else which
 
-    return [(members(decode, chosen), members(given, chosen)) for chosen in sums]
+def _members(which: Names, chosen: Sequence[str], row: RowNames) -> Names:
+    """Those of a set that the row has, in the modalities' order; PRIOR and random sets as they are."""
+    if which is PRIOR or isinstance(which, Random):
+        return which
+    nominal = members(which, chosen, row.names)
+    return tuple(name for name in row.all if name in nominal)
+
+
+# -- their sum ------------------------------------------------------------------------------------------------------
+
+
+def _chained(total: Pieces, row: RowNames | None) -> Pieces:
+    """Joins log p(x_C) + log p(x_B | x_C) = log p(x_B, x_C) where both have one weight."""
+    left = dict(total)
+    for piece in total:
+        own = Piece(piece.given, (), piece.over)
+        joint = _union(piece, row)
+        if piece.given == () or joint is None or own not in left or piece not in left:
+            continue
+        if not math.isclose(left[own], left[piece]):
+            continue
+        weight = left.pop(piece)
+        del left[own]
+        left[joint] = left.get(joint, 0.0) + weight
+    return left
+
+
+def _union(piece: Piece, row: RowNames | None) -> Piece | None:
+    """The log-density of what a piece decodes and of what it is given; None where that is not known."""
+    decode, given = piece.decode, piece.given
+    everything: Names = ALL if row is None else row.all
+    over = "" if piece.over.startswith("mean") else piece.over
+    if isinstance(decode, Symbol) or isinstance(given, Symbol):
+        complements = {decode, given} == {OTHERS, EACH} or (isinstance(decode, Random) and isinstance(given, Random))
+        return Piece(everything, (), over) if complements else None
+    order = (*given, *decode) if row is None else row.all
+    return Piece(tuple(name for name in order if name in {*decode, *given}), (), piece.over)
 
 
 def _log_p(decode: Names, given: Names) -> str:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
-from pyro.infer import ELBO, RenyiELBO, TraceEnum_ELBO
+from pyro.infer import ELBO
 from torch import Tensor
 
 from . import foreign, subsampling
 from .batch import Batch
-from .bounds import Target, target
-from .estimators import AnalyticKL, PerRow, Renyi, StickTheLanding, check_pairing
+from .bounds import Target, is_linear, is_lower_bound, target
+from .estimators import AnalyticKL, PerRow, check_pairing
 from .importance import Scores
 from .pairs import Callback, Structure, structure
 from .presence import constant
@@ -78,19 +78,28 @@ class Objective(ELBO):
     @property
     def target(self) -> str:
         """What the objective bounds, in words; by the modalities' names once it has met a batch."""
-        return str(self.bounds(self._names)) if not callable(self.terms) or self._names else "known with the modalities"
+        waits = callable(self.terms) or any(isinstance(term.likelihood, Mapping) for term in self.terms)
+        return "known with the modalities" if waits and self._names is None else str(self.bounds(self._names))
 
-    def bounds(self, names: Sequence[str] | None = None) -> Target:
-        """What the objective bounds, for these modalities."""
-        alpha = getattr(self.estimator, "alpha", 0) if isinstance(self.estimator, Renyi | RenyiELBO) else 0
-        return target(self._table(tuple(names) if names else None), names, lower=alpha >= 0, linear=self.linear)
+    def bounds(self, names: Sequence[str] | None = None, present: Collection[str] | None = None) -> Target:
+        """Read off the table what the objective bounds.
+
+        Args:
+            names: the batch's modalities; without them the text says x for all of them.
+            present: those that the rows in question have; None for all.
+        """
+        names = None if names is None else tuple(names)
+        return target(self._table(names), names, lower=self.lower, linear=self.linear, present=present)
+
+    @property
+    def lower(self) -> bool:
+        """Whether the estimator's mean is known to be no larger than the log-evidence that it estimates."""
+        return is_lower_bound(self.estimator)
 
     @property
     def linear(self) -> bool:
         """Whether the estimator is a mean of log-weights, and takes no logarithm of a mean of weights."""
-        e = self.estimator
-        mean = isinstance(e, AnalyticKL | StickTheLanding | TraceEnum_ELBO) or foreign.stacks(e)
-        return mean or (e.num_particles == 1 and getattr(e, "stratified", None) != "inside")
+        return is_linear(self.estimator)
 
     def subsampled(self, modalities: int | None) -> Objective:
         r"""The same objective, of which every evaluation with gradient decodes k = ``modalities`` of the M modalities.

@@ -224,15 +224,15 @@ def _row(term: Term, chosen: Sequence[str], there: dict[str, Presence], draws: A
                 some = {n: negated(drawn[n]) if names.rest else drawn[n] for n in there}
                 known[names] = {n: all_of([m, some[n]]) for n, m in there.items()}
             return known[names]
-        members = set(_members(names, chosen, tuple(there)))
-        return {n: m if n in members else False for n, m in there.items()}
+        those = set(members(names, chosen, tuple(there)))
+        return {n: m if n in those else False for n, m in there.items()}
 
     counts: Presence = True
     for names in (term.encode, term.given):
         if isinstance(names, Random) or names is PRIOR:
             continue
-        if members := _members(names, chosen, tuple(there)):
-            counts = all_of([counts, any_of(there.get(n, False) for n in members)])
+        if those := members(names, chosen, tuple(there)):
+            counts = all_of([counts, any_of(there.get(n, False) for n in those)])
     decode = {n: all_of([m, counts]) for n, m in masks(term.decode).items()}
     text = ", ".join(_text(_concrete(names, chosen, tuple(there))) for names in (term.encode, term.decode, term.given))
     return Row(
@@ -249,11 +249,6 @@ def _row(term: Term, chosen: Sequence[str], there: dict[str, Presence], draws: A
         kl=_number(term.kl),
         frozen=term.freeze_decoder,
     )
-
-
-def at_step(weight: Number, step: int) -> float:
-    """A weight at a step of the optimisation."""
-    return float(weight(step)) if callable(weight) else float(weight)
 
 
 def _number(weight: Any) -> float | Tensor:
@@ -276,7 +271,8 @@ def _random_subset(batch: Batch, empty: bool) -> dict[str, Tensor]:
     return chosen
 
 
-def _members(names: Names, chosen: Sequence[str], all_names: tuple[str, ...]) -> tuple[str, ...]:
+def members(names: Names, chosen: Sequence[str], all_names: tuple[str, ...]) -> tuple[str, ...]:
+    """The modalities of a set, where ``EACH`` or ``EVERY`` stands for ``chosen``; none of PRIOR and of a random set."""
     if names is ALL:
         return all_names
     if names is OTHERS:
@@ -287,7 +283,7 @@ def _members(names: Names, chosen: Sequence[str], all_names: tuple[str, ...]) ->
 
 
 def _concrete(names: Names, chosen: Sequence[str], all_names: tuple[str, ...]) -> Names:
-    return names if names is ALL or names is PRIOR or isinstance(names, Random) else _members(names, chosen, all_names)
+    return names if names is ALL or names is PRIOR or isinstance(names, Random) else members(names, chosen, all_names)
 
 
 def _names(names: Names) -> Names:

@@ -6,10 +6,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 from linear_gaussian import encoders, oracle
-from pyro.infer import RenyiELBO, Trace_ELBO
+from pyro.infer import RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceTailAdaptive_ELBO, TraceTMC_ELBO
 
 import pyro_mm as mm
-from pyro_mm.objectives import ALL, EACH, Objective, Term
+from pyro_mm.objectives import ALL, EACH, EVERY, OTHERS, PRIOR, Objective, Term
 
 tables, E = mm.objectives, mm.estimators
 NAMES = ("image", "label")
@@ -47,10 +47,104 @@ NAMES = ("image", "label")
         (tables.mmjsd(), "surrogate: not a bound"),
         (Objective([Term(ALL, ALL), Term(ALL, (), EACH, kl=-1.0)]), "surrogate: not a bound"),
         (Objective([Term("image", ALL, "image")]), "surrogate: not a bound"),
+        (Objective([Term(ALL, "image", NAMES)]), "surrogate: not a bound"),
+        (Objective([Term(ALL, EVERY, "label")]), "surrogate: not a bound"),
+        (Objective([Term(EVERY, ALL)]), "lower bound on 3 log p(image, label)"),
+        (Objective([Term(EVERY, ALL, average=True)]), "lower bound on log p(image, label)"),
+        (Objective([Term(EACH, ALL)]), "lower bound on 2 log p(image, label)"),
+        (Objective([Term(ALL, EVERY)]), "lower bound on log p(image) + log p(label) + log p(image, label)"),
+        (Objective([Term(ALL, OTHERS)]), "lower bound on log p(label) + log p(image)"),
+        (tables.elbo(TraceTMC_ELBO(), kl=2.0), "surrogate: not a bound"),
+        (tables.elbo(TraceTMC_ELBO()), "lower bound on log p(image, label)"),
+        (tables.elbo(TraceTailAdaptive_ELBO()), "surrogate: not a bound"),
+        (tables.elbo(ReweightedWakeSleep()), "surrogate: not a bound"),
+        (tables.elbo(RenyiELBO(alpha=0.0, num_particles=2)), "lower bound on log p(image, label)"),
+        (tables.elbo(E.IWAE(5, stratified="outside")), "lower bound on log p(image, label)"),
+        (tables.beta_vae(2.0, E.IWAE(5, stratified="outside")), "surrogate: not a bound"),
+        (tables.beta_vae(2.0, E.IWAE(1, stratified="outside")), "lower bound on log p(image, label)"),
+        (Objective([Term(ALL, ALL), Term(ALL, ALL, likelihood=0.0, kl=2.0)], E.IWAE(5)), "surrogate: not a bound"),
+        (Objective([Term(ALL, ALL), Term(ALL, ALL, likelihood=0.0, kl=-2.0)]), "surrogate: not a bound"),
+        (Objective([Term(ALL, ALL, likelihood=-1.0, kl=-1.0)]), "surrogate: not a bound"),
+        (
+            Objective([Term(ALL, ALL), Term(ALL, ALL, likelihood=0.0, kl=0.5)], E.IWAE(5)),
+            "lower bound on log p(image, label)",
+        ),
+        (
+            Objective([Term("label", "label", ())]),
+            "lower bound on log p(label) only where q(z | x_C) is the exact posterior",
+        ),
+        (
+            Objective([Term("image", "image"), Term(ALL, "label", "image")]),
+            "lower bound on log p(image, label) only where q(z | x_C) is the exact posterior",
+        ),
     ],
 )
 def test_target(objective, text):
     assert str(objective.bounds(NAMES)) == text
+
+
+LINEAR = [E.AnalyticKL(2), E.StickTheLanding(2), E.IWAE(1), Trace_ELBO()]
+LOGARITHMS = [E.IWAE(2), E.DReG(2), E.Renyi(0.5, 2), RenyiELBO(alpha=0.5)]
+
+
+@pytest.mark.parametrize("estimator", [*LINEAR, *LOGARITHMS], ids=repr)
+def test_a_weight_for_each_modality_is_inside_of_the_logarithm(estimator):
+    """Where there is a logarithm of a mean of weights, no weight but 1 leaves a mapping a bound."""
+    linear = estimator in LINEAR
+    for weight, bound in ((1.0, True), (2.0, linear)):
+        weights = {"likelihood": {"image": weight, "label": weight}, "kl": weight}
+        both, one = Objective([Term(ALL, ALL, **weights)], estimator), tables.mvae(0, estimator, **weights)
+        for objective in (both, one):
+            assert objective.bounds(NAMES).kind == ("lower bound" if bound else "surrogate"), weight
+    # only the weights of what is decoded count
+    image = Objective([Term(ALL, "image", likelihood={"image": 2.0, "label": 7.0}, kl=2.0)], estimator)
+    assert str(image.bounds(NAMES)) == ("lower bound on 2 log p(image)" if linear else "surrogate: not a bound")
+    assert image.target == "known with the modalities"
+
+
+def test_without_names_a_sum_is_told_by_its_symbol():
+    each = {
+        Term(EACH, ALL): "sum_m log p(x)",
+        Term(EVERY, ALL): "sum_S log p(x)",
+        Term(EVERY, ALL, average=True): "log p(x)",
+        Term(EACH, EACH, average=True): "mean_m log p(x_m)",
+        Term(EVERY, EVERY, likelihood=2.0, kl=2.0): "2 sum_S log p(x_S)",
+        Term(PRIOR, ("a", "b")): "log p(a, b)",
+    }
+    for term, text in each.items():
+        assert Objective([term]).target == f"lower bound on {text}", term
+
+
+def test_a_weight_that_never_settles_makes_a_surrogate():
+    schedule = [0.0, 0.5, 1.0]
+    for forever in (lambda step: 1.0 + step % 2, lambda step: schedule[step], lambda step: 1.0 + math.exp(step)):
+        for weights in ({"kl": forever}, {"likelihood": forever, "kl": 9.0}, {"likelihood": {"image": forever}}):
+            assert Objective([Term(ALL, ALL, **weights)]).bounds(NAMES).kind == "surrogate"
+    decaying = Objective([Term(ALL, ALL, kl=lambda step: 1 + 1 / (1 + step))])
+    assert str(decaying.bounds(NAMES)) == "lower bound on log p(image, label)"
+
+
+@pytest.mark.parametrize(
+    ("terms", "present", "text"),
+    [
+        (tables.dmvae().terms, "ab", "3 log p(a, b)"),
+        (tables.mvae().terms, "a", "2 log p(a)"),
+        (tables.vaevae().terms, "a", "log p(a)"),
+        (tables.unimodal_mean().terms, "ac", "log p(a, c)"),
+        ([Term(EVERY, ALL)], "ac", "6 log p(a, c)"),  # of seven sets one has nothing of the row
+        ([Term("a", ALL), Term("b", ALL)], "ac", "log p(a, c)"),
+        ([Term(EACH, "a", average=True)], "ac", "log p(a)"),
+        ([Term(EACH, EACH, average=True)], "ac", "0.5 log p(a) + 0.5 log p(c)"),
+        ([Term(EACH, ALL), Term(ALL, OTHERS, EACH, average=True)], "b", "log p(b)"),
+    ],
+)
+def test_a_row_that_lacks_modalities_has_a_target_of_its_own(terms, present, text):
+    assert str(Objective(terms).bounds("abc", present)) == f"lower bound on {text}"
+
+
+def test_more_sets_than_can_be_gone_through_are_left_a_symbol():
+    names = [f"m{i}" for i in range(17)]
+    assert str(Objective([Term(EVERY, ALL)]).bounds(names)) == "lower bound on sum_S log p(x)"
 
 
 @pytest.mark.parametrize("objective", [tables.vaevae(), tables.masked()], ids=["vaevae", "masked"])
