@@ -89,6 +89,8 @@ class Batch:
         self._memo: dict[Any, Any] | None = None
         self._each: Sequence[Mapping[str, Presence]] | None = None
         self._hear: Callable[[str], Any] | None = None  # is told of a modality when its observed values are used
+        self._drawer: Callable[[str, Any, tuple[int, ...]], Tensor] | None = None  # draws missing modalities
+        self._unscored = False  # whether `observe` gives values only, and makes no site
 
     # -- what it holds ------------------------------------------------------------------------------------------
 
@@ -290,22 +292,30 @@ class Batch:
         mask = self.presence(name)
         decode = fn if callable(fn) and not isinstance(fn, torch.distributions.Distribution) else lambda *_: fn
         plates = () if mask is True else plate_shape()
-        if mask is False and self._stack is not None:
-            return Deferred(lambda: draw(decode(*parents), plates))
+
+        def drawn(d: Any) -> Tensor:
+            return draw(d, plates) if self._drawer is None else self._drawer(name, d, plates)
+
+        if mask is False and (self._stack is not None or self._unscored):
+            return Deferred(lambda: drawn(decode(*parents)))
         if mask is False:
             d = decode(*parents)
-            return pyro.sample(name, d.mask(False), obs=draw(d, plates), infer={"is_auxiliary": True})
+            return pyro.sample(name, d.mask(False), obs=drawn(d), infer={"is_auxiliary": True})
+        if self._unscored and mask is True:
+            return self._values[name]
+        if self._unscored:
+            return Deferred(lambda: self._mixed(name, decode(*parents), drawn))
         d = restricted(name, decode, parents, self._stack, self.size)
         value = self._values[name]
         observed = pyro.sample(name, d if mask is True else d.mask(mask), obs=value)
         if not isinstance(mask, Tensor) or observed is not value:  # the latter: drawn anew, as Predictive does
             return observed
+        return Deferred(lambda: self._mixed(name, decode(*parents), drawn))
 
-        def mixed() -> Tensor:
-            full = decode(*parents)
-            return torch.where(over_events(mask, full.event_dim), value, draw(full, plates))
-
-        return Deferred(mixed)
+    def _mixed(self, name: str, d: Any, drawn: Callable[[Any], Tensor]) -> Tensor:
+        """The values of a modality where it is present, and draws from d elsewhere."""
+        there = over_events(self._masks[name], d.event_dim)  # type: ignore[arg-type]
+        return torch.where(there, self._values[name], drawn(d))
 
     def encode(self, name: str, module: Callable[[Tensor], Any]) -> Any:
         """``module(batch[name])``, run once a step however many terms of an objective ask for it."""
@@ -328,6 +338,15 @@ class Batch:
         ``each`` are the masks term by term, of which more may be known than of the stack of them."""
         rows = self.rows if rows is None else rows
         return self._copy(_masks=dict(masks), _rows=rows, _stack=stack, _memo=memo, _each=each)
+
+    def drawn_by(self, drawer: Callable[[str, Any, tuple[int, ...]], Tensor], unscored: bool = False) -> Batch:
+        """The same rows, whose missing modalities a function draws where a story uses them.
+
+        Args:
+            drawer: ``(name, distribution, plates)`` -> a draw for every element of the plates.
+            unscored: True makes ``observe`` give values without a site, so that no decoder runs but for such a draw.
+        """
+        return self._copy(_drawer=drawer, _unscored=unscored, _each=self._each)
 
     def _tensor_mask(self, name: str) -> Tensor:
         mask = self._masks[name]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceGraph_ELBO
+from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -65,6 +65,12 @@ def loss(
         raise ValueError(
             "pyro.infer.RenyiELBO takes the scale of a subsampled plate, or a weight, into its logarithm, which is "
             "no bound: use pyro_mm.estimators.Renyi or IWAE"
+        )
+    if isinstance(estimator, TraceEnum_ELBO) and rows[0].encode_prior and any(info.model_only.values()):
+        raise ValueError(
+            f"{rows[0].label} encodes the prior, whose density is a sum over the class that only the model has, and "
+            "pyro.infer.TraceEnum_ELBO takes that of the latents given one class: use AnalyticKL or IWAE of "
+            "pyro_mm.estimators"
         )
     estimator = copy.copy(own(estimator))
     particles = estimator.num_particles if estimator.vectorize_particles else 1

@@ -188,20 +188,28 @@ def score(
 def _again(pair: Pair, info: Structure, log_component: Tensor | None, index: Tensor) -> Scores:
     """The scores of some of a pair's particles, ``index`` of shape ``(C, T, N)``, with their gradient."""
     some = Pair(pair._model, pair._guide, pair.views, len(index))
-    chosen = poutine.Trace()  # without the plates, whose sizes are other ones
     terms = index.shape[1:2] if pair.views.terms > 1 else ()
-    for name, site in latents(pair.trace).items():
-        value = site["value"]
-        if pair.plated:
-            events = value.dim() - len(site["fn"].batch_shape)
-            dim = value.dim() - events + pair.particle_dim
-            place = index.reshape(len(index), *terms, *[1] * (pair.views.nesting - 1), index.shape[-1], *[1] * events)
-            shape = (*value.shape[:dim], len(index), *value.shape[dim + 1 :])
-            value = value.gather(dim, place.expand(shape))
-            value = value if some.plated else value.squeeze(dim)
-        chosen.add_node(name, **site | {"value": value})
+
+    def taken(value: Tensor, events: int) -> Tensor:
+        if not pair.plated:
+            return value
+        dim = value.dim() - events + pair.particle_dim
+        place = index.reshape(len(index), *terms, *[1] * (pair.views.nesting - 1), index.shape[-1], *[1] * events)
+        shape = (*value.shape[:dim], len(index), *value.shape[dim + 1 :])
+        value = value.gather(dim, place.expand(shape))
+        return value if some.plated else value.squeeze(dim)
+
+    def at_chosen(sites: Mapping[str, Any]) -> poutine.Trace:
+        chosen = poutine.Trace()  # without the plates, whose sizes are other ones
+        for name, site in sites.items():
+            value = site["value"]
+            chosen.add_node(name, **site | {"value": taken(value, value.dim() - len(site["fn"].batch_shape))})
+        return chosen
+
+    chosen = at_chosen(latents(pair.trace))
     if pair.views.encode_prior is not False:
-        some._prior = some.draw_prior(chosen)
+        missing = {name: (taken(x, events), events) for name, (x, events) in pair.missing_of_prior.items()}
+        some.prior = some.draw_prior(at_chosen(pair.prior or {}), missing)
     with poutine.replay(trace=chosen):
         propose(some, info)
     scores = score_model(some, info)
@@ -222,6 +230,8 @@ def propose(
         if draw is not None:
             stack.enter_context(Rewrite(draw))
         pair.guide()
+    if pair.prior and torch.is_grad_enabled():
+        _check_prior_gradient(pair.prior)
     trace = pair.trace.copy()
     for name, site in latents(trace).items():
         if site["value"].requires_grad:
@@ -233,6 +243,17 @@ def propose(
             pair.guide()
     shape = Reduce(pair)
     pair.log_q = Lazy({name: partial(shape.log_prob, site) for name, site in latents(pair.trace).items()})
+
+
+def _check_prior_gradient(prior: Mapping[str, Any]) -> None:
+    """Refuses to differentiate the expectation under a prior with respect to what its discrete draws depend on."""
+    for name, site in prior.items():
+        if not site["fn"].has_rsample and site["fn"].log_prob(site["value"]).requires_grad:
+            raise ValueError(
+                f"a term that encodes PRIOR draws {name!r} from the model's prior, and that draw has no derivative "
+                "with respect to what its probabilities depend on: freeze that with requires_grad_(False), or train "
+                "without such a term"
+            )
 
 
 def score_model(pair: Pair, info: Structure, unscaled: bool = False) -> Scores:
@@ -264,7 +285,8 @@ def score_model(pair: Pair, info: Structure, unscaled: bool = False) -> Scores:
         summed = shape.full(sum_out(factors, pair.enum_dim))
         joint = shape.full(sum_out([*factors, *likelihood.values()], pair.enum_dim))
         terms = {"*": joint - summed}
-        log_proposal: Callable[[], Tensor] = partial(shape.total, [x for n, x in proposal.items() if n not in inside])
+        outside = [x for n, x in proposal.items() if n not in inside]
+        log_proposal: Callable[[], Tensor] = lambda: _or_prior(pair, shape, shared, shape.total(outside))  # noqa: E731
         log_prior: Callable[[], Tensor] = lambda: summed  # noqa: E731
     else:
         terms = {name: shape.full(x) for name, x in likelihood.items()}
@@ -280,6 +302,18 @@ def score_model(pair: Pair, info: Structure, unscaled: bool = False) -> Scores:
     paths = [(s["value"], shape.reducer(s)) for s in theirs.values() if s["value"].requires_grad]
     scores = Scores(terms, log_prior, log_proposal, kl, paths, shape.factor)
     return scores
+
+
+def _or_prior(pair: Pair, shape: Reduce, sites: Mapping[str, Any], log_q: Tensor) -> Tensor:
+    """The log-density of the prior, enumerated sites summed out, in the terms that encode it, and log q in the others.
+
+    Not that of the latents given the one class which they were drawn given.
+    """
+    if (encoded := pair.views.encode_prior) is False:
+        return log_q
+    factors = [shape.log_prob(site | {"fn": pair.own_prior[name]}) for name, site in sites.items()]
+    log_p = shape.full(sum_out(factors, pair.enum_dim))
+    return torch.where(encoded.reshape(-1, 1), log_p, log_q) if isinstance(encoded, Tensor) else log_p
 
 
 def log_weights(

@@ -199,7 +199,7 @@ class Objective(ELBO):
         rows = expand([term.evaluated(at) for term in self._table(batch.names)], batch)
         one_pass = isinstance(estimator, PerRow) or (foreign.stacks(estimator) and not any(r.frozen for r in rows))
         loss: Any = None
-        for group in self._groups(rows) if self.vectorize and one_pass else [[row] for row in rows]:
+        for group in self._groups(rows, info) if self.vectorize and one_pass else [[row] for row in rows]:
             if isinstance(estimator, PerRow):
                 by = AnalyticKL() if all(row.penalty for row in group) else estimator
                 part: Any = self._per_row(by, model, guide, batch, group, info, memo, drawn)
@@ -213,12 +213,21 @@ class Objective(ELBO):
             loss = part if loss is None else loss + part
         return torch.zeros(()) if loss is None else loss
 
-    def _groups(self, rows: list[Row]) -> list[list[Row]]:
-        """What one pass evaluates: all rows, unless the pass has no gradient to give to penalties."""
-        if not getattr(self.estimator, "resample", False):
-            return [rows] if rows else []
-        groups = [row for row in rows if not row.penalty], [row for row in rows if row.penalty]
-        return [group for group in groups if group]
+    def _groups(self, rows: list[Row], info: Structure) -> list[list[Row]]:
+        """The rows by the pass that evaluates them: one for all, but where some of them cannot share it.
+
+        A resampled pass has no gradient to give to penalties; and a site that the guide enumerates is drawn where the
+        prior takes the guide's place.
+        """
+        apart: list[Callable[[Row], bool]] = []
+        if getattr(self.estimator, "resample", False):
+            apart.append(lambda row: row.penalty)
+        if "enumerated" in info.latents.values():
+            apart.append(lambda row: row.encode_prior)
+        groups: dict[tuple[bool, ...], list[Row]] = {}
+        for row in rows:
+            groups.setdefault(tuple(is_so(row) for is_so in apart), []).append(row)
+        return list(groups.values())
 
     def _per_row(
         self,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .batch import Batch
 from .distributions import Where
-from .draws import Counted
+from .draws import Counted, draw
 from .plates import Plate
 from .presence import Presence, all_of, any_of, negated, over_events
 from .registration import buffers_kept
@@ -177,7 +177,10 @@ class Pair:
         self.particle_dim = -views.nesting - (views.terms > 1) - 1
         self.trace: Any = None
         self.log_q: Mapping[str, Tensor] = {}
-        self._prior: dict[str, Any] | None = None
+        self.own_prior: dict[str, Any] = {}  # the latents as the model's own prior has them, where that is encoded
+        self.prior: dict[str, Any] | None = None  # the latents that were drawn from it, where it is encoded
+        self.missing_of_prior: dict[str, tuple[Tensor, int]] = {}  # and the draws of missing modalities among their
+        # parents, each with its number of event dimensions
 
     @property
     def enum_dim(self) -> int:
@@ -199,9 +202,9 @@ class Pair:
             raise
 
     def guide(self, *_: Any) -> None:
-        if self._prior is None:
-            self._prior = {} if self.views.encode_prior is False else self.draw_prior()
-        prior = self._prior
+        if self.prior is None:
+            self.prior = {} if self.views.encode_prior is False else self.draw_prior()
+        prior = self.prior
 
         def edit(msg: dict[str, Any]) -> None:
             self._weigh(msg)
@@ -217,12 +220,42 @@ class Pair:
             self._guide(self.views.encode)
         self.trace = trace.trace
 
-    def draw_prior(self, values: Any = None) -> dict[str, Any]:
-        """The model's latent sites, drawn from its prior under the plates of particles and terms, or at ``values``."""
-        nothing = dict.fromkeys(self.views.decode.names, False)
+    def draw_prior(self, values: Any = None, missing: Mapping[str, tuple[Tensor, int]] | None = None) -> dict[str, Any]:
+        """Samples the model's latents from its prior, under the plates of particles and terms.
+
+        That prior is the one which :meth:`model` scores: a latent whose parent is a modality is drawn given its value
+        where it is decoded, and given a draw of it elsewhere.
+
+        Args:
+            values: a trace whose latents are taken as they are.
+            missing: draws of missing modalities that are taken as they are, as in ``missing_of_prior``.
+
+        Returns:
+            Site name -> site.
+        """
+        self.missing_of_prior = dict(missing or {})
+
+        def drawer(name: str, d: Any, plates: tuple[int, ...]) -> Tensor:
+            if name not in self.missing_of_prior:
+                self.missing_of_prior[name] = draw(d, plates), d.event_dim
+            return self.missing_of_prior[name][0]
+
         with poutine.block(), poutine.trace() as trace, poutine.replay(trace=values or poutine.Trace()), self.plates():
-            self._model(self.views.decode.view(nothing, Stack({}), None))
+            self._model(self.views.decode.drawn_by(drawer, unscored=True))
         return latents(trace.trace)
+
+    def _of_prior(self, of_prior: Tensor | None, event_dim: int, otherwise: Callable[[], Tensor]) -> Tensor:
+        """The value that the prior's latents were drawn with in the terms that encode the prior, else another one."""
+        mask = self.views.encode_prior
+        if of_prior is None or mask is False:
+            return otherwise()
+        if mask is True:
+            return of_prior
+        return torch.where(over_events(mask, event_dim), of_prior, otherwise())  # type: ignore[arg-type]
+
+    def _draw_missing(self, name: str, d: Any, plates: tuple[int, ...]) -> Tensor:
+        of_prior, _ = self.missing_of_prior.get(name, (None, 0))
+        return self._of_prior(of_prior, d.event_dim, lambda: draw(d, plates))
 
     def model(self, *_: Any) -> None:
         given: dict[str, Any] = {}
@@ -231,8 +264,12 @@ class Pair:
                 self._guide(self.views.given)
             given = latents(trace.trace)
 
+        prior = self.prior or {}
+
         def edit(msg: dict[str, Any]) -> None:
             self._weigh(msg)
+            if prior:
+                self.own_prior[msg["name"]] = msg["fn"]
             if msg["name"] in given:
                 mask, fn = self.views.given_prior, given[msg["name"]]["fn"]
                 if (modality := private(msg["name"], self.views.modalities)) is not None:
@@ -241,9 +278,12 @@ class Pair:
                     msg["fn"] = Where(mask, msg["fn"], fn) if isinstance(mask, Tensor) else fn
             elif msg["name"] not in self.trace.nodes and msg["fn"].has_enumerate_support:
                 msg["infer"].setdefault("enumerate", "parallel")
+            elif msg["name"] not in self.trace.nodes and msg["name"] in prior:
+                value, event_dim = prior[msg["name"]]["value"], msg["fn"].event_dim
+                msg["value"], msg["done"] = self._of_prior(value, event_dim, lambda: msg["fn"](*msg["args"])), True
 
         with Rewrite(edit, self._weigh), self.plates():
-            self._model(self.views.decode)
+            self._model(self.views.decode.drawn_by(self._draw_missing))
 
     def _weigh(self, msg: dict[str, Any]) -> None:
         """A row with nothing present scores nothing, nor does the private latent of a modality not decoded."""
