@@ -22,11 +22,19 @@ class Feed:
     under one seed on a CPU.
 
     Args:
-        data: rows, or a ``DataLoader`` whose items are batches and whose dataset has a length.
+        data: rows, or a ``DataLoader`` whose items are batches and whose sampler or dataset has a length.
         batch_size: rows of a minibatch; a loader has its own.
         device: where the minibatches go.
         resident: whether the rows live on the device; None decides by their size.
         workers: processes that fetch rows which do not.
+        drop_last: leave out the last minibatch of an epoch if it is a smaller one; None keeps it. A loader has its own.
+
+    Attributes:
+        size: rows that an epoch draws from: those of the data, or those that a loader's sampler yields.
+
+    Raises:
+        ValueError: no rows, or ``drop_last`` for a loader.
+        TypeError: a loader of which nothing has a length.
     """
 
     def __init__(
@@ -36,28 +44,64 @@ class Feed:
         device: torch.device,
         resident: bool | None = None,
         workers: int = 0,
+        drop_last: bool | None = None,
     ):
-        self.device, self.workers, self.data = device, workers, data
+        self.device = device
+        self.workers = workers
+        self.data = data
         if isinstance(data, Batch):
-            self.size, self.batch_size = data.size, min(batch_size, data.size)
+            if data.size == 0:
+                raise ValueError("expected a batch of one row at least to train on, got one of none")
+            self.size = data.size
+            self.batch_size = min(batch_size, data.size)
+            self.drop_last = bool(drop_last)
             self.resident = _fits(data, device) if resident is None else resident
             if self.resident:
                 self.data = data.to(device)
-        else:
-            try:
-                self.size = len(data.dataset)  # type: ignore[arg-type]
-            except TypeError as error:
-                raise TypeError("a loader's dataset needs a length: the data plate is sized to it") from error
-            self.batch_size = data.batch_size or getattr(data.batch_sampler, "batch_size", 0) or 0
-            self.resident = False
+            return
+        if drop_last is not None:
+            raise ValueError("expected drop_last=None for a loader, which has a drop_last of its own: pass it there")
+        self.size = _rows_of(data)
+        if self.size == 0:
+            raise ValueError("expected a loader of one row at least to train on, got one of none")
+        self.batch_size = data.batch_size or getattr(data.batch_sampler, "batch_size", 0) or 0
+        self.drop_last = bool(getattr(data.batch_sampler, "drop_last", data.drop_last))
+        self.resident = False
 
     def __len__(self) -> int:
-        return len(self.data) if isinstance(self.data, DataLoader) else math.ceil(self.size / self.batch_size)
+        if isinstance(self.data, DataLoader):
+            return len(self.data)
+        return self.size // self.batch_size if self.drop_last else math.ceil(self.size / self.batch_size)
 
     @property
     def ragged(self) -> bool:
-        """Whether the last minibatch is a smaller one."""
-        return isinstance(self.data, DataLoader) or self.size % self.batch_size > 0
+        """Whether the last minibatch may be a smaller one."""
+        return isinstance(self.data, DataLoader) or self.smallest < self.batch_size
+
+    @property
+    def smallest(self) -> int:
+        """Rows of the smallest minibatch, the last one of an epoch; 0 if a loader does not say."""
+        if not self.batch_size:
+            return 0
+        rest = self.size % self.batch_size
+        return rest if rest and not self.drop_last else min(self.batch_size, self.size)
+
+    def check_rows(self, seen: int) -> None:
+        """Raise a ValueError if an epoch gave another number of rows than the data plate was sized to.
+
+        Args:
+            seen: rows that the epoch gave. It may lack the smaller minibatch that ``drop_last`` leaves out.
+        """
+        if not isinstance(self.data, DataLoader):
+            return
+        # of an iterable dataset every worker leaves out a rest of its own
+        dropped = self.batch_size * max(1, self.data.num_workers) if self.drop_last else 1
+        if not 0 <= self.size - seen < max(dropped, 1):
+            raise ValueError(
+                f"the loader gave {seen} rows in this epoch, where its sampler or dataset has a length of {self.size}: "
+                "the data plate is sized to that, and a latent outside of it would be weighed wrong. Give the loader "
+                "a sampler whose length is the number of rows of an epoch"
+            )
 
     def head(self) -> Batch:
         """A few rows, to learn from what the programs look like."""
@@ -69,7 +113,7 @@ class Feed:
         if isinstance(self.data, DataLoader):
             yield from map(self._whole, self.data)
             return
-        order = torch.randperm(self.size, device=self.data.device).split(self.batch_size)
+        order = torch.randperm(self.size, device=self.data.device).split(self.batch_size)[: len(self)]
         if self.resident:
             yield from map(self.data.subsample, order)
             return
@@ -87,6 +131,8 @@ class Feed:
     def _whole(self, batch: Any) -> Batch:
         if not isinstance(batch, Batch):
             raise TypeError(f"expected a loader of Batch, got {type(batch).__name__}: give it a collate_fn")
+        if batch.size == 0:
+            raise ValueError("expected minibatches of one row at least, got one of none from the loader")
         batch = batch.to(self.device, non_blocking=True)
         return batch.part_of(self.size)
 
@@ -102,6 +148,29 @@ class _Rows(Dataset[Batch]):
 
     def __getitems__(self, rows: Sequence[int]) -> Batch:
         return self.batch.subsample(torch.as_tensor(rows, device=self.batch.device))
+
+
+def _rows_of(loader: DataLoader[Any]) -> int:
+    """Return the number of rows that a loader gives in an epoch, by its samplers, without loading them.
+
+    Raises:
+        TypeError: neither its sampler nor its dataset has a length.
+    """
+    batches: Any = loader.batch_sampler
+    if isinstance(batches, Sequence):  # the rows of every minibatch, listed
+        return sum(len(rows) for rows in batches)
+    sampler = getattr(batches, "sampler", loader.sampler)
+    if loader.batch_size is None and not hasattr(batches, "sampler"):
+        sampler = loader.dataset  # a batch sampler of the user's own, or items that are batches already
+        items: Any = loader.dataset
+        if batches is None and isinstance(items, list | tuple) and all(isinstance(x, Batch) for x in items):
+            return sum(x.size for x in items)
+    for sized in (sampler, loader.dataset):
+        try:
+            return len(sized)  # type: ignore[arg-type]
+        except TypeError:
+            continue
+    raise TypeError("expected a loader whose sampler or dataset has a length: the data plate is sized to it")
 
 
 def _same(batch: Any) -> Any:
