@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .batch import Batch
@@ -86,6 +87,13 @@ class Feed:
         rest = self.size % self.batch_size
         return rest if rest and not self.drop_last else min(self.batch_size, self.size)
 
+    @property
+    def modalities(self) -> tuple[str, ...] | None:
+        """The modalities that some row has; None if that is not known."""
+        if not isinstance(self.data, Batch):
+            return None
+        return tuple(name for name in self.data.names if self.data.presence(name) is not False)
+
     def check_rows(self, seen: int) -> None:
         """Raise a ValueError if an epoch gave another number of rows than the data plate was sized to.
 
@@ -104,10 +112,15 @@ class Feed:
             )
 
     def head(self) -> Batch:
-        """A few rows, to learn from what the programs look like."""
+        """Return a few rows, to learn from what the programs look like: of every modality one with and one without."""
         if isinstance(self.data, Batch):
-            return self.data.subsample(torch.arange(min(2, self.size), device=self.data.device)).to(self.device)
-        return self._whole(next(iter(self.data)))[:2]
+            index = _various(self.data)
+            return self.data.subsample(index).to(self.device)
+        first = next(iter(self.data), None)
+        if first is None:
+            raise ValueError("expected a loader of one minibatch at least, got none from it")
+        whole = self._whole(first)
+        return whole[_various(whole)]
 
     def __iter__(self) -> Iterator[Batch]:
         if isinstance(self.data, DataLoader):
@@ -171,6 +184,19 @@ def _rows_of(loader: DataLoader[Any]) -> int:
         except TypeError:
             continue
     raise TypeError("expected a loader whose sampler or dataset has a length: the data plate is sized to it")
+
+
+def _various(batch: Batch) -> Tensor:
+    """Return the first two rows, and for every modality that some rows lack the first row with and the first without.
+
+    What only such rows run, such as the expert of a rare modality, is seen by a run on them.
+    """
+    rows = [torch.arange(min(2, batch.size), device=batch.device)]
+    for name in batch.names:
+        mask = batch.presence(name)
+        if isinstance(mask, Tensor):
+            rows.append(torch.stack([mask.byte().argmax(), mask.byte().argmin()]))
+    return torch.cat(rows).unique()
 
 
 def _same(batch: Any) -> Any:

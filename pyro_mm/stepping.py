@@ -21,12 +21,17 @@ from .seeding import seeded
 from .traceable import own
 
 
+class TrainingError(ValueError, RuntimeError):
+    """A pair, an objective or an optimiser that would not train what it should."""
+
+
 @dataclass
 class Problem:
     """What a step is one of: an objective of a (model, guide) pair, and the parameters that it moves.
 
     ``leaves`` are the leaves of the loss's autograd graph, by identity; ``scaled`` says that the data plate scales a
-    subsample up to the whole, and ``local`` that every site lies in that plate.
+    subsample up to the whole, and ``local`` that every site lies in that plate. ``discrete`` names the latent sites
+    that are enumerated or have no pathwise gradient.
     """
 
     objective: Any
@@ -35,6 +40,7 @@ class Problem:
     leaves: dict[int, Tensor]
     scaled: bool
     local: bool
+    discrete: tuple[str, ...] = ()
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     @cached_property
@@ -43,11 +49,25 @@ class Problem:
         return [m for m in (self.model, self.guide) if isinstance(m, nn.Module)]
 
     @cached_property
+    def reached(self) -> dict[str, nn.Module]:
+        """The modules that model and guide are, or whose methods they are, by name."""
+        owners = {
+            "model": getattr(self.model, "__self__", self.model),
+            "guide": getattr(self.guide, "__self__", self.guide),
+        }
+        return {name: owner for name, owner in owners.items() if isinstance(owner, nn.Module)}
+
+    @property
+    def estimator(self) -> str:
+        """The name of the estimator, which is the objective itself where it is one of Pyro's."""
+        return type(getattr(self.objective, "estimator", self.objective)).__name__
+
+    @cached_property
     def parameters(self) -> list[Tensor]:
-        """Those of the modules, and the leaves. Raises a RuntimeError if there is none."""
+        """Those of the modules, and the leaves. Raises a TrainingError if there is none."""
         held = {id(p): p for m in self.modules for p in m.parameters() if p.requires_grad} | self.leaves
         if not held:
-            raise RuntimeError(
+            raise TrainingError(
                 "nothing to train: neither model nor guide depends on a parameter that requires a gradient"
             )
         return list(held.values())
@@ -83,30 +103,8 @@ class Problem:
         """What the objective said of its terms in its latest evaluation."""
         return getattr(self.objective, "by_term", {})
 
-    def check_gradients(self, batch: Batch) -> None:
-        """Raises a RuntimeError that names the parameters without gradient after a step on the batch.
-
-        Of an objective that decodes some of the modalities, those that would have none if it decoded all of them.
-        """
-        own = {id(p) for m in self.modules for p in m.parameters()}
-        reached = {id(p) for p in self.parameters if p.grad is not None} | self._left_out(batch)
-        missing = [f"a tensor of shape {tuple(p.shape)}" for i, p in self.leaves.items() if i not in own | reached]
-        missing += [
-            f"{what}.{name}"
-            for what, module in (("model", self.model), ("guide", self.guide))
-            if isinstance(module, nn.Module)
-            for name, p in module.named_parameters()
-            if p.requires_grad and id(p) not in reached
-        ]
-        if missing:
-            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-            raise RuntimeError(
-                f"no gradient reaches {', '.join(missing[:5])}{more}: the objective does not use them on these data. "
-                "Leave them out, or freeze them with requires_grad_(False)"
-            )
-
-    def _left_out(self, batch: Batch) -> set[int]:
-        """What the loss depends on when every modality is decoded, where the objective decodes some of them."""
+    def left_out(self, batch: Batch) -> set[int]:
+        """Find what the loss depends on when every modality is decoded, if the objective decodes some of them."""
         if getattr(self.objective, "subsample", None) is None:
             return set()
         if not differentiable(self.objective):
@@ -125,6 +123,7 @@ def problem_of(
 ) -> Problem:
     """The :class:`Problem`, found by one run of all on a batch (a few rows of it will do)."""
     roots, scaled, local = [], False, True
+    discrete: dict[str, None] = {}
     with buffers_kept(model, guide):
         with poutine.block(), poutine.trace() as guided:
             guide(batch)
@@ -142,7 +141,10 @@ def problem_of(
             frames = {frame.name: frame for frame in site["cond_indep_stack"]}
             scaled |= "data" in frames and frames["data"].full_size == batch.total
             local &= "data" in frames or site_is_subsample(site)
-    return Problem(objective, model, guide, _leaves(roots), scaled, local, autocast)
+            latent = not site["is_observed"] and not site_is_subsample(site)
+            if latent and (site["infer"].get("enumerate") == "parallel" or not site["fn"].has_rsample):
+                discrete[site["name"]] = None
+    return Problem(objective, model, guide, _leaves(roots), scaled, local, tuple(discrete), autocast)
 
 
 def _leaves(roots: list[Any]) -> dict[int, Tensor]:
@@ -194,8 +196,6 @@ class Running:
         first = self.steps == 0
         with pyro.validation_enabled(first if self.validate is None else self.validate):
             loss = self.problem.backward(batch, rows)
-        if first:
-            self.problem.check_gradients(batch)
         if self.optimizer is not None:
             self.optimizer.step()
         self.steps += 1

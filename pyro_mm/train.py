@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
@@ -19,8 +20,11 @@ from .batch import Batch
 from .checkpoint import Checkpoint
 from .compiled import Staged
 from .feeding import Feed
+from .naming import parameter_names
+from .registration import buffers_kept
 from .seeding import seeded
-from .stepping import Problem, Running, problem_of
+from .stepping import Problem, Running, TrainingError, problem_of
+from .unreached import Unreached
 
 
 class History:
@@ -75,6 +79,7 @@ def fit(
     validate: bool | None = None,
     resident: bool | None = None,
     workers: int = 0,
+    drop_last: bool | None = None,
     transform: Callable[[Batch], Batch] | None = None,
     checkpoint: str | Path | None = None,
     progress: bool = True,
@@ -92,7 +97,7 @@ def fit(
         objective: an :class:`~pyro_mm.objectives.Objective`, whose weights start from step 0, or any
             ``pyro.infer.ELBO``.
         train: all rows; ``batch.plate()`` is sized to them, so that a latent outside of it is weighed right. Or a
-            ``DataLoader`` of batches, for rows that no memory holds.
+            ``DataLoader`` of batches, for rows that no memory holds; the plate is sized to the rows of its sampler.
         validation: rows whose loss is taken after every epoch, under one seed.
         optimizer: parameters -> ``torch.optim`` optimiser. The gradient it sees is that of the loss a row. By default
             Adam with a step size of 0.001, all parameters in one fused update.
@@ -107,6 +112,8 @@ def fit(
         validate: whether Pyro checks shapes and supports at every step; None checks the first one.
         resident, workers: whether the rows live on the device, and processes that fetch them if they do not; None
             decides by their size.
+        drop_last: leave out the last minibatch of every epoch if it is smaller than the others, as it has to be where
+            it is a single row and a network has batch normalisation. A loader has a setting of its own.
         transform: what is done to every minibatch of the training rows before its step, on the device: drawing its
             binary pixels anew, for instance. It returns ``batch.replaced({...})``, the same rows with other values.
         checkpoint: a file, written after every epoch (of short ones after some, and the last; it takes a twentieth of
@@ -119,7 +126,8 @@ def fit(
         The history. Modules are left in ``eval`` mode.
 
     Raises:
-        RuntimeError: a parameter without gradient after the first step, or one that the optimiser does not have.
+        TrainingError: a parameter without gradient in the first epoch, or one that the optimiser does not have; a
+            ValueError.
         ValueError: a checkpoint of something else, or of more epochs; a transform that returns other rows.
         FloatingPointError: a loss that is not finite.
     """
@@ -127,7 +135,7 @@ def fit(
     fabric = _fabric(_device(modules, device, both=len(modules) == 2), precision)
     for module in modules:
         module.to(fabric.device)
-    feed = Feed(train, batch_size, fabric.device, resident, workers)
+    feed = Feed(train, batch_size, fabric.device, resident, workers, drop_last)
     validation = None if validation is None else validation.to(fabric.device)
     history = History()
     if hasattr(objective, "steps"):
@@ -136,7 +144,10 @@ def fit(
         change = (lambda batch: batch) if transform is None else _changing(transform)
         problem = problem_of(objective, model, guide, change(feed.head()), fabric.autocast)
         optimiser = (_adam if optimizer is None else optimizer)(problem.parameters)
-        _check_optimizer(optimiser, problem.parameters)
+        names = parameter_names(problem)
+        _check_optimizer(optimiser, problem.parameters, names)
+        _check_single_row(problem, feed, change)
+        unreached = Unreached(problem, names)
         running = Running(problem, optimiser, validate)
         staged = Staged(problem, optimiser) if compile else None
         pads = feed.ragged and problem.pads
@@ -162,15 +173,21 @@ def fit(
                     # the padding counts in the plate's size, so the scale of the rows in it is too small by this
                     share = feed.batch_size / batch.size if problem.scaled else 1.0
                     loss = staged(batch.padded(feed.batch_size), rows / share)
+                unreached.after_step(batch)
                 terms = problem.by_term()
                 values = torch.stack([loss, *terms.values()]).double() * (share * batch.size / rows)
                 key = ("loss", *terms)
                 sums[key] = sums[key] + values if key in sums else values
                 seen += batch.size
                 bar()
+            if seen == 0:
+                raise ValueError(f"the loader gave no minibatch in epoch {epoch + 1}: can it be gone through but once?")
+            if not problem.local:
+                feed.check_rows(seen)
+            unreached.after_epoch(feed.modalities)
             entry: dict[str, float] = {}
-            for names, totals in sums.items():
-                for name, total in zip(names, totals.tolist(), strict=True):
+            for columns, totals in sums.items():
+                for name, total in zip(columns, totals.tolist(), strict=True):
                     entry[name] = entry.get(name, 0.0) + total / seen
             if not math.isfinite(entry["loss"]):
                 raise FloatingPointError(f"the loss of epoch {epoch + 1} is {entry['loss']}: a smaller step may help")
@@ -250,11 +267,40 @@ def _validation_loss(problem: Problem, rows: Batch, batch_size: int, fabric: Any
     return total / rows.size
 
 
-def _check_optimizer(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> None:
+def _check_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: list[Tensor], names: dict[int, str], listed: int = 5
+) -> None:
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    missing = [tuple(p.shape) for p in parameters if id(p) not in held]
+    missing = [names[id(p)] for p in parameters if id(p) not in held]
     if missing:
-        raise RuntimeError(f"the optimiser leaves out {len(missing)} trainable tensors, of shapes {missing[:5]}")
+        more = f" and {len(missing) - listed} more" if len(missing) > listed else ""
+        raise TrainingError(
+            f"the optimiser leaves out {len(missing)} of {len(parameters)} parameters: {', '.join(missing[:listed])}"
+            f"{more}. Give it all that its function is called with, and freeze with requires_grad_(False) what is not "
+            "to be trained"
+        )
+
+
+def _check_single_row(problem: Problem, feed: Feed, change: Callable[[Batch], Batch]) -> None:
+    """Raise a ValueError if a minibatch of an epoch will be a single row that batch normalisation cannot take."""
+    normalises = any(isinstance(m, _BatchNorm) for root in problem.reached.values() for m in root.modules())
+    if feed.smallest != 1 or not normalises:
+        return
+    steps = getattr(problem.objective, "steps", None)
+    try:
+        with seeded(0, feed.device), buffers_kept(*problem.reached.values()), torch.no_grad():
+            problem.objective.loss(problem.model, problem.guide, change(feed.head()[:1]))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        rows = f"{feed.size} rows in minibatches of {feed.batch_size}"
+        mend = "pass drop_last=True, or another batch_size" if feed.batch_size > 1 else "pass a larger batch_size"
+        raise ValueError(
+            f"{rows} leave a minibatch of a single row, of which batch normalisation has no variance: {mend}"
+        ) from error
+    finally:
+        if steps is not None:
+            problem.objective.steps = steps
 
 
 def _device(modules: list[nn.Module], device: torch.device | str | None, both: bool) -> torch.device:

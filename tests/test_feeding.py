@@ -1,8 +1,21 @@
 """Rows arrive once an epoch each, wherever they live."""
 
+import math
+import warnings
+
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import nn
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 import pyro_mm as mm
 from pyro_mm.feeding import Feed
@@ -102,3 +115,182 @@ def test_a_loader_that_drops_rows_has_the_loss_of_those_it_gave():
 def test_rows_are_not_padded_away():
     with pytest.raises(ValueError, match="at least 23 rows"):
         data().padded(3)
+
+
+# -- the size of the data plate --------------------------------------------------------------------
+
+
+class Streamed(IterableDataset):
+    """A stream of rows that says how many they are, rightly or not."""
+
+    def __init__(self, rows, length):
+        self.rows, self.length = rows, length
+
+    def __len__(self):
+        return self.length
+
+    def __iter__(self):
+        return iter(range(self.rows))
+
+
+def loader(dataset=None, **options):
+    return DataLoader(Stored() if dataset is None else dataset, collate_fn=collated, **options)
+
+
+SAMPLERS = {
+    "fewer": (lambda: loader(batch_size=4, sampler=SubsetRandomSampler(range(9))), 9),
+    "more": (lambda: loader(batch_size=4, sampler=WeightedRandomSampler(torch.ones(23), 60)), 60),
+    "batches of fewer": (lambda: loader(batch_sampler=BatchSampler(SubsetRandomSampler(range(9)), 4, False)), 9),
+    "listed batches": (lambda: loader(batch_sampler=[[0, 1], [5, 7, 9]]), 5),
+    "batches as items": (lambda: DataLoader([data()[:7], data()[7:12]], batch_size=None), 12),
+    "a stream": (lambda: loader(Streamed(10, 10), batch_size=4), 10),
+    "all": (lambda: loader(batch_size=6), 23),
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_the_plate_has_the_size_of_the_rows_that_a_loader_gives(kind):
+    made, size = SAMPLERS[kind]
+    feed = Feed(made(), 1, CPU)
+    batches = list(feed)
+    assert feed.size == size == sum(batch.size for batch in batches)
+    assert all(batch.total == size for batch in batches)
+
+
+def global_mean_loss(train):
+    """The loss a row and its gradient by log s, of mu ~ N(0, 1), x_n ~ N(mu, 1) and q(mu) = N(0, s), s = 1 / e."""
+    log_scale = nn.Parameter(torch.tensor(-1.0, dtype=torch.float64))
+    loc = torch.zeros((), dtype=torch.float64)
+
+    def story(batch):
+        mu = pyro.sample("mu", dist.Normal(loc, 1.0))
+        with batch.plate():
+            batch.observe("a", dist.Normal(mu, 1.0))
+
+    def guide(batch):
+        pyro.sample("mu", dist.Normal(loc, log_scale.exp()))
+
+    history = mm.fit(
+        story, guide, pyro.infer.TraceMeanField_ELBO(4000, vectorize_particles=True, max_plate_nesting=1), train,
+        epochs=1, seed=0, progress=False, optimizer=lambda ps: torch.optim.SGD(ps, 0.0),
+    )  # fmt: skip
+    return history.columns["loss"][0], log_scale.grad.item()
+
+
+def test_a_global_latent_weighs_as_many_rows_as_the_sampler_yields():
+    """With x = 0 the gradient of the loss a row by log s is s^2 + (s^2 - 1) / N, N the rows of the sampler: 4 of 1,000.
+
+    The draws give the first term a standard error of s^2 sqrt(2 / 4000) = 0.003; three are allowed. With N = 1,000 the
+    second term would be 0.2 nearer to zero.
+    """
+    x = torch.zeros(1000, dtype=torch.float64)
+    made = lambda rows: mm.Batch({"a": x[torch.as_tensor(rows)]})  # noqa: E731
+    some = DataLoader(range(1000), batch_size=4, sampler=SubsetRandomSampler(range(4)), collate_fn=made)
+    square = math.exp(-2)
+    _, gradient = global_mean_loss(some)
+    assert gradient == pytest.approx(square + (square - 1) / 4, abs=3 * square * (2 / 4000) ** 0.5)
+
+
+def test_a_loader_that_miscounts_its_rows_is_refused_where_it_matters():
+    x = torch.zeros(10, dtype=torch.float64)
+    made = lambda rows: mm.Batch({"a": x[torch.as_tensor(rows)]})  # noqa: E731
+    wrong = DataLoader(Streamed(10, 40), batch_size=5, collate_fn=made)
+    with pytest.raises(ValueError, match=r"gave 10 rows.* length of 40"):
+        global_mean_loss(wrong)
+
+
+def test_a_loader_of_nothing_is_refused():
+    for empty in (loader([], batch_size=4), loader(Streamed(0, 4), batch_size=4)):
+        with pytest.raises(ValueError, match="at least"):
+            feed = Feed(empty, 4, CPU)
+            feed.head()
+    with pytest.raises(ValueError, match="one row at least"):
+        Feed(data()[torch.zeros(0, dtype=torch.long)], 4, CPU)
+
+
+# -- the last minibatch ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_the_last_smaller_minibatch_can_be_left_out(resident):
+    feed = Feed(data(), 5, CPU, resident, drop_last=True)
+    batches = rows_of(feed)
+    assert [len(rows) for rows in batches] == [5] * 4 and len(feed) == 4
+    assert (feed.ragged, feed.smallest, feed.size) == (False, 5, 23)
+    assert len({row for rows in batches for row in rows}) == 20
+    few = Feed(data()[:3], 5, CPU, resident, drop_last=True)
+    assert [len(rows) for rows in rows_of(few)] == [3]
+
+
+def test_a_loader_has_its_own_setting_for_it():
+    with pytest.raises(ValueError, match=r"drop_last=None for a loader"):
+        Feed(loader(batch_size=4), 4, CPU, drop_last=True)
+
+
+def normalised(functions):
+    """A pair with batch normalisation in its encoder, as modules or as functions."""
+    encoder = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    model = mm.models.SharedLatent(
+        dist.Normal(torch.zeros(1), 1.0).to_event(1), {"a": mm.conditionals.Normal(nn.Linear(1, 2))}
+    )
+    guide = mm.Guide(z=mm.posteriors.ProductOfExperts({"a": mm.conditionals.Normal(encoder)}))
+    return ((lambda batch: model(batch)), (lambda batch: guide(batch))) if functions else (model, guide)
+
+
+@pytest.mark.parametrize("train", ["rows", "loader"])
+def test_a_last_minibatch_of_one_row_is_foreseen_where_there_is_batch_normalisation(train):
+    rows = mm.Batch({"a": torch.randn(21, 1)})
+    stopped = lambda *_: pytest.fail("an epoch has run")  # noqa: E731
+    options = {"epochs": 1, "progress": False, "callback": stopped}
+    made = lambda index: rows[torch.as_tensor(index)]  # noqa: E731
+    given = rows if train == "rows" else DataLoader(range(21), batch_size=5, collate_fn=made)
+    model, guide = normalised(False)
+    before = [p.clone() for p in guide.state_dict().values()]
+    with pytest.raises(
+        ValueError, match=r"21 rows in minibatches of 5 leave a minibatch of a single row.*drop_last=True"
+    ):
+        mm.fit(model, guide, mm.objectives.elbo(), given, batch_size=5, **options)
+    assert all(map(torch.equal, before, guide.state_dict().values()))
+    mm.fit(model, guide, mm.objectives.elbo(), rows, batch_size=5, drop_last=True, epochs=1, progress=False)
+    mm.fit(model, guide, mm.objectives.elbo(), rows, batch_size=7, epochs=1, progress=False)
+
+
+# -- a rare modality -------------------------------------------------------------------------------
+
+
+def three_pair():
+    normal = lambda i, o: mm.conditionals.Normal(nn.Linear(i, 2 * o))  # noqa: E731
+    names = {"a": 2, "b": 1}
+    decoders = {name: normal(2, size) for name, size in names.items()}
+    model = mm.models.SharedLatent(dist.Normal(torch.zeros(2), 1.0).to_event(1), decoders)
+    experts = {name: normal(size, 2) for name, size in names.items()}
+    return model, mm.Guide(z=mm.posteriors.ProductOfExperts(experts))
+
+
+@pytest.mark.parametrize(
+    ("train", "functions", "compile"),
+    [("rows", False, False), ("loader", False, False), ("loader", False, True), ("rows", True, False)],
+)
+def test_a_minibatch_without_a_rare_modality_trains(train, functions, compile, monkeypatch):
+    """Masks that a loader's collation makes from whole minibatches say False of all rows of some of them."""
+    monkeypatch.setattr("pyro_mm.compiled.Staged._compiled", lambda self, traced, inputs: traced.graph)
+    whole = mm.Batch({"a": torch.randn(24, 2), "b": torch.randn(24, 1)}, {"b": torch.arange(24) == 22})
+
+    def collate(index):
+        rows = torch.as_tensor(index)
+        return mm.Batch({n: whole[n][rows] for n in "ab"}, {"b": whole.present["b"][rows]})
+
+    model, guide = three_pair()
+    programs = ((lambda b: model(b)), (lambda b: guide(b))) if functions else (model, guide)
+    given = whole if train == "rows" else DataLoader(range(24), batch_size=6, collate_fn=collate)
+    before = [p.clone() for m in (model, guide) for p in m.parameters()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        mm.fit(*programs, mm.objectives.elbo(), given, batch_size=6, epochs=1, seed=0, progress=False, compile=compile)
+    assert not any(map(torch.equal, before, [p for m in (model, guide) for p in m.parameters()]))
+
+
+def test_one_that_no_row_of_an_epoch_has_is_named():
+    whole = mm.Batch({"a": torch.randn(24, 2), "b": torch.randn(24, 1)}, {"b": torch.zeros(24, dtype=torch.bool)})
+    with pytest.raises(ValueError, match=r"no gradient reaches model.decoders.b.*No row of the epoch has 'b'"):
+        mm.fit(*three_pair(), mm.objectives.elbo(), whole, epochs=1, progress=False)

@@ -1,0 +1,118 @@
+"""Parameters that no gradient reached in an epoch, and the likely reason for each."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+
+from torch import Tensor, nn
+
+from .batch import Batch
+from .stepping import Problem, TrainingError
+
+LISTED = 5  # names in a message
+
+
+class Unreached:
+    """The parameters that have had no gradient yet, and the modalities that no row has had.
+
+    One minibatch does not tell: it may lack a rare modality, or have no row of the kind that a network is for.
+
+    Args:
+        problem: what is trained.
+        names: parameter, by identity, to its name in a message.
+    """
+
+    def __init__(self, problem: Problem, names: dict[int, str]):
+        self.problem = problem
+        self.names = names
+        self.pending: dict[int, Tensor] = {id(p): p for p in problem.parameters if p.requires_grad}
+        self.modalities: tuple[str, ...] = ()
+        self.absent: set[str] = set()
+        self._forms: set[Hashable] = set()
+
+    def after_step(self, batch: Batch) -> None:
+        """Take note of the gradients of a step on a batch."""
+        if not self.pending:
+            return
+        self.pending = {key: p for key, p in self.pending.items() if p.grad is None}
+        form, _ = batch.parts()
+        if not self.pending or form in self._forms:
+            return
+        if not self._forms:
+            self.modalities = batch.names
+            self.absent = set(batch.names)
+        self._forms.add(form)
+        self.absent -= {name for name in batch.names if batch.presence(name) is not False}
+        # an objective that decodes some modalities at a step leaves out parameters that it will reach
+        for key in self.problem.left_out(batch):
+            self.pending.pop(key, None)
+
+    def after_epoch(self, could_have: Iterable[str] | None = None) -> None:
+        """Raise if a parameter had no gradient so far.
+
+        Args:
+            could_have: modalities that some row of the data has. Where a minibatch with one of them is still to come,
+                nothing is judged; None if that is not known.
+
+        Raises:
+            TrainingError: naming the parameters, and what mends it.
+        """
+        if self.pending and not self.absent & set(could_have or ()):
+            raise TrainingError(self._message())
+
+    def _message(self) -> str:
+        names = [self.names[key] for key in self.pending]
+        more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+        reasons = dict.fromkeys(self._reasons(names))
+        return f"no gradient reaches {', '.join(names[:LISTED])}{more} in an epoch. {' '.join(reasons)}"
+
+    def _reasons(self, names: Sequence[str]) -> Iterator[str]:
+        """Explain why there is no gradient, a sentence for each reason."""
+        unexplained = list(names)
+        absent: dict[str, list[str]] = {}
+        for path, key in self._keys():
+            those = [name for name in unexplained if name.startswith(path + ".")]
+            if not those or (key in self.modalities and key not in self.absent):
+                continue
+            unexplained = [name for name in unexplained if name not in those]
+            if key in self.absent:
+                absent.setdefault(key, []).append(path)
+                continue
+            close = difflib.get_close_matches(key, self.modalities, 1)
+            meant = f". Was {close[0]!r} meant?" if close else ": give it the name of one of them."
+            yield f"{path} is for a modality {key!r}, and the batches hold {_listed(self.modalities)}{meant}"
+        for key, paths in absent.items():
+            yield f"No row of the epoch has {key!r}, which {' and '.join(paths)} are for: train on rows that have it."
+        if not unexplained:
+            return
+        if self.problem.discrete and self.problem.estimator != "TraceEnum_ELBO":
+            yield (
+                f"The story or the guide samples {_listed(self.problem.discrete)}, a discrete latent, and "
+                f"{self.problem.estimator} takes no gradient through it: pyro.infer.TraceEnum_ELBO, as the "
+                "objective's estimator, does."
+            )
+            return
+        yield (
+            "The objective does not use them on these data: is one of them misspelt, or missing from forward? If they "
+            "are not to be trained, freeze them with requires_grad_(False)."
+        )
+
+    def _keys(self) -> Iterator[tuple[str, str]]:
+        """Path and key of the modules that seem to be named after a modality."""
+        for what, root in (("model", self.problem.model), ("guide", self.problem.guide)):
+            if not isinstance(root, nn.Module):
+                continue
+            for path, module in root.named_modules():
+                if not isinstance(module, nn.ModuleDict):
+                    continue
+                by_modality = any(self._resembles(key) for key in module)
+                for key in module if by_modality else ():
+                    yield ".".join(part for part in (what, path, key) if part), key
+
+    def _resembles(self, key: str) -> bool:
+        return bool(difflib.get_close_matches(key, self.modalities, 1))
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
