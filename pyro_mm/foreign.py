@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .batch import Batch
 from .pairs import Callback, Pair, Structure
+from .presence import all_of
 from .registration import GRADIENT, announce_gradient
 from .stacking import views
 from .terms import Row
@@ -81,7 +82,7 @@ def loss(
     else:
         particles = 1
     pair = Pair(model, guide, views(rows, batch, info, {} if backward else memo, drawn), particles)
-    scale = _Scale(rows, info.nesting, batch.device, 1 / particles)
+    scale = _Scale(rows, info.nesting, batch, 1 / particles)
 
     def weighted_model(*_: Any) -> None:
         with scale:
@@ -121,25 +122,50 @@ def _frozen(model: Callback, frozen: list[bool], name: str) -> Iterator[None]:
 class _Scale(Messenger):
     """Multiplies the scale of every site by its term's weight: ``likelihood`` for data, ``kl`` for latents."""
 
-    def __init__(self, rows: Sequence[Row], nesting: int, device: torch.device, weight: float):
+    def __init__(self, rows: Sequence[Row], nesting: int, batch: Batch, weight: float):
         super().__init__()
-        self.rows, self.nesting, self.device, self.weight = rows, nesting, device, weight
+        self.rows, self.nesting, self.batch, self.weight = rows, nesting, batch, weight
+        self._shares: list[float | Tensor] | None = None
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             return
+        within = any(frame.name == "data" for frame in msg["cond_indep_stack"])
+        terms = [row.weight for row in self.rows] if within else self.shares
         # what weighs rows is float64, and the sites are of the data's type
-        weights = [self.weight * row.weight * self._site_weight(row, msg) for row in self.rows]
+        weights = [self.weight * w * self._site_weight(row, msg) for row, w in zip(self.rows, terms, strict=True)]
         if all(isinstance(w, float) for w in weights) and len(set(weights)) == 1:
             msg["scale"] = msg["scale"] * weights[0]
             return
-        size = max([1, *(w.numel() for w in weights if isinstance(w, Tensor))])
         dtype = torch.get_default_dtype()
-        full = [torch.as_tensor(w, dtype=dtype, device=self.device).expand(size) for w in weights]
-        terms = (len(full), *[1] * (self.nesting - 1)) if len(full) > 1 else ()
-        msg["scale"] = msg["scale"] * torch.stack(full).reshape(*terms, size)
+        full = [torch.as_tensor(w, dtype=dtype, device=self.batch.device) for w in weights]
+        if len(full) == 1:
+            msg["scale"] = msg["scale"] * full[0]
+            return
+        size = max(w.numel() for w in full)
+        stacked = torch.stack([w.expand(size) for w in full])
+        msg["scale"] = msg["scale"] * stacked.reshape(len(full), *[1] * (self.nesting - 1), size)
+
+    @property
+    def shares(self) -> list[float | Tensor]:
+        """Weights of the terms for sites outside the data plate, computed on first use."""
+        if self._shares is None:
+            self._shares = [_share(row, self.batch) for row in self.rows]
+        return self._shares
 
     def _site_weight(self, row: Row, msg: Any) -> float | Tensor:
         if not msg["is_observed"]:
             return row.kl
         return row.likelihood.get(msg["name"], 1.0) if isinstance(row.likelihood, dict) else row.likelihood
+
+
+def _share(row: Row, batch: Batch) -> float | Tensor:
+    """Weigh a term by its share in a mean, averaged over the rows for which there is one.
+
+    A site outside the data plate is of no row, so that a mean over terms counts it once, whatever the rows have.
+    """
+    if not isinstance(row.weight, Tensor):
+        return row.weight
+    counts = all_of([batch.rows, row.counts])
+    has_mean = torch.as_tensor(all_of([batch.rows, row.among > 0]), device=row.weight.device).expand_as(row.weight)
+    return (row.weight * counts).sum() / has_mean.sum().clamp(min=1)

@@ -160,7 +160,7 @@ class Row:
     """One concrete term: which modalities of which rows it encodes, decodes and is given; step weights filled in.
 
     A weight that is a tensor is a single number that may change where the term's table is traced once and run often;
-    of the likelihood it is positive.
+    of the likelihood it is positive. ``weight`` is the term's share in a mean, of which ``among`` terms count in a row.
     """
 
     label: str
@@ -174,6 +174,7 @@ class Row:
     kl: float | Tensor
     frozen: bool
     weight: float | Tensor = 1.0
+    among: float | Tensor = 1.0
 
     @property
     def penalty(self) -> bool:
@@ -210,6 +211,7 @@ def expand(terms: Sequence[Term], batch: Batch) -> list[Row]:
             total: Any = len(counts) - len(tensors)
             total = total + sum(c.double() for c in tensors) if tensors else total
             for row in group:
+                row.among = total
                 row.weight = 1 / (total.clamp(min=1) if isinstance(total, Tensor) else total)
         rows += group
     return rows
