@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .batch import Batch
 from .bridge import Bridge, State
+from .evaluation import evaluating, returned
 from .evidence import Evidence, evidence_of, joined
 from .likelihood import log_p
 from .pairs import Callback
@@ -39,6 +40,7 @@ def annealed_importance(
     pilot_chains: int = 16,
     seed: int | None = None,
     vectorize: bool = True,
+    audit: bool = True,
 ) -> Evidence:
     r"""log p(x_present) of every row, by annealing from the guide, or the prior, to the posterior.
 
@@ -61,6 +63,7 @@ def annealed_importance(
         pilot_chains: chains of the run that tunes.
         seed: of all draws; None takes one from torch's generator, which is not otherwise touched.
         vectorize: False scores chain by chain, for stories that do not broadcast.
+        audit: False spares the audit of the pair on a few rows (:mod:`pyro_mm.audit`), and what it would refuse.
 
     Returns:
         The estimate from C weights, with the standard error, the effective sample size and, from 21 chains on, the
@@ -72,14 +75,15 @@ def annealed_importance(
 
     Neal 2001 (Statistics and Computing 11:125); for decoder-based models, Wu et al. 2017 (arXiv:1611.04273).
     """
-    seed = settled(seed)
-    parts, size = [], _rows_at_once(batch, num_chains, pilot_chains)
-    for first in range(0, batch.size, size):
-        rows = batch if batch.size <= size else batch[slice(first, first + size)]
-        with seeded(seed + first, batch.device):
-            path = _Path(model, guide, rows, temperatures, leapfrog_steps, start, pilot_chains, vectorize)
-            parts.append(evidence_of(path.run(path.bridge.draws(num_chains)), log_p(batch)))
-    return parts[0] if len(parts) == 1 else joined(parts)
+    seed, parts = settled(seed), []
+    with evaluating(model, guide, batch, audit=audit) as whole:
+        size = _rows_at_once(whole, num_chains, pilot_chains)
+        for first in range(0, whole.size, size):
+            rows = whole if whole.size <= size else whole[slice(first, first + size)]
+            with seeded(seed + first, whole.device):
+                path = _Path(model, guide, rows, temperatures, leapfrog_steps, start, pilot_chains, vectorize)
+                parts.append(evidence_of(path.run(path.bridge.draws(num_chains)), log_p(whole)))
+        return returned(parts[0] if len(parts) == 1 else joined(parts), whole, batch)
 
 
 def bidirectional(
@@ -94,6 +98,7 @@ def bidirectional(
     pilot_chains: int = 16,
     seed: int | None = None,
     vectorize: bool = True,
+    audit: bool = True,
 ) -> tuple[Evidence, Evidence]:
     r"""A lower and an upper bound on the log-likelihood of rows simulated from the model itself.
 
@@ -114,18 +119,19 @@ def bidirectional(
     """
     seed = settled(seed)
     parts: list[tuple[Evidence, Evidence]] = []
-    size = _rows_at_once(batch, num_chains, pilot_chains)
-    for first in range(0, batch.size, size):
-        rows = batch if batch.size <= size else batch[slice(first, first + size)]
-        with seeded(seed + first, batch.device):
-            simulated, exact = simulate(model, rows)
-            path = _Path(model, guide, simulated, temperatures, leapfrog_steps, start, pilot_chains, vectorize)
-            forward = evidence_of(path.run(path.bridge.draws(num_chains)), log_p(batch))
-            back = evidence_of(path.run(path.bridge.state(exact, num_chains), forward=False), log_p(batch))
-        running = {k: (-log_prob, error) for k, (log_prob, error) in back.running.items()}
-        parts.append((forward, replace(back, log_prob=-back.log_prob, running=running)))
-    lower, upper = zip(*parts, strict=True)
-    return joined(lower), joined(upper)
+    with evaluating(model, guide, batch, audit=audit) as whole:
+        size = _rows_at_once(whole, num_chains, pilot_chains)
+        for first in range(0, whole.size, size):
+            rows = whole if whole.size <= size else whole[slice(first, first + size)]
+            with seeded(seed + first, whole.device):
+                simulated, exact = simulate(model, rows, audit=False)
+                path = _Path(model, guide, simulated, temperatures, leapfrog_steps, start, pilot_chains, vectorize)
+                forward = evidence_of(path.run(path.bridge.draws(num_chains)), log_p(whole))
+                back = evidence_of(path.run(path.bridge.state(exact, num_chains), forward=False), log_p(whole))
+            running = {k: (-log_prob, error) for k, (log_prob, error) in back.running.items()}
+            parts.append((forward, replace(back, log_prob=-back.log_prob, running=running)))
+        lower, upper = zip(*parts, strict=True)
+        return returned((joined(lower), joined(upper)), whole, batch)
 
 
 def _rows_at_once(batch: Batch, num_chains: int, pilot_chains: int) -> int:

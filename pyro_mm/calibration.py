@@ -13,6 +13,7 @@ from pyro import poutine
 from torch import Tensor
 
 from .batch import Batch
+from .evaluation import evaluating, returned
 from .importance import score_model
 from .pairs import Callback, Pair, Structure, Views, latents, private, structure
 from .predictive import simulate
@@ -123,6 +124,7 @@ def calibration(
     quantities: Mapping[str, Quantity] | None = None,
     chunk: int | None = None,
     vectorize: bool = True,
+    audit: bool = True,
 ) -> Calibration:
     r"""Whether q(z | x_S) could be the posterior p(z | x_S), on rows that the model itself makes.
 
@@ -154,6 +156,7 @@ def calibration(
             ``(.., N)``, where .. are the draws (none with ``vectorize=False``).
         chunk: (row, draw) pairs at once, which bounds the memory. Another one gives other draws.
         vectorize: False draws one by one, for stories that do not broadcast.
+        audit: False spares the audit of the pair on a few rows (:mod:`pyro_mm.audit`), and what it would refuse.
 
     Raises:
         ValueError: fewer than two draws; no row with anything present; no latent that guide and model share; a quantity
@@ -163,13 +166,29 @@ def calibration(
     """
     if num_draws < 2:
         raise ValueError(f"expected num_draws >= 2, got {num_draws}")
+    with evaluating(model, guide, batch, audit=audit) as rows:
+        found = _calibration(model, guide, rows, num_draws, seed, quantities, chunk, vectorize)
+        return returned(found, rows, batch)
+
+
+def _calibration(
+    model: Callback,
+    guide: Callback,
+    batch: Batch,
+    num_draws: int,
+    seed: int | None,
+    quantities: Mapping[str, Quantity] | None,
+    chunk: int | None,
+    vectorize: bool,
+) -> Calibration:
+    """Simulate rows, draw from the guide given them, and rank the truth among the draws."""
     there = torch.stack(list(batch.present.values())).any(0)
     if not there.any():
         raise ValueError("no row of the batch has anything present, so there is no posterior to look at")
     seed, parts = settled(seed), []
     chunk = chunk or CHUNK * (4 if batch.device.type == "cuda" else 1)
     with seeded(seed, batch.device):
-        simulated, truth = simulate(model, batch)
+        simulated, truth = simulate(model, batch, audit=False)
         info = structure(model, guide, simulated)
         truth = {name: value for name, value in truth.items() if name in info.latents}
         if not truth:

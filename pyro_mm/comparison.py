@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .arviz_bridge import compared
 from .batch import Batch
+from .evaluation import check_batch
 from .evidence import THRESHOLD, Evidence
 from .likelihood import log_conditional, log_marginal
 from .tables import aligned, plus_minus, wrapped
@@ -162,7 +163,7 @@ def compare(
         target, given: as in ``log_conditional``.
         baseline: the name of the reference; by default it is the best candidate.
         seed: of the draws; None takes one from torch's generator.
-        options: of ``log_marginal`` or ``log_conditional``, such as ``num_particles``.
+        options: of ``log_marginal`` or ``log_conditional``, such as ``num_particles`` or ``audit``.
 
     Raises:
         ValueError: fewer than two candidates, an unknown baseline, unequal quantities or numbers of rows, pairs without
@@ -219,6 +220,8 @@ def _evidence(
         pairs[name] = candidate[:2]
     if pairs and batch is None:
         raise ValueError(f"expected a batch for the pairs {list(pairs)}, got none")
+    if batch is not None:
+        check_batch(batch)
     if not pairs and (batch is not None or target is not None or given or options):
         raise ValueError("expected nothing but candidates where all of them are Evidence: nothing is estimated here")
     if target is None and given:

@@ -10,16 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from .batch import Batch
 from .bounds import Target
 from .comparison import Comparison, compare
 from .estimators import PerRow, check_pairing
+from .evaluation import check_batch, check_pair, evaluating
 from .evidence import THRESHOLD, WIDE, Evidence
 from .export import to_arviz
 from .gap import Gap, bound_of, elbo_gap, gap_of, why_no_gap
-from .gradients import Gradients, gradient_noise, held, modules, unchanged
+from .gradients import Gradients, gradient_noise, unchanged
 from .likelihood import log_marginal
 from .objective import Objective
 from .pairs import structure
@@ -88,8 +87,9 @@ def check(
     * The signal-to-noise ratio of the gradient by part (:func:`~pyro_mm.gradients.gradient_noise`), and the parameters
       that it never reaches.
 
-    Modules are run in the mode that they are in. They, the objective, ``.grad`` and the generators are left as they
-    are; a ``pyro.param`` that was never run enters Pyro's store, as in any run.
+    Modules run in evaluation mode, but for the gradient, which is that of training in the mode that they are in. They,
+    the objective, ``.grad`` and the generators are left as they are; a ``pyro.param`` that was never run enters Pyro's
+    store, as in any run.
 
     Args:
         model, guide: callables of a batch.
@@ -103,18 +103,20 @@ def check(
         What story and guide themselves raise on these rows. What an objective or a likelihood of them raises is
         reported, and kept in ``errors``.
     """
+    check_pair(model, guide)
+    check_batch(batch)
     batch = batch._copy(total=None, _index=None)  # these rows are the data: nothing is scaled up to others
     objective, estimator = copy.copy(objective), getattr(objective, "estimator", objective)
     vectorize = getattr(objective, "vectorize", True)
     vectorize = vectorize and (not isinstance(estimator, PerRow) or estimator.vectorize_particles)
-    options: dict[str, Any] = {"num_particles": num_particles, "seed": seed, "vectorize": vectorize}
+    options: dict[str, Any] = {"num_particles": num_particles, "seed": seed, "vectorize": vectorize, "audit": False}
     errors: dict[str, Exception] = {}
     known: dict[frozenset[str], Evidence] = {}
 
     def evidence(names: frozenset[str]) -> Evidence:
         if names not in known:
-            rows = batch.only(*(n for n in batch.names if n in names))
-            known[names] = log_marginal(model, guide, rows, **options)
+            shown = batch.only(*(n for n in batch.names if n in names))
+            known[names] = log_marginal(model, guide, shown, **options)
         return known[names]
 
     def attempt(what: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -124,7 +126,7 @@ def check(
             errors[what] = error
             return None
 
-    with unchanged(model, guide), _quiet():
+    with unchanged(model, guide), _quiet(), evaluating(model, guide, batch, audit=False) as batch:
         sites = look(model, guide, batch, seed)
         joint = attempt("the likelihood", evidence, frozenset(batch.names))
         alone = [n for n in sites.observed if batch.presence(n) is not False]
@@ -136,13 +138,14 @@ def check(
             gap = attempt("the objective", gap_of, target, objective, model, guide, batch, evidence, seed)
             remark = "" if gap or "the objective" in errors else "no gap: no row here has every modality"
         plain = attempt("the ELBO", elbo_gap, model, guide, batch, joint, seed) if joint is not None else None
+    with unchanged(model, guide), _quiet():
         gradients = attempt("the gradient", gradient_noise, model, guide, objective, batch, repeats=repeats, seed=seed)
         clash = _clash(estimator, model, guide, batch) if not isinstance(objective, Objective) else ""
     found = Check(
         batch.size, sites, _objective_text(objective, estimator, target), gap, plain,
         {e.quantity: e for e in known.values()}, gradients, errors, (), remark,
     )  # fmt: skip
-    ranked = sorted(_findings(found, model, guide, isinstance(estimator, PerRow), clash), key=lambda x: x[0])
+    ranked = sorted(_findings(found, isinstance(estimator, PerRow), clash), key=lambda x: x[0])
     return replace(found, findings=tuple(text for _, text in ranked))
 
 
@@ -259,15 +262,10 @@ def _some(names: tuple[str, ...], limit: int = 8) -> str:
 # -- findings -----------------------------------------------------------------------------------------------------
 
 
-def _findings(found: Check, model: Any, guide: Any, per_row: bool, clash: str) -> Iterator[tuple[int, str]]:
+def _findings(found: Check, per_row: bool, clash: str) -> Iterator[tuple[int, str]]:
     """What a reader should know, each with its rank: lower ones are more serious."""
     yield from ((0, text) for text in _failures(found, clash))
     yield from found.sites.findings(per_row)
-    for name, module in {**modules(model, guide), **held(model, guide)}.items():
-        kinds = (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._BatchNorm)
-        if noisy := {type(m).__name__ for m in module.modules() if m.training and isinstance(m, kinds)}:
-            what = f"{name}: in training mode, with {', '.join(sorted(noisy))}."
-            yield 3, f"{what} Likelihoods are to be taken after {name}.eval()."
     doubts = sorted([(_doubt(e), e.quantity) for e in found.evidence.values() if _doubt(e) > DOUBTFUL], reverse=True)
     if doubts:
         those = ", ".join(f"{share:.0%} in {quantity}" for share, quantity in doubts)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .arviz_bridge import inference_data
 from .batch import Batch
+from .evaluation import check_batch, evaluating
 from .evidence import Evidence
 from .predictive import draw
 from .seeding import seeded
@@ -30,6 +31,7 @@ def to_arviz(
     seed: int | None = None,
     prior: bool = False,
     vectorize: bool = True,
+    audit: bool = True,
 ) -> Any:
     r"""Draws of latents and modalities for every row, beside the data: an ``InferenceData``, or a ``DataTree``.
 
@@ -52,18 +54,20 @@ def to_arviz(
         seed: of the draws; None goes on with torch's generator.
         prior: whether to draw from the prior as well.
         vectorize: False draws sample by sample, for stories that do not broadcast.
+        audit: False spares the audit of the pair on a few rows (:mod:`pyro_mm.audit`), and what it would refuse.
 
     Raises:
         ValueError: an evidence of another number of rows, or fewer than one sample.
     """
+    check_batch(batch)
     if evidence is not None and len(evidence) != batch.size:
         raise ValueError(f"expected an evidence of the batch's {batch.size} rows, got one of {len(evidence)}")
     draws: dict[str, dict[str, Tensor]] = {}
-    with seeded(seed, batch.device):
-        _, *found = draw(model, guide, batch, num_samples, resample=resample, vectorize=vectorize)
+    with evaluating(model, guide, batch, audit=audit) as rows, seeded(seed, rows.device):
+        _, *found = draw(model, guide, rows, num_samples, resample=resample, vectorize=vectorize)
         draws["posterior"], draws["posterior_predictive"] = found
         if prior:
-            _, *found = draw(model, guide, batch.only(), num_samples, vectorize=vectorize)
+            _, *found = draw(model, guide, rows.only(), num_samples, vectorize=vectorize)
             draws["prior"], draws["prior_predictive"] = found
     groups: dict[str, dict[str, np.ndarray]] = {
         group: {name: _numpy(x)[None] for name, x in of.items()} for group, of in draws.items()

@@ -34,7 +34,7 @@ class Fixed(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Fixed:
         if self.distribution is not STANDARD_NORMAL:  # plain numbers, at home on every device
-            self.distribution = _map_tensors(self.distribution, fn)
+            self.distribution = map_tensors(self.distribution, fn)
         return super()._apply(fn, recurse)
 
 
@@ -46,12 +46,12 @@ def _tensors(d: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _map_tensors(d: Any, fn: Any) -> Any:
-    """A copy of a distribution with a function applied to every tensor it holds."""
+def map_tensors(d: Any, fn: Any) -> Any:
+    """Copy a distribution with a function applied to every tensor it holds."""
     new = copy.copy(d)
     for name, value in vars(d).items():
         if isinstance(value, Tensor):
             setattr(new, name, fn(value))
         elif isinstance(value, torch.distributions.Distribution):
-            setattr(new, name, _map_tensors(value, fn))
+            setattr(new, name, map_tensors(value, fn))
     return new

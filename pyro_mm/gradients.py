@@ -3,12 +3,10 @@ r"""How much of a stochastic gradient is signal, for every part of a model and a
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FunctionType
 from typing import Any
 
 import pyro
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .batch import Batch
+from .reached import held, modules
 from .registration import buffers_kept
 from .seeding import seeded
 from .stepping import differentiable, loss_and_grads, problem_of
@@ -172,27 +171,10 @@ def _gradients(objective: Any, model: Any, guide: Any, batch: Batch, tensors: li
 # -- names --------------------------------------------------------------------------------------------------------
 
 
-def modules(model: Any, guide: Any) -> dict[str, nn.Module]:
-    """The modules among model and guide, or of which they are methods, by name."""
-    owners = {name: getattr(f, "__self__", f) for name, f in (("model", model), ("guide", guide))}
-    return {name: owner for name, owner in owners.items() if isinstance(owner, nn.Module)}
-
-
-def held(model: Any, guide: Any) -> dict[str, nn.Module]:
-    """The modules that model and guide speak of by name, where they are functions."""
-    found: dict[str, nn.Module] = {}
-    for who, function in (("model", model), ("guide", guide)):
-        if isinstance(function, FunctionType):
-            names = inspect.getclosurevars(function)
-            both = {**names.globals, **names.nonlocals}
-            found |= {f"{who}.{name}": x for name, x in both.items() if isinstance(x, nn.Module)}
-    return found
-
-
 @contextmanager
 def unchanged(model: Any, guide: Any) -> Iterator[None]:
     """Puts back the buffers of model and guide, such as the running means of a batch normalisation."""
-    with buffers_kept(*modules(model, guide).values(), *held(model, guide).values()):
+    with buffers_kept(model, guide):
         yield
 
 

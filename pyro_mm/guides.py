@@ -12,6 +12,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from .batch import Batch
+from .evaluation import evaluating, returned
 from .registration import register
 
 
@@ -65,12 +66,20 @@ class _Drawn(Batch):
         return module(self._values[name]) if name in self._drawn else super().encode(name, module)
 
 
-def encode(guide: Callable[[Batch], Any], batch: Batch) -> dict[str, dist.Distribution]:
-    """The guide's distributions given what is present: site -> distribution with batch shape ``(N,)``.
+def encode(guide: Callable[[Batch], Any], batch: Batch, *, audit: bool = True) -> dict[str, dist.Distribution]:
+    """Return the guide's distributions given what is present: site -> distribution with batch shape ``(N,)``.
 
-    Of a guide that draws a site given another one, the distribution given one draw of that.
+    Of a guide that draws a site given another one, the distribution given one draw of that. Modules run in evaluation
+    mode.
+
+    Args:
+        guide: a callable of a batch.
+        batch: N rows.
+        audit: False spares the audit of the guide on a few rows (:mod:`pyro_mm.audit`), and what it would refuse.
     """
-    with poutine.block(), poutine.trace() as trace:
-        guide(batch)
-    sites = {n: s for n, s in trace.trace.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
-    return {n: s["fn"] for n, s in sites.items() if not site_is_subsample(s)}
+    with evaluating(None, guide, batch, audit=audit) as rows:
+        with poutine.block(), poutine.trace() as trace:
+            guide(rows)
+        sites = {n: s for n, s in trace.trace.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
+        found = {n: s["fn"] for n, s in sites.items() if not site_is_subsample(s)}
+        return returned(found, rows, batch)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .batch import Batch
 from .distributions import Mixture
+from .evaluation import evaluating, returned
 from .pairs import Callback, Pair, Rewrite, Structure, Views, latents, observed, structure
 from .presence import Presence, constant
 from .reduction import Lazy, Reduce, average, sum_out
@@ -317,7 +318,13 @@ def _or_prior(pair: Pair, shape: Reduce, sites: Mapping[str, Any], log_q: Tensor
 
 
 def log_weights(
-    model: Callback, guide: Callback, batch: Batch, num_particles: int = 1, *, vectorize: bool = True
+    model: Callback,
+    guide: Callback,
+    batch: Batch,
+    num_particles: int = 1,
+    *,
+    vectorize: bool = True,
+    audit: bool = True,
 ) -> Tensor:
     r"""Log importance weights of every row, ``log p(x_n, z_kn) - log q(z_kn | x_n)``, z from the guide.
 
@@ -327,6 +334,9 @@ def log_weights(
         batch: N rows; what is missing in a row is left out of it.
         num_particles: K.
         vectorize: False runs particle by particle, for stories that do not broadcast.
+        audit: False spares the audit of the pair on a few rows (:mod:`pyro_mm.audit`), and what it would refuse.
+
+    Modules run in evaluation mode; a loss to train by is an :class:`~pyro_mm.objectives.Objective`'s.
 
     Returns:
         ``(K, N)``, in nats, without the scale of a subsampled data plate; differentiable. The mean of their
@@ -335,9 +345,10 @@ def log_weights(
     Raises:
         ValueError: a site outside the plate ``"data"``.
     """
-    info = structure(model, guide, batch)
-    scores = score(model, guide, Views.of(batch, info), info, num_particles, vectorize=vectorize)
-    return scores.log_weights()[:, 0]
+    with evaluating(model, guide, batch, audit=audit) as rows:
+        info = structure(model, guide, rows)
+        scores = score(model, guide, Views.of(rows, info), info, num_particles, vectorize=vectorize)
+        return returned(scores.log_weights()[:, 0], rows, batch)
 
 
 def _stack(each: list[Scores]) -> Scores:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch, Stack
+from .evaluation import check_pair, evaluating, returned
 from .evidence import Evidence, Sums, joined
 from .importance import score_model
 from .pairs import Callback, Pair, Structure, Views, latents, structure
@@ -35,6 +36,7 @@ def log_marginal(
     seed: int | None = None,
     chunk: int | None = None,
     vectorize: bool = True,
+    audit: bool = True,
 ) -> Evidence:
     r"""log p(x_present) of every row: the joint or a marginal, as the batch's masks say.
 
@@ -57,20 +59,37 @@ def log_marginal(
             changes no digit of the result but by rounding. By default so many that the widest modality has 2^20
             numbers, 2^14 at most; on CUDA 2^16.
         vectorize: False draws particle by particle, for stories that do not broadcast.
+        audit: False spares the audit of the pair on a few rows (:mod:`pyro_mm.audit`), and what it would refuse.
 
     Raises:
         ValueError: a site that is scaled, or outside the plate ``"data"``: its weights would be no likelihoods.
     """
     if num_particles < 1:
         raise ValueError(f"expected num_particles >= 1, got {num_particles}")
-    if batch.size < 1:
-        raise ValueError("expected one row at least, got a batch of none")
-    seen = proposal if isinstance(proposal, Batch) else batch
-    if seen.size != batch.size:
-        raise ValueError(f"the proposal's batch has {seen.size} rows, and the batch {batch.size}")
-    how = Proposal(draws, stratify, prior_share)
+    check_pair(model, guide)
     sampler = proposal if proposal is not None and not isinstance(proposal, Batch) else guide
+    how = Proposal(draws, stratify, prior_share)
     seed = settled(seed)
+    with evaluating(model, sampler, batch, audit=audit) as rows:
+        seen = proposal.to(rows.device) if isinstance(proposal, Batch) else rows
+        if seen.size != rows.size:
+            raise ValueError(f"the proposal's batch has {seen.size} rows, and the batch {rows.size}")
+        found = _log_marginal(model, sampler, rows, seen, num_particles, how, seed, chunk, vectorize)
+        return returned(found, rows, batch)
+
+
+def _log_marginal(
+    model: Callback,
+    sampler: Callback,
+    batch: Batch,
+    seen: Batch,
+    num_particles: int,
+    how: Proposal,
+    seed: int,
+    chunk: int | None,
+    vectorize: bool,
+) -> Evidence:
+    """Estimate the log-likelihood of all rows, so many at a time as are encoded at once."""
     quantity, parts = log_p(batch), []
     for start in range(0, batch.size, ROWS):
         whole = batch.size <= ROWS
@@ -98,6 +117,7 @@ def log_conditional(
     seed: int | None = None,
     chunk: int | None = None,
     vectorize: bool = True,
+    audit: bool = True,
 ) -> Evidence:
     r"""log p(x_target | x_given) of every row, as far as they are present in it.
 
@@ -116,14 +136,16 @@ def log_conditional(
     seed = settled(seed)
     options: dict[str, Any] = {
         "num_particles": num_particles, "draws": draws, "stratify": stratify, "prior_share": prior_share,
-        "chunk": chunk, "vectorize": vectorize,
+        "chunk": chunk, "vectorize": vectorize, "audit": audit,
     }  # fmt: skip
-    joint = log_marginal(model, guide, batch.only(*targets, *givens), seed=seed, **options)
     quantity = f"log p({', '.join(targets)}{' | ' if givens else ''}{', '.join(givens)})"
-    if not givens:
-        return replace(joint, quantity=quantity)
-    marginal = log_marginal(model, guide, batch.only(*givens), seed=seed + 1, **options)
-    return conditional_of(joint, marginal, torch.stack([batch.present[n] for n in targets]).any(0), quantity)
+    with evaluating(model, guide, batch, audit=False) as rows:
+        joint = log_marginal(model, guide, rows.only(*targets, *givens), seed=seed, **options)
+        if not givens:
+            return returned(replace(joint, quantity=quantity), rows, batch)
+        marginal = log_marginal(model, guide, rows.only(*givens), seed=seed + 1, **options)
+        some = torch.stack([rows.present[n] for n in targets]).any(0)
+        return returned(conditional_of(joint, marginal, some, quantity), rows, batch)
 
 
 def conditional_of(joint: Evidence, marginal: Evidence, some: Tensor, quantity: str) -> Evidence:

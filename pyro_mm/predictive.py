@@ -15,6 +15,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from .batch import Batch
+from .evaluation import evaluating, returned
 from .likelihood import ROWS, weighted
 from .pairs import Pair, Rewrite, Structure, latents, observed, private, structure
 from .plates import Plate
@@ -37,6 +38,7 @@ def generate(
     num_particles: int = 1000,
     seed: int | None = None,
     vectorize: bool = True,
+    audit: bool = True,
 ) -> dict[str, Tensor]:
     r"""Draws :math:`x_m \sim p(x_m | z, w_m)`, :math:`z \sim q(z | x_{present})`, of every modality of every row.
 
@@ -56,13 +58,14 @@ def generate(
         num_particles: K, the draws to take from, if ``resample``.
         seed: of all draws; None goes on with torch's generator.
         vectorize: False draws sample by sample, for stories that do not broadcast.
+        audit: False spares the audit of the pair on a few rows (:mod:`pyro_mm.audit`), and what it would refuse.
 
     Returns:
         modality -> ``(S, N, *event)``; of a site in plates within a row ``(S, N, *plates, *event)``.
     """
     options: dict[str, Any] = {"resample": resample, "num_particles": num_particles, "vectorize": vectorize}
-    with seeded(seed, batch.device):
-        return draw(model, guide, batch, num_samples, mean=mean, **options)[2]
+    with evaluating(model, guide, batch, audit=audit) as rows, seeded(seed, rows.device):
+        return returned(draw(model, guide, rows, num_samples, mean=mean, **options)[2], rows, batch)
 
 
 @torch.no_grad()
@@ -76,6 +79,7 @@ def posterior_draws(
     num_particles: int = 1000,
     seed: int | None = None,
     vectorize: bool = True,
+    audit: bool = True,
     **options: Any,
 ) -> dict[str, Tensor]:
     r"""Draws of the guide's latents given what is present, or, with ``resample``, of the posterior's.
@@ -94,6 +98,7 @@ def posterior_draws(
         num_particles: K.
         seed: of all draws; None goes on with torch's generator.
         vectorize: False runs draw by draw, for stories that do not broadcast.
+        audit: False spares the audit of the pair on a few rows (:mod:`pyro_mm.audit`), and what it would refuse.
         options: ``draws``, ``stratify`` and ``prior_share``, as of :func:`pyro_mm.log_marginal`.
 
     Returns:
@@ -102,8 +107,8 @@ def posterior_draws(
     if options and not resample:
         raise ValueError(f"{', '.join(options)}: for draws by weight, with resample=True")
     how: dict[str, Any] = {"proposal": Proposal(**options), "resample": resample, "num_particles": num_particles}
-    with seeded(seed, batch.device):
-        return draw(model, guide, batch, num_samples, decode=False, vectorize=vectorize, **how)[0]
+    with evaluating(model, guide, batch, audit=audit) as rows, seeded(seed, rows.device):
+        return returned(draw(model, guide, rows, num_samples, decode=False, vectorize=vectorize, **how)[0], rows, batch)
 
 
 def draw(
@@ -216,21 +221,24 @@ def _of_rows(site: Any, size: int, value: Tensor | None = None, event_dim: int |
 
 
 @torch.no_grad()
-def simulate(model: Callable[[Batch], Any], batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
+def simulate(model: Callable[[Batch], Any], batch: Batch, *, audit: bool = True) -> tuple[Batch, dict[str, Tensor]]:
     """Rows drawn from the model itself, with the latents that made them: an exact draw from p(z | x) of those rows.
 
     Args:
         batch: says how many rows, which modalities each of them has, and the covariates; its values are not used.
+        audit: False spares the audit of the model on a few rows (:mod:`pyro_mm.audit`), and what it would refuse.
 
     Returns:
         (rows, latents): the batch with drawn values under the same masks, and latent site -> ``(N, *event)``, with the
         plates within a row to the left of N.
     """
-    with poutine.block(), poutine.trace() as drawn:
-        model(batch.only())
-    sites = {name: site for name, site in observed(drawn.trace).items() if name in batch}
-    values = {name: _of_rows(site, batch.size)[0] for name, site in sites.items()}
-    return batch.replaced(values), {name: site["value"] for name, site in latents(drawn.trace).items()}
+    with evaluating(model, None, batch, audit=audit) as rows:
+        with poutine.block(), poutine.trace() as drawn:
+            model(rows.only())
+        sites = {name: site for name, site in observed(drawn.trace).items() if name in rows}
+        values = {name: _of_rows(site, rows.size)[0] for name, site in sites.items()}
+        found = rows.replaced(values), {name: site["value"] for name, site in latents(drawn.trace).items()}
+        return returned(found, rows, batch)
 
 
 class _Ancestral(Messenger):

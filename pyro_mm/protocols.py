@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from .batch import Batch
+from .evaluation import evaluating, returned
 from .evidence import Evidence
 from .likelihood import conditional_of, log_conditional, log_marginal
 from .seeding import settled
@@ -47,20 +48,23 @@ def joint(model: Callback, guide: Callback, batch: Batch, target: Names, given: 
     """
     if isinstance(target, str) or isinstance(given, str) or set(target) & set(given):
         raise ValueError(f"expected two sequences of names without one in common: target={target}, given={given}")
-    return log_marginal(model, guide, batch.only(*target, *given), **options)
+    with evaluating(model, guide, batch, audit=False) as rows:
+        return returned(log_marginal(model, guide, rows.only(*target, *given), **options), rows, batch)
 
 
 def multiple(model: Callback, guide: Callback, batch: Batch, target: Names, given: Names, **options: Any) -> Evidence:
     """log p(target), under the posterior of target and given. Arguments as of :func:`joint`."""
-    seen = batch.only(*target, *given)
-    return log_marginal(model, guide, batch.only(*target), proposal=seen, **options)
+    with evaluating(model, guide, batch, audit=False) as rows:
+        seen = rows.only(*target, *given)
+        return returned(log_marginal(model, guide, rows.only(*target), proposal=seen, **options), rows, batch)
 
 
 def single(
     model: Callback, guide: Callback, batch: Batch, target: Names, given: Names = (), **options: Any
 ) -> Evidence:
     """log p(target), under the posterior of the target alone. Arguments as of :func:`joint`."""
-    return log_marginal(model, guide, batch.only(*target), **options)
+    with evaluating(model, guide, batch, audit=False) as rows:
+        return returned(log_marginal(model, guide, rows.only(*target), **options), rows, batch)
 
 
 def conditional(
@@ -80,11 +84,13 @@ def conditional(
     it is hopeless, as its standard error says. Other arguments as of :func:`joint`.
     """
     seed = settled(seed)
-    both = joint(model, guide, batch, target, given, seed=seed, **options)
-    options |= {"num_particles": prior_draws, "prior_share": 1.0}
-    marginal = log_marginal(model, guide, batch.only(*given), seed=seed + 1, **options)
-    some = torch.stack([batch.present[n] for n in target]).any(0)
-    return conditional_of(both, marginal, some, f"log p({', '.join(target)} | {', '.join(given)})")
+    quantity = f"log p({', '.join(target)} | {', '.join(given)})"
+    with evaluating(model, guide, batch, audit=False) as rows:
+        both = joint(model, guide, rows, target, given, seed=seed, **options)
+        options |= {"num_particles": prior_draws, "prior_share": 1.0}
+        marginal = log_marginal(model, guide, rows.only(*given), seed=seed + 1, **options)
+        some = torch.stack([rows.present[n] for n in target]).any(0)
+        return returned(conditional_of(both, marginal, some, quantity), rows, batch)
 
 
 def both_ways(
@@ -105,8 +111,10 @@ def both_ways(
     Each of the two is :func:`pyro_mm.log_conditional`'s, with draws of its own. Arguments as of :func:`joint`.
     """
     seed = settled(seed)
-    one = log_conditional(model, guide, batch, target=target, given=given, seed=seed, **options)
-    marginal = single(model, guide, batch, target, seed=seed + 2, **options)
-    both = joint(model, guide, batch, target, given, seed=seed + 3, **options)
     x, w = ", ".join(target), ", ".join(given)
-    return replace(one - (marginal - both), quantity=f"log p({x} | {w}) + log p({w} | {x})")
+    with evaluating(model, guide, batch, audit=False) as rows:
+        one = log_conditional(model, guide, rows, target=target, given=given, seed=seed, **options)
+        marginal = single(model, guide, rows, target, seed=seed + 2, **options)
+        both = joint(model, guide, rows, target, given, seed=seed + 3, **options)
+        found = replace(one - (marginal - both), quantity=f"log p({x} | {w}) + log p({w} | {x})")
+        return returned(found, rows, batch)

@@ -13,6 +13,8 @@ import torch
 from pyro.poutine.runtime import _PYRO_STACK, apply_stack
 from pyro.poutine.trace_messenger import TraceMessenger
 
+from .reached import Reached
+
 GRADIENT = "pyro_mm$gradient"
 
 _count = itertools.count()
@@ -34,8 +36,9 @@ def register(module: torch.nn.Module) -> None:
 
 @contextmanager
 def buffers_kept(*programs: Any) -> Iterator[None]:
-    """Buffers of those that are modules, such as running means, are afterwards as they were before."""
-    buffers = [b for p in programs if isinstance(p, torch.nn.Module) for b in p.buffers()]
+    """Keep the buffers of the modules that programs reach, such as running means, as they are."""
+    found = Reached({f"{i}": program for i, program in enumerate(programs)}).modules.values()
+    buffers = [b for module in found for b in module.buffers()]
     held = [b.clone() for b in buffers]
     try:
         yield

@@ -273,7 +273,7 @@ def test_names_of_what_is_no_module():
     batch = mm.Batch({"x": torch.randn(4, 2)})
     found = gradient_noise(model, guide, tables.elbo(), batch, repeats=2)
     assert {g.name for g in found.groups} == {
-        "model.centres", "pyro.param 'scale'", "closure (2, 2)", "closure (2,)",
+        "model.centres", "model.nets[0]", "pyro.param 'scale'",
     }  # fmt: skip
 
     class Both(torch.nn.Module):
@@ -316,7 +316,7 @@ def test_the_callers_state_is_left_alone():
     after = {n: x for part in (model, guide) for n, x in part.state_dict().items()}
     assert all(torch.equal(before[n], after[n]) for n in before)
     assert not model.training and all(m.training for m in guide.modules())
-    assert any("training mode, with BatchNorm1d, Dropout" in text for text in found.findings)
+    assert not any("training mode" in text for text in found.findings)  # likelihoods run in evaluation mode
     again = check(model, guide, objective, batch, num_particles=50, repeats=3)
     assert repr(found) == repr(again)
 

@@ -16,6 +16,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ..batch import Batch
+from ..evaluation import check_batch, evaluating
 from ..predictive import generate
 from ..seeding import seeded
 from .share import Share
@@ -37,6 +38,7 @@ def cross_modal_coherence(
     num_samples: int = 1,
     mean: bool = True,
     seed: int | None = None,
+    audit: bool = True,
 ) -> Share:
     r"""The share of draws of one modality given others that are of the row's class.
 
@@ -53,6 +55,7 @@ def cross_modal_coherence(
         num_samples: S.
         mean: whether f is shown the mean of p(x_t | z) instead of a draw from it.
         seed: of all draws; None goes on with torch's generator.
+        audit: False spares the audit of the pair on a few rows (:mod:`pyro_mm.audit`), and what it would refuse.
 
     Returns:
         The share with its standard error over rows. Shi et al. 2019 (arXiv 1911.03393).
@@ -60,6 +63,7 @@ def cross_modal_coherence(
     Raises:
         ValueError: the target is among what is given, no row has all of that, or shapes do not fit.
     """
+    check_batch(batch)
     names = (given,) if isinstance(given, str) else tuple(given)
     if target in names:
         raise ValueError(f"{target!r} is both the target and given")
@@ -71,12 +75,13 @@ def cross_modal_coherence(
     rows = torch.stack(masks).all(0).nonzero()[:, 0] if masks else torch.arange(batch.size, device=batch.device)
     if len(rows) == 0:
         raise ValueError(f"no row has all of what is given: {', '.join(names)}")
-    labels, right = labels.to(batch.device), []
-    with seeded(seed, batch.device):
+    right = []
+    with evaluating(model, guide, batch, audit=audit) as whole, seeded(seed, whole.device):
+        labels, rows = labels.to(whole.device), rows.to(whole.device)
         for part in rows.split(max(1, CHUNK // num_samples)):
-            hits, known = torch.zeros(len(part), device=batch.device), batch[part].only(*names)
+            hits, known = torch.zeros(len(part), device=whole.device), whole[part].only(*names)
             for draws in _parts(num_samples):
-                x = generate(model, guide, known, draws, mean=mean)[target]
+                x = generate(model, guide, known, draws, mean=mean, audit=False)[target]
                 hits += (_classes(classifier, x, target) == labels[part]).sum(0)
             right.append(hits / num_samples)
     return Share.of(torch.cat(right))
@@ -91,6 +96,7 @@ def joint_coherence(
     *,
     mean: bool = True,
     seed: int | None = None,
+    audit: bool = True,
 ) -> Share:
     r"""The share of draws from the model's prior in which all modalities are of one class, whichever that is.
 
@@ -106,6 +112,7 @@ def joint_coherence(
         n: draws.
         mean: whether f_m is shown the mean of p(x_m | z) instead of a draw from it.
         seed: of all draws; None goes on with torch's generator.
+        audit: False spares the audit of the pair on a few rows (:mod:`pyro_mm.audit`), and what it would refuse.
 
     Returns:
         The share with its standard error. Shi et al. 2019 (arXiv 1911.03393).
@@ -124,9 +131,9 @@ def joint_coherence(
             model(batch)
 
     agreed = []
-    with seeded(seed, like.device):
+    with evaluating(model, prior, like, audit=audit) as whole, seeded(seed, whole.device):
         for size in _parts(n):
-            drawn = generate(model, prior, Batch.empty(size, like), mean=mean)
+            drawn = generate(model, prior, Batch.empty(size, whole), mean=mean, audit=False)
             classes = torch.stack([_classes(f, drawn[name], name)[0] for name, f in classifiers.items()])
             agreed.append((classes == classes[0]).all(0))
     return Share.of(torch.cat(agreed))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..batch import Batch
+from ..evaluation import check_batch, evaluating, returned
 from ..predictive import generate
 
 CHUNK = 256  # rows at once: every modality is decoded, and only the target's class probabilities are kept
@@ -22,6 +23,8 @@ def class_probabilities(
     target: str,
     given: Sequence[str] | str,
     num_samples: int = 100,
+    *,
+    audit: bool = True,
 ) -> Tensor:
     r"""The predicted classes of every row, ``(N, C)``: :math:`\frac1S \sum_s p(x_t | z_s), z_s \sim q(z | x_{given})`.
 
@@ -29,6 +32,7 @@ def class_probabilities(
         target: the modality to predict, a Categorical.
         given: those to predict it from.
         num_samples: S.
+        audit: False spares the audit of the pair on a few rows (:mod:`pyro_mm.audit`), and what it would refuse.
 
     Raises:
         ValueError: the target is among what is given, or is not a Categorical.
@@ -36,14 +40,15 @@ def class_probabilities(
     names = (given,) if isinstance(given, str) else tuple(given)
     if target in names:
         raise ValueError(f"{target!r} is both the target and given")
-    parts = [
-        generate(model, guide, batch[rows].only(*names), num_samples, mean=True)[target].mean(0)
-        for rows in torch.arange(batch.size, device=batch.device).split(CHUNK)
-    ]
-    probabilities = torch.cat(parts)
-    if probabilities.dim() != 2 or batch[target].dim() != 1:
-        raise ValueError(f"expected {target!r} to be one class label a row, got {tuple(probabilities.shape)}")
-    return probabilities
+    with evaluating(model, guide, batch, audit=audit) as whole:
+        parts = [
+            generate(model, guide, whole[rows].only(*names), num_samples, mean=True, audit=False)[target].mean(0)
+            for rows in torch.arange(whole.size, device=whole.device).split(CHUNK)
+        ]
+        probabilities = torch.cat(parts)
+        if probabilities.dim() != 2 or batch[target].dim() != 1:
+            raise ValueError(f"expected {target!r} to be one class label a row, got {tuple(probabilities.shape)}")
+        return returned(probabilities, whole, batch)
 
 
 def cross_modal_accuracy(
@@ -53,13 +58,15 @@ def cross_modal_accuracy(
     target: str,
     given: Sequence[str] | str,
     num_samples: int = 100,
+    *,
+    audit: bool = True,
 ) -> float:
     """The share of the rows that have the target in which its likeliest class, as predicted, is the true one.
 
     Arguments as of :func:`class_probabilities`. Rows that lack everything given are predicted from the prior.
     """
-    there = batch.present[target]
-    predicted = class_probabilities(model, guide, batch, target, given, num_samples).argmax(-1)
+    there = check_batch(batch).present[target]
+    predicted = class_probabilities(model, guide, batch, target, given, num_samples, audit=audit).argmax(-1)
     return (predicted == batch[target])[there].float().mean().item()
 
 

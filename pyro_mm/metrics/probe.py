@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..batch import Batch
+from ..evaluation import check_batch, evaluating
 from ..guides import encode
 from ..seeding import seeded
 from .share import Share
@@ -29,6 +30,7 @@ def linear_probe(
     sites: Sequence[str] | str = "z",
     regularisation: float = 1.0,
     seed: int | None = None,
+    audit: bool = True,
 ) -> Share:
     r"""The accuracy on test rows of a logistic regression from posterior means to labels.
 
@@ -45,6 +47,7 @@ def linear_probe(
             draw (:func:`pyro_mm.encode`) is of one draw, and one that is not known, a flow's, the mean of 100.
         regularisation: C; larger is weaker.
         seed: of such draws; None goes on with torch's generator.
+        audit: False spares the audit of the guide on a few rows (:mod:`pyro_mm.audit`), and what it would refuse.
 
     Returns:
         The share of right test rows with its standard error, over test rows.
@@ -56,12 +59,15 @@ def linear_probe(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    check_batch(train, "train")
+    check_batch(test, "test")
     names = [n for n in train.names if n != label] if given is None else [given] if isinstance(given, str) else given
     if label in names:
         raise ValueError(f"the label {label!r} is what is to be told: it cannot be given")
     sites = [sites] if isinstance(sites, str) else sites
-    with seeded(seed, train.device):
-        (h, y), (h_test, y_test) = (_features(guide, batch, label, names, sites) for batch in (train, test))
+    with evaluating(None, guide, train, audit=audit) as rows, seeded(seed, rows.device):
+        both = rows, test.to(rows.device)
+        (h, y), (h_test, y_test) = (_features(guide, batch, label, names, sites) for batch in both)
     # C weighs the sum over rows of the log-likelihood there, which is what the formula says
     fitted = make_pipeline(StandardScaler(), LogisticRegression(C=regularisation, max_iter=2000)).fit(h, y)
     return Share.of(torch.from_numpy(fitted.predict(h_test) == y_test))
@@ -88,7 +94,7 @@ def _features(
 
 
 def _means(guide: Callable[[Batch], Any], batch: Batch, sites: Sequence[str]) -> Tensor:
-    found = encode(guide, batch)
+    found = encode(guide, batch, audit=False)
     if unknown := [site for site in sites if site not in found]:
         raise ValueError(f"the guide has no site {', '.join(unknown)}: it has {', '.join(found)}")
     if plated := [site for site in sites if found[site].batch_shape != (batch.size,)]:

@@ -1,0 +1,136 @@
+"""The door of every evaluation: arguments checked, rows where the networks are, networks in evaluation mode."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .arguments import check_flag, check_function, described
+from .batch import Batch
+from .fixed import map_tensors
+from .reached import Reached
+
+_evaluated: ContextVar[tuple[tuple[Any, torch.device | None], ...]] = ContextVar("programs evaluated", default=())
+
+
+@contextmanager
+def evaluating(model: Any, guide: Any, batch: Any, *, audit: bool = True) -> Iterator[Batch]:
+    """Evaluate a pair on a batch: check both, move the rows to the networks, and hold these in evaluation mode.
+
+    The modules are those that model and guide reach (:class:`~pyro_mm.reached.Reached`), and each gets its own mode
+    back whatever happens; torch's gradient mode and validation too. An inner call for the same pair, or one of it,
+    finds all of this done. Pass what is returned through :func:`returned`, to the device that the batch came from.
+
+    Args:
+        model, guide: callables of a batch; None for one that the evaluation does not run.
+        batch: a :class:`~pyro_mm.batch.Batch` of one row or more.
+        audit: whether the pair is audited on a few of these rows.
+
+    Yields:
+        The batch, on the device of the modules' parameters.
+
+    Raises:
+        TypeError: a model, guide or batch of another kind.
+        ValueError: a batch without rows, or what the audit finds.
+    """
+    check_pair(model, guide)
+    check_batch(batch)
+    check_flag("audit", audit)
+    programs = {name: f for name, f in (("model", model), ("guide", guide)) if f is not None}
+    inside = _evaluated.get()
+    if programs and all(any(known is f for known, _ in inside) for f in programs.values()):
+        yield _placed(batch, inside[0][1])
+        return
+    reached = Reached(programs)
+    device = reached.device()
+    token = _evaluated.set((*((f, device) for f in programs.values()), *inside))
+    try:
+        with evaluation_mode(reached.modules.values()), _global_state():
+            yield _placed(batch, device)
+    finally:
+        _evaluated.reset(token)
+
+
+def _placed(batch: Batch, device: torch.device | None) -> Batch:
+    return batch if device is None or device == batch.device else batch.to(device)
+
+
+def check_pair(model: Any, guide: Any) -> None:
+    """Raise a TypeError unless model and guide, where they are not None, are callables of a batch."""
+    for name, function in (("model", model), ("guide", guide)):
+        if function is not None:
+            check_function(name, function)
+
+
+def check_batch(batch: Any, argument: str = "batch") -> Batch:
+    """Return a batch of one row or more. Raises a TypeError for anything else, a ValueError for one without rows."""
+    if not isinstance(batch, Batch):
+        make = ": make a pyro_mm.Batch of it" if isinstance(batch, Mapping | Tensor) else ""
+        raise TypeError(f"expected {argument} to be a pyro_mm.Batch, got {described(batch)}{make}")
+    if batch.size < 1:
+        raise ValueError(f"expected {argument} to have one row at least, got none")
+    return batch
+
+
+@contextmanager
+def evaluation_mode(roots: Iterable[nn.Module]) -> Iterator[None]:
+    """Hold modules, and those inside of them, in evaluation mode; afterwards each is in the mode it was in."""
+    roots = list(roots)
+    before = {module: module.training for root in roots for module in root.modules()}
+    for root in roots:
+        if any(module.training for module in root.modules()):
+            root.eval()
+    try:
+        yield
+    finally:
+        # by train(), which some modules do work in, from the outside in, as it goes down to the inner ones
+        for module, training in before.items():
+            if module.training != training:
+                module.train(training)
+        for module, training in before.items():
+            module.training = training
+
+
+@contextmanager
+def _global_state() -> Iterator[None]:
+    """Put back torch's gradient mode and the validation of its distributions."""
+    gradient = torch.is_grad_enabled()
+    validation = torch.distributions.Distribution._validate_args
+    try:
+        yield
+    finally:
+        if torch.is_grad_enabled() != gradient:
+            torch.set_grad_enabled(gradient)
+        torch.distributions.Distribution._validate_args = validation
+
+
+def returned(result: Any, rows: Batch, batch: Batch) -> Any:
+    """Return what an evaluation of ``rows`` found, on the device of ``batch``, of which they are a copy.
+
+    Args:
+        result: tensors, batches, distributions, numbers, and dictionaries, tuples and dataclasses of them.
+        rows: the batch that :func:`evaluating` gave.
+        batch: the batch of the call.
+    """
+    return result if rows.device == batch.device else _moved(result, batch.device)
+
+
+def _moved(result: Any, device: torch.device) -> Any:
+    if isinstance(result, Tensor | Batch):
+        return result.to(device)
+    if isinstance(result, torch.distributions.Distribution):
+        return map_tensors(result, lambda x: x.to(device))
+    if isinstance(result, dict):
+        return {name: _moved(x, device) for name, x in result.items()}
+    if type(result) in (tuple, list):
+        return type(result)(_moved(x, device) for x in result)
+    if dataclasses.is_dataclass(result) and not isinstance(result, type):
+        values = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
+        return dataclasses.replace(result, **{name: _moved(x, device) for name, x in values.items()})
+    return result

@@ -1,0 +1,218 @@
+"""Find the modules that a program can run: its own, and those that its functions and objects refer to."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import weakref
+from collections.abc import Iterator, Mapping
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+MOST = 4096  # entries of a container that are looked at
+LIBRARIES = {"torch", "pyro", "numpy", "zuko", "scipy", "sklearn", "pandas", "matplotlib", "arviz"}
+LIBRARIES |= set(sys.stdlib_module_names)  # objects of these refer to no module of a user's
+SCALARS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
+INTERNAL = frozenset(vars(nn.Module())) | {"_pyro_name", "_is_full_backward_hook"}
+
+
+class Reached:
+    """The modules that programs reach, and a fingerprint by which a change of the programs is noticed.
+
+    Args:
+        programs: name -> callable; a module, a function, a method, a ``functools.partial``, or any object.
+
+    Attributes:
+        modules: path -> outermost module, such as ``"model"`` for a module itself and ``"model.decoder"`` for one that
+            a function calls by that name; a module inside of another one is not named again.
+    """
+
+    def __init__(self, programs: Mapping[str, Any]):
+        self.modules: dict[str, nn.Module] = {}
+        self._seen: dict[int, Any] = {}  # objects by identity, kept alive so that no identity is used twice
+        self._inside: set[int] = set()
+        self._scalars: list[Any] = []
+        for name, program in programs.items():
+            self._visit(name, program)
+
+    def all_modules(self) -> Iterator[nn.Module]:
+        """Every module once, inner ones too."""
+        seen: set[int] = set()
+        for root in self.modules.values():
+            for module in root.modules():
+                if id(module) not in seen:
+                    seen.add(id(module))
+                    yield module
+
+    def device(self) -> torch.device | None:
+        """The device of the first parameter or buffer; None where there is none."""
+        for root in self.modules.values():
+            for tensor in (*root.parameters(), *root.buffers()):
+                return tensor.device
+        return None
+
+    def fingerprint(self) -> Fingerprint:
+        """What the programs are made of, without keeping it alive."""
+        return Fingerprint(self)
+
+    def _visit(self, path: str, value: Any) -> None:
+        if isinstance(value, SCALARS):
+            self._scalars.append((path, value))
+            return
+        if type(value) in (Tensor, nn.Parameter):
+            self._scalars.append((path, value.shape, value.dtype, value.device))
+            return
+        if id(value) in self._seen or isinstance(value, Tensor):
+            return
+        self._seen[id(value)] = value
+        if isinstance(value, nn.Module):
+            self._visit_module(path, value)
+        elif isinstance(value, FunctionType):
+            self._visit_function(path, value)
+        elif isinstance(value, MethodType):
+            self._visit(path, value.__self__)
+            self._visit_function(path, value.__func__)
+        elif isinstance(value, functools.partial):
+            self._visit(path, value.func)
+            self._visit_all(path, [*value.args, *value.keywords.values()])
+        elif isinstance(value, dict):
+            if len(value) <= MOST:
+                for key, item in list(value.items()):
+                    self._visit(f"{path}.{key}" if isinstance(key, str) else path, item)
+        elif isinstance(value, list | tuple):
+            if len(value) <= MOST:
+                for i, item in enumerate(value):
+                    self._visit(f"{path}[{i}]", item)
+        elif isinstance(value, set | frozenset):
+            if len(value) <= MOST:
+                self._visit_all(path, value)
+        elif isinstance(value, type):
+            if not _of_library(value) and _root(value) != "pyro_mm":
+                self._visit_attributes(path, vars(value))
+        elif not isinstance(value, ModuleType) and not _of_library(type(value)):
+            self._visit_attributes(path, getattr(value, "__dict__", {}))
+            self._visit_calls(path, type(value))
+
+    def _visit_all(self, path: str, values: Any) -> None:
+        for value in values:
+            self._visit(path, value)
+
+    def _visit_module(self, path: str, root: nn.Module) -> None:
+        if id(root) not in self._inside:
+            while path in self.modules:
+                path += "'"
+            self.modules[path] = root
+        for name, module in root.named_modules():
+            self._inside.add(id(module))
+            self._seen[id(module)] = module
+            inner = f"{path}.{name}" if name else path
+            if not _of_library(type(module)):
+                self._visit_attributes(inner, vars(module))
+                self._visit_calls(inner, type(module))
+
+    def _visit_attributes(self, path: str, attributes: Mapping[str, Any]) -> None:
+        for name, value in list(attributes.items()):
+            if name not in INTERNAL:
+                self._visit(f"{path}.{name}", value)
+
+    def _visit_calls(self, path: str, kind: type) -> None:
+        """Visit what the methods of a user's class refer to."""
+        if _root(kind) == "pyro_mm":
+            return
+        for owner in kind.__mro__:
+            if not _of_library(owner) and _root(owner) != "pyro_mm":
+                for name, method in vars(owner).items():
+                    if isinstance(method, FunctionType):
+                        self._visit(f"{path}.{name}", method)
+
+    def _visit_function(self, path: str, function: Any) -> None:
+        function = getattr(function, "__wrapped__", function)
+        if not isinstance(function, FunctionType) or _of_library(function):
+            return
+        self._visit_all(path, function.__defaults__ or ())
+        self._visit_all(path, (function.__kwdefaults__ or {}).values())
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
+            try:
+                self._visit(f"{path}.{name}", cell.cell_contents)
+            except ValueError:  # an empty cell: a name that is not defined yet
+                continue
+        if _root(function) == "pyro_mm":
+            return
+        names = _names(function.__code__)
+        for name in names:
+            if name in function.__globals__:
+                value = function.__globals__[name]
+                if isinstance(value, ModuleType):
+                    self._visit_namespace(path, value, names)
+                else:
+                    self._visit(f"{path}.{name}", value)
+        self._seen[id(function.__code__)] = function.__code__
+
+    def _visit_namespace(self, path: str, module: ModuleType, names: tuple[str, ...]) -> None:
+        """Visit the entries of an imported Python module that code refers to by name."""
+        if module.__name__.split(".")[0] in LIBRARIES | {"pyro_mm"}:
+            return
+        for name in names:
+            if name in vars(module):
+                self._visit(f"{path}.{name}", vars(module)[name])
+
+
+class Fingerprint:
+    """What programs are made of: modules and functions by identity, and the numbers and strings among what they hold.
+
+    Nothing is kept alive by it. Values of parameters do not count, their shapes, types and devices do.
+    """
+
+    def __init__(self, reached: Reached):
+        objects = [*reached.all_modules(), *(x for x in reached._seen.values() if isinstance(x, FunctionType))]
+        self.objects = [weakref.ref(x) for x in objects]
+        self.codes = [x.__code__ for x in objects if isinstance(x, FunctionType)]
+        self.scalars = reached._scalars
+        self.tensors = [
+            (name, tuple(p.shape), p.dtype, p.device)
+            for m in reached.modules.values()
+            for name, p in m.named_parameters()
+        ]
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Fingerprint)
+            and len(self.objects) == len(other.objects)
+            and all(one() is two() is not None for one, two in zip(self.objects, other.objects, strict=True))
+            and self.codes == other.codes
+            and self.scalars == other.scalars
+            and self.tensors == other.tensors
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def modules(model: Any, guide: Any) -> dict[str, nn.Module]:
+    """Return the modules among model and guide, or of which they are methods, by name."""
+    owners = {name: getattr(f, "__self__", f) for name, f in (("model", model), ("guide", guide))}
+    return {name: owner for name, owner in owners.items() if isinstance(owner, nn.Module)}
+
+
+def held(model: Any, guide: Any) -> dict[str, nn.Module]:
+    """Return the modules that model and guide refer to without being them, by path."""
+    own = set(map(id, modules(model, guide).values()))
+    found = Reached({"model": model, "guide": guide}).modules
+    return {path: module for path, module in found.items() if id(module) not in own}
+
+
+@functools.lru_cache(maxsize=4096)
+def _names(code: CodeType) -> tuple[str, ...]:
+    """The names that code refers to, those of functions defined in it too."""
+    inner = [name for const in code.co_consts if isinstance(const, CodeType) for name in _names(const)]
+    return tuple(dict.fromkeys([*code.co_names, *inner]))
+
+
+def _root(thing: Any) -> str:
+    return str(getattr(thing, "__module__", "")).split(".")[0]
+
+
+def _of_library(thing: Any) -> bool:
+    return _root(thing) in LIBRARIES

@@ -1,0 +1,244 @@
+"""One door for every evaluation: modes, devices, arguments, and the modules that a function reaches."""
+
+import functools
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import pyro_mm as mm
+from pyro_mm.evaluation import evaluating, evaluation_mode
+from pyro_mm.reached import Reached
+
+
+def noisy(inputs, outputs):
+    """A network whose output depends on its mode, by dropout and by batch normalisation."""
+    return torch.nn.Sequential(
+        torch.nn.Linear(inputs, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.5), torch.nn.Linear(8, outputs)
+    )
+
+
+DECODER, NETS = torch.nn.Linear(2, 3), {"encoder": torch.nn.Linear(3, 4)}
+
+
+def story_of(decoder):
+    def story(batch):
+        with batch.plate():
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            batch.observe("x", lambda z: dist.Normal(decoder(z), 1.0).to_event(1), z)
+            batch.observe("y", lambda z: dist.Normal(z, 1.0).to_event(1), z)
+
+    return story
+
+
+def guide_of(encoder):
+    def guide(batch):
+        with batch.plate():
+            loc, scale = encoder(batch["x"]).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, scale.exp()).to_event(1))
+
+    return guide
+
+
+@pytest.fixture
+def batch():
+    return mm.Batch({"x": torch.randn(12, 3), "y": torch.randn(12, 2)})
+
+
+ROWS = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+EVALUATIONS = {
+    "log_marginal": lambda m, g, b: mm.log_marginal(m, g, b, num_particles=5, seed=0, vectorize=False).log_prob,
+    "log_conditional": lambda m, g, b: mm.log_conditional(
+        m, g, b, target="y", given="x", num_particles=5, seed=0, vectorize=False
+    ).log_prob,
+    "log_weights": lambda m, g, b: mm.log_weights(m, g, b),
+    "generate": lambda m, g, b: mm.generate(m, g, b, mean=True, seed=0)["x"],
+    "posterior_draws": lambda m, g, b: mm.posterior_draws(m, g, b, seed=0)["z"],
+    "simulate": lambda m, g, b: mm.simulate(m, b)[0]["x"],
+    "encode": lambda m, g, b: mm.encode(g, b)["z"].mean,
+    "annealed_importance": lambda m, g, b: mm.annealed_importance(
+        m, g, b, num_chains=2, temperatures=3, pilot_chains=2, seed=0, vectorize=False
+    ).log_prob,
+    "bidirectional": lambda m, g, b: mm.bidirectional(
+        m, g, b, num_chains=2, temperatures=3, pilot_chains=2, seed=0, vectorize=False
+    )[0].log_prob,
+    "calibration": lambda m, g, b: mm.calibration(m, g, b, num_draws=2, seed=0, vectorize=False).ranks["z"],
+    "compare": lambda m, g, b: mm.compare(
+        {"a": (m, g), "b": (m, g)}, b, num_particles=5, seed=0, vectorize=False
+    ).evidence["a"].log_prob,
+    "joint": lambda m, g, b: mm.protocols.joint(
+        m, g, b, ["x"], ["y"], num_particles=5, seed=0, vectorize=False
+    ).log_prob,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["functions", "modules"])
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_evaluations_run_in_evaluation_mode_and_put_back_every_mode(name, form, batch):
+    """Numbers of networks in training mode are those of the same networks in evaluation mode; buffers stay."""
+    encoder, decoder = noisy(3, 4), noisy(2, 3)
+    if form == "functions":
+        model, guide = story_of(decoder), guide_of(encoder)
+    else:
+        decoders = {n: mm.conditionals.Normal(noisy(2, k), scale=1.0) for n, k in (("x", 3), ("y", 2))}
+        model = mm.models.SharedLatent(dist.Normal(torch.zeros(2), 1.0).to_event(1), decoders)
+        guide = mm.Guide(z=mm.posteriors.ProductOfExperts({"x": mm.conditionals.Normal(encoder)}))
+    modules = list(Reached({"model": model, "guide": guide}).all_modules())
+    for module in modules:
+        module.eval()
+    torch.manual_seed(0)
+    expected = EVALUATIONS[name](model, guide, batch)
+    for module in modules:
+        module.training = True
+    modules[0].training = False
+    before = [module.training for module in modules]
+    buffers = [b.clone() for module in modules for b in module.buffers(recurse=False)]
+    torch.manual_seed(0)
+    assert torch.equal(EVALUATIONS[name](model, guide, batch), expected)
+    assert [module.training for module in modules] == before
+    after = [b for module in modules for b in module.buffers(recurse=False)]
+    assert len(buffers) >= 6 and all(torch.equal(one, two) for one, two in zip(buffers, after, strict=True))
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_what_is_no_pair_and_no_batch_is_refused_in_words(name, batch):
+    model, guide = story_of(DECODER), guide_of(NETS["encoder"])
+    with pytest.raises(TypeError, match=r"to be a pyro_mm\.Batch, got an object of type dict"):
+        EVALUATIONS[name](model, guide, {"x": batch["x"]})
+    with pytest.raises(ValueError, match="one row at least, got none"):
+        EVALUATIONS[name](model, guide, batch[:0])
+    with pytest.raises(TypeError, match="expected"):
+        EVALUATIONS[name]("model", "guide", batch)
+
+
+def test_modes_come_back_after_an_error(batch):
+    decoder = noisy(2, 3).train()
+
+    def story(batch):
+        decoder(torch.zeros(4, 2))
+        raise KeyError("of the story")
+
+    with pytest.raises(Exception, match="of the story"):
+        mm.generate(story, guide_of(noisy(3, 4)), batch)
+    assert all(module.training for module in decoder.modules())
+
+
+def test_a_module_that_acts_on_its_mode_is_told_of_it_by_train():
+    """As one that folds weights together for evaluation does: an attribute alone would leave it folded."""
+
+    class Folding(torch.nn.Module):
+        folded = False
+
+        def train(self, mode=True):
+            self.folded = not mode
+            return super().train(mode)
+
+    outer = torch.nn.Sequential(Folding(), torch.nn.Sequential(Folding()))
+    outer[1].eval()
+    with evaluation_mode([outer]):
+        assert outer[0].folded and outer[1][0].folded and not any(m.training for m in outer.modules())
+    assert not outer[0].folded and outer[0].training and outer.training
+    assert outer[1][0].folded and not outer[1][0].training and not outer[1].training
+
+
+def test_an_inner_evaluation_sees_that_it_is_inside(batch, monkeypatch):
+    model, guide = story_of(DECODER), guide_of(NETS["encoder"])
+    with evaluating(model, guide, batch, audit=False) as rows:
+        monkeypatch.setattr("pyro_mm.evaluation.Reached", None)  # not called again
+        with evaluating(model, guide, rows, audit=False), evaluating(None, guide, rows, audit=False):
+            pass
+    with pytest.raises(TypeError), evaluating(model, guide, batch, audit=False):
+        pass
+
+
+def of_globals(batch):
+    return DECODER(batch), NETS["encoder"](batch)
+
+
+class Holder:
+    """An object that is no module, holds one, and has a story for a method."""
+
+    def __init__(self, net):
+        self.inner = [net]
+
+    def story(self, batch):
+        return self.inner[0](batch)
+
+    def __call__(self, batch):
+        return self.inner[0](batch)
+
+
+def reaching(net):
+    """The same network, reached in every way that a function may."""
+
+    def closure(batch):
+        return net(batch)
+
+    def through_another(batch):
+        return closure(batch)
+
+    class Module(torch.nn.Module):
+        def forward(self, batch):
+            return closure(batch)
+
+    class Hidden(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.nets = {"net": net}
+
+    holder = Holder(net)
+    return {
+        "itself": net,
+        "closure": closure,
+        "through another function": through_another,
+        "nested": lambda batch: [net(row) for row in batch],
+        "default": lambda batch, f=net: f(batch),
+        "keyword default": lambda batch, *, f=(net,): f[0](batch),
+        "partial": functools.partial(lambda f, batch: f(batch), net),
+        "partial keyword": functools.partial(lambda batch, f: f(batch), f=net),
+        "bound method of a module": net.forward,
+        "bound method": holder.story,
+        "callable object": holder,
+        "module with a function": Module(),
+        "module with a dictionary": Hidden(),
+        "posterior that is a function": mm.Guide(z=closure),
+    }
+
+
+@pytest.mark.parametrize("how", reaching(torch.nn.Identity()))
+def test_a_network_is_reached_however_it_is_held(how):
+    net = torch.nn.Sequential(torch.nn.Dropout())
+    assert net[0] in list(Reached({"model": reaching(net)[how]}).all_modules())
+
+
+def test_globals_are_reached_and_no_others():
+    found = Reached({"model": of_globals}).modules
+    assert found == {"model.DECODER": DECODER, "model.NETS.encoder": NETS["encoder"]}
+    assert not Reached({"model": lambda batch: torch.tanh(batch)}).modules
+
+
+def test_a_fingerprint_tells_programs_that_changed():
+    nets = {"x": torch.nn.Linear(2, 2)}
+    wide = False
+
+    def story(batch):
+        return nets["x"](batch) if wide else batch
+
+    def fingerprint():
+        return Reached({"model": story}).fingerprint()
+
+    first = fingerprint()
+    assert first == fingerprint()
+    with torch.no_grad():
+        nets["x"].weight.add_(1)
+    assert first == fingerprint()  # values of parameters do not count
+    wide = True
+    assert first != fingerprint()
+    wide = False
+    assert first == fingerprint()
+    nets["x"] = torch.nn.Linear(2, 2)
+    assert first != fingerprint()
+    second = fingerprint()
+    nets["x"].weight = torch.nn.Parameter(torch.zeros(3, 2))
+    assert second != fingerprint()
