@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from .global_state import settings_kept
+
 
 def inference_data(
     groups: Mapping[str, Mapping[str, Any]],
@@ -20,7 +22,8 @@ def inference_data(
     ``observed_data`` and ``constant_data`` have neither chain nor draw. ``dims`` names the dimensions after these, the
     first ones at least, and ``coords`` are the coordinates of such a dimension.
     """
-    import arviz as az  # here, because it takes seconds
+    with settings_kept():
+        import arviz as az  # here, because it takes seconds
 
     data = {group: dict(variables) for group, variables in groups.items()}
     options: dict[str, Any] = {} if dims is None else {"coords": dict(coords or {}), "dims": dict(dims)}
@@ -47,8 +50,9 @@ def compared(
         reference: the model that differences are to; ArviZ 0.x has no other than the best one.
         options: of ``arviz.compare``.
     """
-    import arviz as az
-    from xarray import DataArray
+    with settings_kept():
+        import arviz as az
+        from xarray import DataArray
 
     if reference is not None and _new(az):
         options["reference"] = reference
@@ -71,11 +75,13 @@ def compared(
 def _elpd(az: Any, fields: dict[str, Any]) -> Any:
     """The log-likelihoods as what ArviZ's ``loo`` returns, which is what its ``compare`` takes."""
     if _new(az):
-        from arviz_stats import utils
+        with settings_kept():
+            from arviz_stats import utils
 
         # older ones have one class for all kinds
         return utils.ELPDDataLOO(**fields) if hasattr(utils, "ELPDDataLOO") else utils.ELPDData(kind="loo", **fields)
-    from arviz.stats.stats_utils import ELPDData
+    with settings_kept():
+        from arviz.stats.stats_utils import ELPDData
 
     names = {"elpd": "elpd_loo", "p": "p_loo", "elpd_i": "loo_i"}
     return ELPDData(data=[*fields.values()], index=[names.get(name, name) for name in fields])

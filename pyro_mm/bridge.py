@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
 from torch.distributions import biject_to
 
 from .batch import Batch, Stack
+from .global_state import validation
 from .importance import score_model
 from .pairs import Callback, Pair, Views, latents, structure
 from .reduction import Reduce
@@ -79,7 +79,7 @@ class Bridge:
 
         Nothing would hold these back, the least so where a constraint's Jacobian draws them outwards.
         """
-        with torch.enable_grad(), pyro.validation_enabled(False):
+        with torch.enable_grad(), validation(False):
             z = {n: t(u[n]).detach().requires_grad_() for n, t in self.transforms.items()}
             of_q, of_p = (_slopes(x, z) for x in self._scored(z))
         masses = {}
@@ -111,7 +111,7 @@ class Bridge:
 
     def at(self, u: Values) -> State:
         """The state of chains at coordinates u."""
-        with torch.enable_grad(), pyro.validation_enabled(False):  # a move may end anywhere, and is then rejected
+        with torch.enable_grad(), validation(False):  # a move may end anywhere, and is then rejected
             u = {n: x.detach().requires_grad_() for n, x in u.items()}
             z = {n: t(u[n]) for n, t in self.transforms.items()}
             jacobian = sum(self._rows(n, t.log_abs_det_jacobian(u[n], z[n])) for n, t in self.transforms.items())

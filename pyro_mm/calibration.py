@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .batch import Batch
 from .evaluation import evaluating, returned
+from .global_state import settings_kept
 from .importance import score_model
 from .pairs import Callback, Pair, Structure, Views, latents, private, structure
 from .predictive import simulate
@@ -275,7 +276,8 @@ def uniformity(counts: np.ndarray) -> float:
 
     Säilynoja, Bürkner & Vehtari 2022 (arXiv:2103.10522).
     """
-    from scipy.stats import binom  # here, because it takes most of a second
+    with settings_kept():
+        from scipy.stats import binom  # here, because it takes most of a second
 
     n, cells = int(counts.sum()), len(counts)
     below, at = counts.cumsum()[:-1], np.arange(1, cells) / cells
@@ -301,7 +303,8 @@ def band(num_rows: int, num_draws: int, prob: float = 0.95) -> tuple[np.ndarray,
 
 def _limits(gamma: float, n: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
     """The smallest and the largest count below each rank whose tail probabilities are above gamma / 2."""
-    from scipy.stats import binom
+    with settings_kept():
+        from scipy.stats import binom
 
     at = np.arange(1, cells) / cells
     lower, above = (binom.ppf(gamma / 2, n, p).clip(min=0).astype(int) for p in (at, 1 - at))  # -1 at gamma = 0
@@ -310,7 +313,8 @@ def _limits(gamma: float, n: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _inside(lower: np.ndarray, upper: np.ndarray, n: int) -> float:
     """The probability that uniform ranks have counts within limits: independent Poisson counts given their sum."""
-    from scipy.stats import poisson
+    with settings_kept():
+        from scipy.stats import poisson
 
     if (lower > upper).any():
         return 0.0
@@ -324,8 +328,9 @@ def _inside(lower: np.ndarray, upper: np.ndarray, n: int) -> float:
 
 def _finding(counts: np.ndarray, p_value: float, adjusted: float) -> Finding:
     """The maximum-likelihood shift and width, by the classes' probabilities under a normal; and the verdict."""
-    from scipy.optimize import minimize
-    from scipy.special import ndtr, ndtri
+    with settings_kept():
+        from scipy.optimize import minimize
+        from scipy.special import ndtr, ndtri
 
     cells = len(counts)
     edges, weights = ndtri(np.arange(1, cells) / cells), counts + 1 / cells  # one row spread out keeps it finite

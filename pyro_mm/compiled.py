@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .batch import Batch
 from .captured import Captured, capturable
+from .global_state import settings_kept
 from .nn import channels_last
 from .seeding import seeded
 from .stepping import Problem, Running, problem_of
@@ -142,7 +143,8 @@ class Staged:
         held = [*self.problem.parameters, *self.buffers]
         graph: Any = traced.graph
         if self.backend is not None:
-            graph = self._compiled(traced, [numbers, *batch.parts()[1], *held])
+            with settings_kept():
+                graph = self._compiled(traced, [numbers, *batch.parts()[1], *held])
         step = _Step(graph, traced, self.problem.parameters, held, self.optimizer if self._inside else None)
         return (Captured(step) if self._captures else step), traced
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from .global_state import settings_kept
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -261,14 +263,16 @@ def convergence(
 
 
 def _figure(width: float, height: float, gap: float = 0.05) -> Figure:
-    from matplotlib.figure import Figure  # here, because it takes a second
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    with settings_kept():
+        from matplotlib.figure import Figure  # here, because it takes a second
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     pads = ConstrainedLayoutEngine(w_pad=gap, h_pad=gap, wspace=0.02, hspace=0.02)
     return Figure(figsize=(width, height), layout=pads)
 
 
 def _colours(n: int) -> list[Any]:
-    from matplotlib import colormaps
+    with settings_kept():
+        from matplotlib import colormaps
 
     return [colormaps["tab10"](i) if n <= 10 else colormaps["viridis"](i / max(n - 1, 1)) for i in range(n)]

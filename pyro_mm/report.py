@@ -15,6 +15,7 @@ from . import objectives
 from .batch import Batch
 from .evidence import Evidence
 from .gap import averaged, bounded
+from .global_state import settings_kept
 from .likelihood import log_conditional, log_marginal
 from .objective import Objective
 from .recipes import Recipe
@@ -93,9 +94,10 @@ def torch_device(name: str | None) -> torch.device:
 
 def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a table."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+    with settings_kept():
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
 
     table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD)
     for i, name in enumerate(header):

@@ -21,7 +21,8 @@ def part_seed(seed: int, part: int) -> int:
 
     A sum would not do: of a seed, torch's generator of the CPU sees the last 32 bits alone.
     """
-    return int(np.random.SeedSequence((seed, part)).generate_state(1, np.uint64)[0] >> 1)
+    state = np.random.SeedSequence((seed, part)).generate_state(1, np.uint64)
+    return int(state[0]) >> 1  # an int first: numpy 1 shifts no unsigned number by a signed one
 
 
 @contextmanager

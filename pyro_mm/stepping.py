@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .batch import Batch
+from .global_state import validation
 from .registration import announce_gradient, buffers_kept
 from .seeding import seeded
 from .traceable import own
@@ -194,7 +194,7 @@ class Running:
 
     def __call__(self, batch: Batch, rows: float) -> Tensor:
         first = self.steps == 0
-        with pyro.validation_enabled(first if self.validate is None else self.validate):
+        with validation(first if self.validate is None else self.validate):
             loss = self.problem.backward(batch, rows)
         if self.optimizer is not None:
             self.optimizer.step()

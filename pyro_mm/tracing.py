@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
@@ -17,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from .batch import Batch
+from .global_state import settings_kept, validation
 from .registration import buffers_kept
 from .seeding import seeded
 from .stepping import Problem
@@ -73,9 +73,11 @@ def trace(problem: Problem, buffers: list[Tensor], batch: Batch, numbers: Tensor
         return (loss.detach(), *terms.values(), *(g for g in gradients if g is not None))
 
     inputs = [numbers, *rows, *parameters, *buffers]
+    with settings_kept():
+        from torch import _dynamo  # noqa: F401, which a process's first trace imports
     with unchanged(problem, batch.device):
         try:
-            with pyro.validation_enabled(False), torch.enable_grad(), _Watch(), _counting(problem):
+            with validation(False), torch.enable_grad(), _Watch(), _counting(problem):
                 graph = make_fx(step)(*inputs)
         except Untraceable:
             raise
@@ -213,7 +215,7 @@ def _check_values(
             return run().double()
 
     def programs() -> Tensor:
-        with pyro.validation_enabled(False), torch.enable_grad():
+        with validation(False), torch.enable_grad():
             loss = loss_of(problem, other, numbers, fixed)
         moving = [p for p in problem.parameters if p.requires_grad]
         gradients = torch.autograd.grad(loss, moving, allow_unused=True)

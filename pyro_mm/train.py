@@ -6,7 +6,8 @@ import csv
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from .batch import Batch
 from .checkpoint import Checkpoint
 from .compiled import Staged
 from .feeding import Feed
+from .global_state import settings_kept
 from .naming import parameter_names
 from .registration import buffers_kept
 from .seeding import seeded
@@ -143,7 +145,8 @@ def fit(
     with seeded(seed, fabric.device), _bar(progress, epochs, len(feed)) as bar:
         change = (lambda batch: batch) if transform is None else _changing(transform)
         problem = problem_of(objective, model, guide, change(feed.head()), fabric.autocast)
-        optimiser = (_adam if optimizer is None else optimizer)(problem.parameters)
+        with settings_kept():  # a process's first optimiser imports torch's compiler
+            optimiser = (_adam if optimizer is None else optimizer)(problem.parameters)
         names = parameter_names(problem)
         _check_optimizer(optimiser, problem.parameters, names)
         _check_single_row(problem, feed, change)
@@ -310,16 +313,29 @@ def _device(modules: list[nn.Module], device: torch.device | str | None, both: b
     return torch.device("cuda") if both and here.type == "cpu" and torch.cuda.is_available() else here
 
 
-def _fabric(device: torch.device, precision: str) -> Any:
+@dataclass(frozen=True)
+class _Placement:
+    """Device and precision of a training."""
+
+    device: torch.device
+    precision: str
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """A context in which networks run in this precision."""
+        if self.precision == "32-true":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+
+def _fabric(device: torch.device, precision: str) -> _Placement:
     if precision not in ("32-true", "bf16-mixed"):
         raise ValueError(
             f'expected precision "32-true" (the parameters\' own) or "bf16-mixed", got {precision!r}: '
             "float16 would need its gradients scaled, and modules can be made float64 by .double()"
         )
-    from lightning_fabric import Fabric  # here, because it takes seconds
-
-    devices: Any = 1 if device.index is None or device.type == "cpu" else [device.index]
-    return Fabric(accelerator=device.type, devices=devices, precision=precision)  # type: ignore[arg-type]
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return _Placement(device, precision)
 
 
 @contextmanager
@@ -330,7 +346,8 @@ def _bar(show: bool, epochs: int, steps: int) -> Iterator[Callable[..., None]]:
     if not show:
         yield lambda entry=None, done=0: None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    with settings_kept():
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("epoch"),

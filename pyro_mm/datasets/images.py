@@ -32,6 +32,7 @@ import numpy as np
 import torch
 
 from ..batch import Batch
+from ..global_state import settings_kept
 
 Binarize = Literal["static", "threshold", "dynamic"] | None
 Split = tuple[Batch, Batch]
@@ -70,8 +71,9 @@ def digits() -> Split:
     scikit-learn ships them. A pixel is 1 where it is above 7 of 16. The split is a fixed one, drawn with
     equal shares of each label.
     """
-    from sklearn.datasets import load_digits  # here, because it takes seconds
-    from sklearn.model_selection import train_test_split
+    with settings_kept():
+        from sklearn.datasets import load_digits  # here, because it takes seconds
+        from sklearn.model_selection import train_test_split
 
     data = load_digits()
     image = torch.from_numpy((data.images > 7).astype(np.float32))
@@ -182,7 +184,8 @@ def _find(name: str, file: str, directory: str | os.PathLike[str] | None) -> Pat
         for path in (folder / f"{file}.gz", folder / file):
             if path.is_file():
                 return path
-    import pooch  # here, because it takes seconds
+    with settings_kept():
+        import pooch  # here, because it takes seconds
 
     url = f"{MIRRORS[name]}{file}.gz"
     try:

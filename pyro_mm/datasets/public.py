@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..batch import Batch
+from ..global_state import settings_kept
 from .files import Directory, located
 from .images import Split
 from .pairing import generator
@@ -37,7 +38,8 @@ def svhn(directory: Directory = None) -> Split:
 
 
 def _cropped(path: Path) -> Batch:
-    from scipy.io import loadmat  # here, because it takes a second
+    with settings_kept():
+        from scipy.io import loadmat  # here, because it takes a second
 
     held = loadmat(path, variable_names=["X", "y"])
     if "X" not in held or "y" not in held:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..global_state import settings_kept
+
 Kind = Literal["pearson", "spearman", "rdc"]
 WAVES, FREQUENCY = 20, 0.5  # of the randomised dependence coefficient
 
@@ -75,7 +77,8 @@ def mean_correlation(
 def _correlations(x: Tensor, y: Tensor, kind: Kind) -> np.ndarray:
     """``|corr(x_i, y_j)|``, ``(D, D)``; of an entry that does not vary, 0."""
     if kind != "pearson":
-        from scipy.stats import rankdata
+        with settings_kept():
+            from scipy.stats import rankdata
 
         x, y = (torch.from_numpy(rankdata(v.numpy(), axis=0)) for v in (x, y))
     if kind == "rdc":
@@ -101,7 +104,8 @@ def _waves(ranks: Tensor) -> list[Tensor]:
 
 
 def _assigned(correlations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    from scipy.optimize import linear_sum_assignment
+    with settings_kept():
+        from scipy.optimize import linear_sum_assignment
 
     return linear_sum_assignment(correlations, maximize=True)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..batch import Batch
 from ..evaluation import check_batch, evaluating, returned
+from ..global_state import settings_kept
 from ..predictive import generate
 
 CHUNK = 256  # rows at once: every modality is decoded, and only the target's class probabilities are kept
@@ -72,6 +73,7 @@ def cross_modal_accuracy(
 
 def confusion_matrix(true: Tensor, predicted: Tensor, num_classes: int) -> np.ndarray:
     """Counts ``(C, C)``: true classes down, predicted ones across."""
-    from sklearn import metrics  # here, because it takes a second
+    with settings_kept():
+        from sklearn import metrics  # here, because it takes a second
 
     return metrics.confusion_matrix(true.cpu(), predicted.cpu(), labels=range(num_classes))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..batch import Batch
 from ..evaluation import check_batch, evaluating
+from ..global_state import settings_kept
 from ..guides import encode
 from ..seeding import seeded
 from .share import Share
@@ -55,9 +56,10 @@ def linear_probe(
     Raises:
         ValueError: the label is given to the guide or is unknown, a site is unknown, or no row is left.
     """
-    from sklearn.linear_model import LogisticRegression  # here, because it takes seconds
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    with settings_kept():
+        from sklearn.linear_model import LogisticRegression  # here, because it takes seconds
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
 
     check_batch(train, "train")
     check_batch(test, "test")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import zuko
 from torch import nn
 
 from .. import conditionals, objectives, posteriors
 from ..batch import Batch
+from ..global_state import import_zuko
 from ..guides import Guide
 from ..objective import Objective
 from ..objectives import ALL, EACH
@@ -31,6 +31,8 @@ def jnf(
     Raises:
         ValueError: three modalities or more.
     """
+
+    zuko = import_zuko()
 
     def flow(name: str) -> nn.Module:
         net = nn.Sequential(features(batch, name, hidden[-1], hidden[:-1]), nn.ReLU())
