@@ -140,7 +140,8 @@ def pairwise_pool(
         S_{ij} = \prod_d \sqrt{\frac{2 \sigma_i \sigma_j}{\sigma_i^2 + \sigma_j^2}}
         \exp\Big(-\frac{(\mu_i - \mu_j)^2}{4 (\sigma_i^2 + \sigma_j^2)}\Big)_d
 
-    with the Bhattacharyya coefficients S. A masked expert takes the pairs that it is in with it. arXiv:2606.13381.
+    with the Bhattacharyya coefficients S. A masked expert takes the pairs that it is in with it; where none is in, all
+    components are N(0, 1). arXiv:2606.13381.
 
     Args:
         locs, scales, masks: as of :func:`product_of_normals`.
@@ -154,8 +155,9 @@ def pairwise_pool(
         ValueError: there is no expert, or the sequences differ in length.
     """
     masks, m = _checked(locs, scales, masks), len(locs)
-    locs = [_kept(x, mask, 0.0) for x, mask in zip(locs, masks, strict=True)]
-    scales = [_kept(x, mask, 1.0) for x, mask in zip(scales, masks, strict=True)]
+    # what is out is N(0, 1), and so is then the mixture of a row in which nothing is in
+    locs = [torch.zeros_like(x) if m is False else _kept(x, m, 0.0) for x, m in zip(locs, masks, strict=True)]
+    scales = [torch.ones_like(x) if m is False else _kept(x, m, 1.0) for x, m in zip(scales, masks, strict=True)]
     locs, scales = (list(torch.broadcast_tensors(*x)) for x in (locs, scales))
     centres, widths = list(locs), list(scales)
     log_weights = [torch.zeros_like(locs[0][..., 0])] * m

@@ -10,6 +10,7 @@ import torch
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 
+from ..arguments import check_number
 from ..batch import Batch
 from ..distributions import Mixture, diagonal, innermost
 from ..fixed import Fixed
@@ -73,16 +74,25 @@ class MixtureOfExperts(_Experts):
 
     Args:
         experts: modality -> encoder, all of one family (Normal or Laplace).
-        weights: modality -> weight pi_m; equal by default.
+        weights: modality -> weight pi_m, not negative; equal by default. One of 0 leaves an expert out, as if the
+            modality had none.
 
     q(z | nothing) is the standard member of the family. Shi et al. 2019 (arXiv:1911.03393).
+
+    Raises:
+        ValueError: a weight that is negative or not finite, no positive one, or weights of other modalities.
+        TypeError: a weight that is no number.
     """
 
     def __init__(self, experts: Mapping[str, nn.Module], weights: Mapping[str, float] | None = None):
         super().__init__(experts)
         if weights is not None and set(weights) != set(experts):
             raise ValueError(f"expected a weight for each of {list(experts)}, got {list(weights)}")
-        self.weights = {name: 1.0 if weights is None else float(weights[name]) for name in experts}
+        self.weights = dict.fromkeys(experts, 1.0)
+        if weights is not None:
+            self.weights = {n: check_number(f"the weight of {n!r}", weights[n], least=0) for n in experts}
+        if not any(self.weights.values()):
+            raise ValueError(f"expected a positive weight of one modality at least, got {self.weights}")
 
     def forward(self, batch: Batch) -> dist.Distribution:
         experts, masks = self.encoded(batch)
@@ -91,8 +101,9 @@ class MixtureOfExperts(_Experts):
             raise TypeError(f"expected experts of one family, got {sorted(f.__name__ for f in families)}")
         locs, scales = zip(*map(diagonal, experts), strict=True)
         locs, scales = torch.broadcast_tensors(*locs), torch.broadcast_tensors(*scales)
-        loc, scale, some = torch.stack(locs, -2), torch.stack(scales, -2), some_of(batch, self.experts)
-        if some is not True:  # where nothing is shown, what the experts say of the row's values is not to be heard
+        loc, scale = torch.stack(locs, -2), torch.stack(scales, -2)
+        some = some_of(batch, (name for name, weight in self.weights.items() if weight > 0))
+        if some is not True:  # where no expert counts, what they make of the row's hidden values must not be seen
             there = some[..., None, None] if isinstance(some, Tensor) else constant((False,), torch.bool, loc.device)
             loc, scale = torch.where(there, loc, 0.0), torch.where(there, scale, 1.0)
         components = families.pop()(loc, scale).to_event(1)
@@ -109,7 +120,8 @@ class MixtureOfProducts(_Experts):
         experts: modality -> encoder.
         prior: the prior expert of every product, or None.
         subsets: the subsets to take, by default all; a row counts those that are wholly present in it, and if it
-            has none of them the mixture is that of all of them evaluated at what is present.
+            has none of them the mixture is that of all of them evaluated at what is present. A modality that the batch
+            does not hold is one that is missing in every row.
 
     Sutter et al. 2021 (arXiv:2105.02470).
     """
@@ -122,7 +134,7 @@ class MixtureOfProducts(_Experts):
     ):
         super().__init__(experts)
         self.prior = None if prior is None else Fixed(prior)
-        names = list(experts)
+        names, self.takes_all = list(experts), subsets is None
         self.subsets = all_subsets(names) if subsets is None else [tuple(s) for s in subsets]
         for name in {n for s in self.subsets for n in s} - set(names):
             raise ValueError(f"a subset names {name!r}, which has no encoder among {names}")
@@ -130,9 +142,9 @@ class MixtureOfProducts(_Experts):
     def forward(self, batch: Batch) -> dist.Distribution:
         locs, scales, masks = self.parameters_of(batch)
         held = [name for name in self.experts if batch.holds(name)]
-        subsets = [s for s in self.subsets if set(s) <= set(held)]
-        if not subsets:
-            raise ValueError(f"the batch holds values of {held}, and no subset among {self.subsets} is one of them")
+        subsets = self.subsets
+        if self.takes_all:  # each row then has one of those that are held, if it has anything
+            subsets = [s for s in subsets if set(s) <= set(held)]
         # An expert that is out of a row is out of every product there: a product of nothing is the prior expert.
         for i, mask in enumerate(masks):
             if mask is not True:
@@ -152,7 +164,8 @@ class MixtureOfProducts(_Experts):
         precision = sums(precisions, 0.0 if p0 is None else p0.scale.pow(-2))
         precision = torch.where(precision == 0, 1.0, precision) if p0 is None else precision
         loc = sums(weighted, 0.0 if p0 is None else p0.loc * p0.scale.pow(-2)) / precision
-        present = [all_of([masks[held.index(n)] for n in s]) for s in subsets]
+        there_of = dict(zip(held, masks, strict=True))
+        present = [all_of(there_of.get(n, False) for n in s) for s in subsets]
         components = dist.Normal(loc, precision.rsqrt(), validate_args=False).to_event(1)
         return Mixture(components, _log_weights(present, [1.0] * len(subsets), locs[0]))
 
@@ -196,8 +209,7 @@ class HoelderPooling(_Experts):
     Args:
         experts: modality -> encoder.
 
-    A row with nothing present has all of them, evaluated at filler: mask it, as ``batch.plate()`` does.
-    arXiv:2606.13381.
+    q(z | nothing) is a standard normal. arXiv:2606.13381.
     """
 
     def forward(self, batch: Batch) -> dist.Distribution:
