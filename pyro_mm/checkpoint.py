@@ -2,20 +2,54 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
-import os
-import pickle
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
+from .arguments import check_seed
+from .batch import Batch
+from .fingerprint import layout, rows_hash
 from .seeding import generator_state, set_generator_state
 from .stepping import Problem
+from .storage import load_modules, load_tensors, mismatch, save_tensors, unlike
 
-SPARED = 20  # times as long as the latest writing took, until the next one
+WRITE_SHARE = 20  # seconds of training between two writings, a second that the latest one took
+FORMAT = 2
+WHAT = "a checkpoint of mm.fit"
+ENTRIES = {
+    "epochs": int,
+    "modules": list,
+    "loose": list,
+    "optimizer": dict,
+    "steps": int,
+    "columns": dict,
+    "generators": list,
+}
+FREE_SHAPES = ("LBFGS", "Adafactor", "Muon")  # optimisers of torch whose state is not of the parameters' shapes
+SMALL = (2,)  # a shape that is not that of a count of steps
+
+
+def data_identity(data: Any, head: Batch, rows: int, batch_size: int, seed: int | None) -> dict[str, Any]:
+    """Describe what decides a training's minibatches, to be compared when it goes on.
+
+    Args:
+        data: a batch; or a loader, whose values are not looked at, since they may differ from epoch to epoch.
+        head: some of its rows.
+        rows: their number in all.
+        batch_size: rows of a minibatch.
+        seed: that of the training.
+    """
+    values = rows_hash(data) if isinstance(data, Batch) else "of a loader"
+    return {"rows": rows, **layout(head), "values": values, "batch size": batch_size, "seed": check_seed(seed)}
 
 
 class Checkpoint:
@@ -23,15 +57,21 @@ class Checkpoint:
 
     Weights and buffers of the modules, leaves that are in none, the optimiser's state, the step that warm-ups have
     come to, the history's columns and the states of torch's own generators; but neither a loader's generator nor the
-    buffers of modules that functions hold. The file is replaced as a whole, so a stop while it is written leaves the
-    one before. Settings of the optimiser, such as its step size, are those of the caller and not of the file.
+    buffers of modules that functions hold. It says what it is of: the objective, the kind of optimiser, the data, the
+    batch size and the seed. The versions of the package and of torch, the optimiser's settings and the schedule are
+    noted under ``notes``, for people: settings of the optimiser, such as its step size, are those of the caller.
+
+    The file is replaced as a whole, so a stop while it is written leaves the one before.
 
     Args:
         path: the file.
         problem, optimizer: what is trained.
         columns: of the history; filled by :meth:`read`.
         device: whose generator makes the draws, besides the CPU's.
+        identity: what else has to be the same, such as :func:`data_identity`.
     """
+
+    schedule: LRScheduler | None = None
 
     def __init__(
         self,
@@ -40,88 +80,268 @@ class Checkpoint:
         optimizer: torch.optim.Optimizer,
         columns: dict[str, list[float]],
         device: torch.device,
+        identity: Mapping[str, Any],
     ):
         self.path, self.problem, self.optimizer = Path(path), problem, optimizer
-        self.columns, self.device = columns, device
+        self.columns, self.device, self.identity = columns, device, dict(identity)
         own = {id(p) for m in problem.modules for p in m.parameters()}
         self._loose = [p for p in problem.parameters if id(p) not in own]
-        self._due, self._written = -math.inf, 0
+        self._due = -math.inf
+        self._written = 0
 
-    def read(self) -> int:
-        """Restores what the file holds, and the number of epochs behind it: 0 where there is no file.
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def read(self, epochs: int, force: bool = False) -> int:
+        """Restore what the file holds, after all of it was compared with what is to be trained.
+
+        Args:
+            epochs: the most that the file may be of.
+            force: whether another format, other data, another batch size and another seed will do.
+
+        Returns:
+            The number of epochs behind it: 0 where there is no file.
 
         Raises:
-            ValueError: the file is damaged, or of another model, guide, objective or optimiser, and says which part
-                does not fit.
+            ValueError: the file is damaged, or of something else, and says which part does not fit. Nothing has been
+                changed then.
         """
-        if not self.path.is_file():
+        if not self.path.exists():
             return 0
-        try:
-            state = torch.load(self.path, map_location=self.device, weights_only=True)
-        except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{self.path} is damaged, or no checkpoint: {type(error).__name__} {error}") from error
-        for part, here in self._what().items():
+        state = load_tensors(self.path, WHAT)
+        self._check_entries(state)
+        self._check_identity(state, force)
+        if state["epochs"] > epochs:
+            raise ValueError(f"{self.path} is of {state['epochs']} epochs, more than the {epochs} asked for")
+        self._check_tensors(state)
+        self._restore(state)
+        self._written = state["epochs"]
+        return self._written
+
+    def _check_entries(self, state: dict[str, Any]) -> None:
+        """Raise a ValueError unless all entries are there, of their types and of as many epochs as they say."""
+        if not state.keys() & ENTRIES.keys():
+            raise ValueError(f"{self.path} is not {WHAT}: it holds {', '.join(map(str, state)) or 'nothing'}")
+        for name, kind in ENTRIES.items():
+            if not isinstance(state.get(name), kind) or isinstance(state[name], bool):
+                found = type(state[name]).__name__ if name in state else "nothing"
+                raise self._damaged(f"expected {name!r} to be of type {kind.__name__}, found {found}")
+        columns = state["columns"]
+        for name, column in columns.items():
+            numbers = isinstance(column, list) and all(isinstance(x, int | float) for x in column)
+            if not (isinstance(name, str) and numbers and len(column) == state["epochs"]):
+                raise self._damaged(f"expected {state['epochs']} numbers in the column {name!r} of its history")
+        if state["epochs"] < 1 or state["steps"] < 0 or "loss" not in columns:
+            raise self._damaged(f"it is of {state['epochs']} epochs, {state['steps']} steps and {len(columns)} columns")
+
+    def _check_identity(self, state: dict[str, Any], force: bool) -> None:
+        """Raise a ValueError unless it is of the same data, batch size, seed, objective and kind of optimiser."""
+        version = state.get("format", 1)
+        if version != FORMAT and not force:
+            raise self._unfit(
+                f"its format is {version}, of another version of pyro_mm, and not {FORMAT}, so that it cannot be told "
+                "whether data, batch size and seed are the same",
+                forcible=True,
+            )
+        if not force:
+            self._check_data(state.get("identity"))
+        for part, here in self._kind().items():
             if state.get(part) != here:
-                what = f"its {part} is {state.get(part)}, and not {here}"
-                raise ValueError(f"{self.path} does not fit what is to be trained: {what}")
+                raise self._unfit(f"its {part} is {state.get(part)}, and not {here}")
+
+    def _check_data(self, saved: Any) -> None:
+        if not isinstance(saved, dict):
+            raise self._damaged("it does not say of what data it is")
+        for part, here in self.identity.items():
+            if saved.get(part) != here:
+                found = "some rows have other values" if part == "values" else f"{saved.get(part)!r}, and not {here!r}"
+                raise self._unfit(f"its data, or how they are used, differ: {part}: {found}", forcible=True)
+
+    def _check_tensors(self, state: dict[str, Any]) -> None:
+        """Raise a ValueError unless every tensor has the name, shape and dtype of the one that it replaces."""
+        modules = self.problem.modules
+        if len(state["modules"]) != len(modules):
+            raise self._unfit(f"it is of {len(state['modules'])} modules, and not of {len(modules)}")
+        for module, saved in zip(modules, state["modules"], strict=True):
+            if text := mismatch(saved, module):
+                raise self._unfit(f"{type(module).__name__}: {text}")
+        names, here = self._loose_names(), self._loose
+        if len(state["loose"]) != len(here):
+            shapes = ", ".join(str(tuple(p.shape)) for p in here)
+            raise self._unfit(
+                f"it has {len(state['loose'])} parameters outside of modules, and not {len(here)}, of shapes {shapes}"
+            )
+        if state.get("loose names", names) != names:
+            raise self._unfit(f"its parameters outside of modules are {state['loose names']}, and not {names}")
+        for place, (saved, p) in enumerate(zip(state["loose"], here, strict=True)):
+            if text := unlike(saved, p):
+                raise self._unfit(f"parameter {names[place] or place} outside of modules is {text}")
+        self._check_optimizer(state["optimizer"])
+        self._check_generators(state["generators"])
+
+    def _check_optimizer(self, state: dict[str, Any]) -> None:
+        """Raise a ValueError unless the moments are those of an optimiser of these parameters."""
+        groups, moments = state.get("param_groups"), state.get("state")
+        if not isinstance(groups, list) or not isinstance(moments, dict):
+            raise self._damaged("the state of the optimiser is not one")
+        if not all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups):
+            raise self._damaged("the state of the optimiser has groups without parameters")
+        here = self.optimizer.param_groups
+        sizes, own = [len(group["params"]) for group in groups], [len(group["params"]) for group in here]
+        if sizes != own:
+            raise self._unfit(f"its optimiser has groups of {sizes} parameters, and not of {own}")
+        numbers = [number for group in groups for number in group["params"]]
+        parameters = dict(zip(numbers, (p for group in here for p in group["params"]), strict=True))
+        if len(parameters) != len(numbers) or not moments.keys() <= parameters.keys():
+            raise self._damaged("its optimiser has a state of parameters that are not in its groups")
+        for number, held in moments.items():
+            if not isinstance(held, dict):
+                raise self._damaged(f"the state of the optimiser for parameter {number} is a {type(held).__name__}")
+        for group, its_numbers in zip(here, (group["params"] for group in groups), strict=True):
+            like = self._moments_like(group)
+            for number in its_numbers:
+                if held := moments.get(number):
+                    self._check_moments(number, held, parameters[number], like)
+
+    def _check_moments(self, number: int, held: dict[str, Any], p: Tensor, like: dict[str, Any]) -> None:
+        for name, here in like.items():
+            if name not in held:
+                raise self._unfit(f"its optimiser has no {name} of parameter {number}")
+            if isinstance(here, Tensor):
+                text = unlike(held[name], p if here.shape == SMALL else here)
+            else:
+                text = "" if isinstance(held[name], type(here)) else f"a {type(held[name]).__name__}"
+            if text:
+                raise self._unfit(f"{name} of parameter {number} in its optimiser is {text}")
+
+    def _moments_like(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The state that one of torch's optimisers has of a parameter of shape :data:`SMALL` after a step.
+
+        Its tensors of that shape are those of a parameter's shape. Empty where it cannot be known.
+        """
+        kind = type(self.optimizer)
+        if not kind.__module__.startswith("torch.optim") or kind.__name__ in FREE_SHAPES:
+            return {}
+        first = group["params"][0]
+        p = torch.zeros(SMALL, dtype=first.dtype, device=first.device, requires_grad=True)
+        p.grad = torch.zeros_like(p)
         try:
-            for module, saved in zip(self.problem.modules, state["modules"], strict=True):
-                module.load_state_dict(saved)
-            with torch.no_grad():
-                for p, saved in zip(self._loose, state["loose"], strict=True):
-                    p.copy_(saved)
+            like = kind([p], **{k: v for k, v in group.items() if k in self.optimizer.defaults})
+            like.step()
+        except (RuntimeError, TypeError, ValueError):
+            return {}
+        return dict(like.state[p])
+
+    def _check_generators(self, states: list[Any]) -> None:
+        for device, saved in zip(self._devices(), states, strict=False):
+            try:
+                torch.Generator(device).set_state(saved.cpu())
+            except (AttributeError, RuntimeError, TypeError) as error:
+                raise self._damaged(f"the state of torch's generator on {device} cannot be used here") from error
+        if not states:
+            raise self._damaged("it has no state of torch's generator")
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        before = self.optimizer.state_dict()
+        try:
             self._restore_optimizer(state["optimizer"])
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise ValueError(f"{self.path} does not fit what is to be trained: {error}") from error
+            load_modules(self.problem.modules, state["modules"])
+        except Exception as error:
+            self.optimizer.load_state_dict(before)
+            raise self._unfit(str(error)) from error
+        with torch.no_grad():
+            for p, saved in zip(self._loose, state["loose"], strict=True):
+                p.copy_(saved)
         if hasattr(self.problem.objective, "steps"):
             self.problem.objective.steps = state["steps"]
         self.columns.update(state["columns"])
         for device, generator in zip(self._devices(), state["generators"], strict=False):
             set_generator_state(device, generator.cpu())
-        self._written = state["epochs"]
-        return self._written
 
     def _restore_optimizer(self, state: dict[str, Any]) -> None:
-        groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state)
-        for group, settings in zip(self.optimizer.param_groups, groups, strict=True):
-            group.update(settings)
+        """Load the moments; the settings stay those of the caller, by which torch also decides where they lie."""
+        groups = [
+            {**here, "params": saved["params"]}
+            for here, saved in zip(self.optimizer.param_groups, state["param_groups"], strict=True)
+        ]
+        self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
         for p, held in self.optimizer.state.items():
             for name, x in held.items():
                 if isinstance(x, torch.Tensor) and x.shape == p.shape:
                     # laid out as the weights are now: a fused optimiser walks both in the order of the memory
                     held[name] = torch.empty_like(p, dtype=x.dtype).copy_(x)
 
-    def _what(self) -> dict[str, str]:
-        objective = re.sub(r" at 0x[0-9a-f]+", "", repr(self.problem.objective))  # where an object lies, if it says so
-        return {"optimizer's kind": type(self.optimizer).__name__, "objective": objective}
+    def _damaged(self, text: str) -> ValueError:
+        return ValueError(f"{self.path} is damaged, or not {WHAT}: {text}")
+
+    def _unfit(self, text: str, forcible: bool = False) -> ValueError:
+        mend = '. Give fit(.., resume="force") to go on all the same, or another path to start anew' * forcible
+        return ValueError(f"{self.path} does not fit what is to be trained: {text}{mend}")
+
+    # -- writing ------------------------------------------------------------------------------------------------
 
     def after(self, epochs: int) -> None:
-        """Writes after an epoch, unless that would take more than a twentieth of the time: of epochs of milliseconds
-        the file has those of some moments ago."""
+        """Write after an epoch, unless that would take more than a twentieth of the time.
+
+        Of epochs of milliseconds the file has those of some moments ago.
+        """
         if time.perf_counter() >= self._due:
             self.write(epochs)
 
     def write(self, epochs: int) -> None:
-        """Replaces the file by one of this moment, where it is of another one."""
+        """Replace the file by one of this moment, where it is of another one."""
         if epochs == self._written:
             return
         start = time.perf_counter()
-        state: dict[str, Any] = self._what() | {
+        state: dict[str, Any] = self._kind() | {
+            "format": FORMAT,
+            "identity": self.identity,
+            "notes": self._notes(),
             "epochs": epochs,
             "modules": [m.state_dict() for m in self.problem.modules],
             "loose": [p.detach() for p in self._loose],
-            "optimizer": self.optimizer.state_dict(),
+            "loose names": self._loose_names(),
+            "optimizer": self._moments(),
             "steps": getattr(self.problem.objective, "steps", 0),
             "columns": self.columns,
             "generators": [generator_state(device) for device in self._devices()],
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name(self.path.name + ".new")
-        torch.save(state, beside)
-        os.replace(beside, self.path)
+        save_tensors(self.path, state)
         end = time.perf_counter()
-        self._due, self._written = end + SPARED * (end - start), epochs
+        self._due = end + WRITE_SHARE * (end - start)
+        self._written = epochs
+
+    def _moments(self) -> dict[str, Any]:
+        """The optimiser's state without its settings, which need not be of types that can be read again."""
+        state = self.optimizer.state_dict()
+        return {"state": state["state"], "param_groups": [{"params": g["params"]} for g in state["param_groups"]]}
+
+    def _kind(self) -> dict[str, str]:
+        objective = re.sub(r" at 0x[0-9a-f]+", "", repr(self.problem.objective))  # where an object lies, if it says so
+        return {"optimizer's kind": type(self.optimizer).__name__, "objective": objective}
+
+    def _notes(self) -> dict[str, str]:
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        notes = {"pyro_mm": _version(), "torch": str(torch.__version__), "optimizer": "; ".join(map(_settings, groups))}
+        if self.schedule is not None:
+            notes["schedule"] = f"{type(self.schedule).__name__}: {_settings(self.schedule.state_dict())}"
+        return notes
+
+    def _loose_names(self) -> list[str]:
+        """Names of the parameters outside of modules, where Pyro's store knows them, and empty texts."""
+        store = pyro.get_param_store()
+        return [store.param_name(p) or "" for p in self._loose]
 
     def _devices(self) -> list[torch.device]:
         return [torch.device("cpu")] + ([self.device] if self.device.type == "cuda" else [])
+
+
+def _settings(held: Mapping[str, Any]) -> str:
+    plain = {k: v for k, v in held.items() if isinstance(v, bool | int | float | str | list | tuple | Tensor)}
+    return ", ".join(f"{k} {v.tolist() if isinstance(v, Tensor) else v}" for k, v in plain.items())
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("pyro-mm")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -5,30 +5,52 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
+
+from .arguments import check_path
+from .storage import load_modules, load_tensors, mismatch, save_tensors
+
+WHAT = "a file of mm.save"
 
 
 def save(path: str | Path, model: Any, guide: Any) -> None:
-    """Writes the ``state_dict`` of both to one file, which :func:`load` reads without running any code from it.
+    """Write the ``state_dict`` of both to one file, which :func:`load` reads without running any code from it.
+
+    The file is replaced as a whole: a stop while it is written leaves the one before. Of two processes that write to
+    one path the last one wins.
 
     Raises:
         TypeError: of a model or guide that is no ``nn.Module``: a function story's networks live elsewhere.
+        OSError: the file cannot be written.
     """
-    torch.save({"model": _module("model", model).state_dict(), "guide": _module("guide", guide).state_dict()}, path)
+    state = {"model": _module("model", model).state_dict(), "guide": _module("guide", guide).state_dict()}
+    save_tensors(check_path("path", path), state)
 
 
 def load(path: str | Path, model: Any, guide: Any) -> None:
-    """Reads what :func:`save` wrote into a pair built alike, on whatever device that is.
+    """Read what :func:`save` wrote into a pair built alike, on whatever device that is; it is left in ``eval`` mode.
+
+    Everything is compared before anything is changed: of a file that does not fit, nothing is loaded. Numbers are cast
+    to the dtypes of the pair, where those can hold them.
 
     Raises:
-        TypeError: as :func:`save`. RuntimeError: naming the weights that do not fit.
+        TypeError: as :func:`save`. FileNotFoundError: there is no file.
+        ValueError: the file is damaged or of another kind, or weights do not fit, with the path and their names.
     """
-    model, guide = _module("model", model), _module("guide", guide)
-    device = next((p.device for m in (model, guide) for p in m.parameters()), torch.device("cpu"))
-    state = torch.load(path, map_location=device, weights_only=True)
-    model.load_state_dict(state["model"])
-    guide.load_state_dict(state["guide"])
+    parts = {"model": _module("model", model), "guide": _module("guide", guide)}
+    path = check_path("path", path)
+    state = load_tensors(path, WHAT)
+    if state.keys() != parts.keys():
+        raise ValueError(f"{path} is not {WHAT}: it holds {', '.join(map(str, state)) or 'nothing'}")
+    for part, module in parts.items():
+        if text := mismatch(state[part], module, cast=True):
+            raise ValueError(f"{path} does not fit the {part}, a {type(module).__name__}: {text}")
+    try:
+        load_modules(list(parts.values()), [state[part] for part in parts])
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not fit the pair: {error}") from error
+    for module in parts.values():
+        module.eval()
 
 
 def _module(what: str, x: Any) -> nn.Module:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
+from .arguments import check_choice
 from .batch import Batch
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, data_identity
 from .compiled import Staged
 from .feeding import Feed
 from .global_state import settings_kept
@@ -26,6 +27,7 @@ from .naming import parameter_names
 from .registration import buffers_kept
 from .seeding import seeded
 from .stepping import Problem, Running, TrainingError, problem_of
+from .storage import locked
 from .unreached import Unreached
 
 
@@ -84,6 +86,7 @@ def fit(
     drop_last: bool | None = None,
     transform: Callable[[Batch], Batch] | None = None,
     checkpoint: str | Path | None = None,
+    resume: Literal["strict", "force"] = "strict",
     progress: bool = True,
     callback: Callable[[int, dict[str, float]], None] | None = None,
 ) -> History:
@@ -120,7 +123,10 @@ def fit(
             binary pixels anew, for instance. It returns ``batch.replaced({...})``, the same rows with other values.
         checkpoint: a file, written after every epoch (of short ones after some, and the last; it takes a twentieth of
             the time at most). Where it is there already, training goes on after the epochs that it holds, with the
-            same numbers as if it had not been stopped.
+            same numbers as if it had not been stopped. While it runs no other training may write to the file.
+        resume: "strict" goes on from a checkpoint of the same data (size, names, shapes, dtypes, and a hash of some
+            rows), batch size and seed alone; "force" from one of others, too, or of an earlier version of this
+            package. The parameters have to fit in either case.
         callback: called after every epoch with its number and its entry of the history. What it raises ends the
             training, and the checkpoint is of that epoch.
 
@@ -130,9 +136,11 @@ def fit(
     Raises:
         TrainingError: a parameter without gradient in the first epoch, or one that the optimiser does not have; a
             ValueError.
-        ValueError: a checkpoint of something else, or of more epochs; a transform that returns other rows.
+        ValueError: a checkpoint that is damaged, of something else, of more epochs, or in use by another training; a
+            transform that returns other rows.
         FloatingPointError: a loss that is not finite.
     """
+    check_choice("resume", resume, ("strict", "force"))
     modules = [m for m in (model, guide) if isinstance(m, nn.Module)]
     fabric = _fabric(_device(modules, device, both=len(modules) == 2), precision)
     for module in modules:
@@ -142,9 +150,10 @@ def fit(
     history = History()
     if hasattr(objective, "steps"):
         objective.steps = 0  # a warm-up is one of this training
-    with seeded(seed, fabric.device), _bar(progress, epochs, len(feed)) as bar:
+    with locked(checkpoint), seeded(seed, fabric.device), _bar(progress, epochs, len(feed)) as bar:
         change = (lambda batch: batch) if transform is None else _changing(transform)
-        problem = problem_of(objective, model, guide, change(feed.head()), fabric.autocast)
+        head = feed.head()
+        problem = problem_of(objective, model, guide, change(head), fabric.autocast)
         with settings_kept():  # a process's first optimiser imports torch's compiler
             optimiser = (_adam if optimizer is None else optimizer)(problem.parameters)
         names = parameter_names(problem)
@@ -154,11 +163,15 @@ def fit(
         running = Running(problem, optimiser, validate)
         staged = Staged(problem, optimiser) if compile else None
         pads = feed.ragged and problem.pads
-        saved = checkpoint and Checkpoint(checkpoint, problem, optimiser, history.columns, fabric.device)
-        done = saved.read() if saved else 0
-        if done > epochs:
-            raise ValueError(f"{checkpoint} is of {done} epochs, more than the {epochs} asked for")
-        planned = _scheduled(scheduler, optimiser, history, done)
+        saved, done = None, 0
+        if checkpoint is not None:
+            identity = data_identity(train, head, feed.size, feed.batch_size, seed)
+            saved = Checkpoint(checkpoint, problem, optimiser, history.columns, fabric.device, identity)
+            done = saved.read(epochs, force=resume == "force")
+        plan = None if scheduler is None else scheduler(optimiser)
+        if saved:
+            saved.schedule = plan
+        planned = _scheduled(plan, history, done)
         bar(done=done)
         for epoch in range(done, epochs):
             for module in modules:
@@ -236,15 +249,13 @@ def _adam(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
 
 
 def _scheduled(
-    scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None,
-    optimizer: torch.optim.Optimizer,
+    plan: LRScheduler | None,
     history: History,
     done: int,
 ) -> Callable[[int], None]:
-    """What moves a schedule on after an epoch; it has been moved on after those that are done."""
-    if scheduler is None:
+    """Return a function that moves a schedule on after an epoch, after moving it on for those that are done."""
+    if plan is None:
         return lambda epoch: None
-    plan = scheduler(optimizer)
 
     def step(epoch: int) -> None:
         if isinstance(plan, ReduceLROnPlateau):

@@ -1,6 +1,7 @@
 """Weights on disk: there and back, and what cannot be saved or loaded."""
 
 import copy
+import re
 
 import pyro
 import pyro.distributions as dist
@@ -65,7 +66,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
             return (open, (str(tmp_path / "ran"), "w"))
 
     torch.save({"model": Evil(), "guide": {}}, tmp_path / "evil.pt")
-    with pytest.raises(Exception, match=r"(?i)weights"):
+    with pytest.raises(ValueError, match=r"evil.pt is damaged, or not a file of mm.save"):
         mm.load(tmp_path / "evil.pt", *pair())
     assert not (tmp_path / "ran").exists()
 
@@ -73,7 +74,9 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
 @pytest.mark.parametrize("other", [{"hidden": 9}, {"latent": 3}])
 def test_another_architecture_is_refused_and_the_weights_named(tmp_path, other):
     mm.save(tmp_path / "run.pt", *pair())
-    with pytest.raises(RuntimeError, match=r"(size mismatch|Missing key).*decoders\.a|decoders\.a"):
+    with pytest.raises(
+        ValueError, match=r"run.pt does not fit the model, a PrivateLatents: decoders\.a.* and not float32"
+    ):
         mm.load(tmp_path / "run.pt", *pair(**other))
 
 
@@ -102,15 +105,8 @@ def test_weights_go_to_where_the_pair_is(tmp_path, double):
     mm.load(tmp_path / "run.pt", *other)
     p, q = next(one[0].parameters()), next(other[0].parameters())
     assert q.dtype == torch.float64 and q.device == torch.device("cpu") and torch.equal(p.double(), q)
-    seen = []
-    meta = [m.to("meta") for m in pair()]
-    original = torch.load
-    torch.load = lambda *a, **k: seen.append(k) or original(*a, **k)
-    try:
-        mm.load(tmp_path / "run.pt", *meta)
-    finally:
-        torch.load = original
-    assert seen[0]["map_location"] == torch.device("meta") and seen[0]["weights_only"] is True
+    with pytest.raises(ValueError, match="to go to the meta device, which holds no numbers"):
+        mm.load(tmp_path / "run.pt", *(m.to("meta") for m in pair()))
 
 
 def test_a_pair_without_parameters_loads(tmp_path):
@@ -120,3 +116,81 @@ def test_a_pair_without_parameters_loads(tmp_path):
 
     mm.save(tmp_path / "run.pt", Empty(), Empty())
     mm.load(tmp_path / "run.pt", Empty(), Empty())
+
+
+def test_loaded_modules_are_in_eval_mode(tmp_path):
+    """As ``fit`` leaves them: dropout and batch norm of a fresh pair would answer for another model."""
+    one, other = pair(), pair()
+    mm.save(tmp_path / "run.pt", *one)
+    mm.load(tmp_path / "run.pt", *other)
+    assert not any(m.training for module in other for m in module.modules())
+
+
+@pytest.mark.parametrize("part", ["model", "guide"])
+def test_nothing_is_loaded_of_a_file_that_fits_in_part(tmp_path, part):
+    """Either half of the pair is another one: both keep their weights, and their mode."""
+    one, other = pair(), pair()
+    mm.save(tmp_path / "run.pt", *one)
+    state = torch.load(tmp_path / "run.pt", weights_only=True)
+    name, last = list(state[part].items())[-1]
+    kept = [copy.deepcopy(m.state_dict()) for m in other]
+    for wrong in (torch.zeros(5, 7), last.to(torch.complex64), last.tolist(), None):
+        torch.save({**state, part: {**state[part], name: wrong}}, tmp_path / "run.pt")
+        with pytest.raises(ValueError, match=rf"run.pt does not fit the {part}, .*: {re.escape(name)} is a? ?\w+"):
+            mm.load(tmp_path / "run.pt", *other)
+    assert all(torch.equal(x, m.state_dict()[k]) for m, s in zip(other, kept, strict=True) for k, x in s.items())
+    assert all(m.training for m in other)
+
+
+def test_a_module_that_refuses_its_state_late_is_put_back(tmp_path):
+    """Its own hook, which no comparison of shapes foresees, runs after the model was loaded."""
+
+    class Picky(nn.Linear):
+        def get_extra_state(self):
+            return 1
+
+        def set_extra_state(self, state):
+            raise RuntimeError("not this one")
+
+    model, guide = nn.Linear(2, 2), Picky(2, 2)
+    mm.save(tmp_path / "run.pt", nn.Linear(2, 2), Picky(2, 2))
+    before = [p.clone() for m in (model, guide) for p in m.parameters()]
+    Picky.set_extra_state = lambda self, state: (_ for _ in ()).throw(RuntimeError("not this one")) if state else None
+    with pytest.raises(ValueError, match=r"run.pt does not fit the pair: not this one"):
+        mm.load(tmp_path / "run.pt", model, guide)
+    assert all(map(torch.equal, before, [p for m in (model, guide) for p in m.parameters()]))
+
+
+def test_names_that_a_module_translates_while_it_loads_are_its_own_affair(tmp_path):
+    """A layer that was renamed reads the files of before."""
+
+    class Renamed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.new = nn.Linear(2, 2)
+            self.register_load_state_dict_pre_hook(self._rename)
+
+        @staticmethod
+        def _rename(module, state, *_):
+            for key in [k for k in state if k.startswith("old.")]:
+                state[key.replace("old.", "new.")] = state.pop(key)
+
+    old = nn.ModuleDict({"old": nn.Linear(2, 2)})
+    mm.save(tmp_path / "run.pt", old, nn.Linear(1, 1))
+    model = Renamed()
+    mm.load(tmp_path / "run.pt", model, nn.Linear(1, 1))
+    assert torch.equal(model.new.weight, old["old"].weight)
+
+
+def test_a_lazy_module_is_given_its_shape_by_the_file(tmp_path):
+    mm.save(tmp_path / "run.pt", nn.Linear(3, 2), nn.Linear(1, 1))
+    model = nn.LazyLinear(2)
+    mm.load(tmp_path / "run.pt", model, nn.Linear(1, 1))
+    assert model.weight.shape == (2, 3)
+
+
+def test_an_absent_file_and_an_absent_folder_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no .*nowhere.pt: expected a file of mm.save"):
+        mm.load(tmp_path / "nowhere.pt", *pair())
+    with pytest.raises(FileNotFoundError, match=r"no/run.pt cannot be written: No such file"):
+        mm.save(tmp_path / "no" / "run.pt", *pair())

@@ -499,7 +499,7 @@ def test_a_training_that_was_stopped_goes_on_with_the_same_numbers(tmp_path, fun
 
 
 def test_a_checkpoint_of_short_epochs_takes_little_time_and_has_the_last(tmp_path, monkeypatch):
-    monkeypatch.setattr(mm.checkpoint, "SPARED", 1e9)
+    monkeypatch.setattr(mm.checkpoint, "WRITE_SHARE", 1e9)
     file, seen = tmp_path / "checkpoint.pt", []
 
     def at(epoch, entry):
@@ -531,7 +531,7 @@ def test_a_checkpoint_of_something_else_is_told(tmp_path):
     with pytest.raises(ValueError, match="is of 2 epochs, more than the 1 asked for"):
         again(*pair(), epochs=1)
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"checkpoint.pt is damaged, or no checkpoint"):
+    with pytest.raises(ValueError, match=r"checkpoint.pt is damaged, or not a checkpoint of mm.fit"):
         again(*pair())
 
 

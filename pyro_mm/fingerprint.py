@@ -1,0 +1,57 @@
+"""A cheap fingerprint of a data set: size, names, shapes, dtypes, and a hash of some rows."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from .batch import Batch
+
+LEAST = 64  # rows that are hashed
+BYTES = 2**23  # that are hashed of more rows: of small data sets all
+
+
+def layout(batch: Batch) -> dict[str, str]:
+    """Describe what a batch holds beside its size: names, dtypes and shapes of a row."""
+    held = {name: batch[name] for name in batch if batch.holds(name)}
+    modalities = [f"{name} {_kind(held[name])}" if name in held else f"{name}, in no row" for name in batch]
+    return {
+        "modalities": ", ".join(modalities),
+        "covariates": ", ".join(f"{name} {_kind(x)}" for name, x in batch.covariates.items()),
+        "lengths": ", ".join(batch.lengths),
+    }
+
+
+def rows_hash(batch: Batch) -> str:
+    """Hash rows at equal distances, the first and the last among them, and which modality each of them has.
+
+    Values under a mask are left out, since nothing depends on them. The hash is the same on every device.
+    """
+    tensors = {f"modality {name}": batch[name] for name in batch if batch.holds(name)}
+    tensors |= {f"covariate {name}": x for name, x in batch.covariates.items()}
+    tensors |= {f"length {name}": x for name, x in batch.lengths.items()}
+    nbytes = sum(x.nbytes for x in tensors.values()) / max(1, batch.size)
+    count = min(batch.size, max(LEAST, int(BYTES / max(1.0, nbytes))))
+    # not torch.linspace, whose rounding is that of the device
+    rows = torch.tensor([i * (batch.size - 1) // max(1, count - 1) for i in range(count)], dtype=torch.long)
+    digest = hashlib.blake2b(digest_size=16)
+    for name, x in tensors.items():
+        chosen = x[rows.to(x.device)].cpu()
+        kind, _, modality = name.partition(" ")
+        if kind == "modality":
+            there = batch.present[modality].cpu()[rows]
+            chosen = chosen[there]
+            digest.update(_bytes(there))
+        digest.update(name.encode())
+        digest.update(_bytes(chosen))
+    return digest.hexdigest()
+
+
+def _kind(x: Tensor) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape[1:])}"
+
+
+def _bytes(x: Tensor) -> bytes:
+    return x.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

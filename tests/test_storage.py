@@ -1,0 +1,228 @@
+"""Files on disk: a kill leaves the old one, and nothing is read of one that is not as it was written."""
+
+import errno
+import os
+import pickle
+import signal
+import stat
+import subprocess
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import pyro_mm as mm
+from pyro_mm import storage
+
+# -- writing --------------------------------------------------------------------------------------------------------
+
+OLD, NEW = {"x": torch.zeros(1000)}, {"x": torch.ones(1000)}
+
+
+def killed(act):
+    """Run a function in a forked process that is expected to be killed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        try:
+            act()
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+def kill(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def half(state, file):
+    file.write(b"half of it")
+    file.flush()
+    kill()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize(
+    ("module", "name", "instead", "which"),
+    [
+        (torch, "save", kill, "old"),
+        (torch, "save", half, "old"),
+        (os, "fsync", kill, "old"),
+        (os, "chmod", kill, "old"),
+        (os, "replace", kill, "old"),
+        (storage, "_synchronise", kill, "new"),
+    ],
+    ids=["before", "halfway", "before fsync", "before chmod", "before the rename", "after the rename"],
+)
+def test_a_kill_leaves_a_whole_file(tmp_path, module, name, instead, which):
+    """Whatever moment it comes at; the next training on that path removes what was left, and nothing else."""
+    path, other = tmp_path / "run.pt", tmp_path / ".run.pt.old.12-0123abcd.tmp"
+    other.touch()
+    storage.save_tensors(path, OLD)
+
+    def act():
+        setattr(module, name, instead)
+        storage.save_tensors(path, NEW)
+
+    killed(act)
+    assert torch.equal(storage.load_tensors(path, "it")["x"], (OLD if which == "old" else NEW)["x"])
+    left = set(tmp_path.iterdir()) - {path, other}
+    assert len(left) == (which == "old")
+    with storage.locked(path):
+        assert not any(file.exists() for file in left) and other.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_lock_ends_with_its_process(tmp_path):
+    path = tmp_path / "deep" / "run.pt"
+
+    def act():
+        with storage.locked(path):
+            kill()
+
+    killed(act)
+    assert [p.name for p in path.parent.iterdir()] == [".run.pt.lock"]
+    with storage.locked(path):
+        pass
+    assert not list(path.parent.iterdir())
+
+
+def test_a_path_is_held_by_one_training(tmp_path):
+    """Within a process and between two; another path of the folder is free."""
+    path = tmp_path / "run.pt"
+    with storage.locked(path), storage.locked(tmp_path / "other.pt"):
+        with pytest.raises(ValueError, match=r"run.pt is in use: another training writes to it"), storage.locked(path):
+            pass
+        code = "import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        lock = str(tmp_path / ".run.pt.lock")
+        assert subprocess.run([sys.executable, "-c", code, lock], stderr=subprocess.DEVNULL).returncode
+    with storage.locked(path), pytest.raises(RuntimeError, match="mine"), storage.locked(tmp_path / "other.pt"):
+        raise RuntimeError("mine")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="is a folder: expected the name of a file"), storage.locked(tmp_path):
+        pass
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
+    path = tmp_path / "run.pt"
+    storage.save_tensors(path, OLD)
+
+    for error, expected in ((OSError(errno.ENOSPC, "No space left on device"), OSError), (KeyboardInterrupt(), None)):
+
+        def fails(*_, error=error):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fails)
+            with pytest.raises(expected or KeyboardInterrupt, match=expected and "run.pt cannot be written: No space"):
+                storage.save_tensors(path, NEW)
+        assert list(tmp_path.iterdir()) == [path]
+        assert torch.equal(torch.load(path, weights_only=True)["x"], OLD["x"])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_an_error_of_the_system_with_the_path(tmp_path, monkeypatch):
+    """torch's own writer fails in its own way."""
+    monkeypatch.setattr("builtins.open", lambda *_, opened=open: opened("/dev/full", "wb", buffering=0))
+    with pytest.raises(OSError, match=r"run.pt cannot be written"):
+        storage.save_tensors(tmp_path / "run.pt", NEW)
+
+
+def test_links_are_followed_and_permissions_kept(tmp_path):
+    target, link = tmp_path / "there" / "run.pt", tmp_path / "link.pt"
+    target.parent.mkdir()
+    storage.replace_text(target, "old")
+    fresh = stat.S_IMODE(target.stat().st_mode)
+    (tmp_path / "plain").write_text("")
+    assert fresh == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+    target.chmod(0o640)
+    link.symlink_to(target)
+    storage.replace_text(link, "neu – new\r\n")
+    assert link.is_symlink() and target.read_bytes() == "neu – new\r\n".encode()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o640
+
+
+def test_the_longest_name_that_a_file_can_have(tmp_path):
+    path = tmp_path / ("n" * 255)
+    with storage.locked(path):
+        storage.save_tensors(path, OLD)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# -- reading --------------------------------------------------------------------------------------------------------
+
+
+class Code:
+    def __reduce__(self):
+        return (os.system, ("exit 3",))
+
+
+def foreign(path):
+    """Name -> bytes of files that are none of ours."""
+    yield "empty", b""
+    yield "text", b"hello world"
+    yield "json", b'{"a": 1}'
+    yield "null", bytes(10240)  # torch takes it for its oldest format
+    yield "pickle", pickle.dumps({"model": {}, "guide": {}})
+    np.savez(path.with_suffix(".npz"), a=np.zeros(3))
+    yield "npz", path.with_suffix(".npz").read_bytes()
+    for name, thing in (
+        ("code", {"model": Code(), "guide": {}}),
+        ("module", nn.Linear(2, 2)),
+        ("tensor", torch.ones(2)),
+    ):
+        torch.save(thing, path)
+        yield name, path.read_bytes()
+    torch.save(OLD, path, _use_new_zipfile_serialization=False)
+    yield "of old", path.read_bytes()
+    torch.save({"model": torch.zeros(10**5), "guide": {}}, path)
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(path.with_suffix(".z"), "w", zipfile.ZIP_DEFLATED) as new:
+        for member in old.namelist():
+            new.writestr(member, old.read(member))
+    yield "compressed", path.with_suffix(".z").read_bytes()
+
+
+def damaged(whole):
+    """Bytes of a file that was cut off anywhere, and of one of which a byte was changed."""
+    for length in (1, 10, len(whole) // 2, len(whole) - 300, len(whole) - 1):
+        yield f"{length} bytes", whole[:length]
+    at = whole.index(np.float32(0.125).tobytes() * 100) + 201
+    yield "one byte", whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+
+
+def pair():
+    return nn.Linear(1, 3), nn.Linear(200, 1)
+
+
+def test_a_file_that_is_not_as_it_was_written_is_one_error(tmp_path):
+    """A ValueError with the path, without advice to unpickle, whatever torch makes of it; nothing is loaded."""
+    path, (model, guide) = tmp_path / "some.pt", pair()
+    with torch.no_grad():
+        guide.weight.fill_(0.125)
+    mm.save(path, model, guide)
+    whole = path.read_bytes()
+    before = [p.clone() for m in (model, guide) for p in m.parameters()]
+    for name, content in [*foreign(tmp_path / "x"), *damaged(whole)]:
+        path.write_bytes(content)
+        with warnings.catch_warnings(), pytest.raises(ValueError) as caught:
+            warnings.simplefilter("error")
+            mm.load(path, model, guide)
+        text = str(caught.value)
+        assert "some.pt" in text and "a file of mm.save" in text, (name, text)
+        assert not any(word in text for word in ("weights_only", "unpickl", "trust", "arbitrary code")), (name, text)
+        assert all(map(torch.equal, before, [p for m in (model, guide) for p in m.parameters()]))
+    path.write_bytes(whole)
+    mm.load(path, model, guide)
+
+
+@pytest.mark.parametrize("state", [{}, {"model": {}}, {"model": {}, "guide": {}, "more": 1}, {"epochs": 1}])
+def test_entries_of_something_else_are_named(tmp_path, state):
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=rf"x.pt is not a file of mm.save: it holds {', '.join(state) or 'nothing'}"):
+        mm.load(tmp_path / "x.pt", *pair())
