@@ -61,7 +61,7 @@ def check_integer(argument: str, value: Any, least: int | None = None, most: int
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{wanted}, got {described(value)}") from None
     if (least is not None and found < least) or (most is not None and found > most):
-        raise ValueError(f"{wanted}, got {found}")
+        raise ValueError(f"expected {argument}{_range(least, most)}, got {found}")
     return found
 
 
@@ -103,7 +103,8 @@ def check_number(
         and (below is None or found < below)
     )
     if not inside:
-        raise ValueError(f"{wanted}, got {found:g}")
+        bounds = _range(least, most, above, below)
+        raise ValueError(f"expected {argument}{bounds or ' to be a finite number'}, got {found:g}")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,11 +13,15 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from .columns import read_mask, read_modality, read_tensor
+from .arguments import check_integer, check_mapping, described
+from .columns import dropped, read_covariate, read_lengths, read_mask, read_modality
 from .draws import Deferred, draw, plate_shape
 from .memo import kept
 from .presence import Presence, all_of, any_of, over_events
 from .scatter import Stack, restricted
+from .values import as_scored, encoded
+
+RESERVED = {"data", "particles", "terms"}  # names of plates
 
 
 class Batch:
@@ -45,43 +50,43 @@ class Batch:
         covariates: Mapping[str, Any] | None = None,
         lengths: Mapping[str, Any] | None = None,
     ):
+        values = check_mapping("values", values, "arrays")
+        present = check_mapping("present", {} if present is None else present, "masks")
+        lengths = check_mapping("lengths", {} if lengths is None else lengths, "numbers of valid steps")
+        covariates = check_mapping("covariates", {} if covariates is None else covariates, "arrays")
+        if taken := RESERVED & set(values):
+            raise ValueError(f"modality {taken.pop()!r}: a plate has that name, {', '.join(map(repr, RESERVED))} have")
         columns = {name: read_modality(name, value) for name, value in values.items()}
-        sizes = {name: len(column[0]) for name, column in columns.items() if column is not None}
-        covariates = {name: read_tensor(f"covariate {name!r}", c) for name, c in (covariates or {}).items()}
-        sizes |= {f"covariate {name}": len(c) for name, c in covariates.items()}
+        sizes = {name: len(column.values) for name, column in columns.items() if column is not None}
+        known = {name: read_covariate(name, value) for name, value in covariates.items()}
+        sizes |= {f"covariate {name}": len(c) for name, c in known.items()}
         if not sizes:
             raise ValueError("a batch needs at least one modality with values; see Batch.empty for rows without any")
         if len(set(sizes.values())) > 1:
             raise ValueError(f"expected as many rows in every modality, got {sizes}")
         self.size: int = next(iter(sizes.values()))
-        for name in [*(present or {}), *(lengths or {})]:
+        for name in [*present, *lengths]:
             if name not in columns:
                 raise ValueError(f"unknown modality {name!r}: this batch holds {list(columns)}")
         self._values: dict[str, Tensor] = {}
         self._masks: dict[str, Presence] = {}
         for name, column in columns.items():
-            mask = read_mask(name, (present or {}).get(name), self.size)
+            mask = read_mask(name, present.get(name), self.size)
             if column is None:
                 self._masks[name] = False
                 continue
-            value, there = column
-            mask = there & mask.to(there.device)
-            if bool(mask.all()):
-                self._masks[name] = True
-            elif not bool(mask.any()):
-                self._masks[name] = False
-            else:
-                self._masks[name] = mask
-                filler = value[mask][0]
-                value = torch.where(mask.reshape(-1, *[1] * (value.dim() - 1)), value, filler)
-            self._values[name] = torch.nan_to_num(value) if self._masks[name] is False else value
-        for name, value in (lengths or {}).items():
-            if len(value) != self.size:
-                raise ValueError(f"lengths of {name!r}: expected {self.size} numbers, got {len(value)}")
-        self.covariates: dict[str, Tensor] = covariates
-        self.lengths: dict[str, Tensor] = {
-            name: read_tensor(f"lengths of {name!r}", value).long() for name, value in (lengths or {}).items()
-        }
+            mask = mask.to(column.there.device)
+            if lost := dropped(name, column, mask):
+                warnings.warn(lost, stacklevel=2)
+            self._masks[name], self._values[name] = _masked(column.values, column.there & mask)
+        self.covariates: dict[str, Tensor] = known
+        self._lengths = {name: self._read_lengths(name, value) for name, value in lengths.items()}
+        self._heard_lengths: Callable[[], Any] | None = None  # called when a story or a guide reads the lengths
+        self._warned: list[str] = []  # shared by all batches made of this one
+        self._ended = False  # whether the values say themselves where a sequence ends, so that nobody has to
+        devices = {str(x.device) for x in [*self._values.values(), *known.values()]}
+        if len(devices) > 1:
+            raise ValueError(f"expected all tensors of a batch on one device, got {', '.join(sorted(devices))}")
         self.total: int | None = None  # rows of the whole data set, where this batch is a subsample of one
         self._index: Tensor | None = None
         self._rows: Presence | None = None
@@ -98,6 +103,13 @@ class Batch:
     def names(self) -> tuple[str, ...]:
         """The modalities, in the order in which they were given."""
         return tuple(self._masks)
+
+    @property
+    def lengths(self) -> dict[str, Tensor]:
+        """Modality name -> numbers of valid steps ``(N,)``."""
+        if self._heard_lengths is not None:
+            self._heard_lengths()
+        return self._lengths
 
     @property
     def device(self) -> torch.device:
@@ -152,13 +164,9 @@ class Batch:
             if key not in self._values:
                 raise KeyError(f"no values of modality {key!r}: this batch holds {list(self._values)}")
             return self._values[key]
-        if isinstance(key, int | np.integer) or (isinstance(key, Tensor | np.ndarray) and key.ndim == 0):
-            if not -self.size <= key < self.size:
-                raise IndexError(f"row {int(key)} of a batch of {self.size} rows")
-            key = [int(key) % self.size]
-        rows = torch.as_tensor(key, device=self.device) if isinstance(key, Sequence | np.ndarray) else key
+        rows = self._selected(key)
         take = lambda tensors: {name: t[rows] for name, t in tensors.items()}  # noqa: E731
-        new = self._copy(_values=take(self._values), covariates=take(self.covariates), lengths=take(self.lengths))
+        new = self._copy(_values=take(self._values), covariates=take(self.covariates), _lengths=take(self._lengths))
         new._masks = {n: m[..., rows] if isinstance(m, Tensor) else m for n, m in self._masks.items()}
         new._memo = None if self._memo is None else {}
         new._rows = self._rows[rows] if isinstance(self._rows, Tensor) else self._rows
@@ -171,16 +179,17 @@ class Batch:
 
     def only(self, *names: str) -> Batch:
         """The same rows with every modality but these missing."""
-        self._known(names)
+        self._known(names, "only")
         return self._copy(_masks={name: mask if name in names else False for name, mask in self._masks.items()})
 
     def without(self, *names: str) -> Batch:
         """The same rows with these modalities missing."""
-        self._known(names)
+        self._known(names, "without")
         return self._copy(_masks={name: False if name in names else mask for name, mask in self._masks.items()})
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same rows on another device."""
+        """The same rows on another device. Raises a ValueError or a TypeError for what is none."""
+        device = _device(device)
         return self.assembled([x.to(device, non_blocking=non_blocking) for x in self.parts()[1]])
 
     def pin_memory(self) -> Batch:
@@ -189,6 +198,9 @@ class Batch:
 
     def subsample(self, index: Tensor) -> Batch:
         """The rows ``index`` as a subsample of all: ``plate()`` scales them up to the whole, as Pyro's plates do."""
+        index = self._selected(index)
+        if not isinstance(index, Tensor) or index.dtype == torch.bool:
+            index = torch.arange(self.size, device=self.device)[index]
         new = self[index]
         new.total, new._index = self.size, index
         return new
@@ -197,14 +209,45 @@ class Batch:
         """The same rows, telling of each modality that a story makes use of after it observed it."""
         return self._copy(_hear=hear)
 
+    def noting_lengths(self, hear: Callable[[], Any]) -> Batch:
+        """The same rows, calling ``hear`` when the lengths of sequences are read."""
+        return self._copy(_heard_lengths=hear)
+
+    def with_end_marks(self) -> Batch:
+        """The same rows, whose sequences hold the mark of their end, so that nothing has to read their lengths."""
+        return self._copy(_ended=True)
+
+    def warn_unread_lengths(self) -> None:
+        """Warn, once for a data set, that neither story nor guide reads the lengths of its sequences."""
+        if self._ended or not self._lengths or self._warned:
+            return
+        self._warned.append("lengths")
+        warnings.warn(
+            f"neither the story nor the guide reads the lengths of {', '.join(map(repr, self._lengths))}: what lies "
+            "behind the end of a sequence counts as data, in encoders and likelihoods. Read batch.lengths in them",
+            stacklevel=2,
+        )
+
     def part_of(self, total: int) -> Batch:
         """The same rows as a subsample of ``total``, of which nobody asks where they stand among them."""
+        total = check_integer("total", total, least=self.size)
         return self._copy(total=total, _index=torch.arange(self.size, device=self.device))
 
     def replaced(self, values: Mapping[str, Tensor]) -> Batch:
-        """The same rows and masks with other values of some modalities, each ``(N, *event)``."""
-        self._known(tuple(values))
-        return self._copy(_values=self._values | dict(values), _memo=None)
+        """The same rows and masks with other values of some modalities, each ``(N, *event)``.
+
+        Raises:
+            ValueError: an unknown modality, or another number of rows.
+            TypeError: values that are no tensor of numbers.
+        """
+        values = check_mapping("values", values, "tensors")
+        self._known(tuple(values), "replaced")
+        for name, value in values.items():
+            if not isinstance(value, Tensor):
+                raise TypeError(f"modality {name!r}: expected a tensor, got {described(value)}")
+            if value.dim() == 0 or len(value) != self.size:
+                raise ValueError(f"modality {name!r}: expected {self.size} rows, got shape {tuple(value.shape)}")
+        return self._copy(_values=self._values | values, _memo=None)
 
     def padded(self, size: int) -> Batch:
         """The same rows, followed by copies of the first one that weigh nothing, ``size`` in all.
@@ -212,8 +255,7 @@ class Batch:
         Unlike a row in which everything is missing, a padding row looks complete: the masks of a modality that all
         rows have stay True.
         """
-        if size < self.size:
-            raise ValueError(f"expected at least {self.size} rows to pad to, got {size}")
+        size = check_integer("size", size, least=self.size)
         index = torch.arange(size, device=self.device)
         real = index < self.size
         new = self[torch.where(real, index, 0)]
@@ -226,7 +268,7 @@ class Batch:
         masks = {"rows": self._rows} | {f"present {n}": m for n, m in self._masks.items()}
         held = {f"value {n}": v for n, v in self._values.items()} | {f"mask {n}": m for n, m in masks.items()}
         held |= {f"covariate {n}": v for n, v in self.covariates.items()}
-        held |= {f"lengths {n}": v for n, v in self.lengths.items()} | {"index": self._index}
+        held |= {f"lengths {n}": v for n, v in self._lengths.items()} | {"index": self._index}
         tensors = {key: x for key, x in held.items() if isinstance(x, Tensor)}
         rest = tuple((key, x) for key, x in held.items() if not isinstance(x, Tensor))
         shapes = tuple((key, x.shape, x.dtype, x.device) for key, x in tensors.items())
@@ -242,15 +284,16 @@ class Batch:
             return next(left) if isinstance(held, Tensor) else held
 
         new = self._copy(_values=filled(self._values), _rows=filled(self._rows), _masks=filled(self._masks))
-        new.covariates, new.lengths, new._index = (filled(x) for x in (self.covariates, self.lengths, self._index))
+        new.covariates = filled(self.covariates)
+        new._lengths = filled(self._lengths)
+        new._index = filled(self._index)
         new._memo = None
         return new
 
     @staticmethod
     def empty(n: int, like: Batch) -> Batch:
         """n rows in which every modality of ``like`` is missing: what ``generate`` draws from the prior for."""
-        if n < 1:
-            raise ValueError(f"expected at least one row, got n={n}")
+        n, like = check_integer("n", n, least=1), check_batch(like, "like")
         new = like[torch.zeros(n, dtype=torch.long, device=like.device)]
         return new._copy(_masks=dict.fromkeys(like._masks, False), total=None, _index=None)
 
@@ -285,6 +328,8 @@ class Batch:
         Returns:
             ``(.., N, *event)``: the values, with draws in place of missing ones.
         """
+        if not isinstance(name, str):
+            raise TypeError(f"observe: expected the name of a modality first, got {described(name)}")
         value, hear = self._observed(name, fn, *parents), self._hear
         return value if hear is None else Deferred(lambda: (hear(name), value)[1])
 
@@ -299,17 +344,20 @@ class Batch:
         if mask is False and (self._stack is not None or self._unscored):
             return Deferred(lambda: drawn(decode(*parents)))
         if mask is False:
-            d = decode(*parents)
+            d = _distribution(name, decode(*parents))
             return pyro.sample(name, d.mask(False), obs=drawn(d), infer={"is_auxiliary": True})
         if self._unscored and mask is True:
             return self._values[name]
         if self._unscored:
             return Deferred(lambda: self._mixed(name, decode(*parents), drawn))
-        d = restricted(name, decode, parents, self._stack, self.size)
+        d = _distribution(name, restricted(name, decode, parents, self._stack, self.size))
         value = self._values[name]
-        observed = pyro.sample(name, d if mask is True else d.mask(mask), obs=value)
-        if not isinstance(mask, Tensor) or observed is not value:  # the latter: drawn anew, as Predictive does
+        scored = as_scored(d, value)
+        observed = pyro.sample(name, d if mask is True else d.mask(mask), obs=scored)
+        if observed is not scored:  # drawn anew, as Predictive does
             return observed
+        if not isinstance(mask, Tensor):
+            return value
         return Deferred(lambda: self._mixed(name, decode(*parents), drawn))
 
     def _mixed(self, name: str, d: Any, drawn: Callable[[Any], Tensor]) -> Tensor:
@@ -319,9 +367,11 @@ class Batch:
 
     def encode(self, name: str, module: Callable[[Tensor], Any]) -> Any:
         """``module(batch[name])``, run once a step however many terms of an objective ask for it."""
+        if name not in self._values:
+            raise ValueError(f"encode: no values of modality {name!r}: this batch holds {list(self._values)}")
         if self._memo is None:
-            return module(self._values[name])
-        return kept(self._memo, (name, id(module)), lambda: module(self._values[name]), module)
+            return encoded(name, module, self._values[name])
+        return kept(self._memo, (name, id(module)), lambda: encoded(name, module, self._values[name]), module)
 
     # -- for objectives -----------------------------------------------------------------------------------------
 
@@ -354,8 +404,46 @@ class Batch:
             return mask
         return torch.full((self.size,), mask, dtype=torch.bool, device=self.device)
 
-    def _known(self, names: tuple[str, ...]) -> None:
+    def _selected(self, key: Any) -> Any:
+        """The rows that a key stands for, as what tensors are indexed by: a slice, or a tensor of booleans or integers.
+
+        Raises:
+            TypeError: a key of another kind.
+            ValueError: a mask of another number of rows.
+            IndexError: a row beyond the end.
+        """
+        wanted = "expected the name of a modality, a row, a slice, a mask or an index of rows"
+        if isinstance(key, slice):
+            return key
+        if isinstance(key, bool | np.bool_ | float | complex) or not isinstance(
+            key, int | np.integer | Tensor | np.ndarray | Sequence
+        ):
+            raise TypeError(f"{wanted}, got {described(key)}")
+        if isinstance(key, int | np.integer) or (isinstance(key, Tensor | np.ndarray) and key.ndim == 0):
+            row = check_integer("row", key)
+            if not -self.size <= row < self.size:
+                raise IndexError(f"row {row} of a batch of {self.size} rows")
+            key = [row % self.size]
+        try:
+            rows = torch.as_tensor(key, device=self.device)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"{wanted}, got {described(key)}") from None
+        rows = rows.long() if rows.numel() == 0 and rows.dtype != torch.bool else rows
+        if rows.is_floating_point() or rows.is_complex() or rows.dim() != 1:
+            raise TypeError(f"{wanted}, got {described(key)}")
+        if rows.dtype == torch.bool and len(rows) != self.size:
+            raise ValueError(f"expected a mask of {self.size} rows, got one of {len(rows)}")
+        return rows if rows.dtype == torch.bool else rows.long()
+
+    def _read_lengths(self, name: str, value: Any) -> Tensor:
+        held = self._values.get(name)
+        steps = held.shape[1] if held is not None and held.dim() > 1 else None
+        return read_lengths(name, value, self.size, steps)
+
+    def _known(self, names: tuple[str, ...], what: str) -> None:
         for name in names:
+            if not isinstance(name, str):
+                raise TypeError(f"{what}: expected names of modalities one by one, got {described(name)}")
             if name not in self._masks:
                 raise ValueError(f"unknown modality {name!r}: this batch holds {list(self._masks)}")
 
@@ -364,3 +452,45 @@ class Batch:
         new.__dict__.update(self.__dict__)
         new.__dict__.update({"_each": None} | changes)
         return new
+
+
+def check_batch(value: Any, argument: str = "batch", least: int = 1) -> Batch:
+    """Return a batch. Raises a TypeError for anything else, a ValueError for one of fewer than ``least`` rows."""
+    if not isinstance(value, Batch):
+        hint = ""
+        if isinstance(value, Mapping):
+            hint = ": make one of it, Batch(values)"
+        elif isinstance(value, Tensor | np.ndarray | list):
+            hint = ": make one of it, Batch({'image': values}), with a name of yours"
+        elif hasattr(value, "__iter__") and hasattr(value, "dataset"):
+            hint = ": a Batch holds all rows, and fit takes minibatches of it by itself"
+        raise TypeError(f"expected {argument} to be a pyro_mm.Batch, got {described(value)}{hint}")
+    if value.size < least:
+        raise ValueError(f"expected {argument} to have {least} row{'s' * (least != 1)} at least, got {value.size}")
+    return value
+
+
+def _distribution(name: str, d: Any) -> Any:
+    if isinstance(d, torch.distributions.Distribution):
+        return d
+    raise TypeError(
+        f"site {name!r}: expected a distribution, or a module or function that gives one, got {described(d)}"
+    )
+
+
+def _masked(value: Tensor, mask: Tensor) -> tuple[Presence, Tensor]:
+    """What is known of the rows with a value, and the values with a copy of one of them in the others."""
+    if bool(mask.all()):
+        return True, value
+    if not bool(mask.any()):
+        return False, torch.nan_to_num(value)
+    return mask, torch.where(over_events(mask, value.dim() - 1), value, value[mask][0])
+
+
+def _device(value: Any) -> torch.device:
+    if not isinstance(value, str | int | torch.device) or isinstance(value, bool):
+        raise TypeError(f"expected device to be the name of a device, got {described(value)}")
+    try:
+        return torch.device(value)
+    except RuntimeError as error:
+        raise ValueError(f"expected device to be the name of a device, got {value!r}: {error}") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_flag, check_function, described
-from .batch import Batch
+from .arguments import check_flag, check_function
+from .batch import Batch, check_batch
 from .fixed import map_tensors
 from .reached import Reached
 
@@ -66,16 +66,6 @@ def check_pair(model: Any, guide: Any) -> None:
     for name, function in (("model", model), ("guide", guide)):
         if function is not None:
             check_function(name, function)
-
-
-def check_batch(batch: Any, argument: str = "batch") -> Batch:
-    """Return a batch of one row or more. Raises a TypeError for anything else, a ValueError for one without rows."""
-    if not isinstance(batch, Batch):
-        make = ": make a pyro_mm.Batch of it" if isinstance(batch, Mapping | Tensor) else ""
-        raise TypeError(f"expected {argument} to be a pyro_mm.Batch, got {described(batch)}{make}")
-    if batch.size < 1:
-        raise ValueError(f"expected {argument} to have one row at least, got none")
-    return batch
 
 
 @contextmanager

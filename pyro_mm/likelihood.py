@@ -16,8 +16,8 @@ from .importance import score_model
 from .pairs import Callback, Pair, Structure, Views, latents, structure
 from .proposals import Draws, Proposal, Sampler
 from .seeding import generator_state, part_seed, seeded, set_generator_state, settled
+from .values import ROWS
 
-ROWS = 2**12  # rows encoded at once
 BLOCK = 2**16  # draws of a (row, particle) pair that share a seed: the canonical block, whatever the chunk
 CHUNK = 2**14  # pairs decoded at once, at most
 NUMBERS = 2**20  # and of the widest modality, on a CPU: larger arrays leave the cache, and are allocated anew each time

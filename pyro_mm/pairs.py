@@ -81,10 +81,13 @@ def _structure(model: Callback, guide: Callback, batch: Batch) -> Structure:
     # with gradients on: whether a distribution can be differentiated may depend on whether its parameters are
     no_inference, fork = torch.inference_mode(False), torch.random.fork_rng(devices=devices)
     used: set[str] = set()
-    batch = batch.listened(used.add)
+    read: list[str] = []
+    batch = batch.listened(used.add).noting_lengths(lambda: read.append(""))
     with no_inference, torch.enable_grad(), fork, poutine.block(), buffers_kept(model, guide):
         guide_trace = poutine.trace(guide).get_trace(batch)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch)
+    if not read:
+        batch.warn_unread_lengths()
     sites = [*latents(guide_trace).values(), *latents(model_trace).values(), *observed(model_trace).values()]
     frames = [frame for site in sites for frame in site["cond_indep_stack"]]
     kinds, components = {}, 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,12 +11,6 @@ from torch import Tensor
 from .batch import Batch
 from .memo import has, keep, kept
 from .presence import Presence, any_of, stacked
-
-
-class Output(NamedTuple):
-    """What a network has put out, in the place of its input: a conditional that is called with it runs no network."""
-
-    value: Tensor
 
 
 def per_set(batch: Batch, owner: object, f: Callable[[Batch], tuple[Tensor, ...]], few: int = 0) -> tuple[Tensor, ...]:

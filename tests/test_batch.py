@@ -146,7 +146,7 @@ def test_user_data_are_not_written_to():
         (ValueError, ["at least one"], lambda: Batch({"a": None})),
         (ValueError, ["'c'", r"\['a', 'b'\]"], lambda: mixed().only("a", "c")),
         (ValueError, ["'c'", r"\['a', 'b'\]"], lambda: mixed().without("c")),
-        (ValueError, ["n=0"], lambda: Batch.empty(0, like=mixed())),
+        (ValueError, ["n >= 1, got 0"], lambda: Batch.empty(0, like=mixed())),
     ],
 )
 def test_errors_name_the_modality_the_expected_and_the_given(error, words, make):

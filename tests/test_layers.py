@@ -27,6 +27,7 @@ LAYERS = [
         "memo",
         "plates",
         "traceable",
+        "values",
     ],
     ["batch", "fixed", "evidence", "noise", "sets"],
     ["conditionals", "posteriors", "priors", "models"],
@@ -54,7 +55,7 @@ WITHIN = {
 }
 # Beside the layers: exactly what each may import.
 BESIDE = {
-    "likelihood": {"batch", "evaluation", "evidence", "importance", "pairs", "proposals", "seeding"},
+    "likelihood": {"batch", "evaluation", "evidence", "importance", "pairs", "proposals", "seeding", "values"},
     "annealed": {"batch", "bridge", "evaluation", "evidence", "likelihood", "pairs", "predictive", "seeding"},
     "predictive": {"batch", "evaluation", "likelihood", "pairs", "plates", "presence", "proposals", "seeding"},
     "calibration": {"batch", "evaluation", "importance", "pairs", "predictive", "presence", "seeding"},

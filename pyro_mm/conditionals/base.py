@@ -6,10 +6,10 @@ import torch
 from pyro.distributions.util import broadcast_shape
 from torch import Size, Tensor, nn
 
-from ..sets import Output
+from ..values import OfOutput, Output
 
 
-class Conditional(nn.Module):
+class Conditional(OfOutput):
     """What the families share: the network, and the reading of its output.
 
     Args:

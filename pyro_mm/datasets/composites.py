@@ -53,7 +53,7 @@ def mnist_usps_word(
         grey, classes = torch.from_numpy(images[j].astype(np.float32) / 2000), torch.from_numpy(label)
         word, lengths = words(classes)
         values = {"mnist": written["image"][i], "usps": grey, "word": word}
-        return Batch(values, covariates={"label": classes}, lengths={"word": lengths})
+        return Batch(values, covariates={"label": classes}, lengths={"word": lengths}).with_end_marks()
 
     train, test = mnist(directory, binarize=binarize)
     return row(0, train), row(1, test)
@@ -127,7 +127,7 @@ def mnist_svhn(
         values, lengths = {"mnist": written["image"][rows[0]], "svhn": house["image"][rows[1]]}, {}
         if word:
             values["word"], lengths["word"] = words(classes)
-        return Batch(values, covariates={"label": classes}, lengths=lengths)
+        return Batch(values, covariates={"label": classes}, lengths=lengths).with_end_marks()
 
     train, test = mnist(directory, binarize=binarize)
     return row(0, train), row(1, test)

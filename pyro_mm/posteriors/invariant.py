@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ..batch import Batch
 from ..conditionals import Conditional
 from ..presence import Presence
-from ..sets import Output, once, per_set
+from ..sets import once, per_set
+from ..values import Output, output_of
 
 
 class SumPooling(nn.Module):
@@ -179,5 +180,5 @@ def _headed(head: nn.Module, batch: Batch, owner: nn.Module, state: Callable[[Ba
     """The head of a set's state, its network run once a step for every set."""
     if not isinstance(head, Conditional):
         return head(state(batch))
-    (output,) = per_set(batch, owner, lambda some: (head.output((state(some),)),))
+    (output,) = per_set(batch, owner, lambda some: (output_of(head, state(some)),))
     return head(Output(output))

@@ -14,6 +14,7 @@ from ..distributions import Where
 from ..fixed import Fixed
 from ..presence import any_of
 from ..products import STANDARD_NORMAL
+from ..values import OfOutput, Output, output_of
 
 
 class JointEncoder(nn.Module):
@@ -48,7 +49,8 @@ class JointEncoder(nn.Module):
                 feature = zero if mask is False else torch.where(mask[..., None], feature, zero)
             encoded.append(feature)
         lead = broadcast_shape(*(h.shape[:-1] for h in encoded))
-        joint = self.head(torch.cat([h.expand(*lead, -1) for h in encoded], -1))
+        whole = torch.cat([h.expand(*lead, -1) for h in encoded], -1)
+        joint = self.head(Output(output_of(self.head, whole)) if isinstance(self.head, OfOutput) else whole)
         if self.partial is None:
             return joint
         return Where(complete, joint, self.partial(batch)) if isinstance(complete, Tensor) else joint

@@ -1,0 +1,360 @@
+"""Data of any type and with any mark of what is missing: the same numbers, or words on what cannot be used."""
+
+import math
+import warnings
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import scipy.sparse
+import torch
+from torch import nn
+
+import pyro_mm as mm
+from pyro_mm import conditionals, posteriors
+from pyro_mm.values import ROWS, as_scored
+
+NAN = math.nan
+
+
+# -- likelihoods do not depend on the type that a number comes in ----------------------------------------------------
+
+BITS = [[0, 1, 1], [1, 1, 0]]
+FAMILIES = {
+    "Bernoulli": (dist.Bernoulli(logits=torch.tensor([0.3, -1.0, 2.0])).to_event(1), BITS),
+    "Normal": (dist.Normal(torch.tensor([0.3, -1.0, 2.0]), 1.5).to_event(1), BITS),
+    "Laplace": (dist.Laplace(torch.tensor([0.3, -1.0, 2.0]), 1.5).to_event(1), BITS),
+    "OneHot": (dist.OneHotCategorical(logits=torch.tensor([0.3, -1.0, 2.0])), [[0, 1, 0], [1, 0, 0]]),
+    "Categorical": (dist.Categorical(logits=torch.tensor([0.3, -1.0])), [1, 0]),
+    "Categoricals": (dist.Categorical(logits=torch.tensor([[0.3, -1.0]] * 3)).to_event(1), BITS),
+    "Poisson": (dist.Poisson(torch.tensor([0.3, 100.0, 3.0])).to_event(1), [[0, 120, 1], [2, 127, 3]]),
+    "NegativeBinomial": (
+        dist.NegativeBinomial(torch.tensor([2.0, 3.0, 9.0]), logits=torch.zeros(3)).to_event(1),
+        [[0, 120, 1], [2, 127, 3]],
+    ),
+    "Binomial": (dist.Binomial(127, logits=torch.zeros(3)).to_event(1), [[0, 120, 1], [2, 127, 3]]),
+}
+TYPES = [
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16,
+    torch.float32, torch.float64,
+]  # fmt: skip
+
+
+def log_likelihood(d, value):
+    batch = mm.Batch({"x": value})
+    with pyro.poutine.trace() as trace, batch.plate():
+        seen = batch.observe("x", lambda: d)
+    assert seen.dtype == batch["x"].dtype, "descendants see the values as they were given"
+    trace.trace.compute_log_prob()
+    return trace.trace.nodes["x"]["log_prob"]
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_likelihood_is_of_the_number_and_not_of_its_type(family, dtype):
+    d, value = FAMILIES[family]
+    value = torch.tensor(value)
+    if dtype == torch.bool and value.max() > 1:
+        pytest.skip("no booleans")
+    expected = d.log_prob(value.float())
+    found = log_likelihood(d, value.to(dtype))
+    assert found.dtype in (torch.float32, torch.float64)
+    torch.testing.assert_close(found.float(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_counts_of_255_do_not_overflow():
+    """255 + 1 is 0 in uint8, and the logarithm of its factorial infinite."""
+    d = dist.Poisson(torch.tensor(250.0))
+    found = log_likelihood(d, torch.tensor([255, 3], dtype=torch.uint8))
+    torch.testing.assert_close(found, d.log_prob(torch.tensor([255.0, 3.0])))
+
+
+def test_a_density_of_ones_own_gets_the_values_as_they_are():
+    class Table(dist.TorchDistribution):
+        arg_constraints = {}
+
+        def log_prob(self, value):
+            return torch.tensor([0.5, 0.25]).log()[value]
+
+    value = torch.tensor([0, 1])
+    assert as_scored(Table(), value) is value
+
+
+LABELS = [torch.uint8, torch.int32, torch.int64, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", LABELS, ids=str)
+def test_a_label_of_any_type_goes_into_a_table_and_a_likelihood(dtype):
+    torch.manual_seed(0)
+    label = torch.tensor([0, 2, 1, 1])
+    model = mm.models.SharedLatent(
+        dist.Normal(torch.zeros(2), 1.0).to_event(1), {"label": conditionals.Categorical(mm.nn.MLP(2, 3))}
+    )
+    guide = mm.Guide(z=posteriors.ProductOfExperts({"label": conditionals.Normal(nn.Embedding(3, 4))}))
+    expected = mm.log_marginal(model, guide, mm.Batch({"label": label}), num_particles=5, seed=0)
+    found = mm.log_marginal(model, guide, mm.Batch({"label": label.to(dtype)}), num_particles=5, seed=0)
+    torch.testing.assert_close(found.log_prob, expected.log_prob)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16], ids=str)
+def test_a_plain_layer_takes_numbers_of_other_types(dtype):
+    torch.manual_seed(0)
+    value, net = torch.tensor([[0, 1], [1, 1]]), nn.Linear(2, 3)
+    torch.testing.assert_close(mm.Batch({"x": value.to(dtype)}).encode("x", net), net(value.float()))
+
+
+def test_float64_values_of_a_float32_network_say_what_to_do():
+    batch = mm.Batch({"x": np.zeros((2, 3))})
+    with pytest.raises(TypeError, match=r"'x' is torch.float64, and its network, Linear, has parameters of "
+                       r"torch.float32.*astype\('float32'\)"):  # fmt: skip
+        batch.encode("x", nn.Linear(3, 1))
+
+
+def test_an_error_that_is_not_of_the_type_stays_as_it_is():
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        mm.Batch({"x": torch.zeros(2, 3)}).encode("x", nn.Linear(4, 1))
+
+
+def test_a_label_of_minus_one_in_a_table_names_the_mend():
+    batch = mm.Batch({"y": [-1, 2, 0]})
+    with pytest.raises(ValueError, match=r"'y': values from -1 to 2 do not index .* present="):
+        batch.encode("y", nn.Embedding(3, 2))
+
+
+# -- what is missing ---------------------------------------------------------------------------------------------
+
+
+def masked(values, mask):
+    return np.ma.array(values, mask=mask)
+
+
+MISSING = {
+    "masked floats": (masked([1.0, 2.0, 3.0], [0, 1, 0]), [1.0, 3.0]),
+    "masked integers": (masked([1, 2, 3], [0, 1, 0]), [1, 3]),
+    "masked matrix": (masked([[1.0, 2], [3, 4], [5, 6]], [[0, 0], [1, 1], [0, 0]]), [[1.0, 2], [5, 6]]),
+    "list of masked": ([masked([1.0, 2], [0, 0]), masked([3.0, 4], [1, 1]), np.array([5.0, 6])], [[1.0, 2], [5, 6]]),
+    "masked constants": ([1.0, np.ma.masked, 3.0], [1.0, 3.0]),
+    "Series": (pd.Series([1.0, NAN, 3.0], index=[7, 8, 9]), [1.0, 3.0]),
+    "nullable integers": (pd.Series([1, pd.NA, 3], dtype="Int64", index=[7, 8, 9]), [1, 3]),
+    "nullable floats": (pd.Series([1.5, pd.NA, 3], dtype="Float64"), [1.5, 3]),
+    "nullable booleans": (pd.Series([True, pd.NA, False], dtype="boolean"), [True, False]),
+    "nullable frame": (
+        pd.DataFrame({"a": [1, pd.NA, 3], "b": [2, pd.NA, 6]}, dtype="Int64", index=list("xyz")), [[1, 2], [3, 6]]
+    ),
+    "list of NA": ([1, pd.NA, 3], [1, 3]),
+    "objects": (np.array([1, None, 3], dtype=object), [1, 3]),
+    "NaN labels": (np.array([0.0, NAN, 2.0]), [0.0, 2.0]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MISSING)
+def test_marks_of_missing_values_make_a_row_missing(kind):
+    value, expected = MISSING[kind]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        batch = mm.Batch({"a": value})
+    assert batch.present["a"].tolist() == [True, False, True]
+    assert batch["a"][[0, 2]].tolist() == expected
+    filler = batch["a"][1].tolist()
+    assert filler == expected[0], "filler is a present row, and nothing that a mask hides"
+    if "integers" in kind or "frame" in kind:
+        assert batch["a"].dtype == torch.int64
+
+
+def test_masked_entries_of_a_presence_are_absent():
+    batch = mm.Batch({"a": [1.0, 2.0, 3.0]}, present={"a": masked([True, True, False], [0, 1, 0])})
+    assert batch.present["a"].tolist() == [True, False, False]
+    batch = mm.Batch({"a": [1.0, 2.0, 3.0]}, present={"a": pd.Series([True, pd.NA, False], dtype="boolean")})
+    assert batch.present["a"].tolist() == [True, False, False]
+
+
+def test_numbers_that_are_dropped_beside_a_missing_one_are_counted():
+    """Two of four rows hold a NaN beside 3 numbers, together 6 of 14."""
+    rows = torch.arange(16.0).reshape(4, 4)
+    rows[0, 1] = rows[2, 3] = NAN
+    with pytest.warns(UserWarning, match=r"'a': 2 of 4 rows .* drops 42.9% of the numbers"):
+        mm.Batch({"a": rows})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mm.Batch({"a": rows}, present={"a": [False, True, False, True]})  # those rows are out anyway
+
+
+@pytest.mark.parametrize("value", [[1.0, NAN], masked([1, 2], [0, 1]), pd.Series([1, pd.NA], dtype="Int64"), [1, None]])
+def test_a_covariate_is_known_for_every_row(value):
+    with pytest.raises(ValueError, match="covariate 'u': missing or NaN in 1 of 2 rows"):
+        mm.Batch({"a": [1.0, 2.0]}, covariates={"u": value})
+
+
+# -- containers ----------------------------------------------------------------------------------------------------
+
+CONTAINERS = {
+    "Series": (pd.Series([1.0, 2.0], index=[3, 9]), [1.0, 2.0]),
+    "frame": (pd.DataFrame({"a": [1.0, 2.0], "b": [3, 4]}), [[1.0, 3.0], [2.0, 4.0]]),
+    "reversed": (np.arange(3.0)[::-1], [2.0, 1.0, 0.0]),
+    "flipped": (np.arange(4.0).reshape(2, 2)[:, ::-1], [[1.0, 0.0], [3.0, 2.0]]),
+    "field": (np.array([(1, 2.5), (3, 4.5)], dtype=[("i", "i1"), ("x", "<f4")])["x"], [2.5, 4.5]),
+    "big-endian": (np.array([1.0, 2.0], ">f8"), [1.0, 2.0]),
+    "uint16": (np.array([1, 65535], np.uint16), [1, 65535]),
+    "uint32": (np.array([1, 2**32 - 1], np.uint32), [1, 2**32 - 1]),
+    "longdouble": (np.array([1.0, 2.5], np.longdouble), [1.0, 2.5]),
+    "torch.uint16": (torch.tensor([1, 65535], dtype=torch.uint16), [1, 65535]),
+}
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_containers_that_torch_does_not_read_simply_work(kind):
+    value, expected = CONTAINERS[kind]
+    batch = mm.Batch({"a": value})
+    assert batch["a"].tolist() == expected and batch.presence("a") is True
+    assert (batch["a"] + 1).tolist() == (np.array(expected) + 1).tolist(), "a type that torch computes with"
+
+
+REFUSED = {
+    "sparse": (scipy.sparse.eye(3).tocsr(), "dense array, got a sparse csr_matrix of shape \\(3, 3\\)"),
+    "sparse tensor": (torch.eye(3).to_sparse(), "dense tensor, got one of layout torch.sparse_coo"),
+    "complex": (torch.zeros(3, dtype=torch.complex64), "real numbers, got torch.complex64"),
+    "complex array": (np.zeros(3, complex), "real numbers, got torch.complex128"),
+    "strings": (["cat", "dog"], "numbers"),
+    "string array": (np.array(["cat", "dog"]), "numbers, got <U3: encode categories"),
+    "categories": (pd.Series(["a", "b"], dtype="category"), "numbers, got .*encode categories"),
+    "dates": (np.array(["2020-01-01"], "datetime64[D]"), "numbers, got datetime64"),
+    "a string": ("text", "numbers, got 'text'"),
+    "a dictionary": ({"a": 1}, "numbers, got an object of type dict"),
+    "ragged": ([torch.zeros(2), torch.zeros(3)], r"rows of one shape, got rows of \(2,\), \(3,\)"),
+    "a set": ({1, 2}, "numbers, got the set"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_used_is_named(kind):
+    value, message = REFUSED[kind]
+    with pytest.raises(TypeError, match=f"modality 'a'.*{message}"):
+        mm.Batch({"a": value})
+    if kind != "ragged":
+        with pytest.raises(TypeError, match="covariate 'u'"):
+            mm.Batch({"a": [1.0, 2.0, 3.0]}, covariates={"u": value})
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0)])
+def test_values_without_numbers_are_refused(shape):
+    with pytest.raises(ValueError, match="at least one row, of at least one number"):
+        mm.Batch({"a": torch.zeros(shape)})
+
+
+# -- lengths -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lengths", [[NAN, 1.0], [1.5, 2.0], [5, 1], [-1, 1], masked([1, 2], [0, 1])])
+def test_lengths_are_integers_up_to_the_steps_that_there_are(lengths):
+    with pytest.raises(ValueError, match="lengths of 'a'"):
+        mm.Batch({"a": torch.zeros(2, 4, 3)}, lengths={"a": lengths})
+
+
+def sequences(read):
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mm.nn.Recurrent(1, 2)
+
+        def forward(self, batch):
+            lengths = batch.lengths["a"] if read else None
+            return dist.Normal(self.net(batch["a"], lengths)[..., :1], 1.0).to_event(1)
+
+    decoder = conditionals.Normal(mm.nn.MLP(1, 4, ()), event_shape=(4, 1), scale=1.0)
+    return mm.models.SharedLatent(dist.Normal(torch.zeros(1), 1.0).to_event(1), {"a": decoder}), mm.Guide(z=Encoder())
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_lengths_that_nothing_reads_are_said(read):
+    pair, batch = sequences(read), mm.Batch({"a": torch.zeros(3, 4, 1)}, lengths={"a": [1, 2, 4]})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            mm.log_marginal(*pair, batch, num_particles=2, seed=0)
+    said = [str(w.message) for w in caught if "lengths" in str(w.message)]
+    assert len(said) == (not read), said
+    assert read or "neither the story nor the guide reads the lengths of 'a'" in said[0]
+
+
+# -- rows at once ----------------------------------------------------------------------------------------------------
+
+
+class Counting(nn.Module):
+    """A network that remembers the largest number of rows it saw."""
+
+    def __init__(self, out):
+        super().__init__()
+        self.net, self.most = mm.nn.MLP(2, out, (8,)), 0
+
+    def forward(self, x):
+        self.most = max(self.most, x.shape[:-1].numel())
+        return self.net(x)
+
+
+class OwnNormal(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return dist.Normal(self.net(x), 1.0).to_event(1)
+
+
+def counted(posterior):
+    torch.manual_seed(0)
+    nets = [Counting(4), Counting(4)]
+    if posterior == "joint":
+        nets.append(Counting(4))
+        head = conditionals.Normal(nn.Sequential(nn.Linear(8, 2), nets[2]))
+        guide = mm.Guide(z=posteriors.JointEncoder({"x": nets[0], "y": nets[1]}, head))
+    elif posterior == "set":
+        nets.append(Counting(4))
+        head = conditionals.Normal(nn.Sequential(nn.Linear(4, 2), nets[2]))
+        guide = mm.Guide(z=posteriors.SumPooling({"x": nets[0], "y": nets[1]}, head, 4))
+    else:
+        nets = nets if posterior == "product" else [Counting(2), Counting(2)]
+        family = conditionals.Normal if posterior == "product" else OwnNormal
+        guide = mm.Guide(z=posteriors.ProductOfExperts({"x": family(nets[0]), "y": family(nets[1])}))
+    decoders = {name: conditionals.Normal(mm.nn.MLP(2, 2, ()), scale=1.0) for name in ("x", "y")}
+    model = mm.models.SharedLatent(dist.Normal(torch.zeros(2), 1.0).to_event(1), decoders)
+    return model.eval(), guide.eval(), nets
+
+
+ROUTES = {
+    "generate": lambda m, g, b: mm.generate(m, g, b, seed=0)["x"],
+    "encode": lambda m, g, b: mm.encode(g, b)["z"].mean,
+    "posterior_draws": lambda m, g, b: mm.posterior_draws(m, g, b, seed=0)["z"],
+    "resampled": lambda m, g, b: mm.posterior_draws(m, g, b, resample=True, num_particles=2, seed=0)["z"],
+    "log_marginal": lambda m, g, b: mm.log_marginal(m, g, b, num_particles=2, seed=0).log_prob,
+    "log_conditional": lambda m, g, b: (
+        mm.log_conditional(m, g, b, target="x", given="y", num_particles=2, seed=0).log_prob
+    ),
+}
+
+
+@pytest.mark.parametrize("posterior", ["product", "own", "joint", "set"])
+@pytest.mark.parametrize("route", ROUTES)
+def test_encoders_see_so_many_rows_at_once_and_give_the_same_numbers(route, posterior, monkeypatch):
+    model, guide, nets = counted(posterior)
+    batch = mm.Batch({"x": torch.randn(ROWS + 300, 2), "y": torch.randn(ROWS + 300, 2)})
+    with torch.no_grad():
+        found = ROUTES[route](model, guide, batch)
+    assert max(net.most for net in nets) <= ROWS
+    if route in ("generate", "encode", "posterior_draws"):
+        monkeypatch.setattr("pyro_mm.values.ROWS", 10**9)
+        with torch.no_grad():
+            torch.testing.assert_close(found, ROUTES[route](model, guide, batch))
+        assert max(net.most for net in nets) > ROWS
+
+
+def test_with_gradients_and_in_training_mode_nothing_is_cut():
+    _, guide, nets = counted("product")
+    batch = mm.Batch({"x": torch.randn(ROWS + 1, 2), "y": torch.randn(ROWS + 1, 2)})
+    mm.encode(guide, batch)["z"].mean.sum().backward()
+    assert nets[0].most == ROWS + 1 and nets[0].net.layers[0].weight.grad is not None
+    nets[0].most = 0
+    with torch.no_grad():
+        mm.encode(guide.train(), batch)
+    assert nets[0].most == ROWS + 1, "batch norm would see other rows"
