@@ -466,7 +466,8 @@ def check_batch(value: Any, argument: str = "batch", least: int = 1) -> Batch:
             hint = ": a Batch holds all rows, and fit takes minibatches of it by itself"
         raise TypeError(f"expected {argument} to be a pyro_mm.Batch, got {described(value)}{hint}")
     if value.size < least:
-        raise ValueError(f"expected {argument} to have {least} row{'s' * (least != 1)} at least, got {value.size}")
+        wanted = "one row" if least == 1 else f"{least} rows"
+        raise ValueError(f"expected {argument} to have {wanted} at least, got {value.size or 'none'}")
     return value
 
 
