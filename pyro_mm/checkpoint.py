@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from .arguments import check_seed
 from .batch import Batch
 from .fingerprint import layout, rows_hash
+from .reached import held
 from .seeding import generator_state, set_generator_state
 from .stepping import Problem
 from .storage import load_modules, load_tensors, mismatch, save_tensors, unlike
@@ -56,9 +57,9 @@ class Checkpoint:
     """One file with all that decides how a training goes on: after reading it, the same numbers as without a stop.
 
     Weights and buffers of the modules, leaves that are in none, the optimiser's state, the step that warm-ups have
-    come to, the history's columns and the states of torch's own generators; but neither a loader's generator nor the
-    buffers of modules that functions hold. It says what it is of: the objective, the kind of optimiser, the data, the
-    batch size and the seed. The versions of the package and of torch, the optimiser's settings and the schedule are
+    come to, the history's columns and the states of torch's own generators; of modules that a function holds, the
+    buffers too; but not a loader's generator. It says what it is of: the objective, the kind of optimiser, the data,
+    the batch size and the seed. The versions of the package and of torch, the optimiser's settings and the schedule are
     noted under ``notes``, for people: settings of the optimiser, such as its step size, are those of the caller.
 
     The file is replaced as a whole, so a stop while it is written leaves the one before.
@@ -86,6 +87,7 @@ class Checkpoint:
         self.columns, self.device, self.identity = columns, device, dict(identity)
         own = {id(p) for m in problem.modules for p in m.parameters()}
         self._loose = [p for p in problem.parameters if id(p) not in own]
+        self._held = held(problem.model, problem.guide)
         self._due = -math.inf
         self._written = 0
 
@@ -175,8 +177,23 @@ class Checkpoint:
         for place, (saved, p) in enumerate(zip(state["loose"], here, strict=True)):
             if text := unlike(saved, p):
                 raise self._unfit(f"parameter {names[place] or place} outside of modules is {text}")
+        self._check_buffers(state)
         self._check_optimizer(state["optimizer"])
         self._check_generators(state["generators"])
+
+    def _check_buffers(self, state: dict[str, Any]) -> None:
+        """Raise a ValueError unless the buffers of modules that functions hold are those of here."""
+        if "format" not in state:  # which had none of them
+            return
+        saved, here = state.get("buffers"), self._buffers()
+        if not isinstance(saved, dict):
+            raise self._damaged("it has no buffers of what functions hold")
+        if saved.keys() != here.keys():
+            names = ", ".join(map(str, saved.keys() ^ here.keys()))
+            raise self._unfit(f"functions hold other buffers than its own: {names}")
+        for name, buffer in here.items():
+            if text := unlike(saved[name], buffer):
+                raise self._unfit(f"buffer {name} is {text}")
 
     def _check_optimizer(self, state: dict[str, Any]) -> None:
         """Raise a ValueError unless the moments are those of an optimiser of these parameters."""
@@ -193,23 +210,23 @@ class Checkpoint:
         parameters = dict(zip(numbers, (p for group in here for p in group["params"]), strict=True))
         if len(parameters) != len(numbers) or not moments.keys() <= parameters.keys():
             raise self._damaged("its optimiser has a state of parameters that are not in its groups")
-        for number, held in moments.items():
-            if not isinstance(held, dict):
-                raise self._damaged(f"the state of the optimiser for parameter {number} is a {type(held).__name__}")
+        for number, moment in moments.items():
+            if not isinstance(moment, dict):
+                raise self._damaged(f"the state of the optimiser for parameter {number} is a {type(moment).__name__}")
         for group, its_numbers in zip(here, (group["params"] for group in groups), strict=True):
             like = self._moments_like(group)
             for number in its_numbers:
-                if held := moments.get(number):
-                    self._check_moments(number, held, parameters[number], like)
+                if moments.get(number):
+                    self._check_moments(number, moments[number], parameters[number], like)
 
-    def _check_moments(self, number: int, held: dict[str, Any], p: Tensor, like: dict[str, Any]) -> None:
+    def _check_moments(self, number: int, moment: dict[str, Any], p: Tensor, like: dict[str, Any]) -> None:
         for name, here in like.items():
-            if name not in held:
+            if name not in moment:
                 raise self._unfit(f"its optimiser has no {name} of parameter {number}")
             if isinstance(here, Tensor):
-                text = unlike(held[name], p if here.shape == SMALL else here)
+                text = unlike(moment[name], p if here.shape == SMALL else here)
             else:
-                text = "" if isinstance(held[name], type(here)) else f"a {type(held[name]).__name__}"
+                text = "" if isinstance(moment[name], type(here)) else f"a {type(moment[name]).__name__}"
             if text:
                 raise self._unfit(f"{name} of parameter {number} in its optimiser is {text}")
 
@@ -251,6 +268,9 @@ class Checkpoint:
         with torch.no_grad():
             for p, saved in zip(self._loose, state["loose"], strict=True):
                 p.copy_(saved)
+            for name, buffer in self._buffers().items():
+                if name in state.get("buffers", {}):
+                    buffer.copy_(state["buffers"][name])
         if hasattr(self.problem.objective, "steps"):
             self.problem.objective.steps = state["steps"]
         self.columns.update(state["columns"])
@@ -264,11 +284,11 @@ class Checkpoint:
             for here, saved in zip(self.optimizer.param_groups, state["param_groups"], strict=True)
         ]
         self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
-        for p, held in self.optimizer.state.items():
-            for name, x in held.items():
+        for p, moments in self.optimizer.state.items():
+            for name, x in moments.items():
                 if isinstance(x, torch.Tensor) and x.shape == p.shape:
                     # laid out as the weights are now: a fused optimiser walks both in the order of the memory
-                    held[name] = torch.empty_like(p, dtype=x.dtype).copy_(x)
+                    moments[name] = torch.empty_like(p, dtype=x.dtype).copy_(x)
 
     def _damaged(self, text: str) -> ValueError:
         return ValueError(f"{self.path} is damaged, or not {WHAT}: {text}")
@@ -300,6 +320,7 @@ class Checkpoint:
             "modules": [m.state_dict() for m in self.problem.modules],
             "loose": [p.detach() for p in self._loose],
             "loose names": self._loose_names(),
+            "buffers": self._buffers(),
             "optimizer": self._moments(),
             "steps": getattr(self.problem.objective, "steps", 0),
             "columns": self.columns,
@@ -327,9 +348,19 @@ class Checkpoint:
         return notes
 
     def _loose_names(self) -> list[str]:
-        """Names of the parameters outside of modules, where Pyro's store knows them, and empty texts."""
+        """Names of the parameters outside of the modules: in Pyro's store, or of what a function holds, or empty."""
         store = pyro.get_param_store()
-        return [store.param_name(p) or "" for p in self._loose]
+        paths = {id(p): f"{path}.{name}" for path, m in self._held.items() for name, p in m.named_parameters()}
+        return [store.param_name(p) or paths.get(id(p), "") for p in self._loose]
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """The persistent buffers of modules that functions hold, by path."""
+        return {
+            f"{path}.{name}": buffer
+            for path, module in self._held.items()
+            for name, buffer in module.named_buffers()
+            if name in module.state_dict()
+        }
 
     def _devices(self) -> list[torch.device]:
         return [torch.device("cpu")] + ([self.device] if self.device.type == "cuda" else [])

@@ -99,6 +99,56 @@ def test_parameters_and_buffers_of_modules_are_compared_before_any_is_written(tm
     assert all(map(torch.equal, before, tensors(*modules)))
 
 
+def test_networks_that_functions_hold_go_on_with_their_buffers(tmp_path):
+    """Running means of batch norm are in no module that is trained, and nobody else keeps them."""
+
+    def train(path, epochs):
+        torch.manual_seed(0)
+        model, guide = normed()
+        fit(lambda b: model(b), lambda b: guide(b), mm.Batch({"a": ROWS["a"]}), path, epochs)
+        return tensors(model, guide)
+
+    straight = train(None, 4)
+    train(tmp_path / "run.pt", 2)
+    torch.testing.assert_close(train(tmp_path / "run.pt", 4), straight, rtol=0, atol=0)
+    state = torch.load(tmp_path / "run.pt", weights_only=True)
+    assert any("running_mean" in name for name in state["buffers"])
+    for change, message in (
+        (lambda b: b | {"model.more": torch.zeros(1)}, "functions hold other buffers than its own: model.more"),
+        (lambda b: {k: x[:1] if x.dim() else x for k, x in b.items()}, r"running_mean is float32 \(1,\), and not"),
+        (lambda b: None, "has no buffers"),
+    ):
+        torch.save(state | {"buffers": change(state["buffers"])}, tmp_path / "run.pt")
+        with pytest.raises(ValueError, match=message):
+            train(tmp_path / "run.pt", 5)
+
+
+def test_leaves_of_one_shape_are_told_apart_by_their_names(tmp_path):
+    """Two networks of one shape that a function holds change their parts."""
+
+    def story(mean, log_scale):
+        networks = {name: nn.Linear(2, 3) for name in ("one", "two")}
+
+        def model(batch):
+            with batch.plate():
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+                scale = networks[log_scale](z).exp()
+                batch.observe("a", dist.Normal(networks[mean](z), scale).to_event(1))
+
+        return model, list(networks.values())
+
+    rows, path = mm.Batch({"a": ROWS["a"]}), tmp_path / "run.pt"
+    _, guide = pair()
+    guide = mm.Guide(z=mm.posteriors.ProductOfExperts({"a": guide.posteriors["z"].experts["a"]}))
+    fit(story("one", "two")[0], guide, rows, path)
+    model, networks = story("two", "one")
+    before = tensors(*networks)
+    with pytest.raises(ValueError, match=r"parameters outside of modules are .*, and not"):
+        fit(model, guide, rows, path, epochs=3)
+    assert all(map(torch.equal, before, tensors(*networks)))
+    assert len(fit(story("one", "two")[0], guide, rows, path, epochs=3)) == 3
+
+
 # -- the data and the settings ------------------------------------------------------------------------------------
 
 

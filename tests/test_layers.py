@@ -91,7 +91,7 @@ BESIDE = {
     "storage": set(),
     "fingerprint": {"batch"},
     "saving": {"arguments", "storage"},
-    "checkpoint": {"arguments", "batch", "fingerprint", "seeding", "stepping", "storage"},
+    "checkpoint": {"arguments", "batch", "fingerprint", "reached", "seeding", "stepping", "storage"},
     "train": {
         "arguments",
         "batch",
