@@ -254,7 +254,10 @@ def check_modules(
         TypeError: no mapping, or a value that is no module.
         ValueError: too few of them, an unknown name, or one that torch forbids.
     """
-    found = check_mapping(argument, value, "modules", least=least)
+    found = check_mapping(argument, value, "modules")
+    if len(found) < least:
+        wanted = "at least one modality" if least == 1 else f"{least} modalities at least"
+        raise ValueError(f"expected {argument} of {wanted}, got {len(found) or 'none'}")
     known = None if known is None else list(known)
     for name, module in found.items():
         check_name(argument, name, known)

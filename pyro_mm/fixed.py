@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from .arguments import described
 from .distributions import STANDARD_NORMAL
 
 
@@ -36,6 +37,17 @@ class Fixed(nn.Module):
         if self.distribution is not STANDARD_NORMAL:  # plain numbers, at home on every device
             self.distribution = map_tensors(self.distribution, fn)
         return super()._apply(fn, recurse)
+
+
+def as_module(argument: str, value: Any) -> nn.Module:
+    """Return a distribution as a module, and a module as it is. Raises a TypeError for anything else."""
+    if isinstance(value, nn.Module):
+        return value
+    if not isinstance(value, torch.distributions.Distribution):
+        raise TypeError(
+            f"expected {argument} to be a distribution, or a module that gives one of a batch, got {described(value)}"
+        )
+    return Fixed(value)
 
 
 def _tensors(d: Any) -> Iterator[Tensor]:

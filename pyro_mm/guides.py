@@ -7,10 +7,12 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
+from .arguments import check_attribute, check_function, described
 from .batch import Batch
 from .evaluation import evaluating, returned
 from .registration import register
@@ -37,6 +39,9 @@ class Guide(nn.Module):
         super().__init__()
         if not posteriors:
             raise ValueError("expected at least one posterior, as in Guide(z=...)")
+        for site, posterior in posteriors.items():
+            check_attribute("Guide", site)
+            check_function(site, posterior)
         self.posteriors = nn.ModuleDict({n: p for n, p in posteriors.items() if isinstance(p, nn.Module)})
         self._callables = {n: p for n, p in posteriors.items() if not isinstance(p, nn.Module)}
         self._sites = tuple(posteriors)
@@ -46,9 +51,15 @@ class Guide(nn.Module):
         with batch.plate():
             for site in self._sites:
                 posterior = self.posteriors[site] if site in self.posteriors else self._callables[site]
-                value = pyro.sample(site, posterior(batch))
+                value = pyro.sample(site, _distribution(site, posterior(batch)))
                 if site != self._sites[-1]:
                     batch = _Drawn(batch, site, value)
+
+
+def _distribution(site: str, d: Any) -> Any:
+    if isinstance(d, torch.distributions.Distribution):
+        return d
+    raise TypeError(f"site {site!r}: expected a posterior that gives a distribution of a batch, got {described(d)}")
 
 
 class _Drawn(Batch):

@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from .arguments import check_flag, check_integer, check_module, check_name, described
 from .batch import Batch
 from .distributions import Mixture
 
@@ -32,6 +33,9 @@ class MixturePrior(nn.Module):
 
     def __init__(self, components: int, latent: int, mixing: bool = False):
         super().__init__()
+        check_integer("components", components, least=1)
+        check_integer("latent", latent, least=1)
+        check_flag("mixing", mixing)
         self.logits = nn.Parameter(torch.zeros(components))
         self.loc = nn.Parameter(torch.randn(components, latent))
         self.log_scale = nn.Parameter(torch.zeros(components, latent))
@@ -68,6 +72,8 @@ class Component(nn.Module):
 
     def __init__(self, prior: MixturePrior):
         super().__init__()
+        if not isinstance(prior, MixturePrior):
+            raise TypeError(f"expected prior to be a MixturePrior, got {described(prior)}")
         self.prior = prior
 
     def forward(self, z: Tensor) -> dist.Distribution:
@@ -115,7 +121,8 @@ class GivenCovariate(nn.Module):
 
     def __init__(self, name: str, conditional: nn.Module):
         super().__init__()
-        self.name, self.conditional = name, conditional
+        self.name = check_name("name", name, what="covariate")
+        self.conditional = check_module("conditional", conditional)
 
     def forward(self, batch: Batch) -> dist.Distribution:
         if self.name not in batch.covariates:

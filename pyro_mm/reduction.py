@@ -11,6 +11,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from .distributions import innermost
 from .pairs import Pair
 
 
@@ -54,6 +55,18 @@ def sum_out(factors: list[Tensor], enum_dim: int) -> Tensor:
     return sum(factors, torch.zeros(()))  # type: ignore[return-value]
 
 
+def _density(site: dict[str, Any]) -> Tensor:
+    """Return log p of a site's value. Raises a ValueError for a distribution without a density."""
+    try:
+        return site["fn"].log_prob(site["value"])
+    except NotImplementedError as error:
+        family = type(innermost(site["fn"])).__name__
+        raise ValueError(
+            f"site {site['name']!r}: {family} has no density here{f' ({error})' if str(error) else ''}, which "
+            "objectives and likelihoods need: only draws can be made of it"
+        ) from error
+
+
 class Reduce:
     """Brings the log-probabilities of a pair's sites to ``(K, T, N)``."""
 
@@ -63,7 +76,7 @@ class Reduce:
 
     def log_prob(self, site: dict[str, Any]) -> Tensor:
         """Masked, scaled by the site's own scale but not by the data plate's, summed over other plates."""
-        scale, log_prob = self.scale(site), site["fn"].log_prob(site["value"])
+        scale, log_prob = self.scale(site), _density(site)
         if "_enumerate_dim" not in site["infer"] or site["mask"] is None:
             return self.rows(scale_and_mask(log_prob, scale, site["mask"]), site)
         # a masked site is to weigh nothing, and it is summed over: its classes share a weight of one

@@ -84,7 +84,7 @@ WRONG = {
     "pair for function": (lambda: check_function("model", (of_batch, of_batch)), TypeError, "unpack it"),
     "list for mapping": (lambda: check_mapping("weights", [1]), TypeError, r"map names to values, got the list \[1\]"),
     "number for a key": (lambda: check_mapping("weights", {1: 1}), TypeError, "got the key 1"),
-    "empty mapping": (lambda: check_modules("decoders", {}), ValueError, "1 at least, got 0"),
+    "empty mapping": (lambda: check_modules("decoders", {}), ValueError, "at least one modality, got none"),
     "function for module": (lambda: check_modules("decoders", {"a": of_batch}), TypeError, r"decoders\['a'\]"),
     "dot": (lambda: check_modules("decoders", {"a.b": nn.ReLU()}), ValueError, "torch forbids .* 'a.b'"),
     "number for path": (lambda: check_path("path", 3), TypeError, "path to be a path, got 3"),

@@ -140,12 +140,34 @@ def test_sizes_that_do_not_fit_are_named():
         conditionals.Normal(nn.Identity(), (3, 4))(out)
     with pytest.raises(ValueError, match=r"\(\.\.\., 6\) from the network, got \(5, 7\)"):
         conditionals.Laplace(nn.Identity())(out)
-    with pytest.raises(ValueError, match=r"\(\.\.\., 3, C\), got \(5, 7\)"):
+    with pytest.raises(ValueError, match=r"\(\.\.\., 3, C\) or \(\.\.\., 3 \* C\) from the network, got \(5, 7\)"):
         conditionals.Categorical(nn.Identity(), (3,))(out)
     with pytest.raises(ValueError, match=r"D \(D \+ 3\) / 2 outputs of the network for some D, got 7"):
         conditionals.MultivariateNormal(nn.Identity())(out)
     with pytest.raises(ValueError, match="needs event_shape"):
         conditionals.NegativeBinomial(nn.Identity())
+
+
+@pytest.mark.parametrize("rows", [2, 3, 5])
+@pytest.mark.parametrize("event", [(2,), (3,), (5,), (2, 3)])
+@pytest.mark.parametrize("classes", [2, 3, 4, 6])
+def test_labels_of_a_flat_output_are_those_of_a_shaped_one(rows, event, classes):
+    """Also where there are as many rows, or classes, as labels, and whichever number of rows comes first."""
+    torch.manual_seed(0)
+    size = math.prod(event)
+    net = nn.Linear(2, size * classes)
+    flat = conditionals.Categorical(net, event)
+    shaped = conditionals.Categorical(nn.Sequential(net, nn.Unflatten(-1, (*event, classes))), event)
+    for n in (rows, 7):
+        for lead in ((n,), (3, n)):
+            z = torch.randn(*lead, 2)
+            expected = net(z).reshape(*lead, *event, classes).log_softmax(-1)
+            value = torch.randint(classes, event)
+            index = value.expand(*lead, *event)[..., None]
+            log_p = expected.gather(-1, index)[..., 0].flatten(len(lead)).sum(-1)
+            for conditional in (flat, shaped):
+                assert conditional(z).batch_shape == lead and conditional(z).event_shape == event
+                torch.testing.assert_close(conditional(z).log_prob(value), log_p)
 
 
 FAMILIES = {

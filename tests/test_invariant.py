@@ -245,7 +245,7 @@ def test_sizes_that_do_not_fit_are_told():
         SelfAttention(features(), head(), SIZE, heads=3)
     with pytest.raises(ValueError, match="expected features of size 9, got 8 of 'a'"):
         SumPooling(features(), head(), 9)(mm.Batch({n: torch.randn(2, d) for n, d in DIMS.items()}))
-    with pytest.raises(ValueError, match="'d' has no features among"):
+    with pytest.raises(ValueError, match="name: unknown modality 'd', expected one of 'a'"):
         PrivateOf(SumPooling(features(), head(), SIZE), "d", nn.Identity(), nn.Identity(), head())
 
 

@@ -117,7 +117,7 @@ def test_dependent_experts_with_no_correlation_are_the_product(double):
     nets, batch, z = experts(), data(), torch.randn(6, LATENT)
     product = mm.posteriors.ProductOfExperts(nets, prior=None)(batch).log_prob(z)
     torch.testing.assert_close(DependentExperts(nets, 0.0)(batch).log_prob(z), product, rtol=1e-11, atol=1e-11)
-    with pytest.raises(ValueError, match=r"above -0.5 and below 1, got 1"):
+    with pytest.raises(ValueError, match=r"> -0.5 and < 1, got 1"):
         DependentExperts(nets, 1.0)
 
 
@@ -325,3 +325,28 @@ def test_a_mixture_of_experts_given_nothing_is_standard_and_hears_no_values(fami
         means.append(draws.mean())
         variances.append(draws.var() / 30)
     assert abs(means[0] - means[1]) < 6 * sum(variances) ** 0.5
+
+
+POOLS = {
+    "product": lambda nets: mm.posteriors.ProductOfExperts(nets),
+    "products": lambda nets: mm.posteriors.MixtureOfProducts(nets),
+    "dependent": lambda nets: DependentExperts(nets, 0.2),
+    "pool": lambda nets: HoelderPooling(nets),
+}
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("family", ["Laplace", "MultivariateNormal", "Bernoulli"])
+def test_what_pools_normals_refuses_other_experts(pool, family):
+    """The product of Laplace densities is none, and was that of Normals of their scales."""
+    size = LATENT * (LATENT + 3) // 2 if family == "MultivariateNormal" else 2 * LATENT
+    nets = {n: getattr(mm.conditionals, family)(mm.nn.MLP(d, size)) for n, d in DIMS.items()}
+    with pytest.raises(TypeError, match=f"expert of .*Normal experts, in closed form, and got {family}"):
+        POOLS[pool](nets)(data())
+
+
+@pytest.mark.parametrize("make", [mm.posteriors.ProductOfExperts, mm.posteriors.MixtureOfProducts])
+def test_a_prior_expert_is_normal(make):
+    prior = torch.distributions.Laplace(torch.zeros(LATENT), 1.0)
+    with pytest.raises(TypeError, match="prior to be a diagonal Normal or None, got Laplace"):
+        make(experts(), prior)

@@ -6,6 +6,7 @@ import torch
 from pyro.distributions.util import broadcast_shape
 from torch import Size, Tensor, nn
 
+from ..arguments import check_function, check_shape, described
 from ..values import OfOutput, Output
 
 
@@ -19,8 +20,8 @@ class Conditional(OfOutput):
 
     def __init__(self, net: nn.Module, event_shape: Sequence[int] | None = None) -> None:
         super().__init__()
-        self.net = net
-        self.event_shape = None if event_shape is None else Size(event_shape)
+        self.net = check_function("net", net, None)
+        self.event_shape = None if event_shape is None else check_shape("event_shape", event_shape)
 
     @property
     def event_dim(self) -> int:
@@ -34,6 +35,8 @@ class Conditional(OfOutput):
             lead = broadcast_shape(*(parent.shape[:-1] for parent in parents))
             parents = (torch.cat([parent.expand(*lead, -1) for parent in parents], -1),)
         out = self.net(*parents)
+        if not isinstance(out, Tensor):
+            raise TypeError(f"{type(self).__name__}: expected a tensor from the network, got {described(out)}")
         return out.to(torch.promote_types(out.dtype, torch.float32))
 
     def _parameters_of(self, parents: tuple[Tensor, ...], number: int) -> tuple[Tensor, ...]:

@@ -1,11 +1,13 @@
 """Families of bits, classes and counts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
+from ..arguments import check_flag
+from ..values import Output
 from .base import Conditional
 
 
@@ -47,17 +49,56 @@ class Bernoulli(Conditional):
 
 
 class Categorical(Conditional):
-    """A class label, or an array of them; the network gives logits of shape ``(..., *event_shape, C)``."""
+    """A class label, or an array of them.
+
+    Args:
+        net: gives logits of shape ``(..., *event_shape, C)``, or flat ones ``(..., prod(event_shape) * C)``.
+        event_shape: the shape of one value; ``()`` is a single label.
+
+    Raises:
+        ValueError: in ``forward``, the network's output does not fit.
+    """
 
     def __init__(self, net: nn.Module, event_shape: Sequence[int] = ()) -> None:
-        super().__init__(net, event_shape)
+        super().__init__(net, () if event_shape is None else event_shape)
+        self._flat: tuple[int, bool] | None = None  # the network's last size, and whether its output is flat
 
     def forward(self, *parents: Tensor) -> dist.TorchDistribution:
-        logits, event = self.output(parents), self.event_shape or ()
-        if logits.shape[-1 - self.event_dim : -1] != event:
-            wanted = ", ".join(["...", *map(str, event), "C"])
-            raise ValueError(f"expected logits of shape ({wanted}), got {tuple(logits.shape)}")
+        logits, event = self.output(parents), self.event_shape or Size()
+        if event and self._is_flat(logits, parents):
+            logits = logits.unflatten(-1, (*event, -1))
         return dist.Categorical(logits=logits, validate_args=False).to_event(self.event_dim)
+
+    def _is_flat(self, logits: Tensor, parents: tuple[Tensor, ...]) -> bool:
+        """Return whether an output is flat; where both readings fit, a run on one row tells them apart."""
+        last, event = logits.shape[-1], self.event_shape or Size()
+        shaped = self._is_shaped(logits)
+        if not shaped and last % event.numel():
+            sizes = ", ".join(map(str, event))
+            raise ValueError(
+                f"expected logits of shape (..., {sizes}, C) or (..., {event.numel()} * C) from the network, got "
+                f"{tuple(logits.shape)}"
+            )
+        if not shaped or last % event.numel():
+            self._flat = last, not shaped
+        elif self._flat is None or self._flat[0] != last:
+            self._flat = last, not all(map(self._is_shaped, self._of_one_row(parents)))
+        return self._flat[1]
+
+    def _is_shaped(self, logits: Tensor) -> bool:
+        return logits.shape[-1 - self.event_dim : -1] == self.event_shape
+
+    @torch.no_grad()
+    def _of_one_row(self, parents: tuple[Tensor, ...]) -> Iterator[Tensor]:
+        """Outputs for parents cut down to one row, of those dimensions that may be the rows'."""
+        if isinstance(parents[0], Output):
+            return
+        for dim in (0, -2):
+            if all(parent.dim() > 1 for parent in parents):
+                try:
+                    yield self.output(tuple(parent.narrow(dim, 0, 1) for parent in parents))
+                except (RuntimeError, ValueError):  # no dimension of rows, but one of the parent's own
+                    continue
 
 
 class Poisson(Conditional):
@@ -89,6 +130,7 @@ class NegativeBinomial(Conditional):
         self, net: nn.Module, event_shape: Sequence[int] | None = None, shared_dispersion: bool = True
     ) -> None:
         super().__init__(net, event_shape)
+        check_flag("shared_dispersion", shared_dispersion)
         self.log_inverse_dispersion: nn.Parameter | None = None
         if shared_dispersion:
             if event_shape is None:

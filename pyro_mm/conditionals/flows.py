@@ -7,6 +7,7 @@ import torch
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 
+from ..arguments import check_module, described
 from .base import Conditional
 
 
@@ -27,11 +28,13 @@ class Flow(Conditional):
 
     def __init__(self, net: nn.Module, flow: nn.Module) -> None:
         super().__init__(net)
-        self.flow = flow
+        self.flow = check_module("flow", flow)
 
     def forward(self, *parents: Tensor) -> dist.TorchDistribution:
         context = self.output(parents)
         d = self.flow(context)
+        if not hasattr(d, "transform") or not hasattr(d, "base"):
+            raise TypeError(f"expected a flow of zuko, with a transform and a base, got one that gives {described(d)}")
         return _Flowing(d.base, [_Drawn(d.transform, context.dtype)], validate_args=False)
 
 

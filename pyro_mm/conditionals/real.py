@@ -9,11 +9,13 @@ import torch
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 
+from ..arguments import check_integer, check_number
 from ..distributions import Mixture
 from ..presence import constant
 from .base import Conditional
 
 SCALE_FLOOR = 1e-4
+LEAST_SCALE = 1e-30  # of a fixed scale
 
 
 class _LocationScale(Conditional):
@@ -27,9 +29,8 @@ class _LocationScale(Conditional):
     ) -> None:
         super().__init__(net, event_shape)
         self.log_scale = scale if isinstance(scale, nn.Parameter) else None
-        self.scale = None if scale is None or isinstance(scale, nn.Parameter) else float(scale)
-        if self.scale is not None and not self.scale > 1e-30:
-            raise ValueError(f"expected a positive scale, got {scale}")
+        fixed = scale is not None and not isinstance(scale, nn.Parameter)
+        self.scale = check_number("scale", scale, above=LEAST_SCALE) if fixed else None
 
     family: type[dist.Normal] | type[dist.Laplace]
 
@@ -132,7 +133,7 @@ class NormalMixture(Conditional):
 
     def __init__(self, net: nn.Module, components: int) -> None:
         super().__init__(net)
-        self.components = components
+        self.components = check_integer("components", components, least=1)
 
     def forward(self, *parents: Tensor) -> dist.TorchDistribution:
         out, k = self.output(parents), self.components

@@ -8,9 +8,11 @@ import pyro
 import pyro.distributions as dist
 from torch import nn
 
+from ..arguments import check_mapping, check_module, check_name, described
 from ..batch import Batch
-from ..fixed import Fixed
+from ..fixed import as_module
 from ..registration import register
+from .decoders import decoders_of
 
 
 class ConditionalLatent(nn.Module):
@@ -44,12 +46,17 @@ class ConditionalLatent(nn.Module):
         decoders: Mapping[str, nn.Module],
     ):
         super().__init__()
-        self.name, root = condition
-        if self.name in decoders:
+        if not isinstance(condition, tuple) or len(condition) != 2:
+            raise TypeError(
+                f"expected condition to be a modality's name and its distribution, got {described(condition)}"
+            )
+        self.name, root = check_name("condition", condition[0]), condition[1]
+        if self.name in check_mapping("decoders", decoders, "modules"):
             raise ValueError(f"{self.name!r} is what the others are given, and cannot be among the decoders")
-        self.prior = prior if isinstance(prior, nn.Module) else Fixed(prior)
-        self.root = root if isinstance(root, nn.Module) else Fixed(root)
-        self.features, self.decoders = features, nn.ModuleDict(decoders)
+        self.prior = as_module("prior", prior)
+        self.root = as_module("condition", root)
+        self.features = check_module("features", features)
+        self.decoders = nn.ModuleDict(decoders_of(decoders, "z"))
 
     def forward(self, batch: Batch) -> None:
         register(self)

@@ -9,9 +9,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ..arguments import check_mapping, check_module, check_name, check_names
 from ..batch import Batch
-from ..fixed import Fixed
+from ..fixed import as_module
 from ..registration import register
+from .decoders import decoders_of
 
 
 class Labelled(nn.Module):
@@ -59,14 +61,17 @@ class Labelled(nn.Module):
         annotator: nn.Module | None = None,
     ):
         super().__init__()
-        if taken := {label, "y", "z"} & set(decoders) or {label} & {"y", "z"}:
+        check_name("label", label)
+        independent = check_names("independent", independent)
+        if taken := {label, "y", "z"} & set(check_mapping("decoders", decoders, "modules")) or {label} & {"y", "z"}:
             raise ValueError(f"expected other names than 'y', 'z' and the label's for the modalities, got {taken}")
         if unknown := set(independent) - set(decoders):
             raise ValueError(f"independent of the class: {unknown}, not among the decoders {list(decoders)}")
-        self.classes = classes if isinstance(classes, nn.Module) else Fixed(classes)
-        self.prior = prior if isinstance(prior, nn.Module) else Fixed(prior)
-        self.decoders, self.annotator = nn.ModuleDict(decoders), annotator
-        self.independent, self.label = tuple(independent), label
+        self.classes = as_module("classes", classes)
+        self.prior = as_module("prior", prior)
+        self.decoders = nn.ModuleDict(decoders_of(decoders, "y", "z", label))
+        self.annotator = None if annotator is None else check_module("annotator", annotator)
+        self.independent, self.label = independent, label
 
     def forward(self, batch: Batch) -> None:
         register(self)

@@ -10,7 +10,15 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..batch import Batch
+from ..arguments import (
+    check_attribute,
+    check_integer,
+    check_mapping,
+    check_names,
+    check_number,
+    check_tensor,
+)
+from ..batch import Batch, check_batch
 from ..registration import register
 
 
@@ -36,7 +44,15 @@ class LinearGaussian(nn.Module):
         offsets: Mapping[str, Tensor] | None = None,
     ):
         super().__init__()
-        sigma = noise if isinstance(noise, Mapping) else dict.fromkeys(loadings, noise)
+        loadings = _loadings(loadings)
+        sigma = dict(noise) if isinstance(noise, Mapping) else dict.fromkeys(loadings, noise)
+        for argument, given in (("noise", sigma), ("offsets", {} if offsets is None else offsets)):
+            check_names(argument, list(check_mapping(argument, given, "numbers")), loadings)
+        if missing := [name for name in loadings if name not in sigma]:
+            raise ValueError(f"expected a noise for every modality, got none for {', '.join(map(repr, missing))}")
+        sigma = {name: check_number(f"noise of {name!r}", value, above=0) for name, value in sigma.items()}
+        for name, offset in (offsets or {}).items():
+            check_tensor(f"offsets[{name!r}]", offset, (len(loadings[name]),))
         self.loadings = nn.ParameterDict({n: w.detach().clone() for n, w in loadings.items()})
         self.log_noise = nn.ParameterDict({n: w.new_tensor(math.log(sigma[n])) for n, w in loadings.items()})
         zeros = {n: w.new_zeros(w.shape[0]) for n, w in loadings.items()}
@@ -72,11 +88,15 @@ class LinearGaussian(nn.Module):
 
     def log_conditional(self, batch: Batch, target: Sequence[str], given: Sequence[str] = ()) -> Tensor:
         """log p(x_target | x_given) of every row, as far as they are present: ``(N,)``, in nats."""
+        batch = check_batch(batch)
+        target = check_names("target", target, batch, least=1)
+        given = check_names("given", given, batch)
         return self.log_prob(batch.only(*target, *given)) - self.log_prob(batch.only(*given))
 
     @torch.no_grad()
     def sample(self, n: int) -> Batch:
         """A batch of n rows drawn from the story, complete."""
+        check_integer("n", n, least=1)
         like = next(iter(self.loadings.values()))
         z = torch.randn(n, like.shape[1], dtype=like.dtype, device=like.device)
         return Batch({name: self.likelihood(name, z).sample() for name in self.loadings})
@@ -98,3 +118,18 @@ class LinearGaussian(nn.Module):
             log_p = dist.Normal(self.offsets[name], variance.sqrt()).to_event(1).log_prob(batch[name])
             rest = rest + mask * log_p
         return precision.expand(*h.shape[:-1], -1, -1), h, rest
+
+
+def _loadings(loadings: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return matrices ``(d_m, D)`` of one D and of floats."""
+    found = check_mapping("loadings", loadings, "matrices", least=1)
+    sizes = set()
+    for name, w in found.items():
+        check_attribute("loadings", name)
+        check_tensor(f"loadings[{name!r}]", w, ("d", "D"))
+        if not w.is_floating_point():
+            raise TypeError(f"expected loadings[{name!r}] to be of floats, got {w.dtype}")
+        sizes.add(w.shape[1])
+    if len(sizes) > 1:
+        raise ValueError(f"expected loadings of one latent size D, got {sorted(sizes)}")
+    return found

@@ -8,9 +8,11 @@ import pyro
 import pyro.distributions as dist
 from torch import nn
 
+from ..arguments import check_mapping
 from ..batch import Batch
-from ..fixed import Fixed
+from ..fixed import as_module
 from ..registration import register
+from .decoders import decoders_of
 
 
 class PrivateLatents(nn.Module):
@@ -33,12 +35,15 @@ class PrivateLatents(nn.Module):
         decoders: Mapping[str, nn.Module],
     ):
         super().__init__()
-        for name in private_priors:
+        own = check_mapping("private_priors", private_priors, "distributions or modules")
+        taken = ("z", *(f"w_{name}" for name in own))
+        self.decoders = nn.ModuleDict(decoders_of(decoders, *taken))
+        for name in own:
             if name not in decoders:
                 raise ValueError(f"private latent of {name!r}, which is not among the decoders {list(decoders)}")
-        self.prior = prior if isinstance(prior, nn.Module) else Fixed(prior)
-        priors = {n: p if isinstance(p, nn.Module) else Fixed(p) for n, p in private_priors.items()}
-        self.private_priors, self.decoders = nn.ModuleDict(priors), nn.ModuleDict(decoders)
+        self.prior = as_module("prior", prior)
+        priors = {name: as_module(f"private_priors[{name!r}]", prior) for name, prior in own.items()}
+        self.private_priors = nn.ModuleDict(priors)
 
     def forward(self, batch: Batch) -> None:
         register(self)

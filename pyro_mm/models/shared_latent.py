@@ -9,8 +9,9 @@ import pyro.distributions as dist
 from torch import nn
 
 from ..batch import Batch
-from ..fixed import Fixed
+from ..fixed import as_module
 from ..registration import register
+from .decoders import decoders_of
 
 
 class SharedLatent(nn.Module):
@@ -27,8 +28,8 @@ class SharedLatent(nn.Module):
 
     def __init__(self, prior: dist.Distribution | nn.Module, decoders: Mapping[str, nn.Module]):
         super().__init__()
-        self.prior = prior if isinstance(prior, nn.Module) else Fixed(prior)
-        self.decoders = nn.ModuleDict(decoders)
+        self.prior = as_module("prior", prior)
+        self.decoders = nn.ModuleDict(decoders_of(decoders, "z"))
 
     def forward(self, batch: Batch) -> None:
         register(self)

@@ -8,9 +8,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ..arguments import check_module, check_name
 from ..batch import Batch
 from ..fixed import Fixed
-from .pooled import _Experts
+from .pooled import _Experts, described_family
 
 
 class ProductOfCategoricals(_Experts):
@@ -25,10 +26,15 @@ class ProductOfCategoricals(_Experts):
 
     def __init__(self, experts: Mapping[str, nn.Module], prior: dist.Categorical | None = None):
         super().__init__(experts)
+        if prior is not None and not isinstance(prior, torch.distributions.Categorical):
+            raise TypeError(f"expected prior to be a Categorical or None, got {described_family(prior)}")
         self.prior = None if prior is None else Fixed(prior)
 
     def forward(self, batch: Batch) -> dist.Categorical:
         experts, masks = self.encoded(batch)
+        for expert in experts:
+            if not isinstance(expert, torch.distributions.Categorical):
+                raise TypeError(f"expected every expert on a class to be a Categorical, got {described_family(expert)}")
         logits: list[Tensor] = [torch.zeros_like(experts[0].logits)]
         logits += [] if self.prior is None else [self.prior().logits]
         for expert, mask in zip(experts, masks, strict=True):
@@ -51,7 +57,8 @@ class Label(nn.Module):
 
     def __init__(self, name: str, posterior: nn.Module):
         super().__init__()
-        self.name, self.posterior = name, posterior
+        self.name = check_name("name", name)
+        self.posterior = check_module("posterior", posterior)
 
     def forward(self, batch: Batch) -> dist.Categorical:
         other, mask = self.posterior(batch), batch.presence(self.name)

@@ -9,6 +9,7 @@ import torch
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 
+from ..arguments import check_flag, check_integer, check_module, check_modules, check_name, described
 from ..batch import Batch
 from ..conditionals import Conditional
 from ..presence import Presence
@@ -36,9 +37,9 @@ class SumPooling(nn.Module):
 
     def __init__(self, features: Mapping[str, nn.Module], head: nn.Module, size: int):
         super().__init__()
-        if not features:
-            raise ValueError("expected a network for at least one modality, got none")
-        self.features, self.head, self.size = nn.ModuleDict(features), head, size
+        self.features = nn.ModuleDict(check_modules("features", features))
+        self.head = check_module("head", head)
+        self.size = check_integer("size", size, least=1)
 
     def forward(self, batch: Batch) -> dist.Distribution:
         return _headed(self.head, batch, self, self.pooled)
@@ -98,7 +99,9 @@ class SelfAttention(SumPooling):
         normalized: bool = True,
     ):
         super().__init__(features, head, size)
-        if size % heads:
+        check_integer("layers", layers, least=0)
+        check_flag("normalized", normalized)
+        if size % check_integer("heads", heads, least=1):
             raise ValueError(f"{heads} heads cannot share features of size {size}: it has to be a multiple")
         self.attention = nn.ModuleList(_Attention(size, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(size) if normalized else nn.Identity()
@@ -156,9 +159,11 @@ class PrivateOf(nn.Module):
 
     def __init__(self, pool: SumPooling, name: str, whole: nn.Module, own: nn.Module, head: nn.Module):
         super().__init__()
-        if name not in pool.features:
-            raise ValueError(f"{name!r} has no features among those of {list(pool.features)}")
-        self.pool, self.name, self.whole, self.own, self.head = pool, name, whole, own, head
+        if not isinstance(pool, SumPooling):
+            raise TypeError(f"expected pool to be a SumPooling or SelfAttention, got {described(pool)}")
+        self.pool, self.name = pool, check_name("name", name, pool.features)
+        self.whole, self.own = check_module("whole", whole), check_module("own", own)
+        self.head = check_module("head", head)
 
     def forward(self, batch: Batch) -> dist.Distribution:
         return _headed(self.head, batch, self, self.state)

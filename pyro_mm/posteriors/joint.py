@@ -9,9 +9,10 @@ import torch
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 
+from ..arguments import check_mapping, check_module, check_modules, check_name, check_names
 from ..batch import Batch
 from ..distributions import Where
-from ..fixed import Fixed
+from ..fixed import as_module
 from ..presence import any_of
 from ..products import STANDARD_NORMAL
 from ..values import OfOutput, Output, output_of
@@ -33,7 +34,9 @@ class JointEncoder(nn.Module):
 
     def __init__(self, features: Mapping[str, nn.Module], head: nn.Module, partial: nn.Module | None = None):
         super().__init__()
-        self.features, self.head, self.partial = nn.ModuleDict(features), head, partial
+        self.features = nn.ModuleDict(check_modules("features", features))
+        self.head = check_module("head", head)
+        self.partial = None if partial is None else check_module("partial", partial)
 
     def forward(self, batch: Batch) -> dist.Distribution:
         complete = batch.complete(self.features)
@@ -72,12 +75,12 @@ class Either(nn.Module):
 
     def __init__(self, experts: Mapping[str, nn.Module]):
         super().__init__()
-        if not 1 <= len(experts) <= 2:
+        if not 1 <= len(check_mapping("experts", experts, "modules")) <= 2:
             raise ValueError(
                 f"expected encoders of one modality or two, got {list(experts)}: with more of them a row may have "
                 "several, whose experts have to be pooled. Give each subset a posterior, or use Normal experts"
             )
-        self.experts = nn.ModuleDict(experts)
+        self.experts = nn.ModuleDict(check_modules("experts", experts))
 
     def forward(self, batch: Batch) -> dist.Distribution:
         names = [name for name in self.experts if batch.holds(name)]
@@ -110,9 +113,9 @@ class Given(nn.Module):
 
     def __init__(self, names: Sequence[str] | str, posterior: nn.Module, otherwise: dist.Distribution | nn.Module):
         super().__init__()
-        self.names = (names,) if isinstance(names, str) else tuple(names)
-        self.posterior = posterior
-        self.otherwise = otherwise if isinstance(otherwise, nn.Module) else Fixed(otherwise)
+        self.names = check_names("names", names, least=1)
+        self.posterior = check_module("posterior", posterior)
+        self.otherwise = as_module("otherwise", otherwise)
 
     def forward(self, batch: Batch) -> dist.Distribution:
         if not any(name in batch for name in self.names):
@@ -138,8 +141,9 @@ class Private(nn.Module):
 
     def __init__(self, name: str, encoder: nn.Module, missing: dist.Distribution | nn.Module = STANDARD_NORMAL):
         super().__init__()
-        self.name, self.encoder = name, encoder
-        self.missing = missing if isinstance(missing, nn.Module) else Fixed(missing)
+        self.name = check_name("name", name)
+        self.encoder = check_module("encoder", encoder)
+        self.missing = as_module("missing", missing)
 
     def forward(self, batch: Batch) -> dist.Distribution:
         if not batch.holds(self.name):

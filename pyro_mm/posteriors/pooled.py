@@ -10,7 +10,7 @@ import torch
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 
-from ..arguments import check_number
+from ..arguments import check_modules, check_names, check_number, described
 from ..batch import Batch
 from ..distributions import Mixture, diagonal, innermost
 from ..fixed import Fixed
@@ -23,9 +23,7 @@ from ..sets import per_set, some_of
 class _Experts(nn.Module):
     def __init__(self, experts: Mapping[str, nn.Module]):
         super().__init__()
-        if not experts:
-            raise ValueError("expected an encoder for at least one modality, got none")
-        self.experts = nn.ModuleDict(experts)
+        self.experts = nn.ModuleDict(check_modules("experts", experts))
 
     def encoded(self, batch: Batch) -> tuple[list[Any], list[Presence]]:
         """The experts' distributions and their masks; a modality that the batch holds no values of has neither."""
@@ -35,7 +33,15 @@ class _Experts(nn.Module):
         return [batch.encode(name, self.experts[name]) for name in names], [batch.presence(name) for name in names]
 
     def parameters_of(self, batch: Batch) -> tuple[list[Tensor], list[Tensor], list[Presence]]:
+        """Means and scales of Normal experts, and their masks."""
         experts, masks = self.encoded(batch)
+        held = [name for name in self.experts if batch.holds(name)]
+        for name, expert in zip(held, experts, strict=True):
+            if not isinstance(innermost(expert), torch.distributions.Normal):
+                raise TypeError(
+                    f"expert of {name!r}: {type(self).__name__} is of Normal experts, in closed form, and got "
+                    f"{described_family(expert)}: use conditionals.Normal, or MixtureOfExperts, which takes Laplace too"
+                )
         locs, scales = zip(*map(diagonal, experts), strict=True)
         return list(locs), list(scales), masks
 
@@ -56,7 +62,7 @@ class ProductOfExperts(_Experts):
 
     def __init__(self, experts: Mapping[str, nn.Module], prior: dist.Distribution | None = STANDARD_NORMAL):
         super().__init__(experts)
-        self.prior = None if prior is None else Fixed(prior)
+        self.prior = prior_expert(prior)
 
     def forward(self, batch: Batch) -> dist.Distribution:
         loc, scale = per_set(batch, self, self._product, few=4)
@@ -133,11 +139,9 @@ class MixtureOfProducts(_Experts):
         subsets: Sequence[Sequence[str]] | None = None,
     ):
         super().__init__(experts)
-        self.prior = None if prior is None else Fixed(prior)
-        names, self.takes_all = list(experts), subsets is None
-        self.subsets = all_subsets(names) if subsets is None else [tuple(s) for s in subsets]
-        for name in {n for s in self.subsets for n in s} - set(names):
-            raise ValueError(f"a subset names {name!r}, which has no encoder among {names}")
+        self.prior = prior_expert(prior)
+        self.takes_all = subsets is None
+        self.subsets = all_subsets(list(experts)) if subsets is None else _subsets(subsets, experts)
 
     def forward(self, batch: Batch) -> dist.Distribution:
         locs, scales, masks = self.parameters_of(batch)
@@ -188,10 +192,8 @@ class DependentExperts(_Experts):
 
     def __init__(self, experts: Mapping[str, nn.Module], correlation: float):
         super().__init__(experts)
-        low = -1 / (len(experts) - 1) if len(experts) > 1 else -torch.inf
-        if not low < correlation < 1:
-            raise ValueError(f"expected a correlation above {low:.4g} and below 1, got {correlation}")
-        self.correlation = float(correlation)
+        low = -1 / (len(experts) - 1) if len(experts) > 1 else None
+        self.correlation = check_number("correlation", correlation, above=low, below=1)
 
     def forward(self, batch: Batch) -> dist.Distribution:
         return consensus_of_normals(*self.parameters_of(batch), correlation=self.correlation).to_event(1)
@@ -215,6 +217,29 @@ class HoelderPooling(_Experts):
     def forward(self, batch: Batch) -> dist.Distribution:
         loc, scale, log_weights = pairwise_pool(*self.parameters_of(batch))
         return Mixture(dist.Normal(loc, scale, validate_args=False).to_event(1), log_weights)
+
+
+def described_family(d: Any) -> str:
+    """Name the family of a distribution, or say what stands in its place."""
+    return type(innermost(d)).__name__ if isinstance(d, torch.distributions.Distribution) else described(d)
+
+
+def prior_expert(prior: Any) -> Fixed | None:
+    """Return a prior expert as a module, None for none. Raises a TypeError for what is no diagonal Normal."""
+    if prior is None:
+        return None
+    if not isinstance(prior, torch.distributions.Distribution) or not isinstance(
+        innermost(prior), torch.distributions.Normal
+    ):
+        raise TypeError(f"expected prior to be a diagonal Normal or None, got {described_family(prior)}")
+    return Fixed(prior)
+
+
+def _subsets(subsets: Any, experts: Mapping[str, nn.Module]) -> list[tuple[str, ...]]:
+    """Return sets of modalities, each with an expert."""
+    if isinstance(subsets, str) or not isinstance(subsets, Sequence) or not subsets:
+        raise TypeError(f"expected subsets to be a list of sets of modalities, got {described(subsets)}")
+    return [check_names("subsets", subset, experts) for subset in subsets]
 
 
 def _normal(prior: Fixed | None) -> dist.Distribution | None:
