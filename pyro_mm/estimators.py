@@ -96,6 +96,8 @@ class AnalyticKL(PerRow):
     """
 
     def bound(self, scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:
+        if "*" in scores.likelihood:  # an enumerated site is summed out, and so is its KL
+            return average(weighted(scores, likelihood, kl))
         return average(_likelihood(scores, likelihood)) - kl * scores.kl()  # type: ignore[operator]
 
 
@@ -279,7 +281,7 @@ def check_pairing(estimator: ELBO, info: Structure) -> None:
                 )
     if isinstance(estimator, RenyiELBO | TraceMeanField_ELBO):
         for site, kind in info.latents.items():
-            if kind == "score":
+            if kind != "pathwise":
                 raise ValueError(f"guide site {site!r} has no rsample, so {name} gives its parameters no gradient")
 
 

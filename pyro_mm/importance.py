@@ -25,7 +25,7 @@ from .distributions import Mixture
 from .evaluation import evaluating, returned
 from .pairs import Callback, Pair, Rewrite, Structure, Views, latents, observed, structure
 from .presence import Presence, constant
-from .reduction import Lazy, Reduce, average, sum_out
+from .reduction import Lazy, Reduce, average, eliminate, expect, sum_out
 
 
 @dataclass
@@ -34,11 +34,12 @@ class Scores:
 
     ``likelihood[m]``, ``log_prior`` (log r) and ``log_proposal`` (log q) have shape ``(K, T, N)``; the latter two are
     computed when they are first looked at, for a KL in closed form needs neither. ``kl()`` is KL(q || r), ``(T, N)``,
-    in closed form site by site where Pyro knows it. ``paths`` are the latent values as the scores saw them, each a node
-    of its own in the autograd graph, with a function that reduces a tensor of its shape to ``(K, T, N)``. ``factor`` is
-    the data plate's size over its subsample's. ``log_component`` is, in a stratified pass, the log-weight of the
-    mixture component that each particle was drawn from. ``again(index)``, of scores that have no gradient, are those
-    of the particles ``index``, ``(C, T, N)``, once more and with it.
+    in closed form site by site where Pyro knows it, and averaged over what the guide enumerates. ``paths`` are the
+    latent values as the scores saw them, each a node of its own in the autograd graph, with a function that reduces a
+    tensor of its shape to ``(K, T, N)``. ``factor`` is the data plate's size over its subsample's. ``log_component``
+    is, in a stratified pass, the log-weight of the mixture component that each particle was drawn from.
+    ``again(index)``, of scores that have no gradient, are those of the particles ``index``, ``(C, T, N)``, once more
+    and with it.
     """
 
     likelihood: dict[str, Tensor]
@@ -263,13 +264,16 @@ def score_model(pair: Pair, info: Structure, unscaled: bool = False) -> Scores:
     Raises:
         ValueError: with ``unscaled``, a site with a scale of its own, whose likelihood would be no likelihood.
     """
+    theirs = latents(pair.trace)
+    dims = {name: site["infer"]["_enumerate_dim"] for name, site in theirs.items() if "_enumerate_dim" in site["infer"]}
+    free_dim = min([pair.enum_dim + 1, *dims.values()]) - 1  # to the left of what the guide enumerates
     with ExitStack() as stack:
         traced = stack.enter_context(poutine.trace())
         if info.enumerates:
-            stack.enter_context(poutine.enum(first_available_dim=pair.enum_dim))
+            stack.enter_context(poutine.enum(first_available_dim=free_dim))
         stack.enter_context(poutine.replay(trace=pair.trace))
         pair.model()
-    shape, theirs, ours = Reduce(pair, unscaled), latents(pair.trace), latents(traced.trace)
+    shape, ours = Reduce(pair, unscaled), latents(traced.trace)
     proposal = pair.log_q
     likelihood = {name: shape.log_prob(site) for name, site in observed(traced.trace).items()}
     enumerated = {name for name, site in {**ours, **theirs}.items() if "_enumerate_dim" in site["infer"]}
@@ -295,10 +299,15 @@ def score_model(pair: Pair, info: Structure, unscaled: bool = False) -> Scores:
         log_proposal = lambda: shape.total(proposal.values())  # noqa: E731
 
     def kl() -> Tensor:
-        if enumerated or not info.in_order:
+        summed_in_model = bool(enumerated - set(dims))
+        if not dims and (summed_in_model or not info.in_order):
             return average(scores.log_proposal - scores.log_prior, scores.log_component)
-        rows = (shape.kl(name, site, ours.get(name), proposal, prior) for name, site in theirs.items())
-        return average(shape.total(rows), scores.log_component)
+        if summed_in_model or not info.in_order:
+            parts = [*proposal.values(), *(-x for x in eliminate(list(prior.values()), free_dim))]
+        else:
+            parts = [shape.kl(name, site, ours.get(name), proposal, prior) for name, site in theirs.items()]
+        log_q = {dim: shape.log_prob(theirs[name], scaled=False) for name, dim in dims.items()}
+        return average(shape.total(expect(x, log_q) for x in parts), scores.log_component)
 
     paths = [(s["value"], shape.reducer(s)) for s in theirs.values() if s["value"].requires_grad]
     scores = Scores(terms, log_prior, log_proposal, kl, paths, shape.factor)

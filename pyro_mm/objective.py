@@ -204,6 +204,7 @@ class Objective(ELBO):
                 by = AnalyticKL() if all(row.penalty for row in group) else estimator
                 part: Any = self._per_row(by, model, guide, batch, group, info, memo, drawn)
             elif group[0].penalty and not foreign.stacks(estimator):
+                foreign.check_penalty(estimator, info)
                 part = self._per_row(AnalyticKL(), model, guide, batch, group, info, {} if backward else memo, drawn)
                 part = _backward(part) if backward else part
             else:
@@ -287,8 +288,8 @@ def _bound(estimator: PerRow, scores: Scores, rows: list[Row]) -> Tensor:
     elif "*" in likelihood:
         likelihood = likelihood["*"]
     bound = estimator.bound(scores, likelihood, kl)
-    ragged = [t for t, row in enumerate(rows) if all(m is not True for m in row.decode.values())]
-    if ragged and not isinstance(estimator, AnalyticKL):
+    ragged = any(not row.decodes and all(m is not True for m in row.decode.values()) for row in rows)
+    if ragged and (not isinstance(estimator, AnalyticKL) or "*" in scores.likelihood):
         some = torch.stack([_decodes(row, bound) for row in rows])
         bound = torch.where(some, bound, -kl * scores.kl())
     return bound * _column(outer, scores)

@@ -43,16 +43,42 @@ def average(x: Tensor, log_component: Tensor | None = None) -> Tensor:
 
 
 def sum_out(factors: list[Tensor], enum_dim: int) -> Tensor:
-    """The log of the sum, over all dimensions from ``enum_dim`` leftwards, of the product of exponentiated factors.
+    """The log of the sum, over all dimensions from ``enum_dim`` leftwards, of the product of exponentiated factors."""
+    return sum(eliminate(factors, enum_dim), torch.zeros(()))  # type: ignore[return-value]
 
-    By variable elimination: a dimension at a time, over the factors that have it.
+
+def eliminate(factors: list[Tensor], enum_dim: int) -> list[Tensor]:
+    """Sum out all dimensions from ``enum_dim`` leftwards, by variable elimination.
+
+    Args:
+        factors: log-factors; a dimension is summed over the product of those that have it.
+        enum_dim: the rightmost dimension to sum out, a negative number.
+
+    Returns:
+        Log-factors without these dimensions.
     """
     while any(x.dim() >= -enum_dim for x in factors):
         dim = -max(x.dim() for x in factors)
         those = [x for x in factors if x.dim() == -dim]
         factors = [x for x in factors if x.dim() < -dim]
         factors.append(sum(those[1:], those[0]).logsumexp(dim))
-    return sum(factors, torch.zeros(()))  # type: ignore[return-value]
+    return factors
+
+
+def expect(x: Tensor, log_q: Mapping[int, Tensor]) -> Tensor:
+    """Average over enumerated sites, by the guide's probabilities.
+
+    Args:
+        x: a value for every combination of the classes that it depends on.
+        log_q: dimension of an enumerated site -> log-probability of its classes, given those of sites to its right.
+
+    Returns:
+        The mean, without these dimensions.
+    """
+    for dim in sorted(log_q):  # the leftmost site was sampled last
+        if x.dim() >= -dim:
+            x = (log_q[dim].exp() * x).sum(dim)
+    return x
 
 
 def _density(site: dict[str, Any]) -> Tensor:
@@ -74,9 +100,9 @@ class Reduce:
         self.pair, self.unscaled, self.factor = pair, unscaled, 1.0
         self.size = pair.views.decode.size
 
-    def log_prob(self, site: dict[str, Any]) -> Tensor:
+    def log_prob(self, site: dict[str, Any], scaled: bool = True) -> Tensor:
         """Masked, scaled by the site's own scale but not by the data plate's, summed over other plates."""
-        scale, log_prob = self.scale(site), _density(site)
+        scale, log_prob = self.scale(site) if scaled else 1.0, _density(site)
         if "_enumerate_dim" not in site["infer"] or site["mask"] is None:
             return self.rows(scale_and_mask(log_prob, scale, site["mask"]), site)
         # a masked site is to weigh nothing, and it is summed over: its classes share a weight of one
@@ -131,6 +157,7 @@ class Reduce:
         try:
             kl = kl_divergence(q["fn"], r["fn"])
         except NotImplementedError:
+            _check_gradient(name, q, log_q[name])
             return log_q[name] - log_r[name]
         return self.rows(scale_and_mask(kl, self.scale(q), q["mask"]), q)
 
@@ -141,3 +168,13 @@ class Reduce:
             return self.full(self.rows(x.flatten(x.dim() - event_dim).sum(-1) if event_dim else x, site))
 
         return reduce
+
+
+def _check_gradient(name: str, site: dict[str, Any], log_q: Tensor) -> None:
+    """Refuse to differentiate a KL by draws that have no derivative."""
+    drawn = not site["fn"].has_rsample and "_enumerate_dim" not in site["infer"]
+    if drawn and log_q.requires_grad:
+        raise ValueError(
+            f"the KL of guide site {name!r} has no closed form, and its draws have no derivative: "
+            "enumerate the site, or give it a distribution with rsample"
+        )

@@ -161,6 +161,7 @@ class Row:
 
     A weight that is a tensor is a single number that may change where the term's table is traced once and run often;
     of the likelihood it is positive. ``weight`` is the term's share in a mean, of which ``among`` terms count in a row.
+    ``decodes`` says that it decodes something wherever it counts.
     """
 
     label: str
@@ -175,6 +176,7 @@ class Row:
     frozen: bool
     weight: float | Tensor = 1.0
     among: float | Tensor = 1.0
+    decodes: bool = False
 
     @property
     def penalty(self) -> bool:
@@ -250,7 +252,20 @@ def _row(term: Term, chosen: Sequence[str], there: dict[str, Presence], draws: A
         else _number(term.likelihood),
         kl=_number(term.kl),
         frozen=term.freeze_decoder,
+        decodes=_decodes(term, chosen, tuple(there)),
     )
+
+
+def _decodes(term: Term, chosen: Sequence[str], names: tuple[str, ...]) -> bool:
+    """Return True if no row in which the term counts lacks all that it decodes."""
+    if term.decode is ALL:
+        return True  # a row of nothing at all counts nowhere
+    if isinstance(term.decode, Random):
+        return False
+    decode = set(members(term.decode, chosen, names))
+    needed = [which for which in (term.encode, term.given) if which is not PRIOR and not isinstance(which, Random)]
+    sets = [set(members(which, chosen, names)) for which in needed]
+    return any(some and some <= decode for some in sets)
 
 
 def _number(weight: Any) -> float | Tensor:
