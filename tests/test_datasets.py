@@ -12,7 +12,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from pyro_mm import datasets
-from pyro_mm.datasets.images import _pixels
+from pyro_mm.datasets.images import MIRRORS, _pixels
 
 
 def idx(array):
@@ -124,7 +124,20 @@ def test_files_are_downloaded_where_they_are_not_there(tiny, tmp_path, monkeypat
     monkeypatch.setattr(pooch, "retrieve", retrieve)
     train, test = datasets.mnist(tmp_path)
     assert (len(train), len(test)) == (6, 4)
+    assert all(url.startswith("https://") for mirrors in MIRRORS.values() for url in mirrors)
     assert asked == [f"https://ossci-datasets.s3.amazonaws.com/mnist/{file}.gz" for file in datasets.FILES]
+
+
+def test_the_second_mirror_is_asked_where_the_first_fails(tiny, tmp_path, monkeypatch):
+    write(tiny, tmp_path / "cache", compress=True)
+
+    def retrieve(url, known_hash, fname, path):
+        if "ossci" in url:
+            raise ConnectionError("no route to host")
+        return str(tmp_path / "cache" / url.rsplit("/", 1)[1])
+
+    monkeypatch.setattr(pooch, "retrieve", retrieve)
+    assert len(datasets.mnist(tmp_path)[0]) == 6
 
 
 def test_absent_and_offline_says_where_to_put_which_files(no_download, tmp_path, monkeypatch):
@@ -136,7 +149,8 @@ def test_absent_and_offline_says_where_to_put_which_files(no_download, tmp_path,
         "DIRECTORY/fashion",
         "directory=DIRECTORY",
         "PYRO_MM_DATA",
-        "http://fashion-mnist",
+        "https://storage.googleapis.com/tensorflow/tf-keras-datasets/train-images",
+        "https://raw.githubusercontent.com/zalandoresearch",
     ):
         assert words in str(caught.value)
     monkeypatch.setenv("PYRO_MM_DATA", str(tmp_path))

@@ -9,11 +9,13 @@ covariate ``label``; ``binarize`` is that of :func:`~pyro_mm.datasets.mnist` and
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
 from ..batch import Batch
-from .files import Directory, arrays, located
+from .files import Directory, Shape, arrays, located
 from .images import Binarize, Split, mnist
 from .letters import words
 from .pairing import generator, matched
@@ -45,7 +47,14 @@ def mnist_usps_word(
         FileNotFoundError, ValueError: a file is not there, or not what it should be.
     """
     (path,) = located("usps", ["usps.npz"], "usps", directory)
-    usps = arrays(path, ("x_train", "y_train", "x_test", "y_test"))
+    side: Shape = (16, 16)
+    usps = arrays(path, {
+        "x_train": ("train", *side), "y_train": ("train",), "x_test": ("test", *side), "y_test": ("test",)
+    })  # fmt: skip
+    for images in usps[::2]:
+        _check_range(path, "images", images, 0, 2000)
+    for labels in usps[1::2]:
+        _check_range(path, "labels", labels, 0, 9)
 
     def row(part: int, written: Batch) -> Batch:
         images, labels = usps[2 * part : 2 * part + 2]
@@ -80,7 +89,15 @@ def mnist_speech(
         FileNotFoundError, ValueError: a file is not there, or not what it should be.
     """
     (path,) = located("fsdd", ["fsdd.npz"], "fsdd", directory)
-    audio, offsets, digit, speaker, index = arrays(path, ("audio", "offsets", "digit", "speaker", "index"))
+    shapes: dict[str, Shape] = {"audio": ("samples",), "offsets": ("ends",)}
+    shapes |= {name: ("recordings",) for name in ("digit", "speaker", "index")}
+    audio, offsets, digit, speaker, index = arrays(path, shapes, texts=("speaker",))
+    _check_range(path, "digits", digit, 0, 9)
+    whole = len(offsets) == len(digit) + 1 and offsets[0] == 0 and offsets[-1] == len(audio)
+    if not whole or (np.diff(offsets.astype(np.int64)) < 0).any():
+        raise ValueError(
+            f"{path}: expected offsets that rise from 0 to the {len(audio)} samples, one for each recording"
+        )
     sound = log_mel(clipped(audio, offsets))
     held = [np.flatnonzero(index >= 5), np.flatnonzero(index < 5)]
     deviation, mean = torch.std_mean(sound[held[0]], (0, 2), correction=0, keepdim=True)
@@ -161,7 +178,13 @@ def mnist_photographs(
     if not 2 <= views <= len(PHOTOGRAPHS):
         raise ValueError(f"expected 2 to {len(PHOTOGRAPHS)} views, got {views}")
     (path,) = located("photographs", ["backgrounds160.npz"], "backgrounds", directory)
-    photographs = arrays(path, PHOTOGRAPHS[:views])
+    photographs = arrays(path, {name: (f"height of {name}", f"width of {name}", 3) for name in PHOTOGRAPHS[:views]})
+    for photograph in photographs:
+        if photograph.dtype != np.uint8 or min(photograph.shape[:2]) < SIDE:
+            raise ValueError(
+                f"{path}: expected photographs of bytes and {SIDE} x {SIDE} pixels at least, got {photograph.dtype} "
+                f"{photograph.shape}"
+            )
     both = mnist(directory, binarize="threshold")
 
     def split(part: int) -> Batch:
@@ -177,6 +200,11 @@ def mnist_photographs(
         return Batch(values, covariates={"label": torch.from_numpy(labels[chosen].astype(np.int64))})
 
     return split(0), split(1)
+
+
+def _check_range(path: Path, what: str, values: np.ndarray, low: int, high: int) -> None:
+    if values.min() < low or values.max() > high:
+        raise ValueError(f"{path}: expected {what} from {low} to {high}, got {values.min()} to {values.max()}")
 
 
 def _others(labels: np.ndarray, chosen: np.ndarray, views: int, rng: np.random.Generator) -> np.ndarray:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from ..batch import Batch
-from .files import Directory, arrays, located
+from .files import Directory, Shape, arrays, located
 from .images import Split
 from .pairing import generator
 
+STEPS = 20
 MFEAT = ("fac", "fou", "kar", "mor", "pix", "zer")
 
 
@@ -38,7 +39,7 @@ def mfeat(directory: Directory = None, *, standardise: bool = True, seed: int = 
         FileNotFoundError, ValueError: the file is not there or lacks an array.
     """
     (path,) = located("mfeat", ["mfeat.npz"], "multiview", directory)
-    *views, label = arrays(path, (*MFEAT, "y"))
+    *views, label = arrays(path, {name: ("rows", name) for name in MFEAT} | {"y": ("rows",)})
     rows = _split(label, 0.2, seed)
     return _batches(dict(zip(MFEAT, views, strict=True)), rows, standardise, {"label": label})
 
@@ -59,8 +60,10 @@ def nutrimouse(directory: Directory = None, *, standardise: bool = True, seed: i
         FileNotFoundError, ValueError: the file is not there or lacks an array.
     """
     (path,) = located("nutrimouse", ["nutrimouse.npz"], "multiview", directory)
-    gene, lipid, *groups = arrays(path, ("gene", "lipid", "genotype", "diet"))
-    genotype, diet = (np.unique(group, return_inverse=True)[1] for group in groups)
+    groups = ("genotype", "diet")
+    shapes: dict[str, Shape] = {"gene": ("rows", "genes"), "lipid": ("rows", "lipids")}
+    gene, lipid, *groups_of = arrays(path, shapes | {name: ("rows",) for name in groups}, texts=groups)
+    genotype, diet = (np.unique(group, return_inverse=True)[1] for group in groups_of)
     rows = _split(genotype * (diet.max() + 1) + diet, 0.25, seed)
     return _batches({"gene": gene, "lipid": lipid}, rows, standardise, {"genotype": genotype, "diet": diet})
 
@@ -80,7 +83,8 @@ def mosi(directory: Directory = None, *, standardise: bool = True) -> Split:
         FileNotFoundError, ValueError: the file is not there or lacks an array.
     """
     (path,) = located("mosi", ["mosi_utterance.npz"], "mosi", directory)
-    return _published(path, ("text", "audio", "video"), "test", standardise, np.int64)
+    shapes: dict[str, Shape] = {name: (name,) for name in ("text", "audio", "video")}
+    return _published(path, shapes | {"y": ()}, "test", standardise, np.int64)
 
 
 def sequences(
@@ -111,15 +115,22 @@ def sequences(
         raise ValueError(f"expected 'mmmo', 'youtube' or 'pom' and 'test' or 'validation', got {which!r}, {held_out!r}")
     (path,) = located(which, [f"{which}_mfn.npz"], "mosi", directory)
     other = "test" if held_out == "test" else "valid"
-    return _published(path, ("audio", "video"), other, standardise, np.float32)
+    shapes: dict[str, Shape] = {name: (STEPS, name) for name in ("audio", "video")}
+    ratings: Shape = () if which == "mmmo" else ("ratings",)
+    return _published(path, shapes | {"y": ratings}, other, standardise, np.float32)
 
 
-def _published(path: Path, names: tuple[str, ...], other: str, standardise: bool, label: type) -> Split:
-    """Training rows and others of a file that has the split in the names of its arrays."""
-    parts = []
-    for part in ("train", other):
-        *values, y = arrays(path, [f"{name}_{part}" for name in (*names, "y")])
-        parts.append(dict(zip(names, values, strict=True)) | {"label": y.astype(label)})
+def _published(path: Path, shapes: dict[str, Shape], other: str, standardise: bool, label: type) -> Split:
+    """Training rows and others of a file that has the split in the names of its arrays, ``y`` among them."""
+    names = [name for name in shapes if name != "y"]
+    wanted: dict[str, Shape] = {
+        f"{n}_{part}": (part, *shape) for part in ("train", other) for n, shape in shapes.items()
+    }
+    held = dict(zip(wanted, arrays(path, wanted), strict=True))
+    parts = [
+        {name: held[f"{name}_{part}"] for name in names} | {"label": held[f"y_{part}"].astype(label)}
+        for part in ("train", other)
+    ]
     scaled = {name: _scaled(parts[0][name], [part[name] for part in parts], standardise) for name in names}
     train, test = (
         Batch({name: scaled[name][i] for name in names} | {"label": torch.from_numpy(part["label"])})

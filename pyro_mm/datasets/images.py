@@ -19,11 +19,9 @@ log-likelihoods are of the same size, not of the same data.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import math
 import os
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -33,6 +31,7 @@ import torch
 
 from ..batch import Batch
 from ..global_state import settings_kept
+from .files import unzipped
 
 Binarize = Literal["static", "threshold", "dynamic"] | None
 Split = tuple[Batch, Batch]
@@ -43,9 +42,16 @@ FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+SIZES = (47_040_016, 60_008, 7_840_016, 10_008)  # bytes of the uncompressed files, the most that is read
 MIRRORS = {
-    "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/",
-    "fashion": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    "mnist": (
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    ),
+    "fashion": (
+        "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
+        "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+    ),
 }
 # Of the uncompressed files: compressed ones differ from mirror to mirror.
 SHA256 = {
@@ -163,11 +169,7 @@ def _pixels(images: np.ndarray, binarize: Binarize, seed: int) -> torch.Tensor:
 def _read(name: str, i: int, directory: str | os.PathLike[str] | None) -> bytes:
     """The i-th file, uncompressed, and checked to be the one that was published."""
     path = _find(name, FILES[i], directory)
-    payload = path.read_bytes()
-    try:
-        payload = gzip.decompress(payload) if payload.startswith(b"\x1f\x8b") else payload
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is damaged: {error}; delete it or put the right file there") from error
+    payload = unzipped(path, SIZES[i])
     found, expected = hashlib.sha256(payload).hexdigest(), SHA256[name][i]
     if found != expected:
         raise ValueError(
@@ -187,14 +189,20 @@ def _find(name: str, file: str, directory: str | os.PathLike[str] | None) -> Pat
     with settings_kept():
         import pooch  # here, because it takes seconds
 
-    url = f"{MIRRORS[name]}{file}.gz"
-    try:
-        # No hash here: what the file must be is checked after decompression, wherever it comes from.
-        return Path(pooch.retrieve(url, known_hash=None, fname=f"{name}-{file}.gz", path=pooch.os_cache("pyro_mm")))
-    except OSError as error:  # that of requests is one too
-        looked = "no directory was given" if root is None else f"it is neither in {root / name} nor in {root}"
-        raise FileNotFoundError(
-            f"{name}: {looked}, and {url} cannot be downloaded ({type(error).__name__}). Put "
-            f"{', '.join(f'{f}.gz' for f in FILES)} (or the same uncompressed) into DIRECTORY/{name}, and "
-            "give directory=DIRECTORY or set the environment variable PYRO_MM_DATA to DIRECTORY."
-        ) from error
+    errors: list[OSError] = []
+    tried: list[str] = []
+    for mirror in MIRRORS[name]:
+        url = f"{mirror}{file}.gz"
+        try:
+            # No hash here: what the file must be is checked after decompression, wherever it comes from.
+            cache = pooch.os_cache("pyro_mm")
+            return Path(pooch.retrieve(url, known_hash=None, fname=f"{name}-{file}.gz", path=cache))
+        except OSError as error:  # that of requests is one too
+            errors.append(error)
+            tried.append(f"{url} ({type(error).__name__})")
+    looked = "no directory was given" if root is None else f"it is neither in {root / name} nor in {root}"
+    raise FileNotFoundError(
+        f"{name}: {looked}, and neither {' nor '.join(tried)} can be downloaded. Put "
+        f"{', '.join(f'{f}.gz' for f in FILES)} (or the same uncompressed) into DIRECTORY/{name}, and "
+        "give directory=DIRECTORY or set the environment variable PYRO_MM_DATA to DIRECTORY."
+    ) from errors[0]

@@ -55,7 +55,12 @@ class Pictures(Dataset[Batch]):
             first = self.read(files[rows[0]])
             values[name] = first.new_empty(len(rows), *first.shape)  # filled: a stack would hold all of them twice
             for place, row in enumerate(rows):
-                values[name][place] = self.read(files[row]) if place else first
+                picture = self.read(files[row]) if place else first
+                if picture.shape != first.shape:
+                    raise ValueError(
+                        f"{files[row]} is of shape {tuple(picture.shape)}, and {files[rows[0]]} of {tuple(first.shape)}"
+                    )
+                values[name][place] = picture
         index = torch.as_tensor(rows)
         values |= {name: value[index] for name, value in self.values.items()}
         return Batch(values, covariates={name: value[index] for name, value in self.covariates.items()})
@@ -94,13 +99,19 @@ def read_rgb(path: Path, size: int | None = None, crop: int | None = None) -> Te
         crop: the side of the square in the middle that is kept before that; None keeps all.
 
     Raises:
-        ValueError: the square is larger than the picture.
+        FileNotFoundError: there is no file.
+        ValueError: the square is larger than the picture, or the file is damaged or none; with its path.
     """
     import numpy as np
     from PIL import Image  # here: most users have no pictures
 
-    with Image.open(path) as file:
-        image = file.convert("RGB")
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # Pillow has a dozen types for it, one of them for pictures that would fill the memory
+        raise ValueError(f"{path} is damaged, no picture, or too large: {type(error).__name__} {error}") from error
     if crop is not None:
         if not 1 <= crop <= min(image.size):
             raise ValueError(f"{path} has {image.size[0]} x {image.size[1]} pixels: no square of side {crop} fits")

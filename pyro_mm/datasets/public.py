@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,16 @@ import torch
 
 from ..batch import Batch
 from ..global_state import settings_kept
-from .files import Directory, located
+from .files import BadFile, Directory, check_inside, located, read_lines
 from .images import Split
 from .pairing import generator
 from .pictures import Pictures, read_rgb
 
 Rows = tuple[int | None, int | None]
+
+
+PIXELS = (32, 32, 3)
+MOST_ROWS = 1_000_000  # of one file, which are 3 GB
 
 
 def svhn(directory: Directory = None) -> Split:
@@ -39,16 +44,24 @@ def svhn(directory: Directory = None) -> Split:
 
 def _cropped(path: Path) -> Batch:
     with settings_kept():
-        from scipy.io import loadmat  # here, because it takes a second
+        from scipy.io import loadmat, whosmat  # here, because it takes a second
 
-    held = loadmat(path, variable_names=["X", "y"])
-    if "X" not in held or "y" not in held:
-        raise ValueError(f"{path}: expected the arrays X and y, found {[n for n in held if not n.startswith('__')]}")
+    try:
+        found = {name: (kind, shape) for name, shape, kind in whosmat(path)}
+        if "X" not in found or "y" not in found:
+            raise BadFile(f"{path}: expected the arrays X and y, found {list(found)}")
+        kind, shape = found["X"]
+        rows = math.prod(found["y"][1])
+        if kind != "uint8" or shape != (*PIXELS, rows):
+            raise BadFile(f"{path}: expected X of bytes and shape {(*PIXELS, rows)}, got {kind} {shape}")
+        if not 1 <= rows <= MOST_ROWS:
+            raise BadFile(f"{path}: expected 1 to {MOST_ROWS:,} rows, got {rows:,}")
+        held = loadmat(path, variable_names=["X", "y"])
+    except (FileNotFoundError, PermissionError, BadFile):
+        raise
+    except Exception as error:  # scipy has a dozen types for it
+        raise ValueError(f"{path} is damaged, or no MATLAB file up to version 7: {type(error).__name__}") from error
     images, labels = held["X"], held["y"].reshape(-1).astype(np.int64)
-    if images.dtype != np.uint8 or images.shape != (32, 32, 3, len(labels)):
-        raise ValueError(
-            f"{path}: expected X of bytes and shape (32, 32, 3, {len(labels)}), got {images.dtype} {images.shape}"
-        )
     if labels.min() < 1 or labels.max() > 10:
         raise ValueError(f"{path}: expected labels from 1 to 10, got {labels.min()} to {labels.max()}")
     pixels = np.ascontiguousarray(images.transpose(3, 2, 0, 1), np.float32)
@@ -108,7 +121,8 @@ def celeba_pictures(
     if unknown := [name for name in chosen if name not in known]:
         raise ValueError(f"unknown attributes {', '.join(unknown)}: {listed} has {', '.join(known)}")
     columns = [known.index(name) for name in chosen]
-    parts = dict(line.split() for line in partition.read_text().splitlines() if line.strip())
+    parts = _partition(partition)
+    check_inside(partition, parts)
 
     def split(part: str) -> Pictures:
         files = [file for file, which in parts.items() if which == part and file in table]
@@ -124,9 +138,18 @@ def celeba_pictures(
     return split("0"), split("2" if held_out == "test" else "1")
 
 
+def _partition(path: Path) -> dict[str, str]:
+    """File -> the number of its part."""
+    rows = [line.split() for line in read_lines(path) if line.strip()]
+    for row in rows:
+        if len(row) != 2 or row[1] not in ("0", "1", "2"):
+            raise ValueError(f"{path}: expected a file and 0, 1 or 2, got {' '.join(row)[:60]!r}")
+    return {file: part for file, part in rows}
+
+
 def _attributes(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
     """The names of the attributes, and file -> whether it has each of them."""
-    lines = path.read_text().splitlines()
+    lines = read_lines(path)
     if len(lines) < 3 or not lines[0].strip().isdigit():
         raise ValueError(f"{path}: expected the number of rows, the names of the attributes, and the rows")
     names, rows = lines[1].split(), [line.split() for line in lines[2:] if line.strip()]
