@@ -22,6 +22,7 @@ from .batch import Batch
 from .checkpoint import Checkpoint, data_identity
 from .compiled import Staged
 from .feeding import Feed
+from .finite import Watch, check_validation
 from .global_state import settings_kept
 from .naming import parameter_names
 from .registration import buffers_kept
@@ -162,7 +163,7 @@ def fit(
         unreached = Unreached(problem, names)
         running = Running(problem, optimiser, validate)
         staged = Staged(problem, optimiser) if compile else None
-        pads = feed.ragged and problem.pads
+        step = _Stepping(problem, feed, running, staged)
         saved, done = None, 0
         if checkpoint is not None:
             identity = data_identity(train, head, feed.size, feed.batch_size, seed)
@@ -172,30 +173,28 @@ def fit(
         if saved:
             saved.schedule = plan
         planned = _scheduled(plan, history, done)
+        forget = staged.retrace if staged is not None else None
+        watch = Watch(problem, optimiser, step, names, fabric.device, isinstance(train, Batch), forget)
         bar(done=done)
         for epoch in range(done, epochs):
             for module in modules:
                 module.train()
             sums: dict[tuple[str, ...], Tensor] = {}
             seen = 0
-            for batch in map(change, feed):
-                rows = feed.size if problem.scaled else batch.size
-                share = 1.0
-                if staged is None or running.steps == 0 or staged.reasons:
-                    loss = running(batch, rows)
-                elif not pads or batch.size > feed.batch_size:
-                    loss = staged(batch, rows)
-                else:
-                    # the padding counts in the plate's size, so the scale of the rows in it is too small by this
-                    share = feed.batch_size / batch.size if problem.scaled else 1.0
-                    loss = staged(batch.padded(feed.batch_size), rows / share)
+            for number, batch in enumerate(map(change, feed), 1):
+                watch.before_step(batch, epoch + 1, number)
+                try:
+                    values = step(batch)
+                except (ValueError, RuntimeError, ArithmeticError) as error:
+                    watch.failed(error)
+                    raise
                 unreached.after_step(batch)
-                terms = problem.by_term()
-                values = torch.stack([loss, *terms.values()]).double() * (share * batch.size / rows)
-                key = ("loss", *terms)
+                key = ("loss", *problem.by_term())
                 sums[key] = sums[key] + values if key in sums else values
                 seen += batch.size
+                watch.after_step(sums.values())
                 bar()
+            watch.look(sums.values())
             if seen == 0:
                 raise ValueError(f"the loader gave no minibatch in epoch {epoch + 1}: can it be gone through but once?")
             if not problem.local:
@@ -205,12 +204,10 @@ def fit(
             for columns, totals in sums.items():
                 for name, total in zip(columns, totals.tolist(), strict=True):
                     entry[name] = entry.get(name, 0.0) + total / seen
-            if not math.isfinite(entry["loss"]):
-                raise FloatingPointError(f"the loss of epoch {epoch + 1} is {entry['loss']}: a smaller step may help")
             for module in modules:
                 module.eval()
             if validation is not None:
-                entry["validation"] = _validation_loss(problem, validation, batch_size, fabric)
+                entry["validation"] = _validation_loss(problem, validation, batch_size, fabric, epoch + 1)
             history.append(entry)
             planned(epoch)
             bar(entry)
@@ -228,6 +225,45 @@ def fit(
     for module in modules:
         module.eval()
     return history
+
+
+class _Stepping:
+    """A step of training, by running the programs or compiled, that knows how many rows its loss stands for."""
+
+    def __init__(self, problem: Problem, feed: Feed, running: Running, staged: Staged | None):
+        self.problem = problem
+        self.feed = feed
+        self.running = running
+        self.staged = staged
+        self.pads = feed.ragged and problem.pads
+
+    def rows(self, batch: Batch) -> int:
+        """Return the number of rows that the loss of a batch is scaled up to."""
+        return self.feed.size if self.problem.scaled else batch.size
+
+    def __call__(self, batch: Batch, first: bool = False) -> Tensor:
+        """Take a step.
+
+        Args:
+            batch: a minibatch.
+            first: run the programs, also if compiling.
+
+        Returns:
+            The loss and the value of each term, ``(1 + T,)``, summed over the rows of the batch.
+        """
+        rows = self.rows(batch)
+        share = 1.0
+        size = self.feed.batch_size
+        if self.staged is None or first or self.running.steps == 0 or self.staged.reasons:
+            loss = self.running(batch, rows)
+        elif not self.pads or batch.size > size:
+            loss = self.staged(batch, rows)
+        else:
+            # the padding counts in the plate's size, so the scale of the rows in it is too small by this
+            share = size / batch.size if self.problem.scaled else 1.0
+            loss = self.staged(batch.padded(size), rows / share)
+        values = torch.stack([loss, *self.problem.by_term().values()]).double()
+        return values * (share * batch.size / rows)
 
 
 def _changing(transform: Callable[[Batch], Batch]) -> Callable[[Batch], Batch]:
@@ -272,11 +308,14 @@ def _scheduled(
     return step
 
 
-def _validation_loss(problem: Problem, rows: Batch, batch_size: int, fabric: Any) -> float:
+def _validation_loss(problem: Problem, rows: Batch, batch_size: int, fabric: Any, epoch: int) -> float:
     total = 0.0
     with seeded(0, fabric.device), torch.no_grad(), fabric.autocast():
         for index in torch.arange(rows.size, device=rows.device).split(batch_size):
-            loss = problem.objective.loss(problem.model, problem.guide, rows.subsample(index))
+            part = rows.subsample(index)
+            with check_validation(problem, part, fabric.device, epoch) as check:
+                loss = problem.objective.loss(problem.model, problem.guide, part)
+                check(loss)
             total += loss * len(index) / rows.size if problem.scaled else loss
     return total / rows.size
 

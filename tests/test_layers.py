@@ -68,6 +68,8 @@ BESIDE = {
     "captured": set(),
     "compiled": {"batch", "captured", "nn", "seeding", "stepping", "tracing"},
     "feeding": {"batch"},
+    "causes": {"batch"},
+    "finite": {"batch", "causes", "seeding", "stepping"},
     "naming": {"stepping"},
     "unreached": {"batch", "stepping"},
     "diagnostics": {
