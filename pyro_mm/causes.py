@@ -20,6 +20,7 @@ from .batch import Batch
 
 LISTED = 5  # rows in a message
 NARROW = 1e-15  # a scale below it has underflowed, or is about to
+WIDE = 1e15  # a parameter beyond it gives densities that overflow
 PACKAGE = Path(__file__).parent
 LIBRARIES = ("/site-packages/", "/dist-packages/", "/lib/python3", "<frozen")
 
@@ -62,8 +63,8 @@ UNDERFLOW = (
     "the place of exp(x), say"
 )
 ZERO = (
-    "0 times an infinite derivative. A square root, a norm or a power below 1 has one at 0, so add a small number inside "
-    "of it; and so may what torch.where does not choose: clamp its argument"
+    "0 times an infinite derivative. A square root, a norm or a power below 1 has one at 0, so add a small number "
+    "inside of it; and so may what torch.where does not choose: clamp its argument"
 )
 BACKWARD = {
     "Sqrt": "the derivative of a square root is infinite at 0: add a small number inside of it",
@@ -268,6 +269,9 @@ def _of_site(site: _Site, size: int, rows: Rows) -> Cause:
             return Cause([f"At {what} the distribution's {name} is {kind}{where}"], advice)
         if isinstance(constraint, POSITIVE) and (smallest := _smallest(name, parameter)) < NARROW:
             return Cause([f"At {what} the distribution's {name} underflows to {smallest:.3g}{where}"], UNDERFLOW)
+        if (largest := float(parameter.detach().abs().max())) > WIDE:
+            advice = "Standardise what the network is given, or bound what it gives"
+            return Cause([f"At {what} the distribution's {name} reaches {largest:.3g}{where}"], advice)
     if value.is_floating_point() and not value.isfinite().all():
         return Cause([f"At {what} the value is {_kind(value)}{where}"], "")
     if not _supported(site):

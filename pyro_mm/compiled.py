@@ -77,15 +77,15 @@ class Staged:
         self._inside = not self._captures or optimizer is None or capturable(optimizer)
         self.reasons: list[str] = []
         if not self._captures and (optimizer is None or not optimizer.state):
-            for module in problem.modules:
+            for module in problem.networks:
                 channels_last(module)
         self._numbers: dict[Any, Tensor] = {}
         self._start(problem)
 
     def _start(self, problem: Problem) -> None:
         self.problem = problem
-        self.buffers = list({id(b): b for m in problem.modules for b in m.buffers()}.values())
-        self._all_modules = [m for module in problem.modules for m in module.modules()]
+        self.buffers = list({id(b): b for m in problem.networks for b in m.buffers()}.values())
+        self._all_modules = [m for module in problem.networks for m in module.modules()]
         self._graphs: dict[Hashable, tuple[Any, Trace] | None] = {}
         self._eager = Running(problem, self.optimizer, validate=False)
         self._held = self._state()

@@ -291,9 +291,7 @@ class Watch:
 
 
 @contextmanager
-def check_validation(
-    problem: Problem, batch: Batch, device: torch.device, epoch: int
-) -> Iterator[Callable[[float], None]]:
+def validating(problem: Problem, batch: Batch, device: torch.device, epoch: int) -> Iterator[Callable[[float], None]]:
     """Check the loss of validation rows, and explain one that is NaN or infinite.
 
     Args:

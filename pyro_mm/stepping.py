@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .batch import Batch
 from .global_state import validation
+from .reached import Reached
 from .registration import announce_gradient, buffers_kept
 from .seeding import seeded
 from .traceable import own
@@ -50,12 +51,13 @@ class Problem:
 
     @cached_property
     def reached(self) -> dict[str, nn.Module]:
-        """The modules that model and guide are, or whose methods they are, by name."""
-        owners = {
-            "model": getattr(self.model, "__self__", self.model),
-            "guide": getattr(self.guide, "__self__", self.guide),
-        }
-        return {name: owner for name, owner in owners.items() if isinstance(owner, nn.Module)}
+        """The modules that model and guide are or refer to, by path."""
+        return Reached({"model": self.model, "guide": self.guide}).modules
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The modules that are reached, without their paths."""
+        return list(self.reached.values())
 
     @property
     def estimator(self) -> str:
@@ -63,14 +65,23 @@ class Problem:
         return type(getattr(self.objective, "estimator", self.objective)).__name__
 
     @cached_property
+    def required(self) -> dict[int, Tensor]:
+        """The parameters that have to get a gradient: those of model and guide as modules, and the leaves."""
+        return {id(p): p for m in self.modules for p in m.parameters() if p.requires_grad} | self.leaves
+
+    @cached_property
     def parameters(self) -> list[Tensor]:
-        """Those of the modules, and the leaves. Raises a TrainingError if there is none."""
-        held = {id(p): p for m in self.modules for p in m.parameters() if p.requires_grad} | self.leaves
-        if not held:
+        """Those that are required, and those of modules that a function refers to, which some rows may run.
+
+        Raises:
+            TrainingError: there is none.
+        """
+        reached = {id(p): p for m in self.networks for p in m.parameters() if p.requires_grad}
+        if not self.required:
             raise TrainingError(
                 "nothing to train: neither model nor guide depends on a parameter that requires a gradient"
             )
-        return list(held.values())
+        return list((self.required | reached).values())
 
     @property
     def pads(self) -> bool:
@@ -78,7 +89,7 @@ class Problem:
         depends on the number of rows, nor in batch normalisation, nor under estimators that are not ours by themselves,
         which mask only what a story does.
         """
-        normalises = any(isinstance(m, _BatchNorm) for root in self.modules for m in root.modules())
+        normalises = any(isinstance(m, _BatchNorm) for root in self.networks for m in root.modules())
         return self.local and not normalises and type(self.objective).__module__.startswith("pyro_mm.")
 
     def loss(self, batch: Batch) -> Tensor:
@@ -109,7 +120,7 @@ class Problem:
             return set()
         if not differentiable(self.objective):
             return set(self.leaves)
-        with seeded(0, batch.device), buffers_kept(*self.modules), self.autocast():
+        with seeded(0, batch.device), buffers_kept(*self.networks), self.autocast():
             loss = self.objective.subsampled(None).differentiable_loss(self.model, self.guide, batch)
         return set(_leaves([loss]))
 

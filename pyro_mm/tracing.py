@@ -102,7 +102,7 @@ def unchanged(problem: Problem, device: torch.device) -> Iterator[None]:
     """Generators (which are under a seed meanwhile), buffers and the objective's counts are afterwards as before."""
     counts = {name: getattr(problem.objective, name, None) for name in ("steps", "by_term")}
     try:
-        with buffers_kept(*problem.modules), seeded(1, device):
+        with buffers_kept(*problem.networks), seeded(1, device):
             yield
     finally:
         for name, value in counts.items():
@@ -116,7 +116,7 @@ def _counting(problem: Problem) -> Iterator[None]:
     kept: list[Any] = []
 
     def looked_at() -> tuple[Any, ...]:
-        held = [vars(m) for root in problem.modules for m in root.modules()]
+        held = [vars(m) for root in problem.networks for m in root.modules()]
         numbers = [(k, v) for attributes in held for k, v in attributes.items() if isinstance(v, bool | int | float)]
         buffers = [b for attributes in held for b in attributes["_buffers"].values()]
         kept.extend(buffers)  # or the identity of one that is gone would be given to the next

@@ -17,18 +17,33 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
-from .arguments import check_choice
+from .arguments import check_choice, check_flag, check_function, check_integer, check_path, check_seed
 from .batch import Batch
 from .checkpoint import Checkpoint, data_identity
 from .compiled import Staged
+from .evaluation import check_pair
 from .feeding import Feed
-from .finite import Watch, check_validation
+from .finite import Watch, validating
 from .global_state import settings_kept
 from .naming import parameter_names
+from .probing import probe
+from .reached import Reached
 from .registration import buffers_kept
 from .seeding import seeded
-from .stepping import Problem, Running, TrainingError, problem_of
+from .stepping import Problem, Running, TrainingError
 from .storage import locked
+from .training_arguments import (
+    check_device,
+    check_gradients,
+    check_objective,
+    check_optimizer,
+    check_optimizer_factory,
+    check_precision,
+    check_rows,
+    check_schedule,
+    check_scheduler_factory,
+    check_validation,
+)
 from .unreached import Unreached
 
 
@@ -132,33 +147,67 @@ def fit(
             training, and the checkpoint is of that epoch.
 
     Returns:
-        The history. Modules are left in ``eval`` mode.
+        The history. Modules, those too that a function refers to, are left in ``eval`` mode, whatever ends the
+        training; frozen ones that a function refers to are in the mode that they were in.
 
     Raises:
         TrainingError: a parameter without gradient in the first epoch, or one that the optimiser does not have; a
             ValueError.
         ValueError: a checkpoint that is damaged, of something else, of more epochs, or in use by another training; a
             transform that returns other rows.
-        FloatingPointError: a loss that is not finite.
+        NotFinite: a loss (also that of the validation rows), a gradient or a parameter that is NaN or infinite; a
+            ValueError and a FloatingPointError. Parameters are put back to before that step.
+        TypeError, ValueError: an argument of another type, or out of range.
     """
+    check_gradients("fit")
+    check_pair(model, guide)
+    check_objective(objective)
+    check_rows(train)
+    check_integer("epochs", epochs, least=0)
+    batch_size = check_integer("batch_size", batch_size, least=1)
+    check_optimizer_factory(optimizer)
+    check_scheduler_factory(scheduler)
+    seed = check_seed(seed)
+    device = check_device(device)
+    check_precision(precision)
     check_choice("resume", resume, ("strict", "force"))
-    modules = [m for m in (model, guide) if isinstance(m, nn.Module)]
-    fabric = _fabric(_device(modules, device, both=len(modules) == 2), precision)
-    for module in modules:
-        module.to(fabric.device)
-    feed = Feed(train, batch_size, fabric.device, resident, workers, drop_last)
-    validation = None if validation is None else validation.to(fabric.device)
+    check_integer("workers", workers, least=0)
+    for name, flag in (("compile", compile), ("progress", progress)):
+        check_flag(name, flag)
+    for name, optional in (("validate", validate), ("resident", resident), ("drop_last", drop_last)):
+        if optional is not None:
+            check_flag(name, optional)
+    if transform is not None:
+        check_function("transform", transform)
+    if callback is not None:
+        check_function("callback", callback, ("epoch", "entry"))
+    if checkpoint is not None:
+        checkpoint = check_path("checkpoint", checkpoint)
+
+    networks = _networks(model, guide)
+    both = isinstance(model, nn.Module) and isinstance(guide, nn.Module)
+    placement = _Placement(_device(networks, device, both), precision)
+    for network in networks:
+        network.to(placement.device)
+    feed = Feed(train, batch_size, placement.device, resident, workers, drop_last)
     history = History()
     if hasattr(objective, "steps"):
         objective.steps = 0  # a warm-up is one of this training
-    with locked(checkpoint), seeded(seed, fabric.device), _bar(progress, epochs, len(feed)) as bar:
+    with (
+        _left_in_evaluation(networks),
+        locked(checkpoint),
+        seeded(seed, placement.device),
+        _bar(progress, epochs, len(feed)) as bar,
+    ):
         change = (lambda batch: batch) if transform is None else _changing(transform)
         head = feed.head()
-        problem = problem_of(objective, model, guide, change(head), fabric.autocast)
+        check_validation(validation, head.names)
+        validation = None if validation is None else validation.to(placement.device)
+        problem = probe(objective, model, guide, change(head), placement.autocast)
         with settings_kept():  # a process's first optimiser imports torch's compiler
-            optimiser = (_adam if optimizer is None else optimizer)(problem.parameters)
+            optimiser = check_optimizer((_adam if optimizer is None else optimizer)(problem.parameters))
         names = parameter_names(problem)
-        _check_optimizer(optimiser, problem.parameters, names)
+        _check_held(optimiser, list(problem.required.values()), names)
         _check_single_row(problem, feed, change)
         unreached = Unreached(problem, names)
         running = Running(problem, optimiser, validate)
@@ -167,18 +216,17 @@ def fit(
         saved, done = None, 0
         if checkpoint is not None:
             identity = data_identity(train, head, feed.size, feed.batch_size, seed)
-            saved = Checkpoint(checkpoint, problem, optimiser, history.columns, fabric.device, identity)
+            saved = Checkpoint(checkpoint, problem, optimiser, history.columns, placement.device, identity)
             done = saved.read(epochs, force=resume == "force")
-        plan = None if scheduler is None else scheduler(optimiser)
+        plan = None if scheduler is None else check_schedule(scheduler(optimiser))
         if saved:
             saved.schedule = plan
         planned = _scheduled(plan, history, done)
         forget = staged.retrace if staged is not None else None
-        watch = Watch(problem, optimiser, step, names, fabric.device, isinstance(train, Batch), forget)
+        watch = Watch(problem, optimiser, step, names, placement.device, isinstance(train, Batch), forget)
         bar(done=done)
         for epoch in range(done, epochs):
-            for module in modules:
-                module.train()
+            _set_training(networks, True)
             sums: dict[tuple[str, ...], Tensor] = {}
             seen = 0
             for number, batch in enumerate(map(change, feed), 1):
@@ -204,10 +252,9 @@ def fit(
             for columns, totals in sums.items():
                 for name, total in zip(columns, totals.tolist(), strict=True):
                     entry[name] = entry.get(name, 0.0) + total / seen
-            for module in modules:
-                module.eval()
+            _set_training(networks, False)
             if validation is not None:
-                entry["validation"] = _validation_loss(problem, validation, batch_size, fabric, epoch + 1)
+                entry["validation"] = _validation_loss(problem, validation, batch_size, placement, epoch + 1)
             history.append(entry)
             planned(epoch)
             bar(entry)
@@ -222,9 +269,42 @@ def fit(
                     raise
         if saved:
             saved.write(epochs)
-    for module in modules:
-        module.eval()
     return history
+
+
+# -- modes ----------------------------------------------------------------------------------------------------------
+
+
+def _networks(model: Any, guide: Any) -> list[nn.Module]:
+    """Return the outermost modules that model and guide are or refer to.
+
+    One that a function refers to and that is frozen as a whole, such as a network trained before, is left as it is.
+    """
+    reached = Reached({"model": model, "guide": guide}).modules.values()
+
+    def frozen(module: nn.Module) -> bool:
+        parameters = list(module.parameters())
+        return bool(parameters) and not any(p.requires_grad for p in parameters)
+
+    return [m for m in reached if m is model or m is guide or not frozen(m)]
+
+
+def _set_training(networks: list[nn.Module], training: bool) -> None:
+    for network in networks:
+        network.train(training)
+
+
+@contextmanager
+def _left_in_evaluation(networks: list[nn.Module]) -> Iterator[None]:
+    """Set networks to evaluation mode, and leave them in it however this ends."""
+    _set_training(networks, False)
+    try:
+        yield
+    finally:
+        _set_training(networks, False)
+
+
+# -- steps ----------------------------------------------------------------------------------------------------------
 
 
 class _Stepping:
@@ -308,19 +388,19 @@ def _scheduled(
     return step
 
 
-def _validation_loss(problem: Problem, rows: Batch, batch_size: int, fabric: Any, epoch: int) -> float:
+def _validation_loss(problem: Problem, rows: Batch, batch_size: int, placement: _Placement, epoch: int) -> float:
     total = 0.0
-    with seeded(0, fabric.device), torch.no_grad(), fabric.autocast():
+    with seeded(0, placement.device), torch.no_grad(), placement.autocast():
         for index in torch.arange(rows.size, device=rows.device).split(batch_size):
             part = rows.subsample(index)
-            with check_validation(problem, part, fabric.device, epoch) as check:
+            with validating(problem, part, placement.device, epoch) as check:
                 loss = problem.objective.loss(problem.model, problem.guide, part)
                 check(loss)
             total += loss * len(index) / rows.size if problem.scaled else loss
     return total / rows.size
 
 
-def _check_optimizer(
+def _check_held(
     optimizer: torch.optim.Optimizer, parameters: list[Tensor], names: dict[int, str], listed: int = 5
 ) -> None:
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -336,12 +416,14 @@ def _check_optimizer(
 
 def _check_single_row(problem: Problem, feed: Feed, change: Callable[[Batch], Batch]) -> None:
     """Raise a ValueError if a minibatch of an epoch will be a single row that batch normalisation cannot take."""
-    normalises = any(isinstance(m, _BatchNorm) for root in problem.reached.values() for m in root.modules())
+    normalises = any(isinstance(m, _BatchNorm) for root in problem.networks for m in root.modules())
     if feed.smallest != 1 or not normalises:
         return
+    networks = _networks(problem.model, problem.guide)
     steps = getattr(problem.objective, "steps", None)
     try:
-        with seeded(0, feed.device), buffers_kept(*problem.reached.values()), torch.no_grad():
+        with seeded(0, feed.device), buffers_kept(*problem.networks), torch.no_grad():
+            _set_training(networks, True)
             problem.objective.loss(problem.model, problem.guide, change(feed.head()[:1]))
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
@@ -352,14 +434,21 @@ def _check_single_row(problem: Problem, feed: Feed, change: Callable[[Batch], Ba
             f"{rows} leave a minibatch of a single row, of which batch normalisation has no variance: {mend}"
         ) from error
     finally:
+        _set_training(networks, False)
         if steps is not None:
             problem.objective.steps = steps
 
 
-def _device(modules: list[nn.Module], device: torch.device | str | None, both: bool) -> torch.device:
+def _device(networks: list[nn.Module], device: torch.device | None, both: bool) -> torch.device:
+    """Return where to train, with its number."""
+    found = _wanted(networks, device, both)
+    return torch.device("cuda", torch.cuda.current_device()) if found.type == "cuda" and found.index is None else found
+
+
+def _wanted(networks: list[nn.Module], device: torch.device | None, both: bool) -> torch.device:
     if device is not None:
-        return torch.device(device)
-    here = next((p.device for m in modules for p in m.parameters()), torch.get_default_device())
+        return device
+    here = next((p.device for m in networks for p in m.parameters()), torch.get_default_device())
     return torch.device("cuda") if both and here.type == "cpu" and torch.cuda.is_available() else here
 
 
@@ -375,17 +464,6 @@ class _Placement:
         if self.precision == "32-true":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
-
-
-def _fabric(device: torch.device, precision: str) -> _Placement:
-    if precision not in ("32-true", "bf16-mixed"):
-        raise ValueError(
-            f'expected precision "32-true" (the parameters\' own) or "bf16-mixed", got {precision!r}: '
-            "float16 would need its gradients scaled, and modules can be made float64 by .double()"
-        )
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
-    return _Placement(device, precision)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ class Unreached:
     def __init__(self, problem: Problem, names: dict[int, str]):
         self.problem = problem
         self.names = names
-        self.pending: dict[int, Tensor] = {id(p): p for p in problem.parameters if p.requires_grad}
+        self.pending: dict[int, Tensor] = {id(p): p for p in problem.required.values() if p.requires_grad}
         self.modalities: tuple[str, ...] = ()
         self.absent: set[str] = set()
         self._forms: set[Hashable] = set()
@@ -100,9 +100,7 @@ class Unreached:
 
     def _keys(self) -> Iterator[tuple[str, str]]:
         """Path and key of the modules that seem to be named after a modality."""
-        for what, root in (("model", self.problem.model), ("guide", self.problem.guide)):
-            if not isinstance(root, nn.Module):
-                continue
+        for what, root in self.problem.reached.items():
             for path, module in root.named_modules():
                 if not isinstance(module, nn.ModuleDict):
                     continue

@@ -1,0 +1,184 @@
+"""Checks of what a training is asked for: objective, rows, optimiser, schedule, device."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import ELBO, SVI
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Dataset
+
+from .arguments import check_choice, check_function, described
+from .batch import Batch, check_batch
+
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
+def check_gradients(what: str) -> None:
+    """Raise a ValueError where torch takes no gradients."""
+    for on, name in ((torch.is_inference_mode_enabled(), "inference_mode"), (not torch.is_grad_enabled(), "no_grad")):
+        if on:
+            raise ValueError(f"{what} takes gradients, and is called under torch.{name}(): call it outside of it")
+
+
+def check_objective(objective: Any) -> Any:
+    """Return an objective: one of :mod:`pyro_mm.objectives`, a ``pyro.infer.ELBO``, or what has a loss like theirs.
+
+    Raises:
+        TypeError: a name, a class, a function that is still to be called, or something without a loss.
+    """
+    wanted = "expected objective to be an objective, such as pyro_mm.objectives.elbo(), or a pyro.infer.ELBO"
+    if isinstance(objective, type):
+        raise TypeError(f"{wanted}, got the class {objective.__name__}: make an instance, {objective.__name__}()")
+    if inspect.isroutine(objective):
+        raise TypeError(f"{wanted}, got the function {objective.__name__}: call it, {objective.__name__}()")
+    if isinstance(objective, SVI):
+        raise TypeError(f"{wanted}, got a pyro.infer.SVI: pass the ELBO that it was made of")
+    has_loss = callable(getattr(objective, "differentiable_loss", None)) or callable(
+        getattr(objective, "loss_and_grads", None)
+    )
+    if not isinstance(objective, ELBO) and not has_loss:
+        raise TypeError(f"{wanted}, got {described(objective)}")
+    return objective
+
+
+def check_rows(train: Any) -> Batch | DataLoader[Any]:
+    """Return rows to train on: a batch of one row or more, or a loader.
+
+    Raises:
+        TypeError: something else.
+        ValueError: no rows.
+    """
+    if isinstance(train, DataLoader):
+        return train
+    if isinstance(train, Batch):
+        return check_batch(train, "train")
+    hint = ""
+    if isinstance(train, Mapping | Tensor):
+        hint = ": make a pyro_mm.Batch of it"
+    elif isinstance(train, Dataset):
+        hint = ": make a DataLoader of it, with a collate_fn that returns a pyro_mm.Batch"
+    elif isinstance(train, tuple) and any(isinstance(x, Batch) for x in train):
+        hint = ": unpack it, as in train, test = pyro_mm.datasets.load(..)"
+    elif isinstance(train, Iterable) and not isinstance(train, str):
+        hint = ": batches in a list go into DataLoader(batches, batch_size=None)"
+    raise TypeError(f"expected train to be a pyro_mm.Batch or a torch DataLoader of them, got {described(train)}{hint}")
+
+
+def check_validation(validation: Any, names: Iterable[str]) -> Batch | None:
+    """Return rows for validation, whose modalities are among those of the training rows; or None.
+
+    Raises:
+        TypeError: no batch.
+        ValueError: no rows, or a modality that the training rows do not have.
+    """
+    if validation is None:
+        return None
+    check_batch(validation, "validation")
+    names = tuple(names)
+    if other := [name for name in validation.names if name not in names]:
+        listed = ", ".join(map(repr, other))
+        raise ValueError(
+            f"validation has modalities that the training rows do not have: {listed}; those have "
+            f"{', '.join(map(repr, names))}"
+        )
+    return validation
+
+
+def check_optimizer_factory(optimizer: Any) -> Any:
+    """Return a function from parameters to an optimiser, or None.
+
+    Raises:
+        TypeError: an optimiser, one of Pyro's, or something that cannot be called with parameters.
+    """
+    wanted = "expected optimizer to be a function of the parameters, such as lambda ps: torch.optim.Adam(ps, 1e-3)"
+    if optimizer is None:
+        return None
+    if isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"{wanted}, got an optimiser, {type(optimizer).__name__}, which holds parameters already")
+    if isinstance(optimizer, pyro.optim.PyroOptim):
+        raise TypeError(f"{wanted}, got one of Pyro's optimisers, which make one for every parameter: use torch.optim")
+    if isinstance(optimizer, type):
+        return optimizer
+    if not callable(optimizer):
+        raise TypeError(f"{wanted}, got {described(optimizer)}")
+    return check_function("optimizer", optimizer, ("parameters",))
+
+
+def check_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """Return an optimiser that takes steps by itself.
+
+    Raises:
+        TypeError: no ``torch.optim.Optimizer``.
+        ValueError: one whose step has to evaluate the loss again, such as LBFGS.
+    """
+    if isinstance(optimizer, pyro.optim.PyroOptim):
+        raise TypeError("expected a torch.optim.Optimizer, got one of Pyro's optimisers: use torch.optim")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        made = ": call it with the parameters" if callable(optimizer) else ""
+        raise TypeError(f"expected a torch.optim.Optimizer, got {described(optimizer)}{made}")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError("LBFGS evaluates the loss several times a step, which minibatches and draws do not allow")
+    return optimizer
+
+
+def check_scheduler_factory(scheduler: Any) -> Any:
+    """Return a function from an optimiser to a schedule, or None. Raises a TypeError for anything else."""
+    wanted = (
+        "expected scheduler to be a function of the optimiser, such as "
+        "lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 100)"
+    )
+    if scheduler is None:
+        return None
+    if isinstance(scheduler, LRScheduler):
+        raise TypeError(f"{wanted}, got a schedule, {type(scheduler).__name__}, which holds an optimiser already")
+    if not callable(scheduler):
+        raise TypeError(f"{wanted}, got {described(scheduler)}")
+    return scheduler if isinstance(scheduler, type) else check_function("scheduler", scheduler, ("optimiser",))
+
+
+def check_schedule(plan: Any) -> Any:
+    """Return what a scheduler's function made, which has a ``step``. Raises a TypeError if it has none."""
+    if not callable(getattr(plan, "step", None)):
+        raise TypeError(
+            f"expected scheduler to return one of torch.optim.lr_scheduler, got {described(plan)} from it: is a return "
+            "missing?"
+        )
+    return plan
+
+
+def check_precision(precision: Any) -> str:
+    """Return a precision. Raises a TypeError for no string, a ValueError for an unknown one."""
+    if isinstance(precision, str) and precision not in PRECISIONS:
+        raise ValueError(
+            f'expected precision to be "32-true" (the parameters\' own) or "bf16-mixed", got {precision!r}: '
+            "float16 would need its gradients scaled, and modules can be made float64 by .double()"
+        )
+    return check_choice("precision", precision, PRECISIONS)
+
+
+def check_device(device: Any) -> torch.device | None:
+    """Return a device that is there, or None.
+
+    Raises:
+        TypeError: no name of a device.
+        ValueError: an unknown one, or one that this machine does not have.
+    """
+    if device is None:
+        return None
+    if not isinstance(device, str | torch.device | int) or isinstance(device, bool):
+        raise TypeError(f'expected device to be a torch.device or its name, such as "cpu", got {described(device)}')
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f'expected device to be one of torch\'s, such as "cpu" or "cuda:0", got {device!r}') from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device is {found}, and torch finds {torch.cuda.device_count()} CUDA devices here")
+    if found.type == "meta":
+        raise ValueError("device is meta, which holds no numbers to train with")
+    return found
