@@ -13,7 +13,7 @@ from .batch import Batch
 from .bridge import Bridge, State
 from .evaluation import evaluating, returned
 from .evidence import Evidence, evidence_of, joined
-from .likelihood import log_p
+from .likelihood import counting, log_p
 from .pairs import Callback
 from .predictive import simulate
 from .seeding import seeded, settled
@@ -83,7 +83,8 @@ def annealed_importance(
             with seeded(seed + first, whole.device):
                 path = _Path(model, guide, rows, temperatures, leapfrog_steps, start, pilot_chains, vectorize)
                 parts.append(evidence_of(path.run(path.bridge.draws(num_chains)), log_p(whole)))
-        return returned(parts[0] if len(parts) == 1 else joined(parts), whole, batch)
+        found = parts[0] if len(parts) == 1 else joined(parts)
+        return returned(counting(found, whole.having()), whole, batch)
 
 
 def bidirectional(
@@ -131,7 +132,8 @@ def bidirectional(
             running = {k: (-log_prob, error) for k, (log_prob, error) in back.running.items()}
             parts.append((forward, replace(back, log_prob=-back.log_prob, running=running)))
         lower, upper = zip(*parts, strict=True)
-        return returned((joined(lower), joined(upper)), whole, batch)
+        bounds = tuple(counting(joined(each), whole.having()) for each in (lower, upper))
+        return returned(bounds, whole, batch)
 
 
 def _rows_at_once(batch: Batch, num_chains: int, pilot_chains: int) -> int:

@@ -131,6 +131,18 @@ class Batch:
         each = [all_of(masks.get(n, False) for n in names) for masks in self._each or [self._masks]]
         return False if all(m is False for m in each) else all_of(self.presence(n) for n in names)
 
+    def having(self, names: Iterable[str] | None = None, *, every: bool = False) -> Tensor:
+        """The rows that have any of some modalities, or with ``every`` all of them: boolean ``(N,)``.
+
+        Args:
+            names: of modalities; None for all that the batch knows.
+        """
+        masks = [self._tensor_mask(name) for name in (self.names if names is None else names)]
+        if not masks:
+            return torch.full((self.size,), every, dtype=torch.bool, device=self.device)
+        found = torch.stack(masks)
+        return found.all(0) if every else found.any(0)
+
     def holds(self, name: str) -> bool:
         """Whether there are values of a modality, be they filler."""
         return name in self._values

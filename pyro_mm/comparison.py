@@ -56,7 +56,8 @@ class Comparison:
         reference: the candidate that differences are to.
         candidates: best first.
         evidence: of each candidate, by name, best first.
-        rows: which rows the numbers are of, boolean ``(N,)``: those that are finite in all candidates.
+        rows: which rows the numbers are of, boolean ``(N,)``: those that have what is compared and are finite in all
+            candidates.
     """
 
     quantity: str
@@ -98,7 +99,10 @@ class Comparison:
                 apart = ["reference", "", ""]
             tail = "unknown" if math.isnan(c.untrusted) else f"{c.untrusted:.1%}"
             lines.append([c.name, plus_minus(c.mean, c.error), *apart, tail, f"{c.num_particles}"])
-        legend = f"  means over {kept} rows; errors by the choice of rows, paired, and by the draws of the estimation"
+        of = "" if kept == len(self.rows) else f" of {len(self.rows)}"
+        legend = (
+            f"  means over {kept}{of} rows; errors by the choice of rows, paired, and by the draws of the estimation"
+        )
         remarks = [wrapped("- ", text) for text in self.remarks()]
         return "\n".join([aligned(header, lines), legend, *remarks])
 
@@ -181,7 +185,10 @@ def compare(
         if len(set(values.values())) > 1:
             raise ValueError(f"expected candidates of one {what}, got {values}")
     log_prob = {name: e.log_prob.double().cpu() for name, e in evidence.items()}
-    rows = torch.stack([x.isfinite() for x in log_prob.values()]).all(0)
+    counted = torch.stack([e.counted.cpu() for e in evidence.values()]).all(0)
+    if not counted.any():
+        raise ValueError(f"no row has what is compared, {next(iter(quantities.values()))}")
+    rows = torch.stack([x.isfinite() for x in log_prob.values()]).all(0) & counted
     if not rows.any():
         lost = {name: int((~x.isfinite()).sum()) for name, x in log_prob.items()}
         raise ValueError(f"no row is finite in all candidates; rows that are not: {lost} of {len(rows)}")

@@ -210,8 +210,14 @@ def _gap_text(found: Check) -> str:
 
 def _evidence_text(found: Check) -> str:
     rows = [
-        [e.quantity, plus_minus(*e.mean()), f"{e.ess.median().item():.0f} of {e.num_particles}", f"{_doubt(e):.1%}"]
+        [
+            e.quantity if e.counts is None else f"{e.quantity}, {e.rows_text}",
+            plus_minus(*e.mean()),
+            f"{e.ess[e.counted].median().item():.0f} of {e.num_particles}",
+            f"{_doubt(e):.1%}",
+        ]
         for e in found.evidence.values()
+        if bool(e.counted.any())
     ]
     return aligned(["Guide as a proposal", "nats a row", "median ESS", "doubtful rows"], rows) if rows else ""
 
@@ -244,7 +250,7 @@ def _ratio(group: Any) -> str:
 
 
 def _doubt(evidence: Evidence) -> float:
-    return evidence.doubtful.float().mean().item()
+    return evidence.doubtful[evidence.counted].float().mean().item()
 
 
 def _some(names: tuple[str, ...], limit: int = 8) -> str:

@@ -32,6 +32,8 @@ class Evidence:
         quantity: which log-likelihood this is, in words.
         num_particles: K.
         running: k -> ``(log_prob, standard_error)`` from the first k particles, for k = 1, 2, 4, .., K.
+        counts: boolean ``(N,)``, the rows that have what the quantity is of: means and shares are over them, since the
+            0 of a row that lacks it would dilute these. None for all rows.
     """
 
     log_prob: Tensor
@@ -41,17 +43,34 @@ class Evidence:
     quantity: str
     num_particles: int
     running: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    counts: Tensor | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.log_prob)
 
     def mean(self) -> tuple[float, float]:
-        """The mean over rows, and the standard error that the estimation (not the choice of rows) gives it."""
-        return self.log_prob.mean().item(), (self.standard_error.square().sum().sqrt() / len(self)).item()
+        """The mean over rows, and the standard error that the estimation (not the choice of rows) gives it.
+
+        Over the rows that ``counts`` names; NaN where these are none.
+        """
+        rows = self.counted
+        error = self.standard_error[rows].square().sum().sqrt() / rows.sum()
+        return self.log_prob[rows].mean().item(), error.item()
+
+    @property
+    def counted(self) -> Tensor:
+        """The rows that means and shares are over, boolean ``(N,)``."""
+        return torch.ones_like(self.log_prob, dtype=torch.bool) if self.counts is None else self.counts
+
+    @property
+    def rows_text(self) -> str:
+        """How many rows means are over, in words: "360 rows", or "295 of 360 rows"."""
+        counted = int(self.counted.sum())
+        return _rows(len(self)) if counted == len(self) else f"{counted} of {_rows(len(self))}"
 
     def untrusted(self) -> float:
         """The share of rows whose k-hat exceeds 0.7, or is none; NaN where there were too few draws for any k-hat."""
-        return math.nan if self.few else (~(self.pareto_k <= THRESHOLD)).float().mean().item()
+        return math.nan if self.few else (~(self.pareto_k <= THRESHOLD))[self.counted].float().mean().item()
 
     @property
     def few(self) -> bool:
@@ -74,7 +93,7 @@ class Evidence:
         if lost := int(self.lost.sum()):
             tail += f", {_rows(lost)} without finite weights"
         return (
-            f"Evidence({self.quantity}: {mean:.3f} ± {error:.3f} nats a row, mean of {len(self)} rows, "
+            f"Evidence({self.quantity}: {mean:.3f} ± {error:.3f} nats a row, mean of {self.rows_text}, "
             f"K = {self.num_particles}, {tail})"
         )
 
@@ -85,9 +104,11 @@ class Evidence:
         have both a low estimate and a low k-hat.
         """
         mean, error = self.mean()
-        n, doubtful = len(self), self.doubtful & ~self.lost
+        n, doubtful = int(self.counted.sum()), self.doubtful & ~self.lost & self.counted
         bad, lost = int(doubtful.sum()), self.lost.nonzero()[:, 0].tolist()
-        lines = [f"{self.quantity}: {mean:.3f} ± {error:.3f} nats a row, mean of {_rows(n)}, K = {self.num_particles}."]
+        lines = [
+            f"{self.quantity}: {mean:.3f} ± {error:.3f} nats a row, mean of {self.rows_text}, K = {self.num_particles}."
+        ]
         if self.few:
             lines.append("Too few draws for k-hat: judged by the standard error alone.")
         if lost:
@@ -134,6 +155,7 @@ class Evidence:
             self.quantity,
             self.num_particles,
             {k: (take(one), take(error)) for k, (one, error) in self.running.items()},
+            None if self.counts is None else take(self.counts),
         )
 
     def __sub__(self, other: Evidence) -> Evidence:
@@ -141,6 +163,8 @@ class Evidence:
 
         Errors add in quadrature, as of independent estimates; ``ess`` and ``pareto_k`` are the worse of the two.
         """
+        if not isinstance(other, Evidence):
+            return NotImplemented
         if len(self) != len(other):
             raise ValueError(f"expected likelihoods of the same rows, got {len(self)} and {len(other)} of them")
 
@@ -156,6 +180,7 @@ class Evidence:
             f"{self.quantity} - {other.quantity}",
             min(self.num_particles, other.num_particles),
             {k: less(one, other.running[k]) for k, one in self.running.items() if k in other.running},
+            None if self.counts is None or other.counts is None else self.counts | other.counts,
         )
 
     def to_arviz(self) -> Any:
@@ -183,6 +208,7 @@ def joined(parts: Sequence[Evidence]) -> Evidence:
         parts[0].quantity,
         parts[0].num_particles,
         {k: (cat(lambda e, k=k: e.running[k][0]), cat(lambda e, k=k: e.running[k][1])) for k in parts[0].running},  # type: ignore[misc]
+        None if all(part.counts is None for part in parts) else cat(lambda e: e.counted),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from pyro.infer import ELBO
+from torch import Tensor
 
 from .batch import Batch
 from .bounds import SETTLED, Target
@@ -84,6 +85,15 @@ def why_no_gap(target: Target | None) -> str:
     return ""
 
 
+def rows_of(target: Target | None, batch: Batch) -> Tensor:
+    """Return the rows that a target holds for, boolean ``(N,)``.
+
+    Those that have anything; where the target is a sum over modalities, those that have all of them.
+    """
+    joint = target is None or set(target.log_evidence) == {frozenset(batch.names)}
+    return batch.having(every=not joint)
+
+
 @torch.no_grad()
 def gap_of(
     target: Target,
@@ -105,11 +115,9 @@ def gap_of(
     if hasattr(objective, "steps"):
         objective = copy.copy(objective)
         objective.steps = SETTLED
-    rows: Any = slice(None)
-    if set(target.log_evidence) != {frozenset(batch.names)}:
-        rows = torch.stack(list(batch.present.values())).all(0)
-        if not rows.any():
-            return None
+    rows = rows_of(target, batch)
+    if not rows.any():
+        return None
     batch = batch[rows]
     total = bounded(target, lambda names: evidence(names)[rows])
     if total is None:
@@ -121,5 +129,6 @@ def gap_of(
 @torch.no_grad()
 def elbo_gap(model: Callback, guide: Callback, batch: Batch, joint: Evidence, seed: int) -> Gap:
     """The gap of the plain ELBO, by samples: the mean over rows of KL(q(z | x) || p(z | x))."""
-    value = averaged(lambda: log_weights(model, guide, batch, audit=False).mean().item(), batch, seed)
-    return Gap(*value, *joint.mean(), batch.size)
+    rows = batch.having()
+    value = averaged(lambda: log_weights(model, guide, batch, audit=False)[:, rows].mean().item(), batch, seed)
+    return Gap(*value, *joint.mean(), int(rows.sum()))

@@ -45,7 +45,7 @@ def log_marginal(
     Args:
         model, guide: callables of a batch. Row-local enumerated sites are summed out; a latent that only the model
             has is drawn from its prior.
-        batch: N rows. A row in which nothing is present has log-likelihood 0.
+        batch: N rows. A row in which nothing is present has log-likelihood 0, and does not count in means.
         num_particles: K.
         proposal: another guide to draw from; or the same rows as another batch, for the guide to see instead of
             ``batch`` (with ``batch.only("image")`` and ``proposal=batch``: log p(image) under q(z | image, label)).
@@ -75,7 +75,7 @@ def log_marginal(
         if seen.size != rows.size:
             raise ValueError(f"the proposal's batch has {seen.size} rows, and the batch {rows.size}")
         found = _log_marginal(model, sampler, rows, seen, num_particles, how, seed, chunk, vectorize)
-        return returned(found, rows, batch)
+        return returned(counting(found, rows.having()), rows, batch)
 
 
 def _log_marginal(
@@ -124,7 +124,8 @@ def log_conditional(
     .. math:: \log p(x_T | x_G) = \log p(x_T, x_G) - \log p(x_G)
 
     Each of the two is estimated under a proposal of its own, q(z | x_T, x_G) and q(z | x_G), and their errors add in
-    quadrature; ``ess`` and ``pareto_k`` are the worse of the two. A row that lacks all targets has 0, exactly.
+    quadrature; ``ess`` and ``pareto_k`` are the worse of the two. A row that lacks all targets has 0, exactly, and does
+    not count in means.
 
     Args:
         target, given: names of modalities, without one in common.
@@ -144,8 +145,7 @@ def log_conditional(
         if not givens:
             return returned(replace(joint, quantity=quantity), rows, batch)
         marginal = log_marginal(model, guide, rows.only(*givens), seed=seed + 1, **options)
-        some = torch.stack([rows.present[n] for n in targets]).any(0)
-        return returned(conditional_of(joint, marginal, some, quantity), rows, batch)
+        return returned(conditional_of(joint, marginal, rows.having(targets), quantity), rows, batch)
 
 
 def conditional_of(joint: Evidence, marginal: Evidence, some: Tensor, quantity: str) -> Evidence:
@@ -160,7 +160,13 @@ def conditional_of(joint: Evidence, marginal: Evidence, some: Tensor, quantity: 
         quantity,
         joint.num_particles,
         {k: (only(log_prob), only(error)) for k, (log_prob, error) in found.running.items()},
+        None if bool(some.all()) else some,
     )
+
+
+def counting(found: Evidence, rows: Tensor) -> Evidence:
+    """Return an evidence whose means are over some rows, boolean ``(N,)``: those that have what it is of."""
+    return replace(found, counts=None if bool(rows.all()) else rows)
 
 
 def log_p(batch: Batch) -> str:

@@ -225,12 +225,14 @@ def convergence(
     figure = _figure(4.8 * panels, 3.8)
     axes = figure.subplots(1, panels, squeeze=False)[0]
     late: tuple[list[Any], list[Any]] = [], [np.zeros(1)]  # what the scale of each panel has to show
-    counts = {f"{len(one)} " for one in several.values()}
-    what = f"mean of {counts.pop() if len(counts) == 1 else ''}rows ± 2 s.e."
+    counts = {one.rows_text for one in several.values()}
+    what = f"mean of {counts.pop() if len(counts) == 1 else 'rows'} ± 2 s.e."
     for name, one in several.items():
         k = np.array(sorted(one.running))
         values, errors = (np.stack([one.running[j][which].cpu().double().numpy() for j in k]) for which in (0, 1))
-        mean, error = values.mean(1), 2 * np.sqrt((errors**2).sum(1)) / len(one)
+        counted = one.counted.cpu().numpy()
+        mean = values[:, counted].mean(1)
+        error = 2 * np.sqrt((errors[:, counted] ** 2).sum(1)) / counted.sum()
         (line,) = axes[0].plot(k, mean, marker="o", markersize=3, label=name or what)
         axes[0].fill_between(k, mean - error, mean + error, alpha=0.25, linewidth=0, color=line.get_color())
         half = k >= k[-1] ** 0.5

@@ -20,12 +20,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from .batch import Batch
 from .evaluation import evaluating, returned
 from .evidence import Evidence
-from .likelihood import conditional_of, log_conditional, log_marginal
+from .likelihood import conditional_of, counting, log_conditional, log_marginal
 from .seeding import settled
 
 __all__ = ["PRIOR_DRAWS", "both_ways", "conditional", "joint", "multiple", "single"]
@@ -89,8 +87,7 @@ def conditional(
         both = joint(model, guide, rows, target, given, seed=seed, **options)
         options |= {"num_particles": prior_draws, "prior_share": 1.0}
         marginal = log_marginal(model, guide, rows.only(*given), seed=seed + 1, **options)
-        some = torch.stack([rows.present[n] for n in target]).any(0)
-        return returned(conditional_of(both, marginal, some, quantity), rows, batch)
+        return returned(conditional_of(both, marginal, rows.having(target), quantity), rows, batch)
 
 
 def both_ways(
@@ -117,4 +114,5 @@ def both_ways(
         marginal = single(model, guide, rows, target, seed=seed + 2, **options)
         both = joint(model, guide, rows, target, given, seed=seed + 3, **options)
         found = replace(one - (marginal - both), quantity=f"log p({x} | {w}) + log p({w} | {x})")
-        return returned(found, rows, batch)
+        both_there = rows.having(target) & rows.having(given)
+        return returned(counting(found, both_there), rows, batch)

@@ -13,8 +13,9 @@ import typer
 
 from . import objectives
 from .batch import Batch
+from .bounds import Target
 from .evidence import Evidence
-from .gap import averaged, bounded
+from .gap import averaged, bounded, rows_of, why_no_gap
 from .global_state import settings_kept
 from .likelihood import log_conditional, log_marginal
 from .objective import Objective
@@ -47,18 +48,30 @@ def evaluated(run: Recipe, test: Batch, num_particles: int, seed: int) -> tuple[
     for name in test:
         others = [other for other in test if other != name]
         evidence.append(log_conditional(model, guide, test, target=name, given=others, **options))
-    lines = [Line(e.quantity, *e.mean(), True, e.ess.median().item(), e.untrusted(), e.num_particles) for e in evidence]
-    elbo = _bound(objectives.elbo(), run, test, seed)
+    lines = [_line(e) for e in evidence]
+    elbo = _bound(objectives.elbo(), run, test[test.having()], seed)
     lines.append(Line(f"ELBO, below {joint.quantity}", *elbo, True))
-    lines.append(Line("training objective (see below)", *_bound(objective, run, test, seed), False))
+    target: Target | None = objective.bounds(test.names)
+    rows = rows_of(target, test) if not why_no_gap(target) else test.having()
+    if not rows.any():  # no row has every modality
+        rows, target = test.having(), None
+    lines.append(Line("training objective (see below)", *_bound(objective, run, test[rows], seed), False))
     known = {frozenset(test): joint, **{frozenset((name,)): e for name, e in marginals.items()}}
 
     def evidence_of(names: frozenset[str]) -> Evidence:
-        return known[names] if names in known else log_marginal(model, guide, test.only(*names), **options)
+        found = known[names] if names in known else log_marginal(model, guide, test.only(*names), **options)
+        return found[rows]
 
-    if (total := bounded(objective.bounds(test.names), evidence_of)) is not None:
+    if target is not None and (total := bounded(target, evidence_of)) is not None:
         lines.append(Line("what it bounds, estimated", *total, False))
     return lines, evidence
+
+
+def _line(e: Evidence) -> Line:
+    """The line of a likelihood, which says how many rows have it where not all of them do."""
+    quantity = e.quantity if e.counts is None else f"{e.quantity}, {e.rows_text}"
+    ess = e.ess[e.counted].median().item() if bool(e.counted.any()) else math.nan
+    return Line(quantity, *e.mean(), True, ess, e.untrusted(), e.num_particles)
 
 
 def _bound(objective: Objective, run: Recipe, test: Batch, seed: int) -> tuple[float, float]:
