@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batch import Batch
+from .arguments import check_function, described
+from .batch import Batch, check_batch
 from .captured import Captured, capturable
 from .global_state import settings_kept
 from .nn import channels_last
+from .probing import probe
 from .seeding import seeded
-from .stepping import Problem, Running, problem_of
+from .stepping import Problem, Running
 from .tracing import Trace, Untraceable, trace
+from .training_arguments import check_objective, check_optimizer
 
 MOST = 8  # graphs of one step: one a shape of the batch, and a compilation each
 
@@ -58,7 +61,21 @@ def stage(
     Returns:
         A callable of a batch, giving the loss: a scalar, summed over rows and scaled by a subsampled data plate. Hooks
         of parameters that wait for a gradient to be accumulated are not called.
+
+    Raises:
+        TypeError, ValueError: an argument of another type, or out of range; a story or guide that cannot be run.
     """
+    if torch.is_inference_mode_enabled():
+        raise ValueError("stage takes gradients, and is called under torch.inference_mode(): call it outside of it")
+    check_function("model", model)
+    check_function("guide", guide)
+    check_objective(objective)
+    check_batch(batch)
+    if optimizer is not None:
+        check_optimizer(optimizer)
+    if not callable(autocast) or isinstance(autocast, torch.autocast):
+        wanted = "expected autocast to be a function that gives a context manager, such as"
+        raise TypeError(f'{wanted} lambda: torch.autocast("cuda", torch.bfloat16), got {described(autocast)}')
     return Staged(_problem(objective, model, guide, batch, autocast), optimizer, backend)
 
 
@@ -100,7 +117,14 @@ class Staged:
         return [(id(t), t.requires_grad, t.dtype, t.device) for t in held]
 
     def __call__(self, batch: Batch, rows: float = 1.0) -> Tensor:
-        """Takes the step; the gradient is that of the loss over ``rows``."""
+        """Takes the step; the gradient is that of the loss over ``rows``.
+
+        Raises:
+            TypeError, ValueError: no batch, one without rows, or ``rows`` that are not positive.
+        """
+        check_batch(batch)
+        if not rows > 0:
+            raise ValueError(f"expected rows, which the gradient is divided by, to be positive, got {rows}")
         if self._held != self._state():  # a parameter was frozen or freed, or is another one
             old = self.problem
             for p in old.parameters:
@@ -216,7 +240,7 @@ class _Step:
 def _problem(objective: Any, model: Any, guide: Any, batch: Batch, autocast: Any) -> Problem:
     few = batch[: min(2, batch.size)]
     with torch.enable_grad(), seeded(0, batch.device):
-        return problem_of(objective, model, guide, few, autocast)
+        return probe(objective, model, guide, few, autocast)
 
 
 def _form(objective: Any, batch: Batch) -> tuple[list[float], dict[int, float], Hashable]:

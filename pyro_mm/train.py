@@ -17,11 +17,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
-from .arguments import check_choice, check_flag, check_function, check_integer, check_path, check_seed
+from .arguments import check_choice, check_flag, check_function, check_integer, check_path, check_seed, described
 from .batch import Batch
 from .checkpoint import Checkpoint, data_identity
 from .compiled import Staged
-from .evaluation import check_pair
 from .feeding import Feed
 from .finite import Watch, validating
 from .global_state import settings_kept
@@ -160,7 +159,8 @@ def fit(
         TypeError, ValueError: an argument of another type, or out of range.
     """
     check_gradients("fit")
-    check_pair(model, guide)
+    check_function("model", model)
+    check_function("guide", guide)
     check_objective(objective)
     check_rows(train)
     check_integer("epochs", epochs, least=0)
@@ -349,6 +349,11 @@ class _Stepping:
 def _changing(transform: Callable[[Batch], Batch]) -> Callable[[Batch], Batch]:
     def change(batch: Batch) -> Batch:
         new = transform(batch)
+        if not isinstance(new, Batch):
+            raise TypeError(
+                f"expected transform to return a pyro_mm.Batch, got {described(new)} from it: return "
+                "batch.replaced({...})"
+            )
         if new.size != batch.size or new.total != batch.total:
             raise ValueError(
                 f"the transform made a batch of {new.size} rows of {new.total} out of one of {batch.size} of "
