@@ -196,7 +196,14 @@ class Objective(ELBO):
         if self.subsample is not None and torch.is_grad_enabled():
             subsampling.check(self.subsample, self.estimator_text, self.linear)
             drawn = subsampling.drawn(self.subsample, batch, info)
-        rows = expand([term.evaluated(at) for term in self._table(batch.names)], batch)
+        table = [term.evaluated(at) for term in self._table(batch.names)]
+        if info.factors and not any(term.of_joint for term in table):
+            raise ValueError(
+                f"the model observes {sorted(info.factors)[0]!r}, which is no modality of the batch and so belongs to its "
+                "log joint, and this table has no term given PRIOR that decodes something, which alone count it: take "
+                "such a table (elbo, vaevae, masked), or leave the site out of the story"
+            )
+        rows = expand(table, batch, bool(info.factors))
         one_pass = isinstance(estimator, PerRow) or (foreign.stacks(estimator) and not any(r.frozen for r in rows))
         loss: Any = None
         for group in self._groups(rows, info) if self.vectorize and one_pass else [[row] for row in rows]:
@@ -296,6 +303,8 @@ def _bound(estimator: PerRow, scores: Scores, rows: list[Row]) -> Tensor:
 
 
 def _decodes(row: Row, like: Tensor) -> Tensor:
+    if row.joint:
+        return torch.ones_like(like[0], dtype=torch.bool)
     full = lambda m: m if isinstance(m, Tensor) else torch.full(like.shape[1:], m, device=like.device)  # noqa: E731
     return torch.stack([full(m) for m in row.decode.values()]).any(0)
 

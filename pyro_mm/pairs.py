@@ -45,7 +45,8 @@ class Structure:
     differentiated ("pathwise", "enumerated" or "score"); ``model_only`` maps each latent site that the guide lacks
     to whether it can be enumerated; ``components`` is the number of components of a mixture posterior, else 0;
     ``in_order`` says that guide and model sample the sites that they share in one order; ``modalities`` are the
-    model's observed sites; ``chained`` says that the model uses one of them, as a parent of another.
+    model's observed sites; ``chained`` says that the model uses one of them, as a parent of another; ``factors`` are
+    those of the observed sites that are no modality of the batch, such as a ``pyro.factor``.
     """
 
     nesting: int
@@ -55,6 +56,7 @@ class Structure:
     in_order: bool
     modalities: frozenset[str]
     chained: bool = False
+    factors: frozenset[str] = frozenset()
 
     @property
     def enumerates(self) -> bool:
@@ -88,6 +90,11 @@ def _structure(model: Callback, guide: Callback, batch: Batch) -> Structure:
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch)
     if not read:
         batch.warn_unread_lengths()
+    if weighed := list(observed(guide_trace)):
+        raise ValueError(
+            f"the guide has the observed site {weighed[0]!r}, a pyro.factor or a sample with obs=: its log-probability "
+            "is of no latent, and no bound or likelihood counts it. Take it out of the guide, or put it into the model"
+        )
     sites = [*latents(guide_trace).values(), *latents(model_trace).values(), *observed(model_trace).values()]
     frames = [frame for site in sites for frame in site["cond_indep_stack"]]
     kinds, components = {}, 0
@@ -104,6 +111,7 @@ def _structure(model: Callback, guide: Callback, batch: Batch) -> Structure:
         in_order=[n for n in ours if n in kinds] == [n for n in kinds if n in ours],
         modalities=frozenset(observed(model_trace)),
         chained=bool(used),
+        factors=factors_of(model_trace, batch),
     )
 
 
@@ -115,6 +123,12 @@ def latents(trace: Any) -> dict[str, dict[str, Any]]:
 def observed(trace: Any) -> dict[str, dict[str, Any]]:
     """The observed sample sites of a trace, by name."""
     return {n: s for n, s in _sites(trace) if s["is_observed"]}
+
+
+def factors_of(model_trace: Any, batch: Batch) -> frozenset[str]:
+    """Name the observed sites that are no modality of a batch: a ``pyro.factor``, or data that it does not hold."""
+    auxiliary = {n for n, s in observed(model_trace).items() if s["infer"].get("is_auxiliary", False)}
+    return frozenset(observed(model_trace)) - set(batch.names) - auxiliary
 
 
 def _sites(trace: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -130,6 +144,7 @@ class Views:
 
     ``encode_prior`` (``given_prior``) says where the model's prior takes the place of the guide given A (C): a
     bool, or a boolean tensor ``(T, 1, .., 1)``. ``scale`` maps modalities to what their own sites are scaled by.
+    ``joint`` says where observed sites that are no modality, such as a ``pyro.factor``, count.
     """
 
     encode: Batch
@@ -141,6 +156,7 @@ class Views:
     terms: int = 1
     modalities: frozenset[str] = frozenset()
     scale: Mapping[str, float] = field(default_factory=dict)
+    joint: Presence = True
 
     @staticmethod
     def of(batch: Batch, info: Structure, memo: dict[Any, Any] | None = None) -> Views:
@@ -299,6 +315,8 @@ class Pair:
         mask = self.views.decode.rows
         if own is not None:
             mask = all_of([mask, self.views.decode.presence(own)])
+        if msg["is_observed"] and msg["name"] not in self.views.decode:
+            mask = all_of([mask, self.views.joint])
         if mask is not True and mask is not msg["mask"]:  # which is what batch.plate() has masked it by already
             msg["mask"] = mask if msg["mask"] is None else msg["mask"] & mask
 

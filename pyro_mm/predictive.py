@@ -17,7 +17,7 @@ from torch import Tensor
 from .batch import Batch
 from .evaluation import evaluating, returned
 from .likelihood import ROWS, weighted
-from .pairs import Pair, Rewrite, Structure, latents, observed, private, structure
+from .pairs import Pair, Rewrite, Structure, factors_of, latents, observed, private, structure
 from .plates import Plate
 from .presence import Presence, all_of, over_events
 from .proposals import Proposal
@@ -128,6 +128,11 @@ def draw(
     if num_samples < 1:
         raise ValueError(f"expected num_samples >= 1, got {num_samples}")
     info, chosen = structure(model, guide, batch), Drawn()
+    if info.factors and not bool(torch.as_tensor(batch.rows).all()):
+        raise ValueError(
+            f"the story observes {sorted(info.factors)[0]!r}, which is no modality of the batch, and a row in which "
+            "nothing is present is drawn from the prior without it: take rows that have something, or make it a modality"
+        )
     if resample:
         if "enumerated" in info.latents.values():
             raise ValueError("resample needs a guide without enumerated sites: let the model alone have them")

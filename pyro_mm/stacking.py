@@ -43,6 +43,7 @@ def views(
         terms=len(rows),
         modalities=info.modalities,
         scale=drawn or {},
+        joint=_flags([row.joint for row in rows], batch, nesting),
     )
 
 
@@ -59,9 +60,9 @@ def sharing(rows: Sequence[Row], info: Structure) -> tuple[Sequence[Row], list[i
     The expectation of a log-likelihood is the same whichever term asks for it, so one draw serves them all where a
     term is linear in it. Not so where a private latent counts only in the terms that decode its modality, or where a
     modality is the parent of another one, which sees the data in a term that decodes it and a draw in one that does
-    not.
+    not; nor where an observed site that is no modality counts in some terms only.
     """
-    if info.chained or info.enumerates or any(private(site, info.modalities) is not None for site in info.latents):
+    if info.chained or info.enumerates or info.factors or any(private(site, info.modalities) is not None for site in info.latents):
         return rows, None
     first: dict[Any, int] = {}
     carriers = []

@@ -149,6 +149,11 @@ class Term:
         return (self.encode, self.decode, self.given, *weights, self.freeze_decoder, self.average)
 
     @property
+    def of_joint(self) -> bool:
+        """Whether it is of the model's log joint: given the prior, and no penalty."""
+        return self.given is PRIOR and self.decode != ()
+
+    @property
     def over(self) -> Symbol | None:
         """The symbol over which the term is a sum, if it is one."""
         sets = (self.encode, self.decode, self.given)
@@ -190,8 +195,14 @@ class Row:
         return weight if isinstance(weight, Tensor) or (isinstance(weight, float) and weight > 0) else 1.0
 
 
-def expand(terms: Sequence[Term], batch: Batch) -> list[Row]:
-    """The concrete terms of an evaluated table for a batch, those that count in none of its rows left out."""
+def expand(terms: Sequence[Term], batch: Batch, factors: bool = False) -> list[Row]:
+    """The concrete terms of an evaluated table for a batch, those that count in none of its rows left out.
+
+    Args:
+        factors: whether the model observes something besides the batch's modalities, as a ``pyro.factor`` does. It
+            belongs to the log joint of a term given the prior, once, and with the weight of the likelihood. In one
+            given C it is in what q(z | x_C) is the posterior of, and a penalty has no likelihood.
+    """
     names = batch.names
     there = {name: batch.presence(name) for name in names}
     draws: dict[int, dict[str, Tensor]] = {}
@@ -215,6 +226,8 @@ def expand(terms: Sequence[Term], batch: Batch) -> list[Row]:
             for row in group:
                 row.among = total
                 row.weight = 1 / (total.clamp(min=1) if isinstance(total, Tensor) else total)
+        for row in group:
+            row.joint = factors and term.of_joint
         rows += group
     return rows
 
