@@ -199,9 +199,9 @@ class Objective(ELBO):
         table = [term.evaluated(at) for term in self._table(batch.names)]
         if info.factors and not any(term.of_joint for term in table):
             raise ValueError(
-                f"the model observes {sorted(info.factors)[0]!r}, which is no modality of the batch and so belongs to its "
-                "log joint, and this table has no term given PRIOR that decodes something, which alone count it: take "
-                "such a table (elbo, vaevae, masked), or leave the site out of the story"
+                f"the model observes {sorted(info.factors)[0]!r}, which is no modality of the batch and so belongs to "
+                "its log joint, and this table has no term given PRIOR that decodes something, which alone count it: "
+                "take such a table (elbo, vaevae, masked), or leave the site out of the story"
             )
         rows = expand(table, batch, bool(info.factors))
         one_pass = isinstance(estimator, PerRow) or (foreign.stacks(estimator) and not any(r.frozen for r in rows))

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
@@ -90,7 +91,7 @@ def _structure(model: Callback, guide: Callback, batch: Batch) -> Structure:
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch)
     if not read:
         batch.warn_unread_lengths()
-    if weighed := list(observed(guide_trace)):
+    if weighed := [name for name, site in observed(guide_trace).items() if _scores(site)]:
         raise ValueError(
             f"the guide has the observed site {weighed[0]!r}, a pyro.factor or a sample with obs=: its log-probability "
             "is of no latent, and no bound or likelihood counts it. Take it out of the guide, or put it into the model"
@@ -121,14 +122,26 @@ def latents(trace: Any) -> dict[str, dict[str, Any]]:
 
 
 def observed(trace: Any) -> dict[str, dict[str, Any]]:
-    """The observed sample sites of a trace, by name."""
-    return {n: s for n, s in _sites(trace) if s["is_observed"]}
+    """The observed sample sites of a trace, by name; a ``pyro.deterministic`` is none."""
+    return {n: s for n, s in _sites(trace) if s["is_observed"] and not s["infer"].get("_deterministic", False)}
+
+
+def is_factor(site: Mapping[str, Any]) -> bool:
+    """Whether a site is a ``pyro.factor``: it has a log-probability, and no value."""
+    return isinstance(site["fn"], dist.Unit)
 
 
 def factors_of(model_trace: Any, batch: Batch) -> frozenset[str]:
-    """Name the observed sites that are no modality of a batch: a ``pyro.factor``, or data that it does not hold."""
-    auxiliary = {n for n, s in observed(model_trace).items() if s["infer"].get("is_auxiliary", False)}
-    return frozenset(observed(model_trace)) - set(batch.names) - auxiliary
+    """Name the observed sites that are no modality of a batch: a ``pyro.factor``, or data that it does not hold.
+
+    A modality that the batch does not hold is neither, where the story observes it by ``batch.observe``.
+    """
+    return frozenset(n for n, s in observed(model_trace).items() if n not in batch and _scores(s))
+
+
+def _scores(site: Mapping[str, Any]) -> bool:
+    """Whether an observed site has a log-probability, unlike a modality that is missing in every row."""
+    return is_factor(site) or not site["infer"].get("is_auxiliary", False)
 
 
 def _sites(trace: Any) -> Iterator[tuple[str, dict[str, Any]]]:

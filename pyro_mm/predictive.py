@@ -131,7 +131,8 @@ def draw(
     if info.factors and not bool(torch.as_tensor(batch.rows).all()):
         raise ValueError(
             f"the story observes {sorted(info.factors)[0]!r}, which is no modality of the batch, and a row in which "
-            "nothing is present is drawn from the prior without it: take rows that have something, or make it a modality"
+            "nothing is present is drawn from the prior without it: take rows that have something, or make it a "
+            "modality"
         )
     if resample:
         if "enumerated" in info.latents.values():
@@ -240,6 +241,11 @@ def simulate(model: Callable[[Batch], Any], batch: Batch, *, audit: bool = True)
     with evaluating(model, None, batch, audit=audit) as rows:
         with poutine.block(), poutine.trace() as drawn:
             model(rows.only())
+        if weighed := factors_of(drawn.trace, rows):
+            raise ValueError(
+                f"the story observes {sorted(weighed)[0]!r}, which is no modality of the batch, so that rows cannot be "
+                "simulated: a draw of its latents would have to be weighed by it. Make it a modality, or leave it out"
+            )
         sites = {name: site for name, site in observed(drawn.trace).items() if name in rows}
         values = {name: _of_rows(site, rows.size)[0] for name, site in sites.items()}
         found = rows.replaced(values), {name: site["value"] for name, site in latents(drawn.trace).items()}

@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor
 
 from .batch import Batch
-from .pairs import latents, observed, structure
+from .pairs import is_factor, latents, observed, structure
 from .seeding import seeded
 
 FEW = 32  # rows on which values are exchanged to see who reads them
@@ -107,8 +106,8 @@ def look(model: Callable[[Batch], Any], guide: Callable[[Batch], Any], batch: Ba
         outside=tuple(dict.fromkeys(n for n, s in sites if "data" not in {f.name for f in s["cond_indep_stack"]})),
         scaled=tuple(dict.fromkeys(n for n, s in sites if _scaled(s))),
         unobserved=tuple(n for n in batch.names if n not in seen),
-        unheld=tuple(n for n in seen if n not in batch and n in auxiliary),
-        unmasked=tuple(n for n in seen if n not in batch and n not in auxiliary and not _is_factor(seen[n])),
+        unheld=tuple(n for n in seen if n not in batch and n in auxiliary and not is_factor(seen[n])),
+        unmasked=tuple(n for n in seen if n not in batch and n not in auxiliary and not is_factor(seen[n])),
         peeks=tuple(peeks),
         blind=tuple(blind),
     )
@@ -118,11 +117,6 @@ def _run(story: Any, batch: Batch, seed: int, trace: Any = None) -> Any:
     """The trace of a run, of a model replayed against its guide's."""
     with torch.inference_mode(False), seeded(seed, batch.device), poutine.block():
         return poutine.trace(story if trace is None else poutine.replay(story, trace=trace)).get_trace(batch)
-
-
-def _is_factor(site: dict[str, Any]) -> bool:
-    """Whether a site is a ``pyro.factor``, which weighs latents and has no values to be masked."""
-    return isinstance(site["fn"], dist.Unit)
 
 
 def _scaled(site: dict[str, Any]) -> bool:

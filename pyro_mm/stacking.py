@@ -62,7 +62,12 @@ def sharing(rows: Sequence[Row], info: Structure) -> tuple[Sequence[Row], list[i
     modality is the parent of another one, which sees the data in a term that decodes it and a draw in one that does
     not; nor where an observed site that is no modality counts in some terms only.
     """
-    if info.chained or info.enumerates or info.factors or any(private(site, info.modalities) is not None for site in info.latents):
+    if (
+        info.chained
+        or info.enumerates
+        or info.factors
+        or any(private(site, info.modalities) is not None for site in info.latents)
+    ):
         return rows, None
     first: dict[Any, int] = {}
     carriers = []

@@ -167,6 +167,7 @@ class Row:
     A weight that is a tensor is a single number that may change where the term's table is traced once and run often;
     of the likelihood it is positive. ``weight`` is the term's share in a mean, of which ``among`` terms count in a row.
     ``decodes`` says that it decodes something wherever it counts.
+    ``joint`` says that what the model observes besides modalities counts in it.
     """
 
     label: str
@@ -182,11 +183,12 @@ class Row:
     weight: float | Tensor = 1.0
     among: float | Tensor = 1.0
     decodes: bool = False
+    joint: bool = False
 
     @property
     def penalty(self) -> bool:
         """Whether it decodes nothing in any row."""
-        return all(mask is False for mask in self.decode.values())
+        return not self.joint and all(mask is False for mask in self.decode.values())
 
     @property
     def outer(self) -> float | Tensor:
