@@ -82,6 +82,8 @@ class Feed:
     @property
     def smallest(self) -> int:
         """Rows of the smallest minibatch, the last one of an epoch; 0 if a loader does not say."""
+        if (sizes := _listed_sizes(self.data)) is not None:
+            return min(sizes)
         if not self.batch_size:
             return 0
         rest = self.size % self.batch_size
@@ -169,21 +171,31 @@ def _rows_of(loader: DataLoader[Any]) -> int:
     Raises:
         TypeError: neither its sampler nor its dataset has a length.
     """
+    if (sizes := _listed_sizes(loader)) is not None:
+        return sum(sizes)
     batches: Any = loader.batch_sampler
-    if isinstance(batches, Sequence):  # the rows of every minibatch, listed
-        return sum(len(rows) for rows in batches)
     sampler = getattr(batches, "sampler", loader.sampler)
     if loader.batch_size is None and not hasattr(batches, "sampler"):
         sampler = loader.dataset  # a batch sampler of the user's own, or items that are batches already
-        items: Any = loader.dataset
-        if batches is None and isinstance(items, list | tuple) and all(isinstance(x, Batch) for x in items):
-            return sum(x.size for x in items)
     for sized in (sampler, loader.dataset):
         try:
             return len(sized)  # type: ignore[arg-type]
         except TypeError:
             continue
     raise TypeError("expected a loader whose sampler or dataset has a length: the data plate is sized to it")
+
+
+def _listed_sizes(data: Batch | DataLoader[Any]) -> list[int] | None:
+    """Return the rows of every minibatch, where a loader has a list of them or of their rows; else None."""
+    if isinstance(data, Batch):
+        return None
+    batches: Any = data.batch_sampler
+    items: Any = data.dataset
+    if isinstance(batches, Sequence):
+        return [len(rows) for rows in batches]
+    if data.batch_size is None and batches is None and isinstance(items, list | tuple):
+        return [x.size for x in items] if all(isinstance(x, Batch) for x in items) else None
+    return None
 
 
 def _various(batch: Batch) -> Tensor:

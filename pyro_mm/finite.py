@@ -21,6 +21,7 @@ from .stepping import Problem, differentiable, loss_and_grads
 EVERY = 50  # steps between two looks at the numbers, each of which waits for the device
 HELD = 2**28  # bytes of minibatches that are held to run their steps again
 LISTED = 5  # names in a message
+UNCOMPUTED = "the loss cannot be computed"
 GROWN = 1e3  # a norm so many times its first value has grown out of bounds
 
 
@@ -149,6 +150,8 @@ class Watch:
         Raises:
             NotFinite: from the error, if there are any.
         """
+        if "CUDA error" in str(error):
+            return  # the device answers no more in this process
         *earlier, latest = self._window
         self._restore(self._saved)
         for step in earlier:
@@ -156,7 +159,7 @@ class Watch:
         cause = self._cause(latest)
         self._place(latest)
         if cause:
-            raise self._error("the loss cannot be computed", latest, cause) from error
+            raise self._error(UNCOMPUTED, latest, cause) from error
 
     def _find(self) -> None:
         self._restore(self._saved)
@@ -179,7 +182,10 @@ class Watch:
         try:
             values = self.step(step.batch, step.first)
         except (ValueError, RuntimeError, ArithmeticError) as failure:
-            values, error = torch.tensor(math.nan), error or failure
+            self._restore(before)
+            if cause := self._cause(step):
+                raise self._error(UNCOMPUTED, step, cause) from failure
+            raise
         if self._finite([values]):
             grown.append((float(_gradient_norm(self.problem.parameters)), factor))
             return

@@ -233,6 +233,8 @@ def fit(
                 watch.before_step(batch, epoch + 1, number)
                 try:
                     values = step(batch)
+                except torch.OutOfMemoryError:
+                    raise
                 except (ValueError, RuntimeError, ArithmeticError) as error:
                     watch.failed(error)
                     raise
@@ -433,10 +435,11 @@ def _check_single_row(problem: Problem, feed: Feed, change: Callable[[Batch], Ba
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        rows = f"{feed.size} rows in minibatches of {feed.batch_size}"
-        mend = "pass drop_last=True, or another batch_size" if feed.batch_size > 1 else "pass a larger batch_size"
+        mend = "pass a larger batch_size" if feed.batch_size == 1 else "pass drop_last=True, or another batch_size"
+        to = ", to the loader" if isinstance(feed.data, DataLoader) else ""
         raise ValueError(
-            f"{rows} leave a minibatch of a single row, of which batch normalisation has no variance: {mend}"
+            f"{feed.size} rows in minibatches of {feed.batch_size or 'the sizes given'} leave a minibatch of a single "
+            f"row, of which batch normalisation has no variance: {mend}{to}"
         ) from error
     finally:
         _set_training(networks, False)

@@ -250,6 +250,9 @@ def test_a_last_minibatch_of_one_row_is_foreseen_where_there_is_batch_normalisat
         ValueError, match=r"21 rows in minibatches of 5 leave a minibatch of a single row.*drop_last=True"
     ):
         mm.fit(model, guide, mm.objectives.elbo(), given, batch_size=5, **options)
+    listed = DataLoader(range(21), batch_sampler=[[0, 1], [2]], collate_fn=made)
+    with pytest.raises(ValueError, match="leave a minibatch of a single row"):
+        mm.fit(model, guide, mm.objectives.elbo(), listed, **options)
     assert all(map(torch.equal, before, guide.state_dict().values()))
     mm.fit(model, guide, mm.objectives.elbo(), rows, batch_size=5, drop_last=True, epochs=1, progress=False)
     mm.fit(model, guide, mm.objectives.elbo(), rows, batch_size=7, epochs=1, progress=False)
