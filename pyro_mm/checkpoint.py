@@ -6,13 +6,13 @@ import importlib.metadata
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from .arguments import check_seed
@@ -110,7 +110,7 @@ class Checkpoint:
         if not self.path.exists():
             return 0
         state = load_tensors(self.path, WHAT)
-        self._check_entries(state)
+        check_entries(self.path, state)
         self._check_identity(state, force)
         if state["epochs"] > epochs:
             raise ValueError(f"{self.path} is of {state['epochs']} epochs, more than the {epochs} asked for")
@@ -118,22 +118,6 @@ class Checkpoint:
         self._restore(state)
         self._written = state["epochs"]
         return self._written
-
-    def _check_entries(self, state: dict[str, Any]) -> None:
-        """Raise a ValueError unless all entries are there, of their types and of as many epochs as they say."""
-        if not state.keys() & ENTRIES.keys():
-            raise ValueError(f"{self.path} is not {WHAT}: it holds {', '.join(map(str, state)) or 'nothing'}")
-        for name, kind in ENTRIES.items():
-            if not isinstance(state.get(name), kind) or isinstance(state[name], bool):
-                found = type(state[name]).__name__ if name in state else "nothing"
-                raise self._damaged(f"expected {name!r} to be of type {kind.__name__}, found {found}")
-        columns = state["columns"]
-        for name, column in columns.items():
-            numbers = isinstance(column, list) and all(isinstance(x, int | float) for x in column)
-            if not (isinstance(name, str) and numbers and len(column) == state["epochs"]):
-                raise self._damaged(f"expected {state['epochs']} numbers in the column {name!r} of its history")
-        if state["epochs"] < 1 or state["steps"] < 0 or "loss" not in columns:
-            raise self._damaged(f"it is of {state['epochs']} epochs, {state['steps']} steps and {len(columns)} columns")
 
     def _check_identity(self, state: dict[str, Any], force: bool) -> None:
         """Raise a ValueError unless it is of the same data, batch size, seed, objective and kind of optimiser."""
@@ -152,7 +136,7 @@ class Checkpoint:
 
     def _check_data(self, saved: Any) -> None:
         if not isinstance(saved, dict):
-            raise self._damaged("it does not say of what data it is")
+            raise _damaged(self.path, "it does not say of what data it is")
         for part, here in self.identity.items():
             if saved.get(part) != here:
                 found = "some rows have other values" if part == "values" else f"{saved.get(part)!r}, and not {here!r}"
@@ -187,7 +171,7 @@ class Checkpoint:
             return
         saved, here = state.get("buffers"), self._buffers()
         if not isinstance(saved, dict):
-            raise self._damaged("it has no buffers of what functions hold")
+            raise _damaged(self.path, "it has no buffers of what functions hold")
         if saved.keys() != here.keys():
             names = ", ".join(map(str, saved.keys() ^ here.keys()))
             raise self._unfit(f"functions hold other buffers than its own: {names}")
@@ -199,9 +183,9 @@ class Checkpoint:
         """Raise a ValueError unless the moments are those of an optimiser of these parameters."""
         groups, moments = state.get("param_groups"), state.get("state")
         if not isinstance(groups, list) or not isinstance(moments, dict):
-            raise self._damaged("the state of the optimiser is not one")
+            raise _damaged(self.path, "the state of the optimiser is not one")
         if not all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups):
-            raise self._damaged("the state of the optimiser has groups without parameters")
+            raise _damaged(self.path, "the state of the optimiser has groups without parameters")
         here = self.optimizer.param_groups
         sizes, own = [len(group["params"]) for group in groups], [len(group["params"]) for group in here]
         if sizes != own:
@@ -209,10 +193,12 @@ class Checkpoint:
         numbers = [number for group in groups for number in group["params"]]
         parameters = dict(zip(numbers, (p for group in here for p in group["params"]), strict=True))
         if len(parameters) != len(numbers) or not moments.keys() <= parameters.keys():
-            raise self._damaged("its optimiser has a state of parameters that are not in its groups")
+            raise _damaged(self.path, "its optimiser has a state of parameters that are not in its groups")
         for number, moment in moments.items():
             if not isinstance(moment, dict):
-                raise self._damaged(f"the state of the optimiser for parameter {number} is a {type(moment).__name__}")
+                raise _damaged(
+                    self.path, f"the state of the optimiser for parameter {number} is a {type(moment).__name__}"
+                )
         for group, its_numbers in zip(here, (group["params"] for group in groups), strict=True):
             like = self._moments_like(group)
             for number in its_numbers:
@@ -253,9 +239,9 @@ class Checkpoint:
             try:
                 torch.Generator(device).set_state(saved.cpu())
             except (AttributeError, RuntimeError, TypeError) as error:
-                raise self._damaged(f"the state of torch's generator on {device} cannot be used here") from error
+                raise _damaged(self.path, f"the state of torch's generator on {device} cannot be used here") from error
         if not states:
-            raise self._damaged("it has no state of torch's generator")
+            raise _damaged(self.path, "it has no state of torch's generator")
 
     def _restore(self, state: dict[str, Any]) -> None:
         before = self.optimizer.state_dict()
@@ -289,9 +275,6 @@ class Checkpoint:
                 if isinstance(x, torch.Tensor) and x.shape == p.shape:
                     # laid out as the weights are now: a fused optimiser walks both in the order of the memory
                     moments[name] = torch.empty_like(p, dtype=x.dtype).copy_(x)
-
-    def _damaged(self, text: str) -> ValueError:
-        return ValueError(f"{self.path} is damaged, or not {WHAT}: {text}")
 
     def _unfit(self, text: str, forcible: bool = False) -> ValueError:
         mend = '. Give fit(.., resume="force") to go on all the same, or another path to start anew' * forcible
@@ -364,6 +347,49 @@ class Checkpoint:
 
     def _devices(self) -> list[torch.device]:
         return [torch.device("cpu")] + ([self.device] if self.device.type == "cuda" else [])
+
+
+def load_weights(path: Path, modules: Sequence[nn.Module]) -> tuple[dict[str, list[float]], int]:
+    """Load the modules of a checkpoint, whatever it was trained on, and leave them in ``eval`` mode.
+
+    Returns:
+        (columns of the history, epochs).
+
+    Raises:
+        ValueError: the file is damaged, or of other modules. Nothing has been changed then.
+    """
+    state = load_tensors(path, WHAT)
+    check_entries(path, state)
+    if len(state["modules"]) != len(modules):
+        raise ValueError(f"{path} is of {len(state['modules'])} modules, and not of {len(modules)}")
+    for module, saved in zip(modules, state["modules"], strict=True):
+        if text := mismatch(saved, module):
+            raise ValueError(f"{path} does not fit, {type(module).__name__}: {text}")
+    load_modules(modules, state["modules"])
+    for module in modules:
+        module.eval()
+    return state["columns"], state["epochs"]
+
+
+def check_entries(path: Path, state: dict[str, Any]) -> None:
+    """Raise a ValueError unless a checkpoint has all entries, of their types and of as many epochs as it says."""
+    if not state.keys() & ENTRIES.keys():
+        raise ValueError(f"{path} is not {WHAT}: it holds {', '.join(map(str, state)) or 'nothing'}")
+    for name, kind in ENTRIES.items():
+        if not isinstance(state.get(name), kind) or isinstance(state[name], bool):
+            found = type(state[name]).__name__ if name in state else "nothing"
+            raise _damaged(path, f"expected {name!r} to be of type {kind.__name__}, found {found}")
+    columns = state["columns"]
+    for name, column in columns.items():
+        numbers = isinstance(column, list) and all(isinstance(x, int | float) for x in column)
+        if not (isinstance(name, str) and numbers and len(column) == state["epochs"]):
+            raise _damaged(path, f"expected {state['epochs']} numbers in the column {name!r} of its history")
+    if state["epochs"] < 1 or state["steps"] < 0 or "loss" not in columns:
+        raise _damaged(path, f"it is of {state['epochs']} epochs, {state['steps']} steps and {len(columns)} columns")
+
+
+def _damaged(path: Path, text: str) -> ValueError:
+    return ValueError(f"{path} is damaged, or not {WHAT}: {text}")
 
 
 def _settings(held: Mapping[str, Any]) -> str:

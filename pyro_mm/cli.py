@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,20 +15,25 @@ import typer
 from pyro.infer import ELBO
 from torch import Tensor
 
-from . import datasets, estimators, objectives
+from . import __version__, datasets, estimators, objectives
 from .batch import Batch
+from .console import command
 from .evidence import Evidence
 from .guides import encode
 from .objective import Objective
 from .predictive import generate
 from .recipes import RECIPES, Recipe
+from .registration import buffers_kept
 from .report import HEADER, Line, cells, evaluated, share, show, torch_device
 from .reproduce import reproduce
-from .saving import load, save
+from .runs import CHECKPOINT, CONFIG, HISTORY, WEIGHTS, Settings, abandon, begin, leave, load_run, read_settings
+from .saving import save
 from .seeding import seeded
+from .storage import locked
 from .train import History, fit
 
 EPOCHS = {"digits": 200, "mnist": 20, "fashion": 20}
+WITHOUT_FILES = ("digits",)
 ONE_THREAD = ("digits",)  # matrices so small that sharing them out costs more than it gives, on a busy machine 10x
 OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     name.replace("_", "-"): getattr(objectives, name)
@@ -56,26 +59,6 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 app.command()(reproduce)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What it takes to rebuild a run and its numbers: config.json."""
-
-    dataset: str
-    recipe: str
-    objective: str | None
-    estimator: str | None
-    num_particles: int | None
-    epochs: int
-    batch_size: int
-    lr: float
-    seed: int
-    latent: int
-    data: str | None
-    rows: int
-    evidence_particles: int
-    compile: bool = False
-
-
 Dataset = Annotated[str, typer.Argument(help=", ".join(EPOCHS))]
 RecipeName = Annotated[str, typer.Option(help=", ".join(TRAINED))]
 ObjectiveName = Annotated[str | None, typer.Option(help=f"Instead of the recipe's: {', '.join(OBJECTIVES)}")]
@@ -83,13 +66,30 @@ EstimatorName = Annotated[str | None, typer.Option(help=f"Instead of the objecti
 Particles = Annotated[int | None, typer.Option(min=1, help="Draws of the training estimator.")]
 Epochs = Annotated[int | None, typer.Option(min=1, help=f"By default {EPOCHS}.")]
 BatchSize = Annotated[int, typer.Option(min=1)]
-Rate = Annotated[float, typer.Option(min=0.0, help="Adam's step.")]
-Seed = Annotated[int, typer.Option(min=0)]
-Data = Annotated[Path | None, typer.Option(help="Folder of the data files, for those that have any.")]
+Rate = Annotated[float, typer.Option(min=0.0, max=1e6, help="Adam's step.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1)]
+Data = Annotated[
+    Path | None, typer.Option(exists=True, file_okay=False, help="Folder of the data files, for those that have any.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, .. By default CUDA where there is one.")]
 Rows = Annotated[int, typer.Option(min=1, help="Test rows, the first ones, that the table is of.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Trace and compile the training step first.")]
 EvidenceParticles = Annotated[int, typer.Option(min=2, help="Draws a row of the likelihoods in the table.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pyro-mm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and exit.")
+    ] = False,
+) -> None:
+    """Only options that belong to no command."""
 
 
 @app.command()
@@ -106,24 +106,45 @@ def train(
     latent: Annotated[int, typer.Option(min=1, help="Dimensions of z.")] = 16,
     data: Data = None,
     device: Device = None,
-    out: Annotated[Path | None, typer.Option(help="By default runs/<dataset>-<recipe>.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(file_okay=False, help="By default runs/<dataset>-<recipe>[-<objective>][-<estimator>]."),
+    ] = None,
     rows: Rows = 1000,
     evidence_particles: EvidenceParticles = 1000,
     compile: Compile = False,
+    force: Annotated[bool, typer.Option("--force", help="Replaces a run that is in the folder already.")] = False,
 ) -> None:
-    """Trains a recipe, prints its likelihoods, and writes them with pictures and weights to a folder."""
+    """Trains a recipe, prints its likelihoods, and writes them with pictures and weights to a folder.
+
+    The same command goes on with a run that was interrupted.
+    """
     settings = Settings(
         _key(EPOCHS, dataset, "data set"), recipe, objective, estimator, num_particles, epochs or EPOCHS[dataset],
         batch_size, lr, seed, latent, str(data) if data else None, rows, evidence_particles, compile,
     )  # fmt: skip
-    with _short_errors():
-        run, history, test, seconds = _train(settings, torch_device(device))
-        lines, evidence = evaluated(run, test, settings.evidence_particles, settings.seed)
-        probabilities, accuracy = _predict(run, test, settings)
-        out = out or Path("runs") / f"{dataset}-{recipe}"
-        _write(out, settings, run, history, evidence, _pictures(run, test, history, probabilities, seed))
+    _check_choices(settings)
+    place, where = torch_device(device), out or Path("runs") / settings.name
+    last_words = ["before anything was trained"]
+    with command(lambda: last_words[0]):
+        batches = _load(settings)
+        run = _build(settings, batches[0])
+        with locked(where / CONFIG):
+            if begin(where, settings, force):
+                typer.echo(f"going on with the run in {where}")
+            try:
+                run, history, test, seconds = _train(settings, place, run, batches, where / CHECKPOINT)
+                lines, evidence = evaluated(run, test, settings.evidence_particles, settings.seed)
+                probabilities, accuracy = _predict(run, test, settings)
+                _write(where, settings, run, history, evidence, _pictures(run, test, history, probabilities, seed))
+            except KeyboardInterrupt:
+                last_words[0] = leave(where, run.model, run.guide, settings)
+                raise
+            except BaseException:
+                abandon(where)
+                raise
     _print(settings, run.objective, lines, accuracy, test.size)
-    typer.echo(f"{settings.epochs} epochs in {seconds:.0f} s; written to {out}")
+    typer.echo(f"{settings.epochs} epochs in {seconds:.0f} s; written to {where}")
 
 
 @app.command()
@@ -135,22 +156,26 @@ def evaluate(
     evidence_particles: Annotated[int | None, typer.Option(min=2, help="Instead of those of the run.")] = None,
 ) -> None:
     """Prints the table of a run again, from its weights: the same numbers."""
-    for name in ("config.json", "weights.pt"):
-        if not (directory / name).is_file():
-            raise typer.BadParameter(f"there is no {directory / name}: expected a folder that train wrote")
-    with _short_errors():
-        settings = Settings(**json.loads((directory / "config.json").read_text()))
+    if not (directory / CONFIG).is_file():
+        raise typer.BadParameter(f"there is no {directory / CONFIG}: expected a folder that train wrote")
+    if not (directory / WEIGHTS).is_file() and not (directory / CHECKPOINT).is_file():
+        raise typer.BadParameter(f"there is no {directory / WEIGHTS}: expected a folder that train wrote")
+    place = torch_device(device)
+    with command(lambda: "nothing was changed"):
+        settings = read_settings(directory)
         changed: dict[str, Any] = {"data": data and str(data), "rows": rows, "evidence_particles": evidence_particles}
         settings = replace(settings, **{name: value for name, value in changed.items() if value is not None})
         train, test = _load(settings)
         run = _build(settings, train)
-        load(directory / "weights.pt", run.model, run.guide)
+        epochs = load_run(directory, run.model, run.guide)
         for module in (run.model, run.guide):
-            module.to(torch_device(device)).eval()
-        test = test.to(torch_device(device))
+            module.to(place)
+        test = test.to(place)
         lines, _ = evaluated(run, test, settings.evidence_particles, settings.seed)
         _, accuracy = _predict(run, test, settings)
     _print(settings, run.objective, lines, accuracy, test.size)
+    if epochs is not None:
+        typer.echo(f"of an unfinished run, after epoch {epochs} of {settings.epochs}")
 
 
 @app.command()
@@ -165,15 +190,17 @@ def compare(
     rows: Rows = 1000,
     evidence_particles: EvidenceParticles = 1000,
 ) -> None:
-    """Trains MVAE, JMVAE-kl, MMVAE and MoPoE alike and prints them side by side."""
+    """Trains MVAE, JMVAE-kl, MMVAE and MoPoE alike and prints them side by side; writes nothing."""
+    place = torch_device(device)
     columns: list[list[tuple[str, str]]] = []
     for recipe in COMPARED:
         settings = Settings(
             _key(EPOCHS, dataset, "data set"), recipe, None, None, None, epochs or EPOCHS[dataset], batch_size, lr,
             seed, 16, str(data) if data else None, rows, evidence_particles,
         )  # fmt: skip
-        with _short_errors():
-            run, _, test, seconds = _train(settings, torch_device(device))
+        with command(lambda: f"{len(columns)} of {len(COMPARED)} recipes were trained, and nothing is kept"):
+            batches = _load(settings)
+            run, _, test, seconds = _train(settings, place, _build(settings, batches[0]), batches)
             lines, _ = evaluated(run, test, settings.evidence_particles, settings.seed)
             _, accuracy = _predict(run, test, settings)
         column = []
@@ -196,8 +223,23 @@ def _key(choices: Mapping[str, Any], name: str, what: str) -> str:
     return name
 
 
+def _check_choices(settings: Settings) -> None:
+    """Raise a BadParameter unless all names are known, and the data set has files where a folder is given."""
+    _key(TRAINED, settings.recipe, "recipe")
+    if settings.objective is not None:
+        _key(OBJECTIVES, settings.objective, "objective")
+    if settings.estimator is not None:
+        _key(ESTIMATORS, settings.estimator, "estimator")
+    if settings.data is not None and settings.dataset in WITHOUT_FILES:
+        raise typer.BadParameter(f"--data: {settings.dataset} needs no files, leave it out")
+
+
 def _build(settings: Settings, batch: Batch) -> Recipe:
-    """Model, guide and objective for the modalities of a batch, under the run's seed."""
+    """Build model, guide and objective for the modalities of a batch, under the run's seed, and try them on two rows.
+
+    Raises:
+        typer.BadParameter: recipe, objective and estimator do not go together.
+    """
     recipe = TRAINED[_key(TRAINED, settings.recipe, "recipe")]
     k = {} if settings.num_particles is None else {"num_particles": settings.num_particles}
     estimator = None
@@ -210,6 +252,11 @@ def _build(settings: Settings, batch: Batch) -> Recipe:
         run = run._replace(objective=named)
     if estimator is None and k:
         run.objective.estimator.num_particles = settings.num_particles
+    try:
+        with seeded(settings.seed, torch.device("cpu")), buffers_kept(run.model, run.guide):
+            run.objective.differentiable_loss(run.model, run.guide, batch[:2])
+    except (ValueError, TypeError) as error:
+        raise typer.BadParameter(str(error)) from error
     return run
 
 
@@ -221,9 +268,15 @@ def _load(settings: Settings) -> tuple[Batch, Batch]:
     return train, test[torch.arange(min(settings.rows, test.size))]
 
 
-def _train(settings: Settings, device: torch.device) -> tuple[Recipe, History, Batch, float]:
-    train, test = _load(settings)
-    run, start = _build(settings, train), time.perf_counter()
+def _train(
+    settings: Settings,
+    device: torch.device,
+    run: Recipe,
+    batches: tuple[Batch, Batch],
+    checkpoint: Path | None = None,
+) -> tuple[Recipe, History, Batch, float]:
+    start = time.perf_counter()
+    train, test = batches
     history = fit(
         *run,
         train,
@@ -234,17 +287,9 @@ def _train(settings: Settings, device: torch.device) -> tuple[Recipe, History, B
         compile=settings.compile,
         seed=settings.seed,
         device=device,
+        checkpoint=checkpoint,
     )
     return run, history, test.to(device), time.perf_counter() - start
-
-
-@contextmanager
-def _short_errors() -> Iterator[None]:
-    """What a wrong choice of options raises, as a message; a defect still has its traceback."""
-    try:
-        yield
-    except (ValueError, FileNotFoundError, FloatingPointError, RuntimeError, TypeError) as error:
-        raise typer.BadParameter(str(error)) from error
 
 
 def _predict(run: Recipe, test: Batch, settings: Settings) -> tuple[Tensor, float]:
@@ -288,10 +333,10 @@ def _pictures(run: Recipe, test: Batch, history: History, probabilities: Tensor,
 def _write(
     out: Path, settings: Settings, run: Recipe, history: History, evidence: list[Evidence], figures: dict[str, Any]
 ) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
-    history.to_csv(out / "history.csv")
-    save(out / "weights.pt", run.model, run.guide)
+    """Write the files of a run; the checkpoint goes last, without which it is finished."""
+    settings.write(out)
+    history.to_csv(out / HISTORY)
+    save(out / WEIGHTS, run.model, run.guide)
     with open(out / "evidence.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("quantity", "row", *COLUMNS))
@@ -301,3 +346,4 @@ def _write(
     evidence[0].to_arviz().to_netcdf(str(out / "evidence.nc"))
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png", dpi=120)
+    (out / CHECKPOINT).unlink(missing_ok=True)

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -19,12 +19,14 @@ import torch
 import typer
 
 from .batch import Batch
+from .console import command
 from .datasets import paired
 from .evidence import Evidence
 from .family import Judge, by_fraction, markdown, measured, side_by_side
 from .recipes import Recipe
 from .recipes.published import FAMILIES, REPRODUCTIONS, Family, Figure, Reproduction
 from .report import share, show, torch_device
+from .storage import replace_text
 from .studies import STUDIES
 from .studies.study import Measured, Sample, Study, tabled
 from .train import fit
@@ -41,11 +43,13 @@ def reproduce(
     name: Annotated[str | None, typer.Argument(help="One of --list.", show_default=False)] = None,
     list_: Annotated[bool, typer.Option("--list", help="Names what can be reproduced, and leaves it at that.")] = False,
     epochs: Annotated[int | None, typer.Option(min=1, help="In place of those of --list.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Stops at the end of the epoch in which they are over.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.0, max=1e6, help="Stops at the end of the epoch in which they are over.")
+    ] = None,
     rows: Annotated[
         int | None, typer.Option(min=2, help="Test rows of the table, the first ones; all, or 1000 of a family.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The first one, of a study.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="The first one, of a study.")] = 0,
     seeds: Annotated[int | None, typer.Option(min=1, help="How many, of a study.")] = None,
     only: Annotated[
         list[str] | None,
@@ -54,9 +58,9 @@ def reproduce(
     full: Annotated[bool, typer.Option("--full", help="As published, of a study.")] = False,
     course: Annotated[int, typer.Option(min=1, help="Epochs between two points of course-<seed>.csv.")] = 10,
     compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Trace and compile the step first.")] = True,
-    data: Annotated[Path | None, typer.Option(help="Folder of the data files.")] = None,
+    data: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="Folder of the data files.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, .. By default CUDA where there is one.")] = None,
-    out: Annotated[Path | None, typer.Option(help="By default runs/reproduce/<name>.")] = None,
+    out: Annotated[Path | None, typer.Option(file_okay=False, help="By default runs/reproduce/<name>.")] = None,
 ) -> None:
     """Trains and measures what a paper reports. The same command goes on from where a run was stopped."""
     if list_ or name is None:
@@ -69,17 +73,21 @@ def reproduce(
         raise typer.BadParameter(f"unknown reproduction {name!r}: expected one of {known}")
     out = out or Path("runs") / "reproduce" / name
     how = _How(out, seed, epochs, minutes, rows, course, compile, torch_device(device), str(data) if data else None)
-    try:
-        if name in STUDIES:
-            _study(STUDIES[name], how, seeds, full, only or [])
-        elif name in FAMILIES:
-            _family(FAMILIES[name], how)
-        else:
-            _single(REPRODUCTIONS[name], how)
-    except Stopped as stopped:
-        typer.echo(f"{stopped}; the same command goes on from there")
-        return
-    typer.echo(f"written to {out}")
+    with command(lambda: f"the same command goes on from the latest checkpoint in {out}"):
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):  # or a folder that cannot be written would show after hours
+            pass
+        try:
+            if name in STUDIES:
+                _study(STUDIES[name], how, seeds, full, only or [])
+            elif name in FAMILIES:
+                _family(FAMILIES[name], how)
+            else:
+                _single(REPRODUCTIONS[name], how)
+        except Stopped as stopped:
+            typer.echo(f"{stopped}; the same command goes on from there")
+            return
+        typer.echo(f"written to {out}")
 
 
 @dataclass(frozen=True)
@@ -135,7 +143,7 @@ def _single(what: Reproduction, how: _How) -> None:
     test = test[: how.rows or test.size]
     lines = [_measured(figure, what, run, test, how.seed) for figure in what.figures]
     table = {"epochs": epochs, "seed": how.seed, "rows": lines}
-    _replace(how.out / f"table-{how.seed}.json", json.dumps(table, indent=2) + "\n")
+    replace_text(how.out / f"table-{how.seed}.json", json.dumps(table, indent=2) + "\n")
     title = f"{what.title}: {epochs} of {what.epochs} epochs, seed {how.seed}; {what.pixels}"
     show(title, HEADER, [_cells(line) for line in lines])
 
@@ -161,7 +169,7 @@ def _family(what: Family, how: _How) -> None:
                 judge = judge or Judge.trained(what, how.data, how.device)
                 found = measured(member, run, train, test, judge, what.num_particles, how.seed)
                 seconds = sum(_seconds(stage, how.seed) for stage in stages)
-                _replace(done, json.dumps(found | {"seconds": seconds}, indent=2) + "\n")
+                replace_text(done, json.dumps(found | {"seconds": seconds}, indent=2) + "\n")
             lines[part][name] = json.loads(done.read_text())
     title = f"{what.title}: {epochs} epochs, seed {how.seed}; {test.size} test rows, K = {what.num_particles}"
     tables = {"": side_by_side(lines[1])} if len(lines) == 1 else by_fraction(lines)
@@ -170,7 +178,7 @@ def _family(what: Family, how: _How) -> None:
     texts = [
         f"{quantity}\n\n{markdown(*table)}" if quantity else markdown(*table) for quantity, table in tables.items()
     ]
-    _replace(how.out / "table.md", "\n".join(texts))
+    replace_text(how.out / "table.md", "\n".join(texts))
 
 
 def _study(what: Study, how: _How, seeds: int | None, full: bool, only: list[str]) -> None:
@@ -194,7 +202,7 @@ def _study(what: Study, how: _How, seeds: int | None, full: bool, only: list[str
                     sample = sample or Sample(*(_on(part, how.device) for part in what.groups[group](seed, how.data)))
                     found = _of_study(what, group, name, sample, replace(how, seed=seed), epochs)
                     done.parent.mkdir(parents=True, exist_ok=True)
-                    _replace(done, json.dumps(found, indent=2) + "\n")
+                    replace_text(done, json.dumps(found, indent=2) + "\n")
                 runs[group][name].append(json.loads(done.read_text()))
     texts = []
     for group, rows in runs.items():
@@ -202,7 +210,7 @@ def _study(what: Study, how: _How, seeds: int | None, full: bool, only: list[str
         header, cells = tabled(rows, published)
         show(f"{what.title}; {group}: {epochs} epochs, {seeds} seeds", header, cells)
         texts.append(f"{group}\n\n{markdown(header, cells)}")
-    _replace(how.out / "table.md", "\n".join(texts))
+    replace_text(how.out / "table.md", "\n".join(texts))
 
 
 def _wanted(only: list[str], group: str, name: str) -> bool:
@@ -273,14 +281,7 @@ def _append(path: Path, entry: dict[str, float]) -> None:
     writer.writeheader()
     text.writelines(f"{line}\n" for line in kept)
     writer.writerow(entry)
-    _replace(path, text.getvalue())
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file as a whole: one that a stop would leave cut off is worse than none."""
-    beside = path.with_name(path.name + ".new")
-    beside.write_text(text, newline="")
-    os.replace(beside, path)
+    replace_text(path, text.getvalue())
 
 
 def _measured(figure: Figure, what: Reproduction, run: Recipe, test: Batch, seed: int) -> dict[str, Any]:

@@ -178,7 +178,8 @@ def load_modules(modules: Sequence[nn.Module], states: Sequence[Mapping[str, Any
 def locked(path: str | Path | None) -> Iterator[None]:
     """Hold a path for this process, by a lock on ``.<name>.lock`` beside it, which the system frees after a kill.
 
-    The folder is made, so that one that cannot be written shows before any work is done. Temporary files of processes
+    The folder is made, so that one that cannot be written shows before any work is done, and removed again if nothing
+    has come into it. Temporary files of processes
     that were killed while they wrote to this path are removed. Where the system has no such locks, the last writer
     wins. Nothing is done for None.
 
@@ -191,6 +192,7 @@ def locked(path: str | Path | None) -> Iterator[None]:
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise ValueError(f"{path} is a folder: expected the name of a file")
+    made = not target.parent.exists()
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = target.with_name(f".{target.name[:SHORT]}.lock")
     held = _acquired(lock, path)
@@ -203,6 +205,9 @@ def locked(path: str | Path | None) -> Iterator[None]:
             with suppress(OSError):
                 lock.unlink()
             os.close(held)
+        if made:
+            with suppress(OSError):  # it is not empty
+                target.parent.rmdir()
 
 
 def _acquired(lock: Path, path: str | Path) -> int | None:

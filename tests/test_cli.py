@@ -2,11 +2,16 @@
 
 import csv
 import json
+import os
 import re
+import signal
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+import pyro_mm as mm
+from pyro_mm import cli, runs, storage
 from pyro_mm.cli import ESTIMATORS, OBJECTIVES, TRAINED, app
 
 FAST = ["--epochs", "1", "--rows", "40", "--evidence-particles", "50"]
@@ -18,6 +23,11 @@ FILES = {
 
 def run(*arguments):
     return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "120", "TERM": "dumb"})
+
+
+def text_of(result):
+    """What was printed, without the frames of panels."""
+    return re.sub(r"[\s│╭╮╰╯─]+", " ", result.output)
 
 
 def numbers(output):
@@ -101,3 +111,220 @@ def test_help_names_every_choice():
     text = re.sub(r"[\s│]+", " ", run("train", "--help").output)
     for name in [*TRAINED, *OBJECTIVES, *ESTIMATORS]:
         assert name in text
+
+
+def test_the_version():
+    result = run("--version")
+    assert (result.exit_code, result.output) == (0, f"pyro-mm {mm.__version__}\n")
+
+
+# -- folders --------------------------------------------------------------------------------------------------------
+
+
+def test_folders_are_named_by_what_is_in_them():
+    """Two runs that differ in recipe, objective or estimator do not go to one folder."""
+    settings = runs.Settings("digits", "mvae", None, None, None, 1, 128, 1e-3, 0, 4, None, 40, 50)
+    assert settings.name == "digits-mvae"
+    names = {
+        runs.Settings("digits", recipe, objective, estimator, *(None, 1, 128, 1e-3, 0, 4, None, 40, 50)).name
+        for recipe in TRAINED
+        for objective in (None, *OBJECTIVES)
+        for estimator in (None, *ESTIMATORS)
+    }
+    assert len(names) == len(TRAINED) * (1 + len(OBJECTIVES)) * (1 + len(ESTIMATORS))
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Drawing them takes longer than all the rest."""
+    monkeypatch.setattr(cli, "_pictures", lambda *_: {})
+    return FILES - {name for name in FILES if name.endswith(".png")}
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_run_is_replaced_only_by_force(trained, tmp_path, monkeypatch, no_pictures):
+    """Nothing of it is touched otherwise, and nothing is trained."""
+    out = tmp_path / "a"
+    out.mkdir()
+    for name, content in contents(trained[0]).items():
+        (out / name).write_bytes(content)
+    (out / "notes.txt").write_text("mine")
+    before = contents(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "fit", lambda *_, **__: pytest.fail("it was trained"))
+        result = run("train", "digits", *FAST, "--latent", 4, "--out", out)
+        assert result.exit_code == 2 and "holds a run already" in text_of(result) and "--force" in text_of(result)
+        for name in ("weights.pt", "evidence.csv", "latent.png"):
+            alone = tmp_path / name
+            alone.mkdir()
+            (alone / name).write_text("mine")
+            assert run("train", "digits", *FAST, "--out", alone).exit_code == 2
+    assert contents(out) == before
+    result = run("train", "digits", *FAST, "--latent", 3, "--out", out, "--force")
+    assert result.exit_code == 0, result.output
+    after = contents(out)
+    assert after.keys() == no_pictures | {"notes.txt"} and after["weights.pt"] != before["weights.pt"]
+    assert after["notes.txt"] == b"mine" and json.loads(after["config.json"])["latent"] == 3
+
+
+@pytest.mark.parametrize("recipe", ["jmvae-kl", "mopoe"])
+def test_a_folder_that_cannot_be_written_shows_before_training(tmp_path, monkeypatch, recipe):
+    monkeypatch.setattr(cli, "fit", lambda *_, **__: pytest.fail("it was trained"))
+    (tmp_path / "file").touch()
+    result = run("train", "digits", *FAST, "--recipe", recipe, "--out", tmp_path / "file" / "a")
+    assert result.exit_code == 1 and "Error" in result.output and "file" in text_of(result)
+    result = run("train", "digits", *FAST, "--out", tmp_path / "file")
+    assert result.exit_code == 2 and "is a file" in text_of(result)
+    monkeypatch.chdir(tmp_path)
+    for options in (["--estimator", "iwae-stratified"], ["--objective", "elb"]):
+        assert run("train", "digits", *FAST, *options).exit_code == 2
+    assert [path.name for path in tmp_path.rglob("*")] == ["file"]  # what fails at once leaves no folder
+
+
+def test_a_folder_is_of_one_training_at_a_time(tmp_path):
+    out = tmp_path / "a"
+    with storage.locked(out / "config.json"):
+        result = run("train", "digits", *FAST, "--out", out)
+    assert result.exit_code == 1 and "is in use" in text_of(result)
+
+
+# -- interruption ---------------------------------------------------------------------------------------------------
+
+
+def interrupting(monkeypatch, at):
+    """Ctrl-C after that epoch, or before the first."""
+    fit = cli.fit
+
+    def interrupted(*arguments, **options):
+        def callback(epoch, entry):
+            if epoch == at:
+                signal.raise_signal(signal.SIGINT)
+
+        if at == 0:
+            signal.raise_signal(signal.SIGINT)
+        return fit(*arguments, **options, callback=callback)
+
+    monkeypatch.setattr(cli, "fit", interrupted)
+
+
+SLOW = ["--epochs", "4", "--rows", "40", "--evidence-particles", "50", "--latent", 4]
+
+
+def test_an_interrupted_run_keeps_its_weights_and_goes_on(tmp_path, monkeypatch, no_pictures):
+    """The table is that of a run without a stop, to the last digit."""
+    straight = run("train", "digits", *SLOW, "--out", tmp_path / "straight")
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        interrupting(patch, 2)
+        result = run("train", "digits", *SLOW, "--out", out)
+    text = text_of(result)
+    assert result.exit_code == 130, result.output
+    assert "Interrupted" in text and "after epoch 2 of 4" in text and "The same command goes on from there" in text
+    assert contents(out).keys() == {"config.json", "checkpoint.pt", "weights.pt", "history.csv"}
+    assert len((out / "history.csv").read_text().splitlines()) == 3
+    state = torch.load(out / "weights.pt", weights_only=True)
+    saved = torch.load(out / "checkpoint.pt", weights_only=True)["modules"]
+    assert all(torch.equal(x, saved[0][name]) for name, x in state["model"].items())
+
+    result = run("evaluate", out)
+    assert result.exit_code == 0 and "of an unfinished run, after epoch 2 of 4" in result.output
+    result = run("train", "digits", *SLOW, "--seed", 1, "--out", out)
+    assert result.exit_code == 2 and "unfinished run of other settings (seed 0, not 1)" in text_of(result)
+    with monkeypatch.context() as patch:  # Ctrl-C while it is evaluated
+        patch.setattr(cli, "evaluated", lambda *_: signal.raise_signal(signal.SIGINT))
+        result = run("train", "digits", *SLOW, "--out", out)
+        assert result.exit_code == 130 and "after epoch 4 of 4" in text_of(result)
+    result = run("train", "digits", *SLOW, "--out", out)
+    assert result.exit_code == 0 and "going on with the run" in result.output
+    assert numbers(result.output) == numbers(straight.output) and contents(out).keys() == no_pictures
+    assert len((out / "history.csv").read_text().splitlines()) == 5
+
+
+def test_an_interruption_in_the_first_epoch_leaves_nothing(tmp_path, monkeypatch):
+    interrupting(monkeypatch, 0)
+    result = run("train", "digits", *SLOW, "--out", tmp_path / "out")
+    assert result.exit_code == 130 and "there is nothing to go on from" in text_of(result)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("what", ["compare", "evaluate"])
+def test_an_interruption_of_what_writes_nothing(trained, monkeypatch, what):
+    monkeypatch.setattr(cli, "_load", lambda *_: signal.raise_signal(signal.SIGINT))
+    result = run(what, "digits" if what == "compare" else trained[0])
+    assert result.exit_code == 130 and "Interrupted" in result.output and "Traceback" not in result.output
+
+
+# -- mistakes -------------------------------------------------------------------------------------------------------
+
+
+def damaged(trained, folder, name, content):
+    folder.mkdir()
+    for other, old in contents(trained[0]).items():
+        (folder / other).write_bytes(content if other == name else old)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.json", b"{", "config.json is damaged, or was not written by pyro-mm train"),
+        ("config.json", b"[]", "config.json is damaged, or was not written by pyro-mm train"),
+        ("config.json", b'{"recipe": "mvae"}', "config.json is damaged, or was not written by pyro-mm train"),
+        ("config.json", b"\xff", "config.json is damaged, or was not written by pyro-mm train"),
+        ("weights.pt", b"x", "weights.pt is damaged, or not a file of mm.save"),
+    ],
+)
+def test_a_damaged_run_is_a_failure_with_the_path(trained, tmp_path, name, content, words):
+    result = run("evaluate", damaged(trained, tmp_path / "a", name, content))
+    assert result.exit_code == 1 and words in text_of(result) and "Traceback" not in result.output
+
+
+def test_settings_of_other_types_are_a_failure(trained, tmp_path):
+    held = json.loads((trained[0] / "config.json").read_text()) | {"epochs": "2"}
+    result = run("evaluate", damaged(trained, tmp_path / "a", "config.json", json.dumps(held).encode()))
+    assert result.exit_code == 1 and "expected epochs of type int, got '2'" in text_of(result)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["train", "mnist", "--data", "nowhere"], 2, "'nowhere' does not exist"),
+        (["train", "digits", "--data", "."], 2, "digits needs no files, leave it out"),
+        (["train", "digits", "--lr", "inf"], 2, "--lr"),
+        (["train", "digits", "--seed", str(2**70)], 2, "--seed"),
+        (["train", "digits", "--epochs", "0"], 2, "--epochs"),
+        (["train", "digits", "--epochs", "1", "--lr", "1e5"], 1, "Error"),
+        (["compare", "digits", "--device", "abacus"], 2, "no device 'abacus'"),
+        (["reproduce", "jmvae-mnist", "--data", "nowhere"], 2, "does not exist"),
+        (["reproduce", "jmvae-mnist", "--minutes", "-1"], 2, "--minutes"),
+    ],
+)
+def test_codes_of_a_mistake_and_of_a_failure(arguments, code, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments, *(FAST[2:] if arguments[0] == "train" else []))
+    assert result.exit_code == code, result.output
+    assert words in text_of(result) and "Traceback" not in result.output
+
+
+def test_a_failure_of_reproduce_has_no_traceback(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYRO_MM_DATA", raising=False)
+    (tmp_path / "file").touch()
+    result = run("reproduce", "hirt-mnist", "--data", tmp_path, "--out", tmp_path / "out")
+    assert result.exit_code == 1 and "usps" in text_of(result) and "Traceback" not in result.output
+    result = run("reproduce", "hirt-mnist", "--data", tmp_path, "--out", tmp_path / "file" / "out")
+    assert result.exit_code == 1 and "file" in text_of(result)
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(cli, "_load", lambda *_: {}["a defect"])
+    result = run("compare", "digits")
+    assert isinstance(result.exception, KeyError)
+
+
+def test_an_evaluation_writes_nothing(trained):
+    before = {path.name: os.stat(path).st_mtime_ns for path in trained[0].iterdir()}
+    assert run("evaluate", trained[0], "--rows", 20).exit_code == 0
+    assert {path.name: os.stat(path).st_mtime_ns for path in trained[0].iterdir()} == before

@@ -130,6 +130,8 @@ BESIDE = {
     "studies": None,
     "reproduce": None,
     "report": None,
+    "console": set(),
+    "runs": {"checkpoint", "saving", "storage", "train"},
     "cli": None,
     "__init__": None,
 }  # None: anything but its own superiors
