@@ -9,7 +9,16 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
+from pyro.infer import (
+    ELBO,
+    RenyiELBO,
+    ReweightedWakeSleep,
+    Trace_ELBO,
+    Trace_MMD,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceTailAdaptive_ELBO,
+)
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -68,6 +77,8 @@ def loss(
         TypeError: a differentiable loss of an estimator that has none.
     """
     name, weight = type(estimator).__name__, 1.0
+    if isinstance(estimator, ReweightedWakeSleep | Trace_MMD | TraceTailAdaptive_ELBO):
+        raise ValueError(f"{name} is no estimate of a term's value: use pyro_mm.estimators, or another pyro.infer.ELBO")
     if not stacks(estimator):
         (row,) = rows
         if isinstance(row.weight, Tensor):

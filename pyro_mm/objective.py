@@ -16,14 +16,15 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from . import foreign, subsampling
-from .batch import Batch
+from .arguments import check_flag, check_function, described
+from .batch import Batch, check_batch
 from .bounds import Target, is_linear, is_lower_bound, target
 from .estimators import AnalyticKL, PerRow, check_pairing
 from .importance import Scores
 from .pairs import Callback, Structure, structure
 from .presence import constant
 from .stacking import sharing, views
-from .terms import Row, Term, expand
+from .terms import Row, Term, check_modalities, check_table, expand, step_weight
 
 Terms = Sequence[Term] | Callable[[tuple[str, ...]], Sequence[Term]]
 
@@ -52,13 +53,16 @@ class Objective(ELBO):
         self, terms: Terms, estimator: ELBO | None = None, *, vectorize: bool = True, subsample: int | None = None
     ):
         super().__init__()
-        self.terms = terms if callable(terms) else tuple(terms)
-        self.estimator = AnalyticKL() if estimator is None else estimator
-        self.vectorize, self.subsample = vectorize, subsample
+        is_function = callable(terms) and not isinstance(terms, ELBO)
+        self.terms = check_function("terms", terms, ("names",)) if is_function else check_table(terms)
+        self.estimator = AnalyticKL() if estimator is None else _check_estimator(estimator)
+        self.vectorize = check_flag("vectorize", vectorize)
+        self.subsample = subsample
         subsampling.check(subsample, self.estimator_text, self.linear)
         self.steps = 0
         self.by_term: dict[str, Tensor] = {}
         self._names: tuple[str, ...] | None = None
+        self._known: Any = None  # the names and modalities that the table was last checked against
 
     def __call__(self, model: Callback, guide: Callback) -> torch.nn.Module:  # type: ignore[override]
         """The loss as a module, holding model and guide: called with a batch."""
@@ -145,7 +149,7 @@ class Objective(ELBO):
         fixed: dict[int, float] = {}
 
         def at(weight: Callable[[int], float], kind: str) -> float:
-            values.append(float(weight(self.steps)))
+            values.append(step_weight(weight, self.steps))
             if kind == "likelihood" and values[-1] <= 0:
                 fixed[len(values) - 1] = values[-1]
             return values[-1]
@@ -186,12 +190,13 @@ class Objective(ELBO):
 
     def _loss(self, model: Callback, guide: Callback, batch: Batch, backward: bool = False, at: Any = None) -> Any:
         """The loss; with ``backward`` a number, for estimators that take their gradient themselves."""
-        at = at or (lambda weight, kind: float(weight(self.steps)))
-        self._names = batch.names
+        at = at or (lambda weight, kind: step_weight(weight, self.steps))
+        self._names = check_batch(batch).names
         self.by_term = {}
         estimator, info = self.estimator, structure(model, guide, batch)
         memo: dict[Any, Any] = {}
         check_pairing(estimator, info)
+        self._check_modalities(batch, info)
         drawn: Mapping[str, float] | None = None
         if self.subsample is not None and torch.is_grad_enabled():
             subsampling.check(self.subsample, self.estimator_text, self.linear)
@@ -270,10 +275,26 @@ class Objective(ELBO):
         return -sum(totals[1:], totals[0])
 
     def _table(self, names: tuple[str, ...] | None) -> Sequence[Term]:
-        return self.terms(names or ()) if callable(self.terms) else self.terms
+        return check_table(self.terms(names or ())) if callable(self.terms) else self.terms
+
+    def _check_modalities(self, batch: Batch, info: Structure) -> None:
+        if self._known != (batch.names, info.modalities):
+            check_modalities(self._table(batch.names), batch.names, info.modalities)
+            self._known = (batch.names, info.modalities)
 
     def _get_trace(self, *_: Any) -> Any:
         raise TypeError("an Objective has no single trace")
+
+
+def _check_estimator(value: Any) -> ELBO:
+    """Return an estimator. Raises a TypeError for a class, another objective, or anything else."""
+    wanted = "expected estimator to be one of pyro_mm.estimators, or a pyro.infer.ELBO"
+    if isinstance(value, Objective):
+        raise TypeError(f"{wanted}, got an objective: its own estimator is {value.estimator_text}")
+    if isinstance(value, ELBO):
+        return value
+    hint = f": make an instance, {value.__name__}(..)" if isinstance(value, type) and issubclass(value, ELBO) else ""
+    raise TypeError(f"{wanted}, got {described(value)}{hint}")
 
 
 def _bound(estimator: PerRow, scores: Scores, rows: list[Row]) -> Tensor:

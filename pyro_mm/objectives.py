@@ -2,18 +2,22 @@ r"""The multimodal objectives of the literature, each a table of terms ``(encode
 
 ``*`` is all present modalities, ``m`` each of them in turn, ``others`` all but that one, ``P`` the prior, ``-`` the
 empty set. ``estimator=`` takes any ``pyro.infer.ELBO``; by default the KL is analytic where the posterior has one.
-``print(objective)`` shows the table and what it bounds.
+``print(objective)`` shows the table and what it bounds. Weights are finite and not negative, at every step; a table of
+one's own, of Terms, may have negative ones. Other arguments raise a ``ValueError`` or a ``TypeError``.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from pyro.infer import ELBO
 
+from .arguments import check_flag, check_integer, check_number
 from .estimators import IWAE
 from .objective import Objective
-from .terms import ALL, EACH, EVERY, OTHERS, PRIOR, Number, Random, Symbol, Term
+from .terms import ALL, EACH, EVERY, OTHERS, PRIOR, Number, Random, Symbol, Term, check_weight, check_weights
 
 __all__ = [
     "ALL", "EACH", "EVERY", "OTHERS", "PRIOR", "Objective", "Random", "Symbol", "Term", "beta_vae", "dmvae", "elbo",
@@ -24,11 +28,50 @@ __all__ = [
 
 def warm_up(steps: int, stop: float = 1.0, start: float = 0.0) -> Callable[[int], float]:
     """A weight that goes linearly from ``start`` to ``stop`` over so many steps and stays there."""
+    check_number("steps", steps, least=0)
+    check_number("stop", stop)
+    check_number("start", start)
 
     def warm_up(step: int) -> float:
         return start + (stop - start) * min(1.0, step / max(steps, 1))
 
     return warm_up
+
+
+def _nonnegative(argument: str, weight: Any) -> Number:
+    """Return a weight that is not negative, at any step. Raises a TypeError or a ValueError for anything else."""
+    weight = check_weight(argument, weight)
+    if not callable(weight):
+        return check_number(argument, weight, least=0)
+
+    @functools.wraps(weight)
+    def checked(step: int) -> float:
+        return check_number(f"{argument} at step {step}", weight(step), least=0)
+
+    checked.__name__ = getattr(weight, "__name__", repr(weight))
+    return checked
+
+
+def _nonnegatives(argument: str, weights: Any) -> Number | Mapping[str, Number]:
+    """Return a weight, or one for each modality, of which none is negative."""
+    weights = check_weights(argument, weights)
+    if not isinstance(weights, Mapping):
+        return _nonnegative(argument, weights)
+    return {name: _nonnegative(f"{argument}[{name!r}]", weight) for name, weight in weights.items()}
+
+
+def _count(argument: str, value: Any, least: int) -> int:
+    """Return a number of things. Raises a TypeError or a ValueError for anything else."""
+    if isinstance(value, ELBO):
+        raise TypeError(f"expected {argument} to be an integer, got {value!r}: is it the estimator?")
+    return check_integer(argument, value, least=least)
+
+
+def _share(argument: str, value: Any) -> float:
+    """Return a number from 0 to 1. Raises a TypeError or a ValueError for anything else."""
+    if isinstance(value, ELBO):
+        raise TypeError(f"expected {argument} to be a number, got {value!r}: is it the estimator?")
+    return check_number(argument, value, least=0, most=1)
 
 
 def elbo(estimator: ELBO | None = None, *, kl: Number = 1.0, vectorize: bool = True) -> Objective:
@@ -38,7 +81,7 @@ def elbo(estimator: ELBO | None = None, *, kl: Number = 1.0, vectorize: bool = T
 
     Kingma & Welling 2014 (arXiv:1312.6114); Suzuki et al. 2016 (arXiv:1611.01891). ``kl`` may be a warm-up.
     """
-    return Objective([Term(ALL, ALL, kl=kl)], estimator, vectorize=vectorize)
+    return Objective([Term(ALL, ALL, kl=_nonnegative("kl", kl))], estimator, vectorize=vectorize)
 
 
 def beta_vae(beta: Number = 4.0, estimator: ELBO | None = None, *, vectorize: bool = True) -> Objective:
@@ -46,7 +89,7 @@ def beta_vae(beta: Number = 4.0, estimator: ELBO | None = None, *, vectorize: bo
 
     Higgins et al. 2017 (beta-VAE, ICLR).
     """
-    return elbo(estimator, kl=beta, vectorize=vectorize)
+    return elbo(estimator, kl=_nonnegative("beta", beta), vectorize=vectorize)
 
 
 def jmvae_kl(
@@ -59,7 +102,9 @@ def jmvae_kl(
     Still a lower bound on log p(x), and one on the variation of information between the modalities. ``kl`` is the
     weight of the prior's KL alone, which the authors warm up. Suzuki et al. 2016 (arXiv:1611.01891).
     """
-    return Objective([Term(ALL, ALL, kl=kl), Term(ALL, (), EACH, kl=alpha)], estimator, vectorize=vectorize)
+    joint = Term(ALL, ALL, kl=_nonnegative("kl", kl))
+    penalty = Term(ALL, (), EACH, kl=_nonnegative("alpha", alpha))
+    return Objective([joint, penalty], estimator, vectorize=vectorize)
 
 
 def mvae(
@@ -78,7 +123,8 @@ def mvae(
     makes it a surrogate; S is uniform over the non-empty subsets of what the row has. Wu & Goodman 2018
     (arXiv:1802.05335).
     """
-    weights = {"likelihood": likelihood, "kl": kl}
+    num_subsets = _count("num_subsets", num_subsets, least=0)
+    weights = {"likelihood": _nonnegatives("likelihood", likelihood), "kl": _nonnegative("kl", kl)}
     subsets = [Random(index=i, empty=False) for i in range(num_subsets)]
     terms = [Term(ALL, ALL, **weights), Term(EACH, EACH, **weights), *(Term(s, s, **weights) for s in subsets)]  # type: ignore[arg-type]
     return Objective(terms, estimator, vectorize=vectorize)
@@ -91,6 +137,7 @@ def telbo(
 
     Vedantam et al. 2018 (arXiv:1705.10762).
     """
+    likelihood = _nonnegatives("likelihood", likelihood)
     unimodal = Term(EACH, EACH, likelihood=likelihood, freeze_decoder=True)
     return Objective([Term(ALL, ALL, likelihood=likelihood), unimodal], estimator, vectorize=vectorize)
 
@@ -115,6 +162,8 @@ def mmvae(num_particles: int = 10, *, looser: bool = True, estimator: ELBO | Non
     the mean; ``estimator`` replaces both. The guide's posterior has to be a mixture. Shi et al. 2019
     (arXiv:1911.03393).
     """
+    num_particles = _count("num_particles", num_particles, least=1)
+    looser = check_flag("looser", looser)
     stratified = IWAE(num_particles, stratified="outside" if looser else "inside")
     return Objective([Term(ALL, ALL)], stratified if estimator is None else estimator)
 
@@ -144,6 +193,9 @@ def mixture_mean(
     Without private latents and with K = 1 it is MMVAE. Palumbo et al. 2023 (MMVAE+, ICLR).
     """
 
+    beta = _nonnegative("beta", beta)
+    likelihood = _nonnegatives("likelihood", likelihood)
+
     def negative() -> Number:
         return (lambda step: -beta(step)) if callable(beta) else -beta
 
@@ -160,7 +212,7 @@ def dmvae(
 
     (1 + M) bounds on log p(x). Lee & Pavlovic 2021 (arXiv:2012.13024).
     """
-    weights = {"likelihood": likelihood, "kl": kl}
+    weights = {"likelihood": _nonnegatives("likelihood", likelihood), "kl": _nonnegative("kl", kl)}
     return Objective([Term(ALL, ALL, **weights), Term(EACH, ALL, **weights)], estimator)  # type: ignore[arg-type]
 
 
@@ -191,10 +243,13 @@ def subset_mean(
     Raises:
         ValueError: ``empty`` without ``num_subsets``.
     """
+    kl = _nonnegative("kl", kl)
+    check_flag("empty", empty)
     if num_subsets is None:
         if empty:
             raise ValueError("the share of the empty set depends on the row: take num_subsets, a mean over random ones")
         return Objective([Term(EVERY, ALL, kl=kl, average=True)], estimator, vectorize=vectorize)
+    num_subsets = _count("num_subsets", num_subsets, least=1)
     share = 1 / num_subsets
     scaled: Number = (lambda step: share * kl(step)) if callable(kl) else share * kl
     terms = [Term(Random(index=i, empty=empty), ALL, likelihood=share, kl=scaled) for i in range(num_subsets)]
@@ -209,6 +264,8 @@ def mmjsd(prior_weight: float | None = None, estimator: ELBO | None = None, *, v
     with q the posterior of all modalities, :math:`\pi_0` = ``prior_weight`` (default 1 / (M + 1)) and
     :math:`\pi_m = (1 - \pi_0) / M`. A surrogate. Sutter et al. 2020 (arXiv:2006.08242).
     """
+
+    prior_weight = None if prior_weight is None else _share("prior_weight", prior_weight)
 
     def terms(names: tuple[str, ...]) -> list[Term]:
         share = 1 / (len(names) + 1) if prior_weight is None else prior_weight
@@ -226,6 +283,8 @@ def mmvm(beta: Number = 1.0, estimator: ELBO | None = None, *, vectorize: bool =
     q(z | x) of several modalities, nor p(z), is in it, so nothing here trains either: a surrogate. The sum of KLs is
     above that from the mixture of all, which the paper derives. Sutter et al. 2024 (arXiv:2403.05300).
     """
+
+    beta = _nonnegative("beta", beta)
 
     def terms(names: tuple[str, ...]) -> list[Term]:
         # of those m that count, being present with l: as many as the row has
@@ -245,6 +304,9 @@ def mvtcae(
     Meant for a product of experts without the prior expert. Hwang et al. 2021 (NeurIPS, Multi-View Representation
     Learning via Total Correlation Objective).
     """
+
+    alpha = _share("alpha", alpha)
+    beta = _nonnegative("beta", beta)
 
     def times(weight: float) -> Number:
         return (lambda step: weight * beta(step)) if callable(beta) else weight * beta

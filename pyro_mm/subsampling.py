@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
+from .arguments import check_integer
 from .batch import Batch
 from .pairs import Structure
 
@@ -53,8 +54,7 @@ def check(subsample: int | None, estimator: str, linear: bool) -> None:
     """
     if subsample is None:
         return
-    if subsample < 1:
-        raise ValueError(f"expected a subsample of at least one modality, got {subsample}")
+    check_integer("the number of modalities to decode", subsample, least=1)
     if not linear:
         raise ValueError(
             f"{estimator} takes the logarithm of a mean of weights, inside which a sum over some of the modalities is "

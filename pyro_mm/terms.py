@@ -8,14 +8,23 @@ with :math:`q_A = q(z | x_A)`, :math:`r_C = q(z | x_C)`, and the prior p(z) in p
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
+from .arguments import (
+    check_flag,
+    check_function,
+    check_integer,
+    check_mapping,
+    check_names,
+    check_number,
+    described,
+)
 from .batch import Batch
 from .presence import Presence, all_of, any_of, negated, subsets
 
@@ -29,6 +38,13 @@ class Symbol:
     def __repr__(self) -> str:
         return self.text
 
+    def __reduce__(self) -> Any:
+        return _symbol, (self.text,)  # a copy is the symbol itself, by which it is known
+
+
+def _symbol(text: str) -> Symbol:
+    return next(symbol for symbol in SYMBOLS if symbol.text == text)
+
 
 PRIOR = Symbol("P")
 """Not a set: the model's prior p(z). The empty set ``()`` is q(z | nothing), which is another thing."""
@@ -40,6 +56,7 @@ OTHERS = Symbol("others")
 """All present modalities but the one of ``EACH``."""
 EVERY = Symbol("S")
 """Every non-empty subset of the modalities: the term stands for the sum over them."""
+SYMBOLS = (PRIOR, ALL, EACH, OTHERS, EVERY)
 
 
 @dataclass(frozen=True)
@@ -53,6 +70,16 @@ class Random(Symbol):
     index: int = 0
     empty: bool = True
     rest: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise TypeError(f"expected Random's arguments by name, as in Random(index=1), got {described(self.text)}")
+        check_integer("index", self.index, least=0)
+        check_flag("empty", self.empty)
+        check_flag("rest", self.rest)
+
+    def __reduce__(self) -> Any:
+        return Random, astuple(self)
 
     def __repr__(self) -> str:
         return f"{'not ' if self.rest else ''}random S{self.index or ''}"
@@ -69,13 +96,16 @@ class Term:
     Args:
         encode, given: names of modalities, ``()``, ``PRIOR`` or another symbol.
         decode: names of modalities, ``()`` for a penalty, or a symbol.
-        likelihood: a number, a function of the step, or either for each modality (one not named weighs 1).
-        kl: a number or a function of the step.
+        likelihood: a finite number, a function of the step, or either for each modality (one not named weighs 1).
+        kl: a finite number or a function of the step.
         freeze_decoder: whether the decoders get no gradient from this term (with Pyro's own estimators, nor does
             anything else of the model).
         average: divides a sum over ``EACH`` or ``EVERY`` by the number of its terms that count in the row.
 
     A term whose ``encode`` or ``given`` names modalities that a row has none of counts 0 there.
+
+    Raises:
+        TypeError, ValueError: what is no set of modalities, or no weight; ``EVERY`` beside ``EACH`` or ``OTHERS``.
     """
 
     encode: Names
@@ -97,15 +127,17 @@ class Term:
         freeze_decoder: bool = False,
         average: bool = False,
     ):
-        numbers = [*likelihood.values()] if isinstance(likelihood, Mapping) else [likelihood]
-        for weight in (*numbers, kl):
-            if isinstance(weight, ELBO):
-                raise TypeError(f"a weight is a number or a function of the step, got {weight!r}: is it the estimator?")
-        likelihood = 1.0 if isinstance(likelihood, Mapping) and not likelihood else likelihood
         if decode is PRIOR:
             raise ValueError("PRIOR cannot be decoded: decode=() makes a term a penalty")
-        sets = {"encode": _names(encode), "decode": _names(decode), "given": _names(given)}
-        weights = {"likelihood": likelihood, "kl": kl, "freeze_decoder": freeze_decoder, "average": average}
+        sets = {"encode": _set("encode", encode), "decode": _set("decode", decode), "given": _set("given", given)}
+        if EVERY in sets.values() and {EACH, OTHERS} & set(sets.values()):
+            raise ValueError(f"a term is a sum over EACH or over EVERY, not over both: {tuple(sets.values())}")
+        weights = {
+            "likelihood": check_weights("likelihood", likelihood),
+            "kl": check_weight("kl", kl),
+            "freeze_decoder": check_flag("freeze_decoder", freeze_decoder),
+            "average": check_flag("average", average),
+        }
         for name, value in {**sets, **weights}.items():
             object.__setattr__(self, name, value)
 
@@ -158,6 +190,89 @@ class Term:
         """The symbol over which the term is a sum, if it is one."""
         sets = (self.encode, self.decode, self.given)
         return EACH if EACH in sets or OTHERS in sets else EVERY if EVERY in sets else None
+
+
+def check_weight(argument: str, value: Any) -> Number:
+    """Return a weight: a finite number, or a function of the step.
+
+    Raises:
+        TypeError: something else, such as an estimator in its place, or a parameter.
+        ValueError: NaN or infinity.
+    """
+    if isinstance(value, ELBO):
+        raise TypeError(f"a weight is a number or a function of the step, got {value!r}: is it the estimator?")
+    if callable(value):
+        return check_function(argument, value, ("step",))
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise TypeError(f"expected {argument} to be a number, got a tensor to be trained: weights are not trained")
+    return check_number(argument, value)
+
+
+def check_weights(argument: str, value: Any) -> Number | Mapping[str, Number]:
+    """Return a weight, or a mapping from modalities to weights. Raises as :func:`check_weight` does."""
+    if not isinstance(value, Mapping):
+        return check_weight(argument, value)
+    weights = check_mapping(argument, value, "weights")
+    return {name: check_weight(f"{argument}[{name!r}]", weight) for name, weight in weights.items()} or 1.0
+
+
+def step_weight(weight: Callable[[int], Any], step: int) -> float:
+    """Return a function's weight at a step. Raises a TypeError or a ValueError for what is no finite number."""
+    return check_number(f"the weight {_weight_text(weight)} at step {step}", weight(step))
+
+
+def check_table(terms: Any) -> tuple[Term, ...]:
+    """Return a table of terms.
+
+    Raises:
+        TypeError: something else than terms.
+        ValueError: random sets that share a draw, of which only some may be empty.
+    """
+    if isinstance(terms, str | Term | Mapping) or not isinstance(terms, Iterable):
+        hint = ", one term alone: put it in a list" if isinstance(terms, Term) else ""
+        raise TypeError(
+            f"expected a list of terms, or a function from the modalities' names, got {described(terms)}{hint}"
+        )
+    table = tuple(terms)
+    empty: dict[int, bool] = {}
+    for term in table:
+        if not isinstance(term, Term):
+            raise TypeError(f"expected a table to consist of Terms, got {described(term)}")
+        for drawn in (term.encode, term.decode, term.given):
+            if isinstance(drawn, Random) and empty.setdefault(drawn.index, drawn.empty) != drawn.empty:
+                raise ValueError(
+                    f"random sets of index {drawn.index} share a draw, but one has empty=True and another one "
+                    "empty=False: give them indices of their own"
+                )
+    return table
+
+
+def check_modalities(terms: Sequence[Term], names: Collection[str], observed: Collection[str]) -> None:
+    """Refuse terms and weights of modalities that are not there.
+
+    Args:
+        terms: a table.
+        names: the batch's modalities.
+        observed: those that the story observes where they are present.
+
+    Raises:
+        ValueError: naming term, argument and modality.
+    """
+    what = f"a modality that is not observed: the batch has {_listed(names)}, the story observes {_listed(observed)}"
+    for term in terms:
+        for argument in ("encode", "given", "decode"):
+            known = observed if argument == "decode" else {*names, *observed}
+            which = getattr(term, argument)
+            for name in () if isinstance(which, Symbol) else which:
+                if name not in known:
+                    raise ValueError(f"term {term!r}, {argument}: {name!r} is {what}")
+        for name in term.likelihood if isinstance(term.likelihood, Mapping) else ():
+            if name not in observed:
+                raise ValueError(f"term {term!r} has a likelihood weight for {name!r}, {what}")
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(map(repr, sorted(names))) or "none"
 
 
 @dataclass
@@ -318,8 +433,21 @@ def _concrete(names: Names, chosen: Sequence[str], all_names: tuple[str, ...]) -
     return names if names is ALL or names is PRIOR or isinstance(names, Random) else members(names, chosen, all_names)
 
 
-def _names(names: Names) -> Names:
-    return names if isinstance(names, Symbol) else (names,) if isinstance(names, str) else tuple(names)
+def _set(argument: str, names: Any) -> Names:
+    """Return a set of modalities: a symbol, or names. Raises a TypeError or a ValueError for anything else."""
+    if isinstance(names, Random):
+        return names
+    if isinstance(names, Symbol):
+        if names not in SYMBOLS:
+            raise ValueError(f"expected {argument} to be one of the symbols {SYMBOLS}, got {names!r}")
+        return _symbol(names.text)
+    if names is None:
+        raise TypeError(f"expected {argument} to be names or a symbol, got None: the prior is PRIOR, the empty set ()")
+    if isinstance(names, Iterable) and not isinstance(names, str):
+        names = tuple(names)
+        if any(isinstance(name, Symbol) for name in names):
+            raise TypeError(f"expected {argument} to be names, or one symbol alone, got {names}")
+    return check_names(argument, names)
 
 
 def _text(names: Names) -> str:
