@@ -276,7 +276,7 @@ def test_a_sum_inside_a_logarithm_is_refused(estimator, double):
 
 def test_so_is_more_than_there_is_and_less_than_one(pair):
     batch = pair[0].sample(2)
-    with pytest.raises(ValueError, match="at least one modality, got 0"):
+    with pytest.raises(ValueError, match="modalities to decode >= 1, got 0"):
         tables.elbo().subsampled(0)
     with pytest.raises(ValueError, match=r"1 to 5 modalities.*got 6"):
         tables.elbo().subsampled(6).loss_and_grads(*pair, batch)
