@@ -157,13 +157,13 @@ def of_run(batch: Batch, rows: Rows, run: Callable[[], Any]) -> Cause:
 
 
 def of_backward(error: Exception) -> str:
-    """Return advice on a gradient that is NaN, from what torch's anomaly detection says."""
+    """Return advice on a gradient that is NaN, from what torch's anomaly detection says; nothing if it is of no use."""
     text = str(error)
     if "Function '" not in text:
         return ""
     name = text.split("Function '")[1].split("Backward")[0]
-    known = next((advice for start, advice in BACKWARD.items() if name.startswith(start)), "")
-    return f"It arises in the derivative of {name.lower()}" + (f": {known}" if known else "")
+    advice = next((advice for start, advice in BACKWARD.items() if name.startswith(start)), "")
+    return f"It arises in the derivative of {name.lower()}: {advice}" if advice else ""
 
 
 # -- operations ---------------------------------------------------------------------------------------------------

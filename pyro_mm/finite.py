@@ -21,6 +21,10 @@ from .stepping import Problem, differentiable, loss_and_grads
 EVERY = 50  # steps between two looks at the numbers, each of which waits for the device
 HELD = 2**28  # bytes of minibatches that are held to run their steps again
 LISTED = 5  # names in a message
+OVERFLOW = (
+    "The gradient overflows: standardise what the networks are given, use a function that grows less than exp or a "
+    "power, or take smaller steps"
+)
 UNCOMPUTED = "the loss cannot be computed"
 GROWN = 1e3  # a norm so many times its first value has grown out of bounds
 
@@ -237,13 +241,13 @@ class Watch:
         wrong = [p for p in self.problem.parameters if p.grad is not None and causes.not_finite(p.grad)]
         if not wrong:
             return [], ""
-        advice = ""
+        advice = OVERFLOW
         self._place(step)
         try:
             with _anomalies():
                 self.problem.backward(step.batch, self.step.rows(step.batch))
         except RuntimeError as error:
-            advice = causes.of_backward(error)
+            advice = causes.of_backward(error) or advice
         return [self.names[id(p)] for p in wrong], advice
 
     def _growth(self) -> tuple[str, float, float, float]:

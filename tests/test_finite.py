@@ -8,6 +8,7 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceGraph_ELBO
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyro_mm as mm
 from pyro_mm import finite
@@ -115,6 +116,51 @@ def test_what_is_found_late_is_traced_back(monkeypatch):
     assert looks[0] == 1 and all(length in (finite.EVERY, 49) for length in looks[1:])
 
 
+class Reads(TorchDispatchMode):
+    """Counts the numbers that Python reads off tensors, each of which waits for a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_looking_waits_for_the_device_once_in_fifty_steps():
+    """Of 400 steps more, 8 looks."""
+    counts = []
+    for steps in (100, 500):
+        with Reads() as reads:
+            mm.fit(Story(), encoder(), mm.objectives.elbo(), mm.Batch({"a": rows(steps * 8)}), epochs=1,
+                   **QUIET | {"optimizer": lambda ps: torch.optim.SGD(ps, 1e-3)})  # fmt: skip
+        counts.append(reads.count)
+    assert counts[1] - counts[0] == 400 // finite.EVERY
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("poisoned", [1, 2, 13, 70])
+def test_parameters_are_those_before_the_step_on_a_gpu(compile, poisoned):
+    """As above, of steps that are replayed as a CUDA graph; sums of a GPU have no fixed order, hence the tolerance."""
+    story, guide = Story().cuda(), encoder().cuda()
+    count, before = 0, []
+
+    def transform(batch):
+        nonlocal count
+        count += batch.size == 8
+        if count == poisoned:
+            before.extend(held(story, guide))
+            return batch.replaced({"a": batch["a"] * torch.inf})
+        return batch
+
+    with pytest.raises(NotFinite, match=rf"at step {(poisoned - 1) % 8 + 1} of epoch {(poisoned - 1) // 8 + 1}\."):
+        mm.fit(story, guide, mm.objectives.elbo(), mm.Batch({"a": rows()}), epochs=12, transform=transform,
+               compile=compile, **QUIET)  # fmt: skip
+    torch.testing.assert_close(held(story, guide), before)
+
+
 def test_a_training_that_is_finite_is_what_it_was_without_looking(monkeypatch):
     losses = []
     for every in (1, 7, 10**9):
@@ -178,6 +224,11 @@ def with_row(value, row=45):
     return rows().index_fill(0, torch.tensor([row]), value)
 
 
+def wild(loc, a):
+    """Bounded, with a derivative that overflows where a is 0."""
+    return 1000 * (1e37 * loc * (a < 0.05)).sin()
+
+
 CAUSES = {
     "a log of 0": (
         lambda: Story(log_of), with_row(0.0), ADAM,
@@ -197,6 +248,9 @@ CAUSES = {
     "too large a step": (
         lambda: Story(), rows(), lambda ps: torch.optim.SGD(ps, 1e5),
         r"The steps are too large.*Take a step size smaller than",
+    ),
+    "a gradient that overflows": (
+        lambda: Story(wild), with_row(0.0), ADAM, r"a gradient is NaN or infinite.*The gradient overflows",
     ),
     "a gradient that is NaN": (
         lambda: Story(root_of), with_row(0.0), ADAM,
