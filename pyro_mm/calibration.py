@@ -19,6 +19,7 @@ from .importance import score_model
 from .pairs import Callback, Pair, Structure, Views, latents, private, structure
 from .predictive import simulate
 from .presence import over_events
+from .reduction import Reduce
 from .seeding import seeded, settled
 
 CHUNK = 2**14  # (row, draw) pairs at once, on CUDA four times as many
@@ -233,9 +234,10 @@ def _values(
     mask = here.reshape(k, *[1] * (info.nesting - 1), n) if pair.plated else here[0]
     with poutine.block():
         pair.guide()
-    values, sites = {}, {}
+    values, sites, shape = {}, {}, Reduce(pair, unscaled=True)
     for name, site in latents(pair.trace).items():
         if name in truth:
+            shape.scale(site)  # which refuses a site outside the plate "data"
             event_dim, drawn = site["fn"].event_dim, site["value"]
             true = truth[name].index_select(truth[name].dim() - event_dim - 1, rows)
             sites[name] = x = torch.where(over_events(mask, event_dim), true, drawn)

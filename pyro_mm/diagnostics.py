@@ -202,7 +202,7 @@ def _gap_text(found: Check) -> str:
     lines = [aligned(["Bound, nats a row", "bound", "evidence", "gap"], rows)] if rows else ["Bound"]
     lines.append(f"  objective: {found.objective}" + (f", {found.remark}" if found.remark else ""))
     if found.gap is not None and found.gap.rows < found.rows:
-        lines.append(f"  training objective: over the {found.gap.rows} rows that have every modality")
+        lines.append(f"  training objective: over the {found.gap.rows} rows that its bound holds for")
     if found.elbo is not None and not found.sites.guide_only:
         lines.append("  the gap of the plain ELBO is the mean of KL(q(z | x) || p(z | x))")
     return "\n".join(lines)

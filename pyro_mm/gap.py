@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,9 +69,12 @@ def averaged(value: Callable[[], float], batch: Batch, seed: int) -> tuple[float
 
 def bound_of(objective: Any, names: tuple[str, ...]) -> Target | None:
     """What an objective bounds: its own word, log p(x) for another ``pyro.infer.ELBO``, None for what is neither."""
-    if isinstance(objective, ELBO) and not isinstance(objective, Objective):
-        objective = elbo(objective)
-    return objective.bounds(names) if isinstance(objective, Objective) else None
+    return _bounds(objective, names) if isinstance(objective, ELBO) else None
+
+
+def _bounds(objective: ELBO, names: tuple[str, ...], present: Collection[str] | None = None) -> Target:
+    table = objective if isinstance(objective, Objective) else elbo(objective)
+    return table.bounds(names, present)
 
 
 def why_no_gap(target: Target | None) -> str:
@@ -85,13 +88,28 @@ def why_no_gap(target: Target | None) -> str:
     return ""
 
 
-def rows_of(target: Target | None, batch: Batch) -> Tensor:
+def rows_of(objective: Any, target: Target, batch: Batch) -> Tensor:
     """Return the rows that a target holds for, boolean ``(N,)``.
 
-    Those that have anything; where the target is a sum over modalities, those that have all of them.
+    Where the target is a multiple of the log-evidence of all modalities, those rows whose own is the same multiple of
+    what they have: a row that has k modalities has k + 1 bounds of a table such as ``dmvae``. Where it is another sum
+    over modalities, the rows that have all of them.
+
+    Args:
+        objective: an :class:`~pyro_mm.objective.Objective`, or another ``pyro.infer.ELBO``.
+        target: what it bounds in a row that has all modalities.
     """
-    joint = target is None or set(target.log_evidence) == {frozenset(batch.names)}
-    return batch.having(every=not joint)
+    some = frozenset(batch.names)
+    if set(target.log_evidence) != {some}:
+        return batch.having(every=True)
+    weight, present = target.log_evidence[some], torch.stack([batch.present[name] for name in batch.names], -1)
+    patterns, place = present.unique(dim=0, return_inverse=True)
+    same = []
+    for pattern in patterns.tolist():
+        there = frozenset(name for name, has in zip(batch.names, pattern, strict=True) if has)
+        own = _bounds(objective, batch.names, there).log_evidence if there else {}
+        same.append(set(own) == {there} and math.isclose(own[there], weight))
+    return torch.tensor(same, device=batch.device)[place]
 
 
 @torch.no_grad()
@@ -106,8 +124,8 @@ def gap_of(
 ) -> Gap | None:
     """The gap of an objective whose target is a lower bound on a sum of log-evidences.
 
-    Weights that depend on the step are those after any warm-up. A sum over modalities is taken over the rows that have
-    them all, for which alone the target holds; None where there are none.
+    Weights that depend on the step are those after any warm-up. It is of the rows that the target holds for
+    (:func:`rows_of`); None where there are none.
 
     Args:
         evidence: a set of modalities -> the likelihood of what is present of them, row by row.
@@ -115,7 +133,7 @@ def gap_of(
     if hasattr(objective, "steps"):
         objective = copy.copy(objective)
         objective.steps = SETTLED
-    rows = rows_of(target, batch)
+    rows = rows_of(objective, target, batch)
     if not rows.any():
         return None
     batch = batch[rows]

@@ -129,7 +129,9 @@ class Scores:
             if not value.requires_grad:
                 continue
             values = [z for z, _ in self.paths]
-            slopes = torch.autograd.grad(value[:, terms].sum(), values, retain_graph=True, allow_unused=True)
+            total = value[:, terms].sum()
+            # no value has a derivative where the guide is frozen too
+            slopes = torch.autograd.grad(total, values, retain_graph=True, allow_unused=True) if values else ()
             frozen = value.detach()
             for slope, (z, reduce) in zip(slopes, self.paths, strict=True):
                 if slope is not None:

@@ -60,7 +60,9 @@ class Sampler:
         with torch.no_grad(), poutine.block():
             pair.guide()
         rows, device = pair.views.encode.size, pair.views.encode.device
-        sites = latents(pair.trace)
+        sites, shape = latents(pair.trace), Reduce(pair, unscaled=True)
+        for site in sites.values():
+            shape.scale(site)  # which refuses a site outside the plate "data"
         mixed = [name for name, site in sites.items() if has_mixture(site["fn"])]
         self.stratified = next((n for n in mixed if isinstance(sites[n]["fn"], Mixture)), None)
         if sites and self.stratified is not None and _inner(sites[self.stratified]["fn"], pair) > 1:

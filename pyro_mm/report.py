@@ -52,8 +52,8 @@ def evaluated(run: Recipe, test: Batch, num_particles: int, seed: int) -> tuple[
     elbo = _bound(objectives.elbo(), run, test[test.having()], seed)
     lines.append(Line(f"ELBO, below {joint.quantity}", *elbo, True))
     target: Target | None = objective.bounds(test.names)
-    rows = rows_of(target, test) if not why_no_gap(target) else test.having()
-    if not rows.any():  # no row has every modality
+    rows = test.having() if why_no_gap(target) else rows_of(objective, target, test)  # type: ignore[arg-type]
+    if not rows.any():  # the target holds for none
         rows, target = test.having(), None
     lines.append(Line("training objective (see below)", *_bound(objective, run, test[rows], seed), False))
     known = {frozenset(test): joint, **{frozenset((name,)): e for name, e in marginals.items()}}

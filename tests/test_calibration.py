@@ -425,3 +425,26 @@ def test_errors_say_what_is_wrong():
 
     with pytest.raises(ValueError, match="scaled"):
         calibration(scaled, guide, batch)
+
+
+@pytest.mark.filterwarnings("ignore:latent site")
+@pytest.mark.parametrize("in_guide", [True, False])
+def test_a_latent_that_all_rows_share_is_refused_in_words(in_guide):
+    def model(batch):
+        level = pyro.sample("level", dist.Normal(0.0, 1.0))
+        with batch.plate():
+            z = pyro.sample("z", dist.Normal(level, 1.0))
+            batch.observe("x", lambda z: dist.Normal(z, 0.8), z)
+
+    def guide(batch):
+        if in_guide:
+            pyro.sample("level", dist.Normal(0.0, 1.0))
+        with batch.plate():
+            pyro.sample("z", dist.Normal(batch["x"], 1.0))
+
+    batch = mm.Batch({"x": torch.randn(10)})
+    with pytest.raises(ValueError, match="'level' lies outside the plate 'data'"):
+        calibration(model, guide, batch, num_draws=5)
+    for draws in ("independent", "quasi"):
+        with pytest.raises(ValueError, match="'level' lies outside the plate 'data'"):
+            mm.log_marginal(model, guide, batch, num_particles=10, draws=draws)

@@ -84,6 +84,25 @@ def test_an_entry_that_does_not_vary_counts_zero(latents):
     assert mean_correlation(latents, found).strong_in == pytest.approx((D - 1) / D, abs=0.05)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("kind", ["pearson", "spearman", "rdc"])
+def test_what_varies_by_rounding_alone_counts_zero(kind, dtype):
+    """Of three latents two are found, and the third entry is constant, nearly so, or a function of those: 2/3."""
+    for seed in range(4):
+        z = torch.randn(400, 3, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+        noise = torch.rand(400, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+        for third in (torch.full((400,), 0.1), 5 + 4 * torch.finfo(dtype).eps * noise, z[:, 0] * 0.5 + z[:, 2] * 0.25):
+            found = torch.stack([z[:, 0], third.to(dtype), z[:, 2]], 1)
+            result = mean_correlation(z, found, kind=kind)
+            assert result[2:] == pytest.approx((2 / 3, 2 / 3), abs=1e-3)
+
+
+def test_no_scale_of_an_entry_makes_it_one_that_does_not_vary(latents):
+    found = latents * torch.tensor([1e8, 1.0, 1e-6, 1e-12], dtype=torch.float64)
+    assert mean_correlation(latents, found) == pytest.approx((1, 1, 1, 1), abs=1e-9)
+    assert mean_correlation(found, latents) == pytest.approx((1, 1, 1, 1), abs=1e-9)
+
+
 def test_what_does_not_fit_is_refused(latents):
     with pytest.raises(ValueError, match=r"got \(600, 4\) and \(600, 3\)"):
         mean_correlation(latents, latents[:, :3])

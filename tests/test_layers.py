@@ -58,7 +58,7 @@ BESIDE = {
     "likelihood": {"batch", "evaluation", "evidence", "importance", "pairs", "proposals", "seeding", "values"},
     "annealed": {"batch", "bridge", "evaluation", "evidence", "likelihood", "pairs", "predictive", "seeding"},
     "predictive": {"batch", "evaluation", "likelihood", "pairs", "plates", "presence", "proposals", "seeding"},
-    "calibration": {"batch", "evaluation", "importance", "pairs", "predictive", "presence", "seeding"},
+    "calibration": {"batch", "evaluation", "importance", "pairs", "predictive", "reduction", "presence", "seeding"},
     "tables": set(),
     "sites": {"batch", "pairs", "seeding"},
     "gap": {"batch", "bounds", "evidence", "importance", "objective", "objectives", "pairs", "seeding"},

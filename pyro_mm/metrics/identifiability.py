@@ -12,6 +12,7 @@ from ..global_state import settings_kept
 
 Kind = Literal["pearson", "spearman", "rdc"]
 WAVES, FREQUENCY = 20, 0.5  # of the randomised dependence coefficient
+ROUNDING = 16  # machine epsilons within which an entry, or a linear function of entries, does not vary
 
 
 class MeanCorrelation(NamedTuple):
@@ -60,10 +61,12 @@ def mean_correlation(
     fitted = rows // 2 if fitted is None else fitted
     if min(fitted, rows - fitted) <= size + 1:
         raise ValueError(f"expected more than {size + 1} rows on either side, got {fitted} and {rows - fitted}")
-    z, found = latents.detach().cpu().double(), estimates.detach().cpu().double()
+    # what a network of lower precision has made varies by its rounding errors, if by nothing else
+    exact = max(ROUNDING * max(_epsilon(latents), _epsilon(estimates)), 1e-9)
+    z, found = (_without_rounding(x) for x in (latents, estimates))
     here, there = (z[:fitted], found[:fitted]), (z[fitted:], found[fitted:])
     pairs = _assigned(_correlations(*here, kind))
-    maps = _canonical(*here)
+    maps = _canonical(*here, exact)
     variates, others = ([(x - mean) @ m for x, (mean, m) in zip(part, maps, strict=True)] for part in (here, there))
     same = _assigned(_correlations(variates[0], variates[1], kind))
     return MeanCorrelation(
@@ -72,6 +75,17 @@ def mean_correlation(
         _mean(_correlations(variates[0], variates[1], kind), same),
         _mean(_correlations(others[0], others[1], kind), same),
     )
+
+
+def _epsilon(x: Tensor) -> float:
+    return torch.finfo(x.dtype).eps if x.is_floating_point() else 0.0
+
+
+def _without_rounding(x: Tensor) -> Tensor:
+    """Return ``x`` in float64, with exact constants in the place of entries that vary by no more than rounding."""
+    values = x.detach().cpu().double()
+    spread, size = values.amax(0) - values.amin(0), values.abs().amax(0)
+    return torch.where(spread <= ROUNDING * _epsilon(x) * size, values[:1], values)
 
 
 def _correlations(x: Tensor, y: Tensor, kind: Kind) -> np.ndarray:
@@ -83,7 +97,7 @@ def _correlations(x: Tensor, y: Tensor, kind: Kind) -> np.ndarray:
         x, y = (torch.from_numpy(rankdata(v.numpy(), axis=0)) for v in (x, y))
     if kind == "rdc":
         return np.array([[float(torch.linalg.svdvals(a.T @ b)[0]) for b in _waves(y)] for a in _waves(x)])
-    x, y = ((v - v.mean(0)) for v in (x, y))
+    x, y = map(_centred, (x, y))
     norms = x.norm(dim=0)[:, None] * y.norm(dim=0)
     return torch.where(norms > 0, (x.T @ y).abs() / norms, 0.0).numpy()
 
@@ -97,6 +111,9 @@ def _waves(ranks: Tensor) -> list[Tensor]:
     frequency, phase = FREQUENCY * torch.randn(2, WAVES, dtype=ranks.dtype, generator=torch.Generator().manual_seed(0))
     found = []
     for rank in ranks.T:
+        if not rank.ne(rank[0]).any():
+            found.append(ranks.new_zeros(len(rank), WAVES))
+            continue
         wave = torch.sin((rank / len(rank))[:, None] * frequency + phase)
         left, size, _ = torch.linalg.svd(wave - wave.mean(0), full_matrices=False)
         found.append(left * (size > 1e-6 * size[0]))
@@ -114,13 +131,31 @@ def _mean(correlations: np.ndarray, pairs: tuple[np.ndarray, np.ndarray]) -> flo
     return float(correlations[pairs].mean())
 
 
-def _canonical(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """The mean of each, and the map from it to its canonical variates, by singular values of what is whitened."""
+def _centred(x: Tensor) -> Tensor:
+    """Return the deviations of every column from its mean, exactly 0 where it is constant."""
+    return torch.where((x == x[:1]).all(0), 0.0, x - x.mean(0))
+
+
+def _canonical(x: Tensor, y: Tensor, exact: float) -> list[tuple[Tensor, Tensor]]:
+    """Compute the mean of each, and the map from it to its canonical variates, by singular values of what is whitened.
+
+    Args:
+        x, y: ``(N, D)`` each.
+        exact: the share of the largest singular value below which a direction of standardised columns does not vary,
+            and the correlation below which two variates have none. Such directions are left out: their maps are 0, for
+            what is whitened there is rounding errors.
+    """
     parts = []
     for v in (x, y):
-        mean = v.mean(0)
-        left, size, right = torch.linalg.svd(v - mean, full_matrices=False)
-        size = torch.where(size > 1e-9 * size[0], size, torch.inf)  # what does not vary is left out
-        parts.append((mean, left, right.T / size))
+        centred = _centred(v)
+        scale = centred.std(0)
+        scale = torch.where(scale > 0, scale, torch.inf)
+        left, size, right = torch.linalg.svd(centred / scale, full_matrices=False)
+        varies = size > exact * size[0]
+        whiten = right.T / torch.where(varies, size, torch.inf) / scale[:, None]
+        parts.append((v.mean(0), left * varies, whiten))
     turns = torch.linalg.svd(parts[0][1].T @ parts[1][1])
-    return [(parts[0][0], parts[0][2] @ turns.U), (parts[1][0], parts[1][2] @ turns.Vh.T)]
+    correlated = exact < turns.S
+    mean_x, _, whiten_x = parts[0]
+    mean_y, _, whiten_y = parts[1]
+    return [(mean_x, whiten_x @ turns.U * correlated), (mean_y, whiten_y @ turns.Vh.T * correlated)]
