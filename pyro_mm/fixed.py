@@ -26,7 +26,7 @@ class Fixed(nn.Module):
 
     def __init__(self, distribution: dist.Distribution):
         super().__init__()
-        if any(tensor.requires_grad for tensor in _tensors(distribution)):
+        if any(tensor.requires_grad for tensor in held_tensors(distribution)):
             raise ValueError("the distribution has trainable parameters: pass a module whose forward makes it of them")
         self.distribution = distribution
 
@@ -50,12 +50,13 @@ def as_module(argument: str, value: Any) -> nn.Module:
     return Fixed(value)
 
 
-def _tensors(d: Any) -> Iterator[Tensor]:
+def held_tensors(d: Any) -> Iterator[Tensor]:
+    """Yield every tensor that a distribution, or one inside of it, holds."""
     for value in vars(d).values():
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, torch.distributions.Distribution):
-            yield from _tensors(value)
+            yield from held_tensors(value)
 
 
 def map_tensors(d: Any, fn: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .batch import Batch
+from .fixed import held_tensors
 from .global_state import validation
 from .reached import Reached
 from .registration import announce_gradient, buffers_kept
@@ -32,7 +33,8 @@ class Problem:
 
     ``leaves`` are the leaves of the loss's autograd graph, by identity; ``scaled`` says that the data plate scales a
     subsample up to the whole, and ``local`` that every site lies in that plate. ``discrete`` names the latent sites
-    that are enumerated or have no pathwise gradient.
+    that are enumerated or have no pathwise gradient. ``possible`` are leaves that the loss of other rows may have:
+    those of distributions that these rows mask, and what the programs ask Pyro's store for.
     """
 
     objective: Any
@@ -43,6 +45,7 @@ class Problem:
     local: bool
     discrete: tuple[str, ...] = ()
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    possible: dict[int, Tensor] = field(default_factory=dict)
 
     @cached_property
     def modules(self) -> list[nn.Module]:
@@ -71,7 +74,7 @@ class Problem:
 
     @cached_property
     def parameters(self) -> list[Tensor]:
-        """Those that are required, and those of modules that a function refers to, which some rows may run.
+        """Those that are required, and others that some rows may need: of modules that a function refers to, say.
 
         Raises:
             TrainingError: there is none.
@@ -81,7 +84,7 @@ class Problem:
             raise TrainingError(
                 "nothing to train: neither model nor guide depends on a parameter that requires a gradient"
             )
-        return list((self.required | reached).values())
+        return list((self.required | self.possible | reached).values())
 
     @property
     def pads(self) -> bool:
@@ -133,7 +136,7 @@ def problem_of(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Problem:
     """The :class:`Problem`, found by one run of all on a batch (a few rows of it will do)."""
-    roots, scaled, local = [], False, True
+    roots, possible, scaled, local = [], [], False, True
     discrete: dict[str, None] = {}
     with buffers_kept(model, guide):
         with poutine.block(), poutine.trace() as guided:
@@ -147,15 +150,19 @@ def problem_of(
                 objective.steps = steps
     for trace in (guided.trace, modelled.trace):
         trace.compute_log_prob()
+        stored = [s["value"] for s in trace.nodes.values() if s["type"] == "param"]
+        possible += [getattr(value, "unconstrained", lambda value=value: value)() for value in stored]
         for site in (s for s in trace.nodes.values() if s["type"] == "sample"):
             roots += [site["value"], site.get("log_prob_sum")]
+            possible += held_tensors(site["fn"])
             frames = {frame.name: frame for frame in site["cond_indep_stack"]}
             scaled |= "data" in frames and frames["data"].full_size == batch.total
             local &= "data" in frames or site_is_subsample(site)
             latent = not site["is_observed"] and not site_is_subsample(site)
             if latent and (site["infer"].get("enumerate") == "parallel" or not site["fn"].has_rsample):
                 discrete[site["name"]] = None
-    return Problem(objective, model, guide, _leaves(roots), scaled, local, tuple(discrete), autocast)
+    leaves, others = _leaves(roots), _leaves(possible)
+    return Problem(objective, model, guide, leaves, scaled, local, tuple(discrete), autocast, others)
 
 
 def _leaves(roots: list[Any]) -> dict[int, Tensor]:

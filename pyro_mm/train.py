@@ -410,7 +410,15 @@ def _validation_loss(problem: Problem, rows: Batch, batch_size: int, placement: 
 def _check_held(
     optimizer: torch.optim.Optimizer, parameters: list[Tensor], names: dict[int, str], listed: int = 5
 ) -> None:
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    """Raise a TrainingError unless the optimiser has every parameter, once."""
+    given = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    held = set(given)
+    if len(given) > len(held):
+        twice = dict.fromkeys(names.get(key, "a tensor of no module here") for key in given if given.count(key) > 1)
+        raise TrainingError(
+            f"the optimiser has {len(given) - len(held)} parameters more than once, and would move them as often at "
+            f"every step: {', '.join(list(twice)[:listed])}. Give it each once"
+        )
     missing = [names[id(p)] for p in parameters if id(p) not in held]
     if missing:
         more = f" and {len(missing) - listed} more" if len(missing) > listed else ""

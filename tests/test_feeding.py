@@ -300,6 +300,33 @@ def test_a_minibatch_without_a_rare_modality_trains(train, functions, compile, m
     assert not any(map(torch.equal, before, [p for m in (model, guide) for p in m.parameters()]))
 
 
+@pytest.mark.parametrize("how", ["pyro.param", "closure"])
+@pytest.mark.parametrize("compile", [False, True])
+def test_so_do_loose_parameters_that_the_first_minibatch_does_not_use(how, compile, monkeypatch):
+    """Bernoulli data, whose draws carry no gradient, absent from the first minibatch."""
+    monkeypatch.setattr("pyro_mm.compiled.Staged._compiled", lambda self, traced, inputs: traced.graph)
+    loose = nn.Parameter(torch.tensor([0.5, -0.5]))
+
+    def weight():
+        return pyro.param("weight", loose.detach().clone()) if how == "pyro.param" else loose
+
+    def story(batch):
+        with batch.plate():
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            batch.observe("a", lambda z: dist.Normal(z, 1.0).to_event(1), z)
+            batch.observe("b", lambda z: dist.Bernoulli(logits=z @ weight()), z)
+
+    def collate(index):
+        values = {"a": torch.randn(len(index), 2), "b": torch.ones(len(index))}
+        return mm.Batch(values, {"b": torch.full((len(index),), 5 in index)})
+
+    guide = mm.Guide(z=mm.posteriors.ProductOfExperts({"a": mm.conditionals.Normal(nn.Linear(2, 4))}))
+    train = DataLoader(range(9), batch_size=3, collate_fn=collate)
+    mm.fit(story, guide, mm.objectives.elbo(), train, epochs=1, seed=0, progress=False, compile=compile)
+    trained = pyro.param("weight") if how == "pyro.param" else loose
+    assert not (trained == torch.tensor([0.5, -0.5])).any()
+
+
 def test_one_that_no_row_of_an_epoch_has_is_named():
     whole = mm.Batch({"a": torch.randn(24, 2), "b": torch.randn(24, 1)}, {"b": torch.zeros(24, dtype=torch.bool)})
     with pytest.raises(ValueError, match=r"no gradient reaches model.decoders.b.*No row of the epoch has 'b'"):

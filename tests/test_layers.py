@@ -63,7 +63,7 @@ BESIDE = {
     "sites": {"batch", "pairs", "seeding"},
     "gap": {"batch", "bounds", "evidence", "importance", "objective", "objectives", "pairs", "seeding"},
     "gradients": {"batch", "reached", "registration", "seeding", "stepping"},
-    "stepping": {"batch", "reached", "registration", "seeding", "traceable"},
+    "stepping": {"batch", "fixed", "reached", "registration", "seeding", "traceable"},
     "tracing": {"batch", "registration", "seeding", "stepping"},
     "captured": set(),
     "compiled": {

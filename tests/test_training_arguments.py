@@ -1,5 +1,7 @@
 """What ``fit`` and ``stage`` are asked for is checked at the door."""
 
+import warnings
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -178,6 +180,10 @@ def test_parameters_given_twice_to_the_optimiser_are_refused():
     twice = lambda ps: torch.optim.SGD([{"params": ps}, {"params": ps[:1]}], 0.1)  # noqa: E731
     with pytest.raises(ValueError, match="more than one parameter group"):
         mm.fit(model, guide, mm.objectives.elbo(), ROWS, epochs=1, progress=False, optimizer=twice)
+    listed = lambda ps: torch.optim.SGD([*ps, ps[1]], 0.1)  # noqa: E731
+    with warnings.catch_warnings(), pytest.raises(ValueError, match=r"more than once.*model\.decoders\.a\.net\.bias\."):
+        warnings.simplefilter("ignore")
+        mm.fit(model, guide, mm.objectives.elbo(), ROWS, epochs=1, progress=False, optimizer=listed)
 
 
 @pytest.mark.parametrize("kind", ["function", "pyro.param"])
