@@ -221,9 +221,9 @@ def test_a_weight_of_nothing_leaves_an_expert_out(double):
 
 @pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
 def test_weights_that_no_mixture_has(weight):
-    with pytest.raises(ValueError, match=r"the weight of 'a' to be a number >= 0, got"):
+    with pytest.raises(ValueError, match=r"expected the weight of 'a' .*>= 0, got"):
         P.MixtureOfExperts(experts(), {"a": weight, "b": 1.0, "c": 1.0})
-    with pytest.raises(TypeError, match=r"the weight of 'a' to be a number >= 0, got 'much'"):
+    with pytest.raises(TypeError, match=r"expected the weight of 'a' .*number.*, got 'much'"):
         P.MixtureOfExperts(experts(), {"a": "much", "b": 1.0, "c": 1.0})
     with pytest.raises(ValueError, match="expected a positive weight of one modality at least"):
         P.MixtureOfExperts(experts(), dict.fromkeys(NAMES, 0.0))
