@@ -47,7 +47,12 @@ def _symbol(text: str) -> Symbol:
 
 
 PRIOR = Symbol("P")
-"""Not a set: the model's prior p(z). The empty set ``()`` is q(z | nothing), which is another thing."""
+"""Not a set: the model's prior p(z). The empty set ``()`` is q(z | nothing), which is another thing.
+
+Where a latent's parent is a modality, the prior of a term is that given its value in rows in which the term decodes it,
+and given a draw of it elsewhere: then the term has the mean over those draws. A class that the model sums out is summed
+out of its density.
+"""
 ALL = Symbol("*")
 """All present modalities."""
 EACH = Symbol("m")
@@ -102,7 +107,9 @@ class Term:
             anything else of the model).
         average: divides a sum over ``EACH`` or ``EVERY`` by the number of its terms that count in the row.
 
-    A term whose ``encode`` or ``given`` names modalities that a row has none of counts 0 there.
+    A term whose ``encode`` or ``given`` names modalities that a row has none of counts 0 there. A ``pyro.factor`` of
+    the model, or what it observes besides modalities, counts like a likelihood in terms given PRIOR that decode
+    something.
 
     Raises:
         TypeError, ValueError: what is no set of modalities, or no weight; ``EVERY`` beside ``EACH`` or ``OTHERS``.
