@@ -39,7 +39,9 @@ FREE_SHAPES = ("LBFGS", "Adafactor", "Muon")  # optimisers of torch whose state 
 SMALL = (2,)  # a shape that is not that of a count of steps
 
 
-def data_identity(data: Any, head: Batch, rows: int, batch_size: int, seed: int | None) -> dict[str, Any]:
+def data_identity(
+    data: Any, head: Batch, rows: int, batch_size: int, minibatches: int, seed: int | None
+) -> dict[str, Any]:
     """Describe what decides a training's minibatches, to be compared when it goes on.
 
     Args:
@@ -47,10 +49,18 @@ def data_identity(data: Any, head: Batch, rows: int, batch_size: int, seed: int 
         head: some of its rows.
         rows: their number in all.
         batch_size: rows of a minibatch.
+        minibatches: their number in an epoch.
         seed: that of the training.
     """
     values = rows_hash(data) if isinstance(data, Batch) else "of a loader"
-    return {"rows": rows, **layout(head), "values": values, "batch size": batch_size, "seed": check_seed(seed)}
+    return {
+        "rows": rows,
+        **layout(head),
+        "values": values,
+        "batch size": batch_size,
+        "minibatches of an epoch": minibatches,
+        "seed": check_seed(seed),
+    }
 
 
 class Checkpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import secrets
@@ -22,6 +23,7 @@ try:
 except ImportError:  # Windows: the last writer wins
     fcntl = None  # type: ignore[assignment]
 
+READABLE = (Tensor, nn.Parameter, bool, int, float, complex, str, bytes, type(None))
 SHORT = 100  # characters of a file's name in the names of those beside it, which have a limit too
 
 
@@ -40,13 +42,17 @@ def replace_file(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
         OSError: the file cannot be written; the temporary file is gone.
     """
     target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file() and not target.is_dir():  # a device or a pipe: nothing to replace
+        with open(target, "wb") as file:
+            write(file)
+        return
     beside = target.with_name(f".{target.name[:SHORT]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with open(beside, "xb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
-        with suppress(FileNotFoundError):
+            _synchronise(file.fileno())
+        with suppress(OSError):  # there is no old file, or the file system has no permissions
             os.chmod(beside, stat.S_IMODE(target.stat().st_mode))
         os.replace(beside, target)
     except BaseException as error:
@@ -55,7 +61,7 @@ def replace_file(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
         if isinstance(error, OSError):
             raise OSError(error.errno, f"{path} cannot be written: {error.strerror or error}") from error
         raise
-    _synchronise(target.parent)
+    _synchronise_folder(target.parent)
 
 
 def replace_text(path: str | Path, text: str) -> None:
@@ -67,8 +73,10 @@ def save_tensors(path: str | Path, state: Mapping[str, Any]) -> None:
     """Write tensors, numbers, text and containers of them to one file, as a whole.
 
     Raises:
+        TypeError: an entry is of another type, which :func:`load_tensors` would not read again.
         OSError: the file cannot be written, with its path.
     """
+    _check_readable("", state)
 
     def write(file: BinaryIO) -> None:
         try:
@@ -77,6 +85,27 @@ def save_tensors(path: str | Path, state: Mapping[str, Any]) -> None:
             raise OSError(errno.EIO, str(error)) from error
 
     replace_file(path, write)
+
+
+def _check_readable(name: str, value: Any) -> None:
+    """Raise a TypeError if torch would not read a value again without running code from the file."""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            _check_readable(f"{name}[{key!r}]", entry)
+    elif type(value) in (list, tuple):
+        for place, entry in enumerate(value):
+            _check_readable(f"{name}[{place}]", entry)
+    elif type(value) not in READABLE:
+        buffer = io.BytesIO()
+        try:
+            torch.save(value, buffer)
+            buffer.seek(0)
+            torch.load(buffer, weights_only=True)
+        except Exception as error:
+            raise TypeError(
+                f"{name} is of type {type(value).__name__}, which could not be read again without running code from "
+                "the file: keep tensors, numbers and text in the state of a module"
+            ) from error
 
 
 def load_tensors(path: str | Path, what: str) -> dict[str, Any]:
@@ -195,7 +224,12 @@ def locked(path: str | Path | None) -> Iterator[None]:
     made = not target.parent.exists()
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = target.with_name(f".{target.name[:SHORT]}.lock")
-    held = _acquired(lock, path)
+    try:
+        held = _acquired(lock, path)
+    except OSError:
+        if not target.exists():
+            raise
+        held = None  # a finished training can be read where nothing can be written
     try:
         if held is not None:
             _remove_temporary(target)
@@ -249,9 +283,18 @@ def _remove_temporary(target: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _synchronise(folder: Path) -> None:
+def _synchronise(descriptor: int) -> None:
+    """Put an open file on the disk, where the file system can."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+
+
+def _synchronise_folder(folder: Path) -> None:
     """Put a folder's entries on the disk, where the system can."""
-    with suppress(OSError):  # Windows cannot open a folder, and some file systems refuse
+    with suppress(OSError):  # Windows cannot open a folder
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -215,7 +215,7 @@ def fit(
         step = _Stepping(problem, feed, running, staged)
         saved, done = None, 0
         if checkpoint is not None:
-            identity = data_identity(train, head, feed.size, feed.batch_size, seed)
+            identity = data_identity(train, head, feed.size, feed.batch_size, len(feed), seed)
             saved = Checkpoint(checkpoint, problem, optimiser, history.columns, placement.device, identity)
             done = saved.read(epochs, force=resume == "force")
         plan = None if scheduler is None else check_schedule(scheduler(optimiser))

@@ -174,6 +174,7 @@ ELSE = {
     ),
     "names": (mm.Batch(HELD | {"c": ROWS["a"]}, ROWS.present, COVARIATE), {}, "modalities: .* and not .*, c float32"),
     "batch size": (None, {"batch_size": 31}, "batch size: 32, and not 31"),
+    "last minibatch": (None, {"drop_last": True}, "minibatches of an epoch: 4, and not 3"),
     "seed": (None, {"seed": 1}, "seed: 0, and not 1"),
     "no seed": (None, {"seed": None}, "seed: 0, and not None"),
 }

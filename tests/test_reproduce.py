@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import signal
 from dataclasses import replace
 from functools import partial
 
@@ -131,3 +132,16 @@ def test_what_goes_back_overwrites_the_later_lines(tmp_path):
     for epoch in (1, 2, 3, 2):
         command._append(tmp_path / "x.csv", {"epoch": epoch, "loss": epoch + 0.5})
     assert [line["epoch"] for line in read(tmp_path / "x.csv")] == ["1", "2"]
+
+
+def test_an_interruption_says_how_to_go_on(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "_trained", lambda *_: signal.raise_signal(signal.SIGINT))
+    text = " ".join(run("one", "--out", tmp_path / "a", code=130).replace("│", "").split())
+    assert "Interrupted" in text and "the same command goes on from the latest checkpoint" in text
+    assert "Traceback" not in text
+
+
+def test_a_folder_that_cannot_be_written_shows_before_training(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "_trained", lambda *_: pytest.fail("it was trained"))
+    (tmp_path / "file").touch()
+    assert "Traceback" not in run("one", "--out", tmp_path / "file" / "a", code=1)

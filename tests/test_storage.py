@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import warnings
 import zipfile
 from pathlib import Path
@@ -56,7 +57,7 @@ def half(state, file):
         (os, "fsync", kill, "old"),
         (os, "chmod", kill, "old"),
         (os, "replace", kill, "old"),
-        (storage, "_synchronise", kill, "new"),
+        (storage, "_synchronise_folder", kill, "new"),
     ],
     ids=["before", "halfway", "before fsync", "before chmod", "before the rename", "after the rename"],
 )
@@ -153,6 +154,56 @@ def test_the_longest_name_that_a_file_can_have(tmp_path):
     with storage.locked(path):
         storage.save_tensors(path, OLD)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_device_is_written_to_and_not_replaced(tmp_path):
+    pipe, seen = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: seen.append(pipe.read_bytes()))
+    reader.start()
+    storage.replace_text(pipe, "text")
+    reader.join(10)
+    assert seen == [b"text"] and pipe.is_fifo()
+
+
+def test_a_file_system_that_cannot_synchronise_is_written_to(tmp_path, monkeypatch):
+    def unable(*_):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", unable)
+    monkeypatch.setattr(os, "chmod", unable)
+    storage.save_tensors(tmp_path / "run.pt", OLD)
+    storage.save_tensors(tmp_path / "run.pt", NEW)
+    assert torch.equal(storage.load_tensors(tmp_path / "run.pt", "it")["x"], NEW["x"])
+
+
+def test_a_place_that_can_only_be_read_is_read(tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError(errno.EROFS, "Read-only file system")
+
+    path = tmp_path / "run.pt"
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(OSError, match="Read-only"), storage.locked(path):
+        pass
+    path.write_text("there")
+    with storage.locked(path):
+        pass
+
+
+def test_an_entry_that_could_not_be_read_again_is_refused_before_the_file_is_touched(tmp_path):
+    path = tmp_path / "run.pt"
+    storage.save_tensors(path, OLD)
+    with pytest.raises(TypeError, match=r"\['a'\]\[1\] is of type Code, which could not be read again"):
+        storage.save_tensors(path, {"a": [1.0, Code()]})
+    assert torch.equal(storage.load_tensors(path, "it")["x"], OLD["x"])
+    plain = {
+        "a": (1, 2.5, "x", None, True, b"y"),
+        "b": torch.Size([2]),
+        "c": torch.float32,
+        "d": {"e": [nn.Parameter(NEW["x"])]},
+    }
+    storage.save_tensors(path, plain)
+    assert storage.load_tensors(path, "it").keys() == plain.keys()
 
 
 # -- reading --------------------------------------------------------------------------------------------------------
