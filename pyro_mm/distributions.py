@@ -278,6 +278,41 @@ def _kl_where_where(p: Where, q: Where) -> Tensor:
     return broadcast(broadcast(kl, p.batch_shape), q.batch_shape)
 
 
+def widest_mixture(fn: Distribution) -> Mixture | None:
+    """Find the mixture of most components that a distribution is, or chooses for some of its elements."""
+    if isinstance(fn, Where):
+        found = [m for m in (widest_mixture(fn.p), widest_mixture(fn.q)) if m is not None]
+        return max(found, key=lambda m: m.num_components, default=None)
+    return fn if isinstance(fn, Mixture) else None
+
+
+def stratum(fn: TorchDistribution, index: Tensor, strata: int) -> tuple[Tensor, Tensor]:
+    """Draw from stratum ``index`` of a distribution, pathwise: from that component, where it is a mixture of as many.
+
+    Elsewhere the strata are alike, each the whole distribution with weight 1 / ``strata``.
+
+    Args:
+        index: long tensor of the batch shape.
+        strata: their number S.
+
+    Returns:
+        The draw, and the log-weight of its stratum, of the batch shape. The average of draws over the strata, by these
+        weights, is one over the distribution.
+
+    Raises:
+        ValueError: a distribution without a pathwise draw.
+    """
+    if isinstance(fn, Mixture) and fn.num_components == strata:
+        return fn.component_rsample(index), fn.log_weights.gather(-1, index[..., None])[..., 0]
+    if isinstance(fn, Where):
+        p, q = (stratum(_expand(part, fn.batch_shape), index, strata) for part in (fn.p, fn.q))
+        return fn.choose(p[0], q[0]), torch.where(fn.condition, p[1], q[1])
+    if not fn.has_rsample:
+        raise ValueError(f"stratified draws need distributions with rsample, and {type(fn).__name__} has none here")
+    value = fn.rsample()
+    return value, value.new_full(fn.batch_shape, -math.log(strata))
+
+
 def diagonal(d: Distribution) -> tuple[Tensor, Tensor]:
     """``loc`` and ``scale`` of a Normal or Laplace, however often it was expanded or wrapped by ``to_event``.
 

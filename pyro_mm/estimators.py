@@ -34,7 +34,7 @@ class PerRow(ELBO):
     stratified: Literal["inside", "outside"] | None = None
     resample = False
     needs: tuple[str, ...] = ("pathwise", "enumerated")
-    rescore = False
+    paths = False
 
     def __init__(self, num_particles: int = 1, *, vectorize_particles: bool = True):
         if num_particles < 1:
@@ -59,13 +59,13 @@ class PerRow(ELBO):
             self.num_particles,
             vectorize=self.vectorize_particles,
             stratify=self.stratified is not None,
-            rescore=self.rescore,
+            paths=self.paths,
             resample=self.resample,
         )
 
     def differentiable_loss(self, model: Callback, guide: Callback, batch: Batch) -> Tensor:  # type: ignore[override]
         """Minus the bound, summed over rows and scaled by the data plate; differentiable."""
-        info = structure(model, guide, batch)
+        info = structure(model, guide, batch, self.stratified is not None)
         check_pairing(self, info)
         scores = self.scores(model, guide, Views.of(batch, info), info)
         return -self.bound(scores).sum() * scores.factor
@@ -146,33 +146,50 @@ class IWAE(PerRow):
 
     def bound(self, scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and scores.again is None):
-            log_w, log_pi = self._strata(scores, weighted(scores, likelihood, kl))
-            each = log_w.logsumexp(1) - math.log(self.num_particles)
-            value = self._over_strata(each, log_pi)
+            log_w = weighted(scores, likelihood, kl)
+            value = self._mean(log_w, scores.log_component)
         if scores.again is None:
             return value
+        surrogate = self._resampled(scores, log_w, likelihood, kl)
+        return value + surrogate - surrogate.detach()
+
+    def _mean(self, log_w: Tensor, log_share: Tensor | None) -> Tensor:
+        """The bound ``(T, N)`` of log-weights and of the log-weights of their strata, both ``(C K, T, N)``."""
+        if log_share is None or self.stratified is None:
+            return log_w.logsumexp(0) - math.log(len(log_w))
+        # a stratum that is out of a row has weight zero there, and its particles must not reach the gradient
+        log_w = log_w.masked_fill(log_share == -math.inf, 0.0)
         if self.stratified == "inside":
-            log_w = (log_w + log_pi[:, None]).flatten(0, 1)[None]
-        chosen = (log_w + gumbel(torch.rand_like(log_w))).argmax(1)
-        offset = torch.arange(len(chosen), device=chosen.device)[:, None, None] * log_w.shape[1]
-        again = weighted(scores.again(chosen + offset), likelihood, kl)
-        if self.stratified == "outside":  # a component that is out of a row, as in `_strata`
-            again = (again.masked_fill(log_pi == -math.inf, 0.0) * log_pi.exp()).sum(0, keepdim=True)
-        return value + again[0] - again[0].detach()
+            return (log_w + log_share).logsumexp(0) - math.log(self.num_particles)
+        each, share = self._strata(log_w, log_share)
+        return (each * share).sum(0)
 
-    def _strata(self, scores: Scores, log_w: Tensor) -> tuple[Tensor, Tensor]:
-        """The log-weights by component, ``(C, K, T, N)``, and the components' own, ``(C, T, N)``."""
-        log_w = log_w.reshape(-1, self.num_particles, *log_w.shape[1:])
-        if self.stratified is None or scores.log_component is None:
-            return log_w, torch.zeros_like(log_w[:, 0])
-        log_pi = scores.log_component.reshape(log_w.shape)[:, 0]
-        # a component that is out of a row has weight zero there, and its particles must not reach the gradient
-        return log_w.masked_fill((log_pi == -math.inf)[:, None], 0.0), log_pi
+    def _strata(self, log_w: Tensor, log_share: Tensor) -> tuple[Tensor, Tensor]:
+        """The bound of each stratum, and its weight: both ``(C, T, N)``."""
+        shape = (-1, self.num_particles, *log_w.shape[1:])
+        each = log_w.reshape(shape).logsumexp(1) - math.log(self.num_particles)
+        return each, log_share.reshape(shape)[:, 0].exp()
 
-    def _over_strata(self, each: Tensor, log_pi: Tensor) -> Tensor:
-        if self.stratified is None:
-            return each[0]
-        return (each + log_pi).logsumexp(0) if self.stratified == "inside" else (each * log_pi.exp()).sum(0)
+    def _resampled(self, scores: Scores, log_w: Tensor, likelihood: Weight, kl: Weight) -> Tensor:
+        """A tensor ``(T, N)`` whose gradient is that of the bound in the mean, from one particle of each choice."""
+        log_share = scores.log_component if self.stratified else None
+        apart = self.stratified == "outside" and log_share is not None
+        if log_share is not None:
+            log_w = log_w.masked_fill(log_share == -math.inf, 0.0)
+        choices = log_w.reshape(-1, self.num_particles, *log_w.shape[1:]) if apart else log_w[None]
+        if log_share is not None and not apart:
+            choices = choices + log_share.detach()
+        chosen = (choices + gumbel(torch.rand_like(choices))).argmax(1)
+        offset = torch.arange(len(chosen), device=chosen.device)[:, None, None] * choices.shape[1]
+        again = scores.again(chosen + offset)  # type: ignore[misc]
+        one = weighted(again, likelihood, kl)
+        if log_share is None:
+            return one[0]
+        if not apart:
+            return (one + again.log_component)[0]
+        each, share = self._strata(log_w, log_share)
+        one = one.masked_fill(share == 0, 0.0)
+        return (one * share.detach() + each.detach() * share).sum(0)
 
 
 class Renyi(PerRow):
@@ -205,11 +222,13 @@ class StickTheLanding(PerRow):
 
     The value is :math:`\frac1K \sum_k \log w_k`; the gradient with respect to the guide's parameters is only that
     through the latent values, :math:`\partial \log w / \partial z \cdot dz / d\phi`. It vanishes, draw by draw,
-    where the guide is the exact posterior. Roeder et al. 2017 (arXiv:1703.09194).
+    where the guide is the exact posterior. What it leaves out is :math:`-b \, \nabla_\phi \log q_\phi(z)` at z held
+    fixed, whose mean is 0 whatever the weight b of the KL, so that no weight makes it biased. Roeder et al. 2017
+    (arXiv:1703.09194).
     """
 
     needs = ("pathwise",)
-    rescore = True
+    paths = True
 
     def bound(self, scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:
         log_w = weighted(scores, likelihood, kl)
@@ -220,25 +239,46 @@ class StickTheLanding(PerRow):
 class DReG(PerRow):
     r"""The importance-weighted bound with doubly reparameterised gradients.
 
-    The value is that of :class:`IWAE`. With :math:`\tilde w_k = w_k / \sum_j w_j` held constant, the gradient is
+    The value is that of :class:`IWAE`, :math:`L = \log \frac1K \sum_k w_k` with
+    :math:`\log w = \ell + b (\log r - \log q)`, where :math:`\ell` is the weighted log-likelihood and b the weight of
+    the KL (over that of the likelihood, where this is one number). With :math:`\tilde w_k = w_k / \sum_j w_j` held
+    constant, the gradient is
 
     .. math:: \nabla_\theta: \sum_k \tilde w_k \nabla_\theta \log w_k, \qquad
-              \nabla_\phi: \sum_k \tilde w_k^2 \, \frac{\partial \log w_k}{\partial z_k} \frac{d z_k}{d \phi},
+              \nabla_\phi: \sum_k \tilde w_k \, (1 - b + b \tilde w_k) \,
+              \frac{\partial \log w_k}{\partial z_k} \frac{d z_k}{d \phi},
 
-    unbiased, and zero draw by draw where the guide is the exact posterior. A guide that samples a latent given
-    another one is handled whole. Tucker et al. 2019 (arXiv:1810.04152).
+    for b = 1 with :math:`\tilde w_k^2`; unbiased for every b, and for b = 1 zero draw by draw where the guide is the
+    exact posterior. Where r is the guide given other modalities, :math:`\nabla_\theta` holds for its parameters too.
+
+    Derivation. Through :math:`z_k = z(\epsilon_k, \phi)` and through q's own parameters,
+
+    .. math:: \nabla_\phi E[L] = E \Big[ \sum_k \tilde w_k \frac{\partial \log w_k}{\partial z_k} \frac{d z_k}{d \phi}
+              - b \sum_k \tilde w_k \nabla_\phi \log q_\phi(z_k) \big|_{z_k} \Big].
+
+    For a function f of :math:`z_k` whose parameters are held fixed, the score-function gradient and the pathwise one
+    have the same mean: :math:`E[f \, \nabla_\phi \log q_\phi(z_k)] = E[\partial f / \partial z_k \cdot d z_k / d\phi]`.
+    With :math:`f = \tilde w_k` and :math:`\partial \tilde w_k / \partial z_k = \tilde w_k (1 - \tilde w_k) \,
+    \partial \log w_k / \partial z_k` the second sum becomes
+    :math:`-b \sum_k \tilde w_k (1 - \tilde w_k) \, \partial \log w_k / \partial z_k \cdot d z_k / d\phi`.
+
+    z_k stands for all latents of particle k: a guide that samples a latent given another one is handled whole. A draw
+    of a particle may move the weight of no other one, as batch normalisation over particles would have it. Tucker et
+    al. 2019 (arXiv:1810.04152), who have b = 1.
     """
 
     needs = ("pathwise",)
-    rescore = True
+    paths = True
 
     def __init__(self, num_particles: int = 10, *, vectorize_particles: bool = True):
         super().__init__(num_particles, vectorize_particles=vectorize_particles)
 
     def bound(self, scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:
         log_w = weighted(scores, likelihood, kl)
+        value = log_w.logsumexp(0) - math.log(self.num_particles)
         weight = log_w.detach().softmax(0)
-        return _path_gradient(scores, log_w.logsumexp(0) - math.log(self.num_particles), weight, weight, likelihood, kl)
+        path_weight = (1 - kl) + kl * weight  # type: ignore[operator]
+        return _path_gradient(scores, value, weight, path_weight, likelihood, kl)
 
 
 def weighted(scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:
@@ -265,8 +305,16 @@ def check_pairing(estimator: ELBO, info: Structure) -> None:
             raise ValueError(
                 "resample=True chooses among draws, and an enumerated site is summed out: use resample=False"
             )
-        if estimator.stratified and not info.components:
-            raise ValueError(f"stratified={estimator.stratified!r} needs a mixture posterior, and the guide has none")
+        if estimator.stratified and info.strata is None:
+            raise ValueError(
+                f"stratified={estimator.stratified!r} needs a mixture posterior, and the guide has none with one draw "
+                "per row (of a mixture inside a further plate each element chooses by itself)"
+            )
+        if estimator.stratified == "outside" and info.strata is not None and info.strata.varying:
+            raise ValueError(
+                f'stratified="outside" averages over the components of {info.strata.site!r}, whose weights depend on a '
+                'latent drawn before it and so differ from particle to particle: use "inside", or sample it first'
+            )
     else:
         for site, discrete in info.model_only.items():
             if not discrete:
@@ -308,11 +356,13 @@ def _path_gradient(
     model_part = _likelihood(scores, likelihood) + kl * scores.log_prior  # type: ignore[operator]
     surrogate = (weight * model_part).sum(0)
     log_q = kl * scores.log_proposal  # type: ignore[operator]
-    values = [z for z, _ in scores.paths]
-    if values:
-        of_model = _slopes(weight * model_part, values)
-        of_q = _slopes(weight * log_q, values)
-        for z, (_, reduce), h, g in zip(values, scores.paths, of_model, of_q, strict=True):
+    if scores.paths:
+        sources = [source for path in scores.paths for source in path.sources]
+        slopes = dict(zip(map(id, sources), _slopes(weight * log_q, sources), strict=True))
+        of_model = _slopes(weight * model_part, [path.value for path in scores.paths])
+        for path, h in zip(scores.paths, of_model, strict=True):
+            z, reduce = path.value, path.reduce
+            g = sum(slopes[id(source)] for source in path.sources)
             # the surrogate passes h on to the guide already, with weight one
             surrogate = surrogate + ((path_weight - 1) * reduce(h * z) - path_weight * reduce(g * z)).sum(0)
     return value.detach() + surrogate - surrogate.detach()

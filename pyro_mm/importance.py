@@ -9,6 +9,7 @@ with q the guide given the modalities A, and r the model's prior or the guide gi
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,11 +22,24 @@ from pyro import poutine
 from torch import Tensor
 
 from .batch import Batch
-from .distributions import Mixture
+from .distributions import stratum
 from .evaluation import evaluating, returned
-from .pairs import Callback, Pair, Rewrite, Structure, Views, latents, observed, structure
+from .pairs import Callback, Pair, Structure, Views, latents, observed, structure
 from .presence import Presence, constant
 from .reduction import Lazy, Reduce, average, eliminate, expect, sum_out
+
+
+@dataclass
+class Path:
+    """A latent value as the scores saw it: the one node of the autograd graph through which they depend on it.
+
+    ``reduce`` brings a tensor of its shape to ``(K, T, N)``. ``sources`` are the tensors by which log q(z) depends on
+    the value where the parameters of q are held fixed: its derivative is the sum of those with respect to them.
+    """
+
+    value: Tensor
+    reduce: Callable[[Tensor], Tensor]
+    sources: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
@@ -35,18 +49,17 @@ class Scores:
     ``likelihood[m]``, ``log_prior`` (log r) and ``log_proposal`` (log q) have shape ``(K, T, N)``; the latter two are
     computed when they are first looked at, for a KL in closed form needs neither. ``kl()`` is KL(q || r), ``(T, N)``,
     in closed form site by site where Pyro knows it, and averaged over what the guide enumerates. ``paths`` are the
-    latent values as the scores saw them, each a node of its own in the autograd graph, with a function that reduces a
-    tensor of its shape to ``(K, T, N)``. ``factor`` is the data plate's size over its subsample's. ``log_component``
-    is, in a stratified pass, the log-weight of the mixture component that each particle was drawn from.
-    ``again(index)``, of scores that have no gradient, are those of the particles ``index``, ``(C, T, N)``, once more
-    and with it.
+    latent values as the scores saw them; in a pass for path derivatives ``log_proposal`` depends on them through the
+    ``sources`` of each alone. ``factor`` is the data plate's size over its subsample's. ``log_component`` is, in a
+    stratified pass, the log-weight of the stratum that each particle was drawn from. ``again(index)``, of scores that
+    have no gradient, are those of the particles ``index``, ``(C, T, N)``, once more and with it.
     """
 
     likelihood: dict[str, Tensor]
     prior: Callable[[], Tensor]
     proposal: Callable[[], Tensor]
     kl: Callable[[], Tensor]
-    paths: list[tuple[Tensor, Callable[[Tensor], Tensor]]] = field(default_factory=list)
+    paths: list[Path] = field(default_factory=list)
     factor: float = 1.0
     log_component: Tensor | None = None
     again: Callable[[Tensor], Scores] | None = None
@@ -81,7 +94,7 @@ class Scores:
             lambda: self.log_prior[:, terms],
             lambda: self.log_proposal[:, terms],
             lambda: self.kl()[terms],
-            [(value, taken(reduce)) for value, reduce in self.paths],
+            [Path(p.value, taken(p.reduce), p.sources) for p in self.paths],
             self.factor,
             None if self.log_component is None else self.log_component[:, terms],
             None if self.again is None else lambda index: self._all_again(index, terms).take(terms),
@@ -128,14 +141,14 @@ class Scores:
         for name, value in self.likelihood.items():
             if not value.requires_grad:
                 continue
-            values = [z for z, _ in self.paths]
+            values = [p.value for p in self.paths]
             total = value[:, terms].sum()
             # no value has a derivative where the guide is frozen too
             slopes = torch.autograd.grad(total, values, retain_graph=True, allow_unused=True) if values else ()
             frozen = value.detach()
-            for slope, (z, reduce) in zip(slopes, self.paths, strict=True):
+            for slope, path in zip(slopes, self.paths, strict=True):
                 if slope is not None:
-                    frozen = frozen + reduce(slope * (z - z.detach()))
+                    frozen = frozen + path.reduce(slope * (path.value - path.value.detach()))
             self.likelihood[name] = torch.where(frozen_terms, frozen, value)
 
 
@@ -148,37 +161,27 @@ def score(
     *,
     vectorize: bool = True,
     stratify: bool = False,
-    rescore: bool = False,
+    paths: bool = False,
     resample: bool = False,
 ) -> Scores:
     """Runs the guide, and the model against it, for ``num_particles`` particles of every term.
 
-    ``stratify`` draws ``num_particles`` from each component of a mixture posterior, component-major along K.
-    ``vectorize=False`` runs particle by particle, for stories that do not broadcast. ``rescore`` runs a guide of
-    several latents once more at the values drawn, for path derivatives of log q through a latent given another.
+    ``stratify`` draws ``num_particles`` from each component of a mixture posterior, component-major along K. Where a
+    term encodes the prior there are as many strata, all alike. ``vectorize=False`` runs particle by particle, for
+    stories that do not broadcast. ``paths`` lets ``log_proposal`` depend on latent values alone, for path derivatives.
     ``resample`` scores without gradient, for who will choose among the particles.
 
     Raises:
         ValueError: a site outside the plate ``"data"``, whose weight is of no single row.
     """
     if not vectorize and not stratify and num_particles > 1:
-        return _stack([score(model, guide, views, info, rescore=rescore) for _ in range(num_particles)])
-    pair = Pair(model, guide, views, num_particles * (info.components if stratify else 1))
-    log_component = None
-
-    def each_component(msg: dict[str, Any]) -> None:
-        nonlocal log_component
-        fn = msg["fn"]
-        if isinstance(fn, Mixture):
-            index = torch.arange(pair.num_particles, device=fn.log_weights.device) // num_particles
-            index = index.reshape(-1, *[1] * (-pair.particle_dim - 1)) if pair.plated else index
-            msg["value"], msg["done"] = fn.component_rsample(index), True
-            index = index.expand(fn.batch_shape)
-            log_component = Reduce(pair).full(fn.log_weights.gather(-1, index[..., None])[..., 0])
-
-    propose(pair, info, each_component if stratify else None, rescore)
+        return _stack([score(model, guide, views, info, paths=paths) for _ in range(num_particles)])
+    strata = _Strata(info, views, num_particles) if stratify else None
+    pair = Pair(model, guide, views, num_particles if strata is None else strata.particles)
+    propose(pair, info, None if strata is None else partial(strata.draw, pair))
     with torch.set_grad_enabled(torch.is_grad_enabled() and not resample):
-        scores = score_model(pair, info)
+        scores = score_model(pair, info, stand_ins=_stand_ins(pair) if paths and torch.is_grad_enabled() else {})
+    log_component = None if strata is None else strata.log_weights(pair)
     scores.log_component = log_component
     if resample and torch.is_grad_enabled():
         again = partial(_again, pair, info, log_component)
@@ -187,6 +190,66 @@ def score(
         first = first[:, None, None].expand(-1, views.terms, views.decode.size)
         scores.kl = lambda: again(first).kl()
     return scores
+
+
+class _Strata:
+    """Draws from the components of a guide's mixture in turn, and keeps their log-weights."""
+
+    def __init__(self, info: Structure, views: Views, num_particles: int):
+        if info.strata is None:
+            raise ValueError("stratified draws need a mixture posterior, and the guide has none")
+        self.site, self.components = info.strata.site, info.strata.components
+        self.each, self.particles = num_particles, num_particles * self.components
+        self.device = views.encode.device
+        self.log_weight: Tensor | None = None
+
+    def draw(self, pair: Pair, msg: dict[str, Any]) -> None:
+        """Give the mixture's message its value; other sites draw as they do."""
+        if msg["name"] != self.site:
+            return
+        fn = msg["fn"]
+        index = torch.arange(self.particles, device=self.device) // self.each
+        index = index.reshape(-1, *[1] * (-pair.particle_dim - 1)) if pair.plated else index
+        msg["value"], self.log_weight = stratum(fn, index.expand(fn.batch_shape), self.components)
+        msg["done"] = True
+
+    def log_weights(self, pair: Pair) -> Tensor:
+        """The log-weight of each particle's stratum, ``(K, T, N)``."""
+        shape, alike = Reduce(pair), -math.log(self.components)
+        if self.log_weight is None:
+            raise ValueError(
+                f"stratified draws need the guide's mixture {self.site!r}, and it did not sample that site"
+            )
+        if self.log_weight.dim() >= -pair.enum_dim:
+            raise ValueError(
+                f"the mixture {self.site!r} is given an enumerated site, with which its weights would be summed out: "
+                "use stratified=None, or sample the mixture first"
+            )
+        of_prior = pair.views.encode_prior
+        if of_prior is False:
+            return shape.full(self.log_weight)
+        if of_prior is True:
+            return shape.full(torch.full_like(self.log_weight, alike))
+        return shape.full(torch.where(of_prior, alike, self.log_weight))
+
+
+def _stand_ins(pair: Pair) -> dict[str, Tensor]:
+    """Values of a pair's pathwise sites that are cut from what they were drawn from, each a leaf to differentiate by."""
+    sites = latents(pair.trace)
+    return {n: s["value"].detach().requires_grad_() for n, s in sites.items() if s["value"].requires_grad}
+
+
+def _sources(pair: Pair, name: str, stand_in: Tensor, summed: bool) -> list[Tensor]:
+    """The tensors by which log q depends on the value of a site, where it is evaluated at stand-ins.
+
+    They are the stand-in and what the guide went on with to latents drawn given this one. Where the model's prior is in
+    the guide's place it is what that went on with, unless its density is ``summed`` over classes: that is evaluated
+    when the model is run at the guide's draws, on which it hangs.
+    """
+    sources = [stand_in, pair.drawn[name]["value"]]
+    if not summed and name in (pair.prior or {}):
+        sources.append(pair.prior[name]["value"])  # type: ignore[index]
+    return list({id(x): x for x in sources if x.requires_grad}.values())
 
 
 def _again(pair: Pair, info: Structure, log_component: Tensor | None, index: Tensor) -> Scores:
@@ -221,30 +284,25 @@ def _again(pair: Pair, info: Structure, log_component: Tensor | None, index: Ten
     return scores
 
 
-def propose(
-    pair: Pair, info: Structure, draw: Callable[[dict[str, Any]], None] | None = None, rescore: bool = False
-) -> None:
+def propose(pair: Pair, info: Structure, draw: Callable[[dict[str, Any]], None] | None = None) -> None:
     """Runs the pair's guide; leaves its trace, each pathwise value a graph node of its own, and log q in the pair.
 
     ``draw`` may give the messages of latent sites values of its own.
     """
+    pair.draw = draw
     with ExitStack() as stack:
         if info.enumerates:
             stack.enter_context(poutine.enum(first_available_dim=pair.enum_dim))
-        if draw is not None:
-            stack.enter_context(Rewrite(draw))
         pair.guide()
     if pair.prior and torch.is_grad_enabled():
         _check_prior_gradient(pair.prior)
     trace = pair.trace.copy()
-    for name, site in latents(trace).items():
+    pair.drawn = latents(pair.trace)
+    for name, site in pair.drawn.items():
         if site["value"].requires_grad:
             # a node that only the scores hang on: its gradient is theirs, not that of sites sampled after it
             trace.nodes[name] = site | {"value": site["value"].view_as(site["value"])}
     pair.trace = trace
-    if rescore and len(info.latents) > 1 and torch.is_grad_enabled():
-        with poutine.replay(trace=trace):
-            pair.guide()
     shape = Reduce(pair)
     pair.log_q = Lazy({name: partial(shape.log_prob, site) for name, site in latents(pair.trace).items()})
 
@@ -260,8 +318,13 @@ def _check_prior_gradient(prior: Mapping[str, Any]) -> None:
             )
 
 
-def score_model(pair: Pair, info: Structure, unscaled: bool = False) -> Scores:
+def score_model(
+    pair: Pair, info: Structure, unscaled: bool = False, stand_ins: Mapping[str, Tensor] | None = None
+) -> Scores:
     """Runs the pair's model against ``pair.trace`` and adds up what both say.
+
+    Args:
+        stand_ins: values of sites at which ``log_proposal`` is evaluated in the place of their own.
 
     Raises:
         ValueError: with ``unscaled``, a site with a scale of its own, whose likelihood would be no likelihood.
@@ -285,6 +348,13 @@ def score_model(pair: Pair, info: Structure, unscaled: bool = False) -> Scores:
     prior = Lazy({name: partial(shape.log_prob, site) for name, site in shared.items()})
     for site in ours.values():
         shape.scale(site)  # which may refuse it, and finds the factor
+    stand_ins = stand_ins or {}
+
+    def moved(sites: Mapping[str, Any]) -> dict[str, Any]:
+        return {n: site | {"value": stand_ins.get(n, site["value"])} for n, site in sites.items()}
+
+    at_stand_ins = {n: partial(shape.log_prob, site) for n, site in moved(theirs).items()}
+    log_q = Lazy(at_stand_ins) if stand_ins else proposal
     if enumerated:
         # an enumerated site is summed out, whatever the guide's weights; sites drawn given it go into the sum
         inside = {n for n, x in proposal.items() if n in enumerated or x.dim() > -pair.enum_dim - 1}
@@ -292,27 +362,36 @@ def score_model(pair: Pair, info: Structure, unscaled: bool = False) -> Scores:
         summed = shape.full(sum_out(factors, pair.enum_dim))
         joint = shape.full(sum_out([*factors, *likelihood.values()], pair.enum_dim))
         terms = {"*": joint - summed}
-        outside = [x for n, x in proposal.items() if n not in inside]
-        log_proposal: Callable[[], Tensor] = lambda: _or_prior(pair, shape, shared, shape.total(outside))  # noqa: E731
+        outside = [n for n in proposal if n not in inside]
+
+        def log_proposal(log_q: Mapping[str, Tensor], sites: Mapping[str, Any]) -> Tensor:
+            return _or_prior(pair, shape, sites, shape.total(log_q[n] for n in outside))
+
         log_prior: Callable[[], Tensor] = lambda: summed  # noqa: E731
     else:
         terms = {name: shape.full(x) for name, x in likelihood.items()}
         log_prior = lambda: shape.total(prior.values())  # noqa: E731
-        log_proposal = lambda: shape.total(proposal.values())  # noqa: E731
+
+        def log_proposal(log_q: Mapping[str, Tensor], sites: Mapping[str, Any]) -> Tensor:
+            return shape.total(log_q.values())
 
     def kl() -> Tensor:
         summed_in_model = bool(enumerated - set(dims))
         if not dims and (summed_in_model or not info.in_order):
-            return average(scores.log_proposal - scores.log_prior, scores.log_component)
+            return average(log_proposal(proposal, shared) - scores.log_prior, scores.log_component)
         if summed_in_model or not info.in_order:
             parts = [*proposal.values(), *(-x for x in eliminate(list(prior.values()), free_dim))]
         else:
             parts = [shape.kl(name, site, ours.get(name), proposal, prior) for name, site in theirs.items()]
-        log_q = {dim: shape.log_prob(theirs[name], scaled=False) for name, dim in dims.items()}
-        return average(shape.total(expect(x, log_q) for x in parts), scores.log_component)
+        classes = {dim: shape.log_prob(theirs[name], scaled=False) for name, dim in dims.items()}
+        return average(shape.total(expect(x, classes) for x in parts), scores.log_component)
 
-    paths = [(s["value"], shape.reducer(s)) for s in theirs.values() if s["value"].requires_grad]
-    scores = Scores(terms, log_prior, log_proposal, kl, paths, shape.factor)
+    paths = [
+        Path(s["value"], shape.reducer(s), _sources(pair, n, stand_ins[n], bool(enumerated)) if stand_ins else [])
+        for n, s in theirs.items()
+        if s["value"].requires_grad
+    ]
+    scores = Scores(terms, log_prior, lambda: log_proposal(log_q, moved(shared)), kl, paths, shape.factor)
     return scores
 
 
@@ -376,7 +455,7 @@ def _stack(each: list[Scores]) -> Scores:
         lambda: cat(lambda s: s.log_prior),
         lambda: cat(lambda s: s.log_proposal),
         lambda: torch.stack([s.kl() for s in each]).mean(0),
-        [(value, placed(reduce, k)) for k, s in enumerate(each) for value, reduce in s.paths],
+        [Path(p.value, placed(p.reduce, k), p.sources) for k, s in enumerate(each) for p in s.paths],
         each[0].factor,
     )
 

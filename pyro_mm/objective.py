@@ -193,7 +193,8 @@ class Objective(ELBO):
         at = at or (lambda weight, kind: step_weight(weight, self.steps))
         self._names = check_batch(batch).names
         self.by_term = {}
-        estimator, info = self.estimator, structure(model, guide, batch)
+        estimator = self.estimator
+        info = structure(model, guide, batch, getattr(estimator, "stratified", None) is not None)
         memo: dict[Any, Any] = {}
         check_pairing(estimator, info)
         self._check_modalities(batch, info)

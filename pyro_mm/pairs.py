@@ -6,10 +6,9 @@ prior or q(z | x_C). What makes that pair out of a user's pair is here, and what
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro.distributions as dist
@@ -20,10 +19,11 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from .batch import Batch
-from .distributions import Where
+from .distributions import Where, widest_mixture
 from .draws import Counted, draw
 from .plates import Plate
 from .presence import Presence, all_of, any_of, negated, over_events
+from .reads import PairCache
 from .registration import buffers_kept
 from .scatter import Stack
 
@@ -44,7 +44,7 @@ class Structure:
 
     ``nesting`` is the number of batch dimensions of its plates; ``latents`` says of each guide site how it can be
     differentiated ("pathwise", "enumerated" or "score"); ``model_only`` maps each latent site that the guide lacks
-    to whether it can be enumerated; ``components`` is the number of components of a mixture posterior, else 0;
+    to whether it can be enumerated; ``strata`` is the guide's mixture whose components can be taken in turn, if any;
     ``in_order`` says that guide and model sample the sites that they share in one order; ``modalities`` are the
     model's observed sites; ``chained`` says that the model uses one of them, as a parent of another; ``factors`` are
     those of the observed sites that are no modality of the batch, such as a ``pyro.factor``.
@@ -53,7 +53,7 @@ class Structure:
     nesting: int
     latents: Mapping[str, str]
     model_only: Mapping[str, bool]
-    components: int
+    strata: Strata | None
     in_order: bool
     modalities: frozenset[str]
     chained: bool = False
@@ -64,19 +64,44 @@ class Structure:
         return "enumerated" in self.latents.values() or any(self.model_only.values())
 
 
-_structures: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+@dataclass(frozen=True)
+class Strata:
+    """The mixture that a stratified pass draws from component by component: one latent site of a guide.
+
+    ``varying`` says that its weights depend on a latent drawn before it, so that they differ between particles.
+    """
+
+    site: str
+    components: int
+    varying: bool
 
 
-def structure(model: Callback, guide: Callback, batch: Batch) -> Structure:
-    """The :class:`Structure` of a pair, found by one run on two rows and remembered as long as both live."""
-    try:
-        of_model = _structures.setdefault(model, weakref.WeakKeyDictionary())
-        known = of_model.get(guide)
-    except TypeError:  # a callable that cannot be a key
-        return _structure(model, guide, batch[: min(2, batch.size)])
-    if known is None:
-        known = of_model[guide] = _structure(model, guide, batch[: min(2, batch.size)])
-    return known
+def structure(model: Callback, guide: Callback, batch: Batch, stratified: bool = False) -> Structure:
+    """Return the :class:`Structure` of a pair on batches like this one, from one run on two rows.
+
+    It is cached while both live, per form of the batch (modalities held, present in all rows, in none or in some), and
+    found again once a parameter was frozen or freed, a module replaced, or its mode changed.
+
+    Args:
+        stratified: whether to look for a mixture also in what the guide is where a modality is missing.
+    """
+    run = _structure_with_strata if stratified else _structure
+    return _structures.get(model, guide, (stratified, *_form(batch)), lambda: batch[: min(2, batch.size)], run)
+
+
+_structures = PairCache()
+
+
+def _form(batch: Batch) -> Hashable:
+    """Return all that may decide in Python what a story or a guide does with a batch: not its rows, nor values."""
+
+    def where(presence: Presence) -> bool | str:
+        return presence if isinstance(presence, bool) else "in some rows"
+
+    modalities = [(n, where(batch.presence(n)), batch.holds(n)) for n in batch.names]
+    values = [(batch[n].dtype, batch[n].shape[1:]) for n in batch.names if batch.holds(n)]
+    others = [(n, x.dtype, x.shape[1:]) for n, x in [*batch.covariates.items(), *batch.lengths.items()]]
+    return where(batch.rows), batch.device, torch.get_default_dtype(), *modalities, *values, *others
 
 
 def _structure(model: Callback, guide: Callback, batch: Batch) -> Structure:
@@ -87,8 +112,11 @@ def _structure(model: Callback, guide: Callback, batch: Batch) -> Structure:
     read: list[str] = []
     batch = batch.listened(used.add).noting_lengths(lambda: read.append(""))
     with no_inference, torch.enable_grad(), fork, poutine.block(), buffers_kept(model, guide):
-        guide_trace = poutine.trace(guide).get_trace(batch)
+        with poutine.trace() as traced, Rewrite(_differentiable_draw):
+            guide(batch)
+        guide_trace = traced.trace
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch)
+        strata = _strata(latents(guide_trace))
     if not read:
         batch.warn_unread_lengths()
     if weighed := [name for name, site in observed(guide_trace).items() if _scores(site)]:
@@ -98,22 +126,65 @@ def _structure(model: Callback, guide: Callback, batch: Batch) -> Structure:
         )
     sites = [*latents(guide_trace).values(), *latents(model_trace).values(), *observed(model_trace).values()]
     frames = [frame for site in sites for frame in site["cond_indep_stack"]]
-    kinds, components = {}, 0
+    kinds = {}
     for name, site in latents(guide_trace).items():
         enumerated = site["infer"].get("enumerate") == "parallel"
         kinds[name] = "enumerated" if enumerated else "pathwise" if site["fn"].has_rsample else "score"
-        components = max(components, getattr(site["fn"], "num_components", 0))
     ours = latents(model_trace)
     return Structure(
         nesting=max([1, *(-frame.dim for frame in frames if frame.vectorized)]),
         latents=kinds,
         model_only={n: bool(s["fn"].has_enumerate_support) for n, s in ours.items() if n not in kinds},
-        components=components,
+        strata=strata,
         in_order=[n for n in ours if n in kinds] == [n for n in kinds if n in ours],
         modalities=frozenset(observed(model_trace)),
         chained=bool(used),
         factors=factors_of(model_trace, batch),
     )
+
+
+def _differentiable_draw(msg: dict[str, Any]) -> None:
+    """Draw a latent as a tensor with a gradient, so that what depends on it can be told."""
+    if not msg["done"]:
+        value = msg["fn"](*msg["args"], **msg["kwargs"])
+        if value.is_floating_point() and not value.requires_grad:
+            value = value.detach().requires_grad_()
+        msg["value"], msg["done"] = value, True
+
+
+def _strata(sites: Mapping[str, dict[str, Any]]) -> Strata | None:
+    """Find the first mixture among a guide's sites that has one draw per row, and no plate within it."""
+    before: list[Tensor] = []
+    for name, site in sites.items():
+        inner = [f for f in site["cond_indep_stack"] if f.vectorized and f.name != "data" and f.size > 1]
+        mixture = widest_mixture(site["fn"])
+        if mixture is not None and not inner:
+            return Strata(name, mixture.num_components, _depends(mixture.log_weights, before))
+        if site["value"].requires_grad:
+            before.append(site["value"])
+    return None
+
+
+def _structure_with_strata(model: Callback, guide: Callback, batch: Batch) -> Structure:
+    """Look for a mixture that a guide has only where a modality is missing, as a joint encoder with experts has.
+
+    Where it has none its draws are all of one stratum; a guide that cannot be run so is one that has no mixture.
+    """
+    found = _structure(model, guide, batch)
+    shown = [name for name in batch.names if batch.presence(name) is not False]
+    if found.strata is not None or len(shown) < 2:
+        return found
+    try:
+        return replace(found, strata=_structure(model, guide, batch.without(shown[-1])).strata)
+    except Exception:
+        return found
+
+
+def _depends(x: Tensor, values: list[Tensor]) -> bool:
+    if not values or not x.requires_grad:
+        return False
+    slopes = torch.autograd.grad(x.sum(), values, allow_unused=True, retain_graph=True)
+    return any(slope is not None for slope in slopes)
 
 
 def latents(trace: Any) -> dict[str, dict[str, Any]]:
@@ -208,6 +279,8 @@ class Pair:
         self.plated = num_particles > 1 if plated is None else plated  # whether particles have a plate
         self.particle_dim = -views.nesting - (views.terms > 1) - 1
         self.trace: Any = None
+        self.draw: Callable[[dict[str, Any]], None] | None = None  # gives messages of the guide's sites their values
+        self.drawn: Mapping[str, dict[str, Any]] = {}  # the guide's latent sites as it went on with them
         self.log_q: Mapping[str, Tensor] = {}
         self.own_prior: dict[str, Any] = {}  # the latents as the model's own prior has them, where that is encoded
         self.prior: dict[str, Any] | None = None  # the latents that were drawn from it, where it is encoded
@@ -242,13 +315,14 @@ class Pair:
             self._weigh(msg)
             if msg["name"] in prior:
                 mask, fn, p = self.views.encode_prior, msg["fn"], prior[msg["name"]]
-                value = fn.rsample() if fn.has_rsample else fn.sample()
+                value = msg["value"] if msg["done"] else fn.rsample() if fn.has_rsample else fn.sample()
                 msg["fn"], msg["value"], msg["done"] = p["fn"], p["value"], True
                 if isinstance(mask, Tensor):
                     msg["fn"] = Where(mask, p["fn"], fn)
                     msg["value"] = torch.where(over_events(mask, fn.event_dim), p["value"], value)
 
-        with poutine.trace() as trace, Rewrite(edit), self.plates():
+        draw = nullcontext() if self.draw is None else Rewrite(self.draw)
+        with poutine.trace() as trace, Rewrite(edit), draw, self.plates():
             self._guide(self.views.encode)
         self.trace = trace.trace
 

@@ -26,6 +26,7 @@ LAYERS = [
         "draws",
         "memo",
         "plates",
+        "reads",
         "traceable",
         "values",
     ],

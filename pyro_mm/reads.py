@@ -1,0 +1,129 @@
+"""Cached results of running a (model, guide) pair, found again once what the runs depended on has changed."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_iter
+
+MOST = 256  # forms of a batch kept for one pair
+
+
+class PairCache:
+    """Results per (model, guide) pair and key, each kept while both live and nothing that its run used has changed.
+
+    Changes that are seen: a parameter or other leaf tensor frozen, freed or replaced; a module replaced, or put into
+    another mode; a flag or word among a module's attributes.
+    """
+
+    def __init__(self) -> None:
+        self._pairs: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+    def get(self, model: Any, guide: Any, key: Hashable, rows: Callable[[], Any], run: Callable[..., Any]) -> Any:
+        """Return the cached result, or compute it.
+
+        Args:
+            model, guide: the pair. Callables that cannot be referred to weakly have nothing kept.
+            key: what else the result depends on.
+            rows: gives the batch to run on, whose tensors do not count as used.
+            run: computes the result from model, guide and that batch.
+        """
+        try:
+            known = self._pairs.setdefault(model, weakref.WeakKeyDictionary()).setdefault(guide, {})
+        except TypeError:
+            return run(model, guide, rows())
+        if key in known and known[key][1].unchanged():
+            return known[key][0]
+        with disable_proxy_modes_tracing():  # or the run would become a part of a step's graph
+            few = rows()
+            with reading([model, guide], few.parts()[1]) as reads:
+                result = run(model, guide, few)
+        if len(known) >= MOST:
+            known.clear()
+        known[key] = result, reads
+        return result
+
+
+class Reads:
+    """The modules and leaf tensors that a run used, with the state in which it found them."""
+
+    def __init__(self) -> None:
+        self._modules: list[tuple[weakref.ref[nn.Module], Any]] = []
+        self._tensors: list[tuple[weakref.ref[Tensor], bool]] = []
+
+    def keep(self, modules: list[nn.Module], tensors: list[Tensor]) -> None:
+        """Take note of the modules, of all within them, and of the tensors."""
+        every = {id(m): m for root in modules for m in root.modules()}
+        self._modules = [(weakref.ref(m), _state(m)) for m in every.values()]
+        self._tensors = [(weakref.ref(x), x.requires_grad) for x in tensors]
+
+    def unchanged(self) -> bool:
+        """Return whether all of it still lives, in the same state."""
+        for ref, state in self._modules:
+            module = ref()
+            if module is None or _state(module) != state:
+                return False
+        for tensor_ref, requires_grad in self._tensors:
+            tensor = tensor_ref()
+            if tensor is None or tensor.requires_grad != requires_grad:
+                return False
+        return True
+
+
+@contextmanager
+def reading(programs: list[Any], ignored: list[Tensor]) -> Iterator[Reads]:
+    """Record the modules and leaf tensors that the code inside uses; programs that are modules count as used."""
+    reads, watch = Reads(), _LeafTensors(ignored)
+    called = {id(program): program for program in programs if isinstance(program, nn.Module)}
+
+    def note(module: nn.Module, _: Any) -> None:
+        called[id(module)] = module
+
+    hook = register_module_forward_pre_hook(note)
+    try:
+        with watch:
+            yield reads
+    finally:
+        hook.remove()
+    reads.keep(list(called.values()), list(watch.used.values()))
+
+
+class _LeafTensors(TorchFunctionMode):
+    """Collects the leaf tensors that torch's functions are called with, but for those that they have made."""
+
+    def __init__(self, ignored: list[Tensor]) -> None:
+        super().__init__()
+        self.used: dict[int, Tensor] = {}
+        self.made = {id(x): x for x in ignored}  # the tensors too, lest another one gets the identity
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for x in tree_iter((args, kwargs)):
+            if isinstance(x, Tensor) and id(x) not in self.made and x.is_leaf and x.is_floating_point():
+                self.used[id(x)] = x
+        result = func(*args, **kwargs)
+        for x in tree_iter(result):
+            if isinstance(x, Tensor) and id(x) not in self.used:
+                self.made[id(x)] = x
+        return result
+
+
+def _state(module: nn.Module) -> tuple[Any, ...]:
+    """Return a module's mode, flags and words, the identities of its children and parameters, and which are trained.
+
+    Identities serve, since what they are of is referred to weakly besides: none is used again unnoticed.
+    """
+    attributes = module.__dict__
+    parameters = [p for p in module._parameters.values() if p is not None]
+    return (
+        [x for x in attributes.values() if type(x) in (bool, str)],
+        [id(child) for child in module._modules.values()],
+        [(id(p), p.requires_grad) for p in parameters],
+    )
