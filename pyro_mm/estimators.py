@@ -186,7 +186,7 @@ class IWAE(PerRow):
         if log_share is None:
             return one[0]
         if not apart:
-            return (one + again.log_component)[0]
+            return one[0] + again.log_component[0]  # type: ignore[index]
         each, share = self._strata(log_w, log_share)
         one = one.masked_fill(share == 0, 0.0)
         return (one * share.detach() + each.detach() * share).sum(0)

@@ -294,6 +294,7 @@ def propose(pair: Pair, info: Structure, draw: Callable[[dict[str, Any]], None] 
         if info.enumerates:
             stack.enter_context(poutine.enum(first_available_dim=pair.enum_dim))
         pair.guide()
+    pair.draw = None  # not for who runs the guide again
     if pair.prior and torch.is_grad_enabled():
         _check_prior_gradient(pair.prior)
     trace = pair.trace.copy()

@@ -92,7 +92,7 @@ def structure(model: Callback, guide: Callback, batch: Batch, stratified: bool =
 _structures = PairCache()
 
 
-def _form(batch: Batch) -> Hashable:
+def _form(batch: Batch) -> tuple[Hashable, ...]:
     """Return all that may decide in Python what a story or a guide does with a batch: not its rows, nor values."""
 
     def where(presence: Presence) -> bool | str:
