@@ -234,7 +234,7 @@ class _Strata:
 
 
 def _stand_ins(pair: Pair) -> dict[str, Tensor]:
-    """Values of a pair's pathwise sites that are cut from what they were drawn from, each a leaf to differentiate by."""
+    """Copy the values of pathwise sites as leaves, each to differentiate by and cut from what it was drawn from."""
     sites = latents(pair.trace)
     return {n: s["value"].detach().requires_grad_() for n, s in sites.items() if s["value"].requires_grad}
 
