@@ -18,7 +18,7 @@ from .causes import Cause, Rows
 from .seeding import generator_state, set_generator_state
 from .stepping import Problem, differentiable, loss_and_grads
 
-EVERY = 50  # steps between two looks at the numbers, each of which waits for the device
+EVERY = 100  # steps between two looks at the numbers, each of which waits for the device
 HELD = 2**28  # bytes of minibatches that are held to run their steps again
 LISTED = 5  # names in a message
 OVERFLOW = (
