@@ -1,0 +1,158 @@
+"""Random tables equal their formula, and what calls itself a lower bound lies below the known evidence."""
+
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from random_tables import Formula, GivenNormal, Guide, Row, Story, random_entry, subsets
+
+import pyro_mm as mm
+from pyro_mm.estimators import IWAE, AnalyticKL, DReG, Renyi, StickTheLanding
+
+CASES = 10_000 if os.environ.get("PYRO_MM_LONG") == "1" else 200
+PARTS = 4  # tests that the cases are dealt out to
+STEP = 7  # at which weights that are functions of the step are what the oracle takes them for
+
+
+def pyros(kind, **options):
+    return lambda k: kind(num_particles=k, vectorize_particles=k > 1, **options)
+
+
+# an estimator of K particles, how it combines them, whether its gradient is that of its value, and more of the oracle
+ESTIMATORS = {
+    "AnalyticKL": (AnalyticKL, "analytic", True, {}),
+    "IWAE": (IWAE, 0.0, True, {}),
+    "DReG": (DReG, 0.0, False, {}),
+    "Renyi 0.5": (lambda k: Renyi(0.5, k), 0.5, True, {}),
+    "Renyi -1": (lambda k: Renyi(-1.0, k), -1.0, True, {}),
+    "StickTheLanding": (StickTheLanding, "samples", False, {}),
+    "Trace": (pyros(Trace_ELBO), "pyro samples", True, {"penalties_in_closed_form": False}),
+    "TraceGraph": (pyros(TraceGraph_ELBO), "pyro samples", False, {"penalties_in_closed_form": False}),
+    "TraceMeanField": (pyros(TraceMeanField_ELBO), "analytic", True, {}),
+    "TraceEnum": (pyros(TraceEnum_ELBO, strict_enumeration_warning=False), "pyro samples", True, {}),
+}
+
+
+def weights_of_all_kinds(rng, names):
+    def number():
+        return rng.choice([0.0, 1.0, 1.0, 0.5, 2.0, 3.0, -0.5])
+
+    def weights():
+        kind = rng.random()
+        if kind < 0.3:
+            return {n: number() for n in rng.sample(names, rng.randint(1, len(names)))}, number()
+        one = number()
+        return one, one if kind < 0.6 else number()
+
+    return weights
+
+
+class Case:
+    """A random story, guide, batch, table and estimator, from a seed."""
+
+    def __init__(self, seed):
+        self.rng = rng = random.Random(seed)
+        generator = torch.Generator().manual_seed(seed)
+        self.names = ["a", "b", "c"][: rng.randint(1, 3)]
+        latent = rng.randint(1, 2)
+        sizes = {n: rng.randint(1, 3) for n in self.names}
+        self.story = Story(generator, sizes, latent)
+        self.guide = Guide(generator, self.story, exact=latent == 1 and rng.random() < 0.2)
+        particles = rng.randint(1, 3)
+        self.noise = torch.randn(particles, latent, generator=generator)
+        self.kind = rng.choice(list(ESTIMATORS))
+        build, self.way, self.has_gradient, self.options = ESTIMATORS[self.kind]
+        self.estimator = build(particles)
+        weights = weights_of_all_kinds(rng, self.names)
+        self.entries = [random_entry(rng, self.names, weights, frozen=True) for _ in range(rng.randint(1, 3))]
+        self.empty = [rng.random() < 0.5 for _ in range(2)]
+        count = rng.randint(1, 3)
+        self.values = {n: torch.randn(count, d, generator=generator) for n, d in sizes.items()}
+        complete = rng.random() < 0.3
+        self.present = {n: [complete or rng.random() < 0.6 for _ in range(count)] for n in self.names}
+        self.rows = [self.row(i) for i in range(count)]
+        self.vectorize = rng.random() < 0.7
+
+    def row(self, i):
+        present = [n for n in self.names if self.present[n][i]]
+        drawn = {}
+        for index in range(2):
+            choices = subsets(present, empty=self.empty[index] or not present)
+            drawn[index] = self.rng.choice(choices)
+        return Row({n: x[i] for n, x in self.values.items()}, present, drawn)
+
+    def batch(self):
+        """With padding, or as a part of a larger data set; and by what factor a loss is larger for the latter."""
+        masks = {n: torch.tensor(m) for n, m in self.present.items()}
+        batch, factor = mm.Batch(self.values, masks), 1.0
+        if self.rng.random() < 0.2:
+            batch, factor = batch.part_of(5 * batch.size), 5.0
+        elif self.rng.random() < 0.2 and any(map(any, self.present.values())):
+            batch = batch.padded(batch.size + 2)
+        return batch, factor
+
+    def objective(self):
+        terms = [entry.term(self.empty) for entry in self.entries]
+        objective = mm.objectives.Objective(terms, self.estimator, vectorize=self.vectorize)
+        objective.steps = STEP
+        return objective
+
+    def random_subset(self, batch, index):
+        """In the place of the package's own draw."""
+        rows = [row.drawn[index] for row in self.rows]
+        rows += [rows[0]] * (batch.size - len(rows))
+        return {n: torch.tensor([n in drawn for drawn in rows]) & batch.present[n] for n in batch.names}
+
+    def indices(self):
+        """Of random sets, in the order in which a table draws them."""
+        seen = [which[1] for e in self.entries for which in e.sets if which and which[0] == "random"]
+        return list(dict.fromkeys(seen))
+
+    def expected(self):
+        held = {n for n in self.names if any(self.present[n])}
+        formula = Formula(self.story, self.guide, self.names, self.noise, self.way, held, **self.options)
+        return sum((formula.table(self.entries, row) for row in self.rows), torch.zeros(()))
+
+
+def differing(case, monkeypatch):
+    """How a table's value differs from its formula: in words, or empty; None where it is refused."""
+    GivenNormal.noise = case.noise
+    order = iter(case.indices())
+    monkeypatch.setattr("pyro_mm.terms._random_subset", lambda batch, *_: case.random_subset(batch, next(order)))
+    objective, (batch, factor) = case.objective(), case.batch()
+    expected = -factor * case.expected()
+    evaluate = objective.differentiable_loss if objective.differentiable else objective.loss
+    try:
+        found = torch.as_tensor(evaluate(case.story, case.guide, batch))
+    except ValueError as error:
+        if case.kind == "TraceEnum" and "weighs rows" in str(error):
+            return None
+        raise
+    if not np.isclose(float(found), float(expected), rtol=1e-9, atol=1e-9):
+        return f"value {float(found)} for {float(expected)}"
+    parameters = [*case.story.parameters(), *case.guide.parameters()]
+    if not case.has_gradient or not expected.requires_grad:
+        return ""
+    if not found.requires_grad:
+        return "no gradient"
+    options = {"allow_unused": True, "materialize_grads": True}
+    for one, other in zip(*(torch.autograd.grad(x, parameters, **options) for x in (found, expected)), strict=True):
+        if not torch.allclose(one, other, rtol=1e-7, atol=1e-8):
+            return f"a gradient of {one.flatten().tolist()} for {other.flatten().tolist()}"
+    return ""
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("part", range(PARTS))
+def test_a_random_table_equals_its_formula(part, monkeypatch, double):
+    refused = 0
+    for seed in range(part, CASES, PARTS):
+        case = Case(seed)
+        difference = differing(case, monkeypatch)
+        refused += difference is None
+        where = f"seed {seed}, {case.kind}, vectorize={case.vectorize}: {case.entries}, {case.present}"
+        assert not difference, f"{difference}: {where}"
+    assert refused < 0.1 * CASES / PARTS
