@@ -100,6 +100,8 @@ def loss(
             "pyro_mm.estimators"
         )
     estimator = copy.copy(own(estimator))
+    if not stacks(estimator) and rows[0].encode_prior:
+        estimator.vectorize_particles = False  # Pyro's plate of particles is hidden from where the prior is drawn
     particles = estimator.num_particles if estimator.vectorize_particles else 1
     estimator.max_plate_nesting = info.nesting + (len(rows) > 1) + (particles > 1)
     if stacks(estimator) and particles > 1:

@@ -12,6 +12,7 @@ from itertools import combinations
 import pyro
 import pyro.distributions as dist
 import torch
+from numpy.polynomial.hermite_e import hermegauss
 from torch import nn
 
 from pyro_mm import objectives as tables
@@ -65,7 +66,15 @@ class Entry:
         )  # fmt: skip
 
 
-def random_entry(rng, names, weights, frozen):
+def random_bound(rng, weights):
+    """A random term of the kinds that most tables are made of: most of them bounds, but for their weights."""
+    sets = rng.choice(["all", "all", "each", "every"]), rng.choice(["all", "all", "each"])
+    if set(sets) == {"each", "every"}:
+        sets = "every", "all"
+    return Entry(*sets, "prior", *weights(), rng.random() < 0.3)
+
+
+def random_entry(rng, names, weights, frozen, by_step=True):
     """A random term; ``weights()`` gives its likelihood weight and its weight of the KL."""
 
     def a_set(prior):
@@ -86,7 +95,9 @@ def random_entry(rng, names, weights, frozen):
         if "every" not in sets or not {"each", "others"} & set(map(str, sets)):
             break
     likelihood, kl = weights()
-    return Entry(*sets, likelihood, kl, rng.random() < 0.4, frozen and rng.random() < 0.25, rng.random() < 0.2)
+    return Entry(
+        *sets, likelihood, kl, rng.random() < 0.4, frozen and rng.random() < 0.25, by_step and rng.random() < 0.2
+    )
 
 
 def subsets(names, empty=False):
@@ -106,7 +117,7 @@ class GivenNormal(dist.Normal):
         particles, latent = noise.shape
         if particles == 1:
             return self.loc + self.scale * noise[0]
-        if self.loc.dim() < 3:  # a look at the structure, without particles
+        if self.loc.dim() < 3 or len(self.loc) != particles:  # a look at the structure, or a KL in closed form
             return self.loc
         return self.loc + self.scale * noise.reshape(particles, *[1] * (self.loc.dim() - 2), latent)
 
@@ -115,12 +126,14 @@ class GivenNormal(dist.Normal):
 
 
 class Story(nn.Module):
-    def __init__(self, generator, sizes, latent):
+    def __init__(self, generator, sizes, latent, log_noise=0.0):
         super().__init__()
         self.latent = latent
         self.w = nn.ParameterDict({n: torch.randn(d, latent, generator=generator) for n, d in sizes.items()})
         self.b = nn.ParameterDict({n: torch.randn(d, generator=generator) for n, d in sizes.items()})
-        self.log_s = nn.ParameterDict({n: 0.3 * torch.randn(d, generator=generator) for n, d in sizes.items()})
+        self.log_s = nn.ParameterDict(
+            {n: log_noise + 0.3 * torch.randn(d, generator=generator) for n, d in sizes.items()}
+        )
 
     def forward(self, batch):
         with batch.plate():
@@ -134,19 +147,23 @@ class Story(nn.Module):
 
 
 class Guide(nn.Module):
-    """q(z | x_S) of precision ``p_0 + sum p_m`` and of mean ``sum (x_m B_m + c_m)`` over that precision."""
+    """q(z | x_S) of precision ``p_0 + sum p_m`` and of mean ``sum (x_m B_m + c_m)`` over that precision.
 
-    def __init__(self, generator, story, exact=False):
+    With a latent of one dimension, ``near`` makes it the exact posterior but for its precisions, of which it is the
+    standard deviation on the scale of logarithms; None makes another one.
+    """
+
+    def __init__(self, generator, story, near=None):
         super().__init__()
         draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
         latent = story.latent
-        self.base = nn.Parameter(torch.zeros(latent) if exact else 0.5 * draw(latent))
+        self.base = nn.Parameter((0.5 if near is None else near) * draw(latent))
         b, c, p = {}, {}, {}
         for name, w in story.w.items():
             by_noise = (w / story.log_s[name].exp().square()[:, None]).detach()
-            b[name] = by_noise if exact else draw(*w.shape)
-            c[name] = -story.b[name].detach() @ by_noise if exact else draw(latent)
-            p[name] = (w * by_noise).sum(0).log().detach() if exact else 0.7 * draw(latent)
+            b[name] = draw(*w.shape) if near is None else by_noise
+            c[name] = draw(latent) if near is None else -story.b[name].detach() @ by_noise
+            p[name] = 0.7 * draw(latent) if near is None else (w * by_noise).sum(0).log().detach() + near * draw(latent)
         self.b, self.c, self.log_p = nn.ParameterDict(b), nn.ParameterDict(c), nn.ParameterDict(p)
 
     def normal(self, parts):
@@ -283,3 +300,40 @@ class Formula:
 
     def log_mean(self, x):
         return x.logsumexp(0) - math.log(len(x))
+
+
+class Expectation(Formula):
+    """The expectation of a table's value over the draws of a latent of one dimension, by quadrature."""
+
+    NODES = (60, 40, 24)  # by the number of draws
+
+    def __init__(self, story, guide, names, way, draws):
+        nodes, weights = (torch.as_tensor(x) for x in hermegauss(self.NODES[draws - 1]))
+        noise = torch.stack(torch.meshgrid(*[nodes] * draws, indexing="ij")).reshape(draws, -1, 1)
+        self.weights = torch.ones(())
+        for _ in range(draws):
+            self.weights = (self.weights[..., None] * weights / weights.sum()).flatten()
+        super().__init__(story, guide, names, noise, way)
+
+    def mean(self, x):
+        return x.mean(0) @ self.weights
+
+    def log_mean(self, x):
+        return super().log_mean(x) @ self.weights
+
+
+class Evidence:
+    """Log-densities of a row under the story: of a set of its modalities, a normal with the latent integrated out."""
+
+    def __init__(self, story, row):
+        self.story, self.row = story, row
+
+    def __call__(self, names):
+        names = sorted(names)
+        if not names:
+            return 0.0
+        w = torch.cat([self.story.w[n] for n in names])
+        loc = torch.cat([self.story.b[n] for n in names])
+        noise = torch.cat([self.story.log_s[n] for n in names]).exp().square()
+        x = torch.cat([self.row.values[n] for n in names])
+        return dist.MultivariateNormal(loc, w @ w.T + noise.diag()).log_prob(x).item()
