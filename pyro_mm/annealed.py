@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .batch import Batch
+from .arguments import check_choice, check_counts, check_flags, check_programs
+from .batch import Batch, check_batch
 from .bridge import Bridge, State
 from .evaluation import evaluating, returned
 from .evidence import Evidence, evidence_of, joined
@@ -75,6 +76,7 @@ def annealed_importance(
 
     Neal 2001 (Statistics and Computing 11:125); for decoder-based models, Wu et al. 2017 (arXiv:1611.04273).
     """
+    _check_options(model, guide, batch, num_chains, temperatures, leapfrog_steps, start, pilot_chains, vectorize)
     seed, parts = settled(seed), []
     with evaluating(model, guide, batch, audit=audit) as whole:
         size = _rows_at_once(whole, num_chains, pilot_chains)
@@ -118,6 +120,7 @@ def bidirectional(
 
     Grosse et al. 2015 (arXiv:1511.02543).
     """
+    _check_options(model, guide, batch, num_chains, temperatures, leapfrog_steps, start, pilot_chains, vectorize)
     seed = settled(seed)
     parts: list[tuple[Evidence, Evidence]] = []
     with evaluating(model, guide, batch, audit=audit) as whole:
@@ -136,9 +139,27 @@ def bidirectional(
         return returned(bounds, whole, batch)
 
 
+def _check_options(
+    model: Any,
+    guide: Any,
+    batch: Any,
+    num_chains: Any,
+    temperatures: Any,
+    leapfrog_steps: Any,
+    start: Any,
+    pilot_chains: Any,
+    vectorize: Any,
+) -> None:
+    """Raise a TypeError or a ValueError for what no chain can be run with."""
+    check_programs(model=model, guide=guide)
+    check_batch(batch)
+    check_counts(num_chains=num_chains, temperatures=temperatures, leapfrog_steps=leapfrog_steps)
+    check_counts(2, pilot_chains=pilot_chains)
+    check_choice("start", start, ("guide", "prior"))
+    check_flags(vectorize=vectorize)
+
+
 def _rows_at_once(batch: Batch, num_chains: int, pilot_chains: int) -> int:
-    if num_chains < 1 or batch.size < 1:
-        raise ValueError(f"expected a chain and a row at least, got num_chains={num_chains} and {batch.size} rows")
     return max(1, PAIRS // max(num_chains, pilot_chains))
 
 
@@ -156,11 +177,6 @@ class _Path:
         pilot_chains: int,
         vectorize: bool,
     ):
-        for name, value, least in (
-            ("temperatures", temperatures, 1), ("leapfrog_steps", leapfrog_steps, 1), ("pilot_chains", pilot_chains, 2),
-        ):  # fmt: skip
-            if value < least:
-                raise ValueError(f"expected {name} >= {least}, got {value}")
         self.bridge = Bridge(model, guide, batch, start, vectorize)
         self.leapfrog_steps = leapfrog_steps
         self._tune(pilot_chains, temperatures)

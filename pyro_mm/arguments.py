@@ -115,6 +115,18 @@ def check_flag(argument: str, value: Any) -> bool:
     return bool(value)
 
 
+def check_flags(**values: Any) -> None:
+    """Raise a TypeError unless each of the arguments is True or False."""
+    for argument, value in values.items():
+        check_flag(argument, value)
+
+
+def check_counts(least: int = 1, **values: Any) -> None:
+    """Raise a TypeError or a ValueError unless each of the arguments is an integer of ``least`` or more."""
+    for argument, value in values.items():
+        check_integer(argument, value, least)
+
+
 def check_choice(argument: str, value: Any, choices: Iterable[str]) -> str:
     """Return one of some strings. Raises a TypeError for no string, a ValueError for another one."""
     choices = list(choices)
@@ -203,6 +215,12 @@ def check_function(argument: str, value: Any, parameters: Sequence[str] | None =
         name = getattr(value, "__name__", type(value).__name__)
         raise TypeError(f"{wanted}, got {name}{signature}: was its result meant, {name}(..)?") from None
     return value
+
+
+def check_programs(**programs: Any) -> None:
+    """Raise a TypeError unless each of the arguments is a function of a batch."""
+    for argument, value in programs.items():
+        check_function(argument, value)
 
 
 def check_module(argument: str, value: Any) -> nn.Module:

@@ -12,7 +12,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from .batch import Batch
+from .arguments import check_counts, check_flags, check_function, check_mapping, check_programs
+from .batch import Batch, check_batch
 from .evaluation import evaluating, returned
 from .global_state import settings_kept
 from .importance import score_model
@@ -166,8 +167,14 @@ def calibration(
 
     Talts et al. 2018 (arXiv:1804.06788); Modrák et al. 2023 (Bayesian Analysis) on functions of z and x.
     """
-    if num_draws < 2:
-        raise ValueError(f"expected num_draws >= 2, got {num_draws}")
+    check_programs(model=model, guide=guide)
+    check_batch(batch)
+    check_counts(2, num_draws=num_draws)
+    if chunk is not None:
+        check_counts(chunk=chunk)
+    check_flags(vectorize=vectorize)
+    for name, quantity in check_mapping("quantities", {} if quantities is None else quantities, "functions").items():
+        check_function(f"quantities[{name!r}]", quantity, ("latents", "rows"))
     with evaluating(model, guide, batch, audit=audit) as rows:
         found = _calibration(model, guide, rows, num_draws, seed, quantities, chunk, vectorize)
         return returned(found, rows, batch)

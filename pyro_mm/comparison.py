@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arguments import check_mapping, check_names, check_seed
 from .arviz_bridge import compared
 from .batch import Batch
 from .evaluation import check_batch
@@ -174,8 +175,13 @@ def compare(
             a batch, or no row that is finite in all candidates.
         TypeError: a candidate that is neither a pair nor an ``Evidence``.
     """
+    candidates = check_mapping("candidates", candidates, "pairs of model and guide, or Evidence")
+    check_seed(seed)
     if len(candidates) < 2:
         raise ValueError(f"expected at least two candidates, got {list(candidates)}")
+    if target is not None:
+        check_names("target", target, least=1)
+    check_names("given", given)
     if baseline is not None and baseline not in candidates:
         raise ValueError(f"expected a baseline among {list(candidates)}, got {baseline!r}")
     evidence = _evidence(candidates, batch, target, given, seed, options)

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .arguments import check_counts, check_programs, check_seed
 from .batch import Batch
 from .bounds import Target
 from .comparison import Comparison, compare
 from .estimators import PerRow, check_pairing
-from .evaluation import check_batch, check_pair, evaluating
+from .evaluation import check_batch, evaluating
 from .evidence import THRESHOLD, WIDE, Evidence
 from .export import to_arviz
 from .gap import Gap, bound_of, elbo_gap, gap_of, why_no_gap
@@ -24,6 +25,7 @@ from .objective import Objective
 from .pairs import structure
 from .sites import Sites, look
 from .tables import aligned, plus_minus, wrapped
+from .training_arguments import check_objective
 
 __all__ = ["Check", "Comparison", "check", "compare", "to_arviz"]
 
@@ -103,8 +105,12 @@ def check(
         What story and guide themselves raise on these rows. What an objective or a likelihood of them raises is
         reported, and kept in ``errors``.
     """
-    check_pair(model, guide)
+    check_programs(model=model, guide=guide)
     check_batch(batch)
+    check_objective(objective)
+    check_counts(num_particles=num_particles)
+    check_counts(2, repeats=repeats)
+    check_seed(seed)
     batch = batch._copy(total=None, _index=None)  # these rows are the data: nothing is scaled up to others
     objective, estimator = copy.copy(objective), getattr(objective, "estimator", objective)
     vectorize = getattr(objective, "vectorize", True)

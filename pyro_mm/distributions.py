@@ -17,6 +17,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, Independent, constraints, kl_divergence
 from torch.distributions.kl import register_kl
 
+from .arguments import check_tensor, described
 from .products import STANDARD_NORMAL, product_of_normals
 
 __all__ = ["STANDARD_NORMAL", "Mixture", "Where", "diagonal", "gumbel", "product_of_normals"]
@@ -24,6 +25,8 @@ __all__ = ["STANDARD_NORMAL", "Mixture", "Where", "diagonal", "gumbel", "product
 
 def gumbel(uniform: Tensor) -> Tensor:
     """Gumbel variables of uniform ones: log-weights plus them are largest at an index drawn by the weights."""
+    if not check_tensor("uniform", uniform).is_floating_point():
+        raise TypeError(f"expected uniform numbers as floats, got {uniform.dtype}")
     # Clamped: a uniform of 0 would tie with weights of 0.
     return -uniform.clamp(min=torch.finfo(uniform.dtype).tiny).log().neg().log()
 
@@ -83,6 +86,8 @@ class Mixture(Composite):
     """
 
     def __init__(self, components: TorchDistribution, log_weights: Tensor) -> None:
+        _check_distribution("components", components)
+        check_tensor("log_weights", log_weights)
         if not components.batch_shape or log_weights.shape[-1:] not in [(1,), components.batch_shape[-1:]]:
             shapes = f"{tuple(components.batch_shape)} and {tuple(log_weights.shape)}"
             raise ValueError(f"expected components and log_weights of shape (*B, C), got {shapes}")
@@ -225,6 +230,10 @@ class Where(Composite):
     """
 
     def __init__(self, mask: Tensor, p: TorchDistribution, q: TorchDistribution) -> None:
+        _check_distribution("p", p)
+        _check_distribution("q", q)
+        if check_tensor("mask", mask).dtype != torch.bool:
+            raise TypeError(f"expected mask to be boolean, got {mask.dtype}")
         if p.event_shape != q.event_shape:
             raise ValueError(f"event shapes differ: {tuple(p.event_shape)} and {tuple(q.event_shape)}")
         self.condition, self.p, self.q = mask, p, q
@@ -322,11 +331,17 @@ def diagonal(d: Distribution) -> tuple[Tensor, Tensor]:
     Raises:
         TypeError: any other distribution.
     """
+    _check_distribution("d", d)
     base = innermost(d)
     if not isinstance(base, (torch.distributions.Normal, torch.distributions.Laplace)):
         raise TypeError(f"expected a diagonal Normal or Laplace, got {type(base).__name__}")
     shape = d.batch_shape + d.event_shape
     return base.loc.expand(shape), base.scale.expand(shape)
+
+
+def _check_distribution(argument: str, d: Any) -> None:
+    if not isinstance(d, Distribution):
+        raise TypeError(f"expected {argument} to be a distribution, got {described(d)}")
 
 
 def innermost(d: Distribution) -> Distribution:

@@ -14,6 +14,7 @@ import torch
 from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
+from .arguments import check_choice, check_counts, check_flags, check_number
 from .batch import Batch
 from .distributions import gumbel
 from .importance import Scores, score
@@ -37,8 +38,8 @@ class PerRow(ELBO):
     paths = False
 
     def __init__(self, num_particles: int = 1, *, vectorize_particles: bool = True):
-        if num_particles < 1:
-            raise ValueError(f"expected num_particles >= 1, got {num_particles}")
+        check_counts(num_particles=num_particles)
+        check_flags(vectorize_particles=vectorize_particles)
         super().__init__(num_particles=num_particles)
         self.vectorize_particles = vectorize_particles
 
@@ -132,8 +133,9 @@ class IWAE(PerRow):
         vectorize_particles: bool = True,
     ):
         super().__init__(num_particles, vectorize_particles=vectorize_particles)
-        if stratified not in (None, "inside", "outside"):
-            raise ValueError(f'expected stratified to be None, "inside" or "outside", got {stratified!r}')
+        check_flags(resample=resample)
+        if stratified is not None:
+            check_choice("stratified", stratified, ("inside", "outside"))
         if (stratified or resample) and not vectorize_particles:
             what = "stratified draws are" if stratified else "resampled draws are"
             raise ValueError(f"{what} made in one pass: vectorize_particles=False excludes them")
@@ -203,6 +205,7 @@ class Renyi(PerRow):
     """
 
     def __init__(self, alpha: float, num_particles: int = 10, *, vectorize_particles: bool = True):
+        alpha = check_number("alpha", alpha)
         if alpha == 1:
             raise ValueError("alpha = 1 is the evidence lower bound itself: use IWAE(num_particles=1) or AnalyticKL()")
         super().__init__(num_particles, vectorize_particles=vectorize_particles)

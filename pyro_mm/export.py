@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arguments import check_counts, check_flags, check_programs, check_seed, described
 from .arviz_bridge import inference_data
 from .batch import Batch
 from .evaluation import check_batch, evaluating
@@ -59,7 +60,13 @@ def to_arviz(
     Raises:
         ValueError: an evidence of another number of rows, or fewer than one sample.
     """
+    check_programs(model=model, guide=guide)
     check_batch(batch)
+    check_counts(num_samples=num_samples)
+    check_flags(resample=resample, prior=prior, vectorize=vectorize)
+    check_seed(seed)
+    if evidence is not None and not isinstance(evidence, Evidence):
+        raise TypeError(f"expected evidence to be an Evidence or None, got {described(evidence)}")
     if evidence is not None and len(evidence) != batch.size:
         raise ValueError(f"expected an evidence of the batch's {batch.size} rows, got one of {len(evidence)}")
     draws: dict[str, dict[str, Tensor]] = {}

@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
-from .arguments import check_attribute, check_function, described
+from .arguments import check_attribute, check_function, check_programs, described
 from .batch import Batch
 from .evaluation import evaluating, returned
 from .registration import register
@@ -88,6 +88,7 @@ def encode(guide: Callable[[Batch], Any], batch: Batch, *, audit: bool = True) -
         batch: N rows.
         audit: False spares the audit of the guide on a few rows (:mod:`pyro_mm.audit`), and what it would refuse.
     """
+    check_programs(guide=guide)
     with evaluating(None, guide, batch, audit=audit) as rows:
         with poutine.block(), poutine.trace() as trace:
             guide(rows)

@@ -21,7 +21,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from .batch import Batch
+from .arguments import check_counts, check_flags, check_programs
+from .batch import Batch, check_batch
 from .distributions import stratum
 from .evaluation import evaluating, returned
 from .pairs import Callback, Pair, Structure, Views, latents, observed, structure
@@ -436,6 +437,10 @@ def log_weights(
     Raises:
         ValueError: a site outside the plate ``"data"``.
     """
+    check_programs(model=model, guide=guide)
+    check_batch(batch)
+    check_counts(num_particles=num_particles)
+    check_flags(vectorize=vectorize)
     with evaluating(model, guide, batch, audit=audit) as rows:
         info = structure(model, guide, rows)
         scores = score(model, guide, Views.of(rows, info), info, num_particles, vectorize=vectorize)

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batch import Batch, Stack
-from .evaluation import check_pair, evaluating, returned
+from .arguments import check_counts, check_flags, check_function, check_names, check_programs, check_seed
+from .batch import Batch, Stack, check_batch
+from .evaluation import evaluating, returned
 from .evidence import Evidence, Sums, joined
 from .importance import score_model
 from .pairs import Callback, Pair, Structure, Views, latents, structure
@@ -64,9 +65,11 @@ def log_marginal(
     Raises:
         ValueError: a site that is scaled, or outside the plate ``"data"``: its weights would be no likelihoods.
     """
-    if num_particles < 1:
-        raise ValueError(f"expected num_particles >= 1, got {num_particles}")
-    check_pair(model, guide)
+    check_programs(model=model, guide=guide)
+    check_batch(batch)
+    if proposal is not None and not isinstance(proposal, Batch):
+        check_function("proposal", proposal)
+    _check_options(num_particles, seed, chunk, vectorize)
     sampler = proposal if proposal is not None and not isinstance(proposal, Batch) else guide
     how = Proposal(draws, stratify, prior_share)
     seed = settled(seed)
@@ -131,7 +134,10 @@ def log_conditional(
         target, given: names of modalities, without one in common.
         model, guide, batch, and the others: as in :func:`log_marginal`.
     """
-    targets, givens = ((x,) if isinstance(x, str) else tuple(x) for x in (target, given))
+    check_programs(model=model, guide=guide)
+    check_batch(batch)
+    _check_options(num_particles, seed, chunk, vectorize)
+    targets, givens = check_names("target", target, batch), check_names("given", given, batch)
     if set(targets) & set(givens) or not targets:
         raise ValueError(f"expected targets, and none of them given: target={targets}, given={givens}")
     seed = settled(seed)
@@ -146,6 +152,15 @@ def log_conditional(
             return returned(replace(joint, quantity=quantity), rows, batch)
         marginal = log_marginal(model, guide, rows.only(*givens), seed=seed + 1, **options)
         return returned(conditional_of(joint, marginal, rows.having(targets), quantity), rows, batch)
+
+
+def _check_options(num_particles: Any, seed: Any, chunk: Any, vectorize: Any) -> None:
+    """Raise a TypeError or a ValueError for options that no likelihood can be estimated with."""
+    check_counts(num_particles=num_particles)
+    check_seed(seed)
+    if chunk is not None:
+        check_counts(chunk=chunk)
+    check_flags(vectorize=vectorize)
 
 
 def conditional_of(joint: Evidence, marginal: Evidence, some: Tensor, quantity: str) -> Evidence:

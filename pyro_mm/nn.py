@@ -1,10 +1,13 @@
 """Networks from tensor to tensor, the parts of encoders and decoders. All take any leading dimensions."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .arguments import check_counts, check_integer, check_module, check_shape, described
 
 __all__ = ["MLP", "Blocks", "Convolutional", "Deconvolutional", "Recurrent"]
 
@@ -35,6 +38,9 @@ class MLP(nn.Module):
         activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
+        check_counts(in_features=in_features, out_features=out_features)
+        hidden = _sizes("hidden", hidden)
+        _check_activation(activation)
         self.in_features = in_features
         sizes = (in_features, *hidden)
         layers: list[nn.Module] = []
@@ -65,7 +71,9 @@ class Blocks(nn.Module):
 
     def __init__(self, net: nn.Module, rows: int = BLOCK, event_dim: int = 1) -> None:
         super().__init__()
-        self.net, self.rows, self.event_dim = channels_last(net), rows, event_dim
+        check_counts(rows=rows)
+        check_counts(0, event_dim=event_dim)
+        self.net, self.rows, self.event_dim = channels_last(check_module("net", net)), rows, event_dim
 
     def forward(self, x: Tensor) -> Tensor:
         lead = x.shape[: x.dim() - self.event_dim]
@@ -96,6 +104,10 @@ class Convolutional(nn.Module):
         activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
+        check_counts(out_features=out_features)
+        image_shape = check_shape("image_shape", image_shape)
+        channels = _sizes("channels", channels)
+        _check_activation(activation)
         self.image_shape, self.out_features = tuple(image_shape), out_features
         depth, sizes = _halvings(image_shape, len(channels))
         sequence = (depth, *channels)
@@ -135,6 +147,10 @@ class Deconvolutional(nn.Module):
         activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
+        check_counts(in_features=in_features)
+        image_shape = check_shape("image_shape", image_shape)
+        channels = _sizes("channels", channels)
+        _check_activation(activation)
         self.in_features, self.image_shape = in_features, tuple(image_shape)
         depth, sizes = _halvings(image_shape, len(channels))
         sizes, sequence = sizes[::-1], (*channels, depth)
@@ -164,6 +180,7 @@ class Recurrent(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, hidden: int = 64) -> None:
         super().__init__()
+        check_counts(in_features=in_features, out_features=out_features, hidden=hidden)
         self.gru = nn.GRU(in_features, hidden, batch_first=True)
         self.head = nn.Linear(hidden, out_features)
 
@@ -189,6 +206,19 @@ def channels_last(net: nn.Module) -> nn.Module:
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
     return net
+
+
+def _sizes(argument: str, value: Any) -> tuple[int, ...]:
+    """Return sizes of layers; a number alone is a mistake that torch would name far from here."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(f"expected {argument} to be sizes of layers, such as (256, 256), got {described(value)}")
+    return tuple(check_integer(f"every size in {argument}", size, least=1) for size in value)
+
+
+def _check_activation(value: Any) -> None:
+    if isinstance(value, nn.Module) or not callable(value):
+        hint = f": pass {type(value).__name__} itself" if isinstance(value, nn.Module) else ""
+        raise TypeError(f"expected activation to make a module, as torch.nn.ReLU does, got {described(value)}{hint}")
 
 
 def _in_blocks(net: Callable[[Tensor], Tensor], x: Tensor, rows: int) -> Tensor:

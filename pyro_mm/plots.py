@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from .arguments import check_names, check_tensor, described
 from .global_state import settings_kept
 
 if TYPE_CHECKING:
@@ -27,7 +28,11 @@ def training_curve(history: History | Mapping[str, Sequence[float]]) -> Figure:
     Args:
         history: what ``fit`` returned, or its columns.
     """
+    if not isinstance(history, Mapping) and not hasattr(history, "to_dict"):
+        raise TypeError(f"expected history to be what fit returned, or its columns, got {described(history)}")
     columns = dict(history) if isinstance(history, Mapping) else history.to_dict()
+    if "loss" not in columns or not len(columns["loss"]):
+        raise ValueError(f"expected a history with a loss of one epoch at least, got columns {list(columns)}")
     losses = {name: columns[name] for name in ("loss", "validation") if name in columns}
     terms = {name: values for name, values in columns.items() if name not in losses}
     panels = 2 if len(terms) > 1 else 1
@@ -69,7 +74,9 @@ def image_grid(
         rows, columns: what to write beside each row and above each column.
         title: of the whole.
     """
-    r, c, height, width = images.shape
+    r, c, height, width = check_tensor("images", images, ("R", "C", "H", "W")).shape
+    if not images.numel():
+        raise ValueError(f"expected one image at least, got shape {tuple(images.shape)}")
     figure = _figure(0.62 * c * width / height + 0.5, 0.62 * r + (0.4 if title else 0.1), gap=0.02)
     axes = figure.subplots(r, c, squeeze=False)
     for i in range(r):
@@ -92,6 +99,10 @@ def image_grid(
 def confusion(matrix: np.ndarray, classes: Sequence[Any] | None = None, title: str = "") -> Figure:
     """Counts of true classes (down) against predicted ones (across), coloured by their share of the true class."""
     counts = np.asarray(matrix)
+    if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or not counts.size or counts.dtype.kind not in "iufb":
+        raise ValueError(f"expected a matrix of counts (C, C), got {described(matrix)}")
+    if classes is not None and len(classes) != len(counts):
+        raise ValueError(f"expected names of {len(counts)} classes, got {len(classes)}")
     names = list(map(str, range(len(counts)) if classes is None else classes))
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure = _figure(4.8, 4.2)
@@ -118,6 +129,10 @@ def latent_view(points: Tensor, labels: Tensor, title: str = "") -> Figure:
         points: ``(N, D)``, for instance posterior means.
         labels: integers ``(N,)``.
     """
+    check_tensor("points", points, ("N", "D"))
+    check_tensor("labels", labels, (len(points),))
+    if not points.numel():
+        raise ValueError(f"expected one point at least, got shape {tuple(points.shape)}")
     x = points.detach().cpu().double().numpy()
     x, y = x - x.mean(0), labels.detach().cpu().numpy()
     _, s, axes = np.linalg.svd(x, full_matrices=False)
@@ -156,7 +171,11 @@ def ranks(calibration: Calibration, names: Sequence[str] | None = None, title: s
     """
     from .calibration import band, p_text
 
+    if not hasattr(calibration, "findings"):
+        raise TypeError(f"expected calibration to be what pyro_mm.calibration returned, got {described(calibration)}")
     found, draws = calibration.findings, calibration.num_draws
+    if names is not None:
+        names = check_names("names", names, found, least=1, what="coordinate")
     if names is None:
         worst = sorted(found, key=lambda name: found[name].p_value)[:20]
         names = [name for name in found if name in worst]
@@ -215,6 +234,8 @@ def convergence(
         ValueError: evidence that has no ``running``.
     """
     several = dict(evidence) if isinstance(evidence, Mapping) else {"": evidence}
+    if not several or not all(hasattr(one, "running") for one in several.values()):
+        raise TypeError(f"expected evidence to be an Evidence, or several by name, got {described(evidence)}")
     first = next(iter(several.values()))
     if not all(one.running for one in several.values()):
         raise ValueError("expected evidence with its running estimate, as log_marginal gives it")

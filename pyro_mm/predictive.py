@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import fields
 from typing import Any
 
 import pyro.distributions as dist
@@ -14,7 +15,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from .batch import Batch
+from .arguments import check_counts, check_flags, check_programs, check_seed
+from .batch import Batch, check_batch
+from .distributions import innermost
 from .evaluation import evaluating, returned
 from .likelihood import ROWS, weighted
 from .pairs import Pair, Rewrite, Structure, factors_of, latents, observed, private, structure
@@ -63,6 +66,11 @@ def generate(
     Returns:
         modality -> ``(S, N, *event)``; of a site in plates within a row ``(S, N, *plates, *event)``.
     """
+    check_programs(model=model, guide=guide)
+    check_batch(batch)
+    check_counts(num_samples=num_samples, num_particles=num_particles)
+    check_flags(mean=mean, resample=resample, vectorize=vectorize)
+    check_seed(seed)
     options: dict[str, Any] = {"resample": resample, "num_particles": num_particles, "vectorize": vectorize}
     with evaluating(model, guide, batch, audit=audit) as rows, seeded(seed, rows.device):
         return returned(draw(model, guide, rows, num_samples, mean=mean, **options)[2], rows, batch)
@@ -104,6 +112,13 @@ def posterior_draws(
     Returns:
         latent site of the guide -> ``(S, N, *plates, *event)``, plates being those within a row, outermost first.
     """
+    check_programs(model=model, guide=guide)
+    check_batch(batch)
+    check_counts(num_samples=num_samples, num_particles=num_particles)
+    check_flags(resample=resample, vectorize=vectorize)
+    check_seed(seed)
+    if unknown := set(options) - {field.name for field in fields(Proposal)}:
+        raise TypeError(f"unknown options {', '.join(map(repr, sorted(unknown)))} of posterior_draws")
     if options and not resample:
         raise ValueError(f"{', '.join(options)}: for draws by weight, with resample=True")
     how: dict[str, Any] = {"proposal": Proposal(**options), "resample": resample, "num_particles": num_particles}
@@ -125,8 +140,6 @@ def draw(
     vectorize: bool = True,
 ) -> tuple[Drawn, Drawn, Drawn]:
     """Draws of the guide's latents, and with ``decode`` of the model's and of modalities with these very latents."""
-    if num_samples < 1:
-        raise ValueError(f"expected num_samples >= 1, got {num_samples}")
     info, chosen = structure(model, guide, batch), Drawn()
     if info.factors and not bool(torch.as_tensor(batch.rows).all()):
         raise ValueError(
@@ -238,6 +251,7 @@ def simulate(model: Callable[[Batch], Any], batch: Batch, *, audit: bool = True)
         (rows, latents): the batch with drawn values under the same masks, and latent site -> ``(N, *event)``, with the
         plates within a row to the left of N.
     """
+    check_programs(model=model)
     with evaluating(model, None, batch, audit=audit) as rows:
         with poutine.block(), poutine.trace() as drawn:
             model(rows.only())
@@ -287,7 +301,7 @@ class _Ancestral(Messenger):
         there, drawn = self.batch.presence(name) if name in self.batch else not missing, fn.sample()
         msg["value"] = _where(there, msg["value"], drawn, fn.event_dim)
         event_dim = fn.event_dim + (self.mean and _is_categorical(fn))
-        self.modalities[name] = _of_rows(msg, self.batch.size, _mean(fn) if self.mean else drawn, event_dim)
+        self.modalities[name] = _of_rows(msg, self.batch.size, _mean(name, fn) if self.mean else drawn, event_dim)
 
 
 def _in_rows(site: Any) -> bool:
@@ -339,9 +353,15 @@ def _is_categorical(fn: Any) -> bool:
     return isinstance(fn, torch.distributions.Categorical)
 
 
-def _mean(fn: Any) -> Tensor:
+def _mean(name: str, fn: Any) -> Tensor:
+    """Return the mean of a modality's distribution. Raises a ValueError for a family whose mean is not known."""
     if not _is_categorical(fn):
-        return fn.mean
+        try:
+            return fn.mean
+        except (NotImplementedError, AttributeError) as error:
+            raise ValueError(
+                f"modality {name!r}: {type(innermost(fn)).__name__} has no mean that is known: take draws, mean=False"
+            ) from error
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return fn.probs

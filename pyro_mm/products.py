@@ -11,6 +11,8 @@ import torch
 from pyro.distributions import Normal
 from torch import Tensor
 
+from .arguments import check_number, check_tensor, described
+
 __all__ = ["STANDARD_NORMAL", "consensus_of_normals", "pairwise_pool", "product_of_normals"]
 
 STANDARD_NORMAL = Normal(0.0, 1.0)
@@ -45,6 +47,8 @@ def product_of_normals(
         ValueError: there is no expert, or the sequences differ in length.
     """
     masks = _checked(locs, scales, masks)
+    if prior is not None and not isinstance(prior, torch.distributions.Normal):
+        raise TypeError(f"expected prior to be a Normal or None, got {described(prior)}")
     total: float | Tensor = 0.0
     weighted: float | Tensor = 0.0
     if prior is STANDARD_NORMAL:
@@ -98,9 +102,7 @@ def consensus_of_normals(
         ValueError: a correlation outside of that range, no expert, or sequences that differ in length.
     """
     masks, m = _checked(locs, scales, masks), len(locs)
-    low = -1 / (m - 1) if m > 1 else -math.inf
-    if not low < correlation < 1:
-        raise ValueError(f"expected a correlation above {low:.4g} and below 1, got {correlation}")
+    correlation = check_number("correlation", correlation, above=-1 / (m - 1) if m > 1 else None, below=1)
     if all(mask is False for mask in masks):
         return product_of_normals(locs, scales, masks, prior=None)
     a, b, here = [], [], []
@@ -188,8 +190,17 @@ def _kept(x: Tensor, mask: bool | Tensor, other: float) -> Tensor:
 def _checked(
     locs: Sequence[Tensor], scales: Sequence[Tensor], masks: Sequence[bool | Tensor] | None
 ) -> Sequence[bool | Tensor]:
+    for argument, each in (("locs", locs), ("scales", scales)):
+        if not isinstance(each, Sequence):
+            raise TypeError(f"expected {argument} to be a sequence of tensors, got {described(each)}")
     masks = [True] * len(locs) if masks is None else masks
+    if not isinstance(masks, Sequence):
+        raise TypeError(f"expected masks to be a sequence of booleans or boolean tensors, got {described(masks)}")
     if not len(locs) == len(scales) == len(masks) > 0:
         sizes = f"{len(locs)}, {len(scales)} and {len(masks)}"
         raise ValueError(f"expected equally many locs, scales and masks, one at least; got {sizes}")
+    for loc, scale, mask in zip(locs, scales, masks, strict=True):
+        if mask is not False:  # the tensors of one that is out are not looked at
+            check_tensor("every one of locs", loc)
+            check_tensor("every one of scales", scale)
     return masks

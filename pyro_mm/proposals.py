@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from .arguments import check_choice, check_flag, check_number
 from .distributions import Mixture
 from .importance import Scores, propose
 from .noise import REPLICATES, Antithetic, QuasiRandom, Systematic, has_mixture, quantile
@@ -41,10 +42,9 @@ class Proposal:
     prior_share: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.draws not in ("independent", "antithetic", "quasi"):
-            raise ValueError(f"expected draws 'independent', 'antithetic' or 'quasi', got {self.draws!r}")
-        if not 0 <= self.prior_share <= 1:
-            raise ValueError(f"expected 0 <= prior_share <= 1, got {self.prior_share}")
+        check_choice("draws", self.draws, ("independent", "antithetic", "quasi"))
+        check_flag("stratify", self.stratify)
+        check_number("prior_share", self.prior_share, 0, 1)
 
 
 class Sampler:

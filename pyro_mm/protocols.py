@@ -20,7 +20,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .batch import Batch
+from .arguments import check_counts, check_names, check_programs
+from .batch import Batch, check_batch
 from .evaluation import evaluating, returned
 from .evidence import Evidence
 from .likelihood import conditional_of, counting, log_conditional, log_marginal
@@ -31,6 +32,19 @@ __all__ = ["PRIOR_DRAWS", "both_ways", "conditional", "joint", "multiple", "sing
 Callback = Callable[[Batch], Any]
 Names = Sequence[str]
 PRIOR_DRAWS = 5000
+
+
+def _names(model: Any, guide: Any, batch: Any, target: Any, given: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return target and given as names of modalities, after a look at the pair and the batch."""
+    check_programs(model=model, guide=guide)
+    check_batch(batch)
+    wanted = "expected target and given to be sequences of names without one in common"
+    if isinstance(target, str) or isinstance(given, str):
+        raise ValueError(f"{wanted}, got a string: target={target!r}, given={given!r}")
+    targets, givens = check_names("target", target, batch, least=1), check_names("given", given, batch)
+    if set(targets) & set(givens):
+        raise ValueError(f"{wanted}, got target={targets}, given={givens}")
+    return targets, givens
 
 
 def joint(model: Callback, guide: Callback, batch: Batch, target: Names, given: Names, **options: Any) -> Evidence:
@@ -44,14 +58,14 @@ def joint(model: Callback, guide: Callback, batch: Batch, target: Names, given: 
     Raises:
         ValueError: a string in the place of a sequence, or a name in both.
     """
-    if isinstance(target, str) or isinstance(given, str) or set(target) & set(given):
-        raise ValueError(f"expected two sequences of names without one in common: target={target}, given={given}")
+    target, given = _names(model, guide, batch, target, given)
     with evaluating(model, guide, batch, audit=False) as rows:
         return returned(log_marginal(model, guide, rows.only(*target, *given), **options), rows, batch)
 
 
 def multiple(model: Callback, guide: Callback, batch: Batch, target: Names, given: Names, **options: Any) -> Evidence:
     """log p(target), under the posterior of target and given. Arguments as of :func:`joint`."""
+    target, given = _names(model, guide, batch, target, given)
     with evaluating(model, guide, batch, audit=False) as rows:
         seen = rows.only(*target, *given)
         return returned(log_marginal(model, guide, rows.only(*target), proposal=seen, **options), rows, batch)
@@ -61,6 +75,7 @@ def single(
     model: Callback, guide: Callback, batch: Batch, target: Names, given: Names = (), **options: Any
 ) -> Evidence:
     """log p(target), under the posterior of the target alone. Arguments as of :func:`joint`."""
+    target, given = _names(model, guide, batch, target, given)
     with evaluating(model, guide, batch, audit=False) as rows:
         return returned(log_marginal(model, guide, rows.only(*target), **options), rows, batch)
 
@@ -81,6 +96,8 @@ def conditional(
     Its error for the second part grows with what the given modalities tell of z: for labels it is small, for images
     it is hopeless, as its standard error says. Other arguments as of :func:`joint`.
     """
+    target, given = _names(model, guide, batch, target, given)
+    check_counts(prior_draws=prior_draws)
     seed = settled(seed)
     quantity = f"log p({', '.join(target)} | {', '.join(given)})"
     with evaluating(model, guide, batch, audit=False) as rows:
@@ -107,6 +124,7 @@ def both_ways(
     What the penalty of JMVAE-kl bounds: a larger alpha trades log p(x, w) for it (Suzuki et al. 2016, section 3.3).
     Each of the two is :func:`pyro_mm.log_conditional`'s, with draws of its own. Arguments as of :func:`joint`.
     """
+    target, given = _names(model, guide, batch, target, given)
     seed = settled(seed)
     x, w = ", ".join(target), ", ".join(given)
     with evaluating(model, guide, batch, audit=False) as rows:

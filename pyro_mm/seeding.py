@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,10 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arguments import check_seed
+
 
 def settled(seed: int | None) -> int:
     """The seed, any integer, as one that every generator takes; of None, one from torch's generator."""
-    return int(torch.randint(2**62, ())) if seed is None else operator.index(seed) % 2**62
+    seed = check_seed(seed)
+    return int(torch.randint(2**62, ())) if seed is None else seed % 2**62
 
 
 def part_seed(seed: int, part: int) -> int:

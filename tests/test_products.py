@@ -118,7 +118,7 @@ def test_masks_broadcast_against_the_batch():
 
 @pytest.mark.parametrize("correlation", [1.0, -0.5, -0.9])
 def test_a_correlation_that_no_three_variables_have_is_refused(correlation):
-    with pytest.raises(ValueError, match=r"above -0.5 and below 1"):
+    with pytest.raises(ValueError, match=r"> -0.5 and < 1"):
         consensus_of_normals(*experts(3, 2), None, correlation)
 
 

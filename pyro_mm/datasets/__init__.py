@@ -25,11 +25,13 @@ where they come from and under what terms. Nothing but the idx files is ever dow
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from ..arguments import check_name, check_path
 from .composites import mnist_photographs, mnist_speech, mnist_svhn, mnist_usps_word
 from .features import mfeat, mosi, nutrimouse, sequences
 from .images import FILES, SHA256, Split, digits, drawn, fashion, mnist, parse_idx
@@ -64,11 +66,15 @@ def load(name: str, *, directory: str | os.PathLike[str] | None = None, **option
     >>> load("digits")[1]
     Batch(size=360, image(8, 8) present: all, label() present: all)
     """
-    if name not in _DATASETS:
-        raise ValueError(f"unknown data set {name!r}: expected one of {', '.join(map(repr, _DATASETS))}")
+    make = _DATASETS[check_name("name", name, _DATASETS, "data set")]
     if directory is not None:
-        options["directory"] = directory
-    return _DATASETS[name](**options)
+        options["directory"] = check_path("directory", directory)
+    known = inspect.signature(make).parameters
+    if unknown := [option for option in options if option not in known]:
+        raise TypeError(
+            f"data set {name!r}: unknown option {unknown[0]!r}, expected one of {', '.join(known) or 'none'}"
+        )
+    return make(**options)
 
 
 _DATASETS: dict[str, Callable[..., Split]] = {

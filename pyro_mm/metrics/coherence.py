@@ -15,6 +15,18 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from ..arguments import (
+    check_counts,
+    check_flags,
+    check_function,
+    check_mapping,
+    check_name,
+    check_names,
+    check_programs,
+    check_seed,
+    check_tensor,
+    described,
+)
 from ..batch import Batch
 from ..evaluation import check_batch, evaluating
 from ..predictive import generate
@@ -63,14 +75,19 @@ def cross_modal_coherence(
     Raises:
         ValueError: the target is among what is given, no row has all of that, or shapes do not fit.
     """
+    check_programs(model=model, guide=guide)
     check_batch(batch)
-    names = (given,) if isinstance(given, str) else tuple(given)
+    check_name("target", target, batch)
+    check_function("classifier", classifier, ("values",))
+    check_counts(num_samples=num_samples)
+    check_flags(mean=mean)
+    check_seed(seed)
+    check_tensor("labels", labels)
+    names = check_names("given", given, batch)
     if target in names:
         raise ValueError(f"{target!r} is both the target and given")
     if labels.shape != (batch.size,):
         raise ValueError(f"expected labels of shape ({batch.size},), got {tuple(labels.shape)}")
-    if num_samples < 1:
-        raise ValueError(f"expected num_samples >= 1, got {num_samples}")
     masks = [batch.present[name] for name in names]
     rows = torch.stack(masks).all(0).nonzero()[:, 0] if masks else torch.arange(batch.size, device=batch.device)
     if len(rows) == 0:
@@ -120,10 +137,16 @@ def joint_coherence(
     Raises:
         ValueError: there are fewer than two classifiers, or shapes do not fit.
     """
+    check_programs(model=model)
+    check_batch(like, "like")
+    check_counts(n=n)
+    check_flags(mean=mean)
+    check_seed(seed)
+    classifiers = check_mapping("classifiers", classifiers, "functions of values")
+    for name, f in classifiers.items():
+        check_function(f"classifiers[{check_name('classifiers', name, like)!r}]", f, ("values",))
     if len(classifiers) < 2:
         raise ValueError(f"expected classifiers of two modalities or more, got {list(classifiers)}")
-    if n < 1:
-        raise ValueError(f"expected n >= 1, got {n}")
 
     def prior(batch: Batch) -> None:
         """The model's latents: ``generate`` wants to see them in a guide, and draws them from the model's prior."""
@@ -147,6 +170,8 @@ def _parts(total: int) -> list[int]:
 def _classes(classifier: Classifier, x: Tensor, name: str) -> Tensor:
     """The likeliest class of each of ``(S, N, *event)``: ``(S, N)``."""
     logits = classifier(x.flatten(0, 1))
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"expected logits from the classifier of {name!r}, got {described(logits)}")
     if logits.dim() != 2 or len(logits) != x.shape[0] * x.shape[1]:
         expected = f"({x.shape[0] * x.shape[1]}, C)"
         raise ValueError(f"expected logits {expected} from the classifier of {name!r}, got {tuple(logits.shape)}")

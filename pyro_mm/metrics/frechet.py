@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
+
+from ..arguments import check_function, check_tensor, described
 
 CHUNK = 256  # rows at once
 
@@ -31,6 +33,8 @@ def frechet_distance(
     Raises:
         ValueError: there are fewer than two rows, or features that are not finite.
     """
+    if features is not None:
+        check_function("features", features, ("values",))
     return gaussian_frechet(*_moments(real, features, "real"), *_moments(fake, features, "fake"))
 
 
@@ -48,6 +52,11 @@ def gaussian_frechet(mean: Tensor, covariance: Tensor, other_mean: Tensor, other
         mean, other_mean: ``(D,)``.
         covariance, other_covariance: ``(D, D)``, symmetric.
     """
+    given = {
+        "mean": mean, "covariance": covariance, "other_mean": other_mean, "other_covariance": other_covariance,
+    }  # fmt: skip
+    for argument, value in given.items():
+        check_tensor(argument, value, ("D",) if "mean" in argument else ("D", "D"))
     a, b, m, n = (x.detach().double().cpu() for x in (covariance, other_covariance, mean, other_mean))
     if m.shape != n.shape or a.shape != b.shape or a.shape != (len(m), len(m)):
         raise ValueError(f"expected means (D,) and covariances (D, D), got {[tuple(x.shape) for x in (m, a, n, b)]}")
@@ -62,13 +71,21 @@ def _root(covariance: Tensor) -> Tensor:
     return vectors * values.clamp(min=0).sqrt() @ vectors.T
 
 
+def _rows(block: Tensor, what: str) -> Tensor:
+    if check_tensor(what, block).dim() == 0:
+        raise ValueError(f"expected {what} of shape (N, ..), got a single number")
+    return block
+
+
 def _moments(
     data: Tensor | Iterable[Tensor], features: Callable[[Tensor], Tensor] | None, what: str
 ) -> tuple[Tensor, Tensor]:
     """Mean ``(D,)`` and covariance ``(D, D)`` of features, in one pass and float64."""
+    if isinstance(data, str | Mapping) or not isinstance(data, Tensor | Iterable):
+        raise TypeError(f"expected {what} to be a tensor (N, ..) or an iterable of them, got {described(data)}")
     blocks = [data] if isinstance(data, Tensor) else data
     count, shift, first, second = 0, torch.zeros(()), torch.zeros(()), torch.zeros(())
-    for part in (part for block in blocks for part in block.split(CHUNK)):
+    for part in (part for block in blocks for part in _rows(block, what).split(CHUNK)):
         f = (part if features is None else features(part)).flatten(1).double().cpu()
         if not count:
             shift = f.mean(0)  # sums of squares about 0 lose the digits that a large mean takes

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..arguments import check_choice, check_integer, check_tensor
 from ..global_state import settings_kept
 
 Kind = Literal["pearson", "spearman", "rdc"]
@@ -54,11 +55,14 @@ def mean_correlation(
     Khemakhem et al. 2020 (ICE-BeeM, arXiv:2002.11537), who name the two; Hirt et al. 2024 (arXiv:2309.00380), in
     whose released code all but the strong one out of sample are "rdc", and the weak one is of the best pair only.
     """
+    check_tensor("latents", latents)
+    check_tensor("estimates", estimates)
+    check_choice("kind", kind, ("pearson", "spearman", "rdc"))
     if latents.dim() != 2 or latents.shape != estimates.shape:
         shapes = f"{tuple(latents.shape)} and {tuple(estimates.shape)}"
         raise ValueError(f"expected latents and estimates of one shape (N, D), got {shapes}")
     rows, size = latents.shape
-    fitted = rows // 2 if fitted is None else fitted
+    fitted = rows // 2 if fitted is None else check_integer("fitted", fitted)
     if min(fitted, rows - fitted) <= size + 1:
         raise ValueError(f"expected more than {size + 1} rows on either side, got {fitted} and {rows - fitted}")
     # what a network of lower precision has made varies by its rounding errors, if by nothing else

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..arguments import check_counts, check_name, check_names, check_programs, check_tensor
 from ..batch import Batch
 from ..evaluation import check_batch, evaluating, returned
 from ..global_state import settings_kept
@@ -38,7 +39,7 @@ def class_probabilities(
     Raises:
         ValueError: the target is among what is given, or is not a Categorical.
     """
-    names = (given,) if isinstance(given, str) else tuple(given)
+    names = _checked(model, guide, batch, target, given, num_samples)
     if target in names:
         raise ValueError(f"{target!r} is both the target and given")
     with evaluating(model, guide, batch, audit=audit) as whole:
@@ -66,13 +67,34 @@ def cross_modal_accuracy(
 
     Arguments as of :func:`class_probabilities`. Rows that lack everything given are predicted from the prior.
     """
-    there = check_batch(batch).present[target]
+    _checked(model, guide, batch, target, given, num_samples)
+    there = batch.present[target]
+    if not there.any():
+        raise ValueError(f"no row of the batch has {target!r}, so that there is nothing to tell right from wrong by")
     predicted = class_probabilities(model, guide, batch, target, given, num_samples, audit=audit).argmax(-1)
     return (predicted == batch[target])[there].float().mean().item()
 
 
+def _checked(model: Any, guide: Any, batch: Any, target: Any, given: Any, num_samples: Any) -> tuple[str, ...]:
+    """Return the names of what is given, after a look at all arguments."""
+    check_programs(model=model, guide=guide)
+    check_batch(batch)
+    check_counts(num_samples=num_samples)
+    check_name("target", target, batch)
+    return check_names("given", given, batch)
+
+
 def confusion_matrix(true: Tensor, predicted: Tensor, num_classes: int) -> np.ndarray:
-    """Counts ``(C, C)``: true classes down, predicted ones across."""
+    """Counts ``(C, C)``: true classes down, predicted ones across.
+
+    Args:
+        true, predicted: integers ``(N,)``.
+        num_classes: C.
+    """
+    check_counts(num_classes=num_classes)
+    for argument, labels in (("true", true), ("predicted", predicted)):
+        if check_tensor(argument, labels, ("N",)).shape != true.shape or not len(true):
+            raise ValueError(f"expected {argument} of shape {tuple(true.shape)}, got {tuple(labels.shape)}")
     with settings_kept():
         from sklearn import metrics  # here, because it takes a second
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..arguments import check_counts, check_number, check_tensor
 from ..seeding import seeded
 from .share import Share
 
@@ -46,9 +47,18 @@ def classifier(
     Raises:
         ValueError: lengths or events differ.
     """
+    check_counts(batch_size=batch_size, hidden=hidden)
+    check_counts(0, epochs=epochs)
+    check_number("lr", lr, above=0)
+    tensors = {"values": values, "labels": labels, "test_values": test_values, "test_labels": test_labels}
+    for argument, value in tensors.items():
+        check_tensor(argument, value)
     for x, y in ((values, labels), (test_values, test_labels)):
         if y.shape != x.shape[:1] or x.shape[1:] != values.shape[1:] or len(x) == 0:
             raise ValueError(f"expected labels of shape (N,) and alike values, got {tuple(y.shape)}, {tuple(x.shape)}")
+        if y.is_floating_point() or y.dtype == torch.bool or int(y.min()) < 0:
+            raise ValueError(f"expected labels to be classes from 0, got {y.dtype} with {y.min().item()} the smallest")
+    labels, test_labels = labels.long(), test_labels.long()
     device, event = values.device, values.shape[1:]
     labels, test_labels = labels.to(device), test_labels.to(device)
     with torch.inference_mode(False), torch.enable_grad(), seeded(seed, device):

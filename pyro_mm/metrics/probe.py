@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..arguments import check_name, check_names, check_number, check_programs, check_seed
 from ..batch import Batch
 from ..evaluation import check_batch, evaluating
 from ..global_state import settings_kept
@@ -56,17 +57,21 @@ def linear_probe(
     Raises:
         ValueError: the label is given to the guide or is unknown, a site is unknown, or no row is left.
     """
+    check_programs(guide=guide)
+    check_batch(train, "train")
+    check_batch(test, "test")
+    check_name("label", label, [*train.covariates, *train.names], "modality or covariate")
+    check_number("regularisation", regularisation, above=0)
+    check_seed(seed)
+    sites = check_names("sites", sites, least=1, what="latent site")
+    names = [n for n in train.names if n != label] if given is None else check_names("given", given, train)
     with settings_kept():
         from sklearn.linear_model import LogisticRegression  # here, because it takes seconds
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-    check_batch(train, "train")
-    check_batch(test, "test")
-    names = [n for n in train.names if n != label] if given is None else [given] if isinstance(given, str) else given
     if label in names:
         raise ValueError(f"the label {label!r} is what is to be told: it cannot be given")
-    sites = [sites] if isinstance(sites, str) else sites
     with evaluating(None, guide, train, audit=audit) as rows, seeded(seed, rows.device):
         both = rows, test.to(rows.device)
         (h, y), (h_test, y_test) = (_features(guide, batch, label, names, sites) for batch in both)

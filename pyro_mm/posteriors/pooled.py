@@ -10,7 +10,7 @@ import torch
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 
-from ..arguments import check_modules, check_names, check_number, described
+from ..arguments import check_mapping, check_modules, check_names, check_number, described
 from ..batch import Batch
 from ..distributions import Mixture, diagonal, innermost
 from ..fixed import Fixed
@@ -92,7 +92,7 @@ class MixtureOfExperts(_Experts):
 
     def __init__(self, experts: Mapping[str, nn.Module], weights: Mapping[str, float] | None = None):
         super().__init__(experts)
-        if weights is not None and set(weights) != set(experts):
+        if weights is not None and set(check_mapping("weights", weights, "numbers")) != set(experts):
             raise ValueError(f"expected a weight for each of {list(experts)}, got {list(weights)}")
         self.weights = dict.fromkeys(experts, 1.0)
         if weights is not None:
