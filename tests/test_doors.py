@@ -85,6 +85,15 @@ def evaluations(m, g, b):
     }  # fmt: skip
 
 
+NO_RECIPES = {"RECIPES", "Recipe", "jnf_second", "jnf"}
+
+
+def recipe_of(name):
+    batch = mm.Batch({"image": torch.rand(4, 3, 3), "label": torch.arange(4) % 2})
+    extra = {"vae": {"modality": "image"}, "cvae": {"target": "image", "given": "label", "learn_given": False}}
+    return {"batch": batch, "latent": 2, "hidden": (2,), "estimator": None, **extra.get(name, {})}
+
+
 def constructors():
     """Constructor -> valid arguments, by keyword."""
     prior = dist.Normal(torch.zeros(2), 1.0).to_event(1)
@@ -154,6 +163,7 @@ def constructors():
         mm.estimators.StickTheLanding: {"num_particles": 2, "vectorize_particles": True},
         mm.estimators.Renyi: {"alpha": 0.5, "num_particles": 2, "vectorize_particles": True},
         mm.datasets.load: {"name": "digits"},
+        **{getattr(mm.recipes, name): recipe_of(name) for name in mm.recipes.__all__ if name not in NO_RECIPES},
     }  # fmt: skip
 
 

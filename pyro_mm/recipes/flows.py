@@ -5,15 +5,17 @@ from __future__ import annotations
 from torch import nn
 
 from .. import conditionals, objectives, posteriors
+from ..arguments import described
 from ..batch import Batch
 from ..global_state import import_zuko
 from ..guides import Guide
 from ..objective import Objective
 from ..objectives import ALL, EACH
 from ..terms import Term
-from .parts import HIDDEN, LATENT, Estimator, Hidden, Recipe, features, joint_encoder, story
+from .parts import HIDDEN, LATENT, Estimator, Hidden, Recipe, features, joint_encoder, recipe, story
 
 
+@recipe
 def jnf(
     batch: Batch,
     latent: int = LATENT,
@@ -54,6 +56,8 @@ def jnf_second(run: Recipe) -> Recipe:
     Raises:
         TypeError: the posterior of z is no joint encoder with a ``partial``.
     """
+    if not isinstance(run, Recipe):
+        raise TypeError(f"expected run to be a Recipe, got {described(run)}")
     posterior = dict(run.guide.posteriors.items()).get("z")
     if not isinstance(posterior, posteriors.JointEncoder) or posterior.partial is None:
         raise TypeError(f"expected a JointEncoder with a partial posterior for z, got {type(posterior).__name__}")

@@ -6,9 +6,10 @@ from .. import objectives
 from ..batch import Batch
 from ..guides import Guide
 from ..terms import Number
-from .parts import HIDDEN, LATENT, Estimator, Hidden, Recipe, joint, joint_encoder, story
+from .parts import HIDDEN, LATENT, Estimator, Hidden, Recipe, joint, joint_encoder, recipe, story
 
 
+@recipe
 def jmvae_zero(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
     """JMVAE-zero: a joint encoder that is given zeros for what is missing, and never trained on them.
 
@@ -18,6 +19,7 @@ def jmvae_zero(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, esti
     return Recipe(story(batch, latent, hidden), guide, objectives.elbo(estimator))
 
 
+@recipe
 def jmvae_kl(
     batch: Batch,
     latent: int = LATENT,
@@ -34,6 +36,7 @@ def jmvae_kl(
     return Recipe(story(batch, latent, hidden), joint(batch, latent, hidden), objective)
 
 
+@recipe
 def telbo(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
     """The triple ELBO: a joint encoder trained with the decoders, and unimodal encoders trained against them.
 
@@ -43,6 +46,7 @@ def telbo(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator
     return Recipe(story(batch, latent, hidden), joint(batch, latent, hidden), objectives.telbo(estimator))
 
 
+@recipe
 def vaevae_joint(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
     """Wu & Goodman's objective of every modality's evidence and the others' given it, with a joint encoder.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeAlias
 
 import pyro.distributions as dist
 import torch
@@ -11,7 +13,8 @@ from pyro.infer import ELBO
 from torch import nn
 
 from .. import conditionals, posteriors
-from ..batch import Batch
+from ..arguments import check_counts, check_name, check_shape, described
+from ..batch import Batch, check_batch
 from ..guides import Guide
 from ..models import SharedLatent
 from ..nn import MLP
@@ -19,6 +22,7 @@ from ..objective import Objective
 
 Hidden: TypeAlias = Sequence[int]
 Estimator: TypeAlias = ELBO | None
+P = ParamSpec("P")
 LATENT, HIDDEN = 16, (128,)
 
 
@@ -30,20 +34,49 @@ class Recipe(NamedTuple):
     objective: Objective
 
 
+def recipe(make: Callable[P, Recipe]) -> Callable[P, Recipe]:
+    """Check the arguments that recipes share, for a function ``(batch, latent, hidden, estimator, ..)``."""
+
+    @functools.wraps(make)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> Recipe:
+        try:
+            given = inspect.signature(make).bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"recipe {make.__name__}: {error}; expected {inspect.signature(make)}") from None
+        given.apply_defaults()
+        check_batch(given.arguments["batch"])
+        check_counts(latent=given.arguments["latent"])
+        check_shape("hidden", given.arguments["hidden"])
+        estimator = given.arguments["estimator"]
+        if estimator is not None and not isinstance(estimator, ELBO):
+            raise TypeError(f"expected estimator to be a pyro.infer.ELBO or None, got {described(estimator)}")
+        return make(*args, **kwargs)
+
+    return checked
+
+
 def is_label(batch: Batch, name: str) -> bool:
     """Whether a modality is a label, integers ``(N,)``, and not an image. Raises a ValueError if it is neither."""
+    check_batch(batch)
+    check_name("modality", name, batch)
+    if not batch.holds(name):
+        raise ValueError(
+            f"modality {name!r}: the batch holds no values of it, which the networks take their sizes from"
+        )
     value = batch[name]
     image = value.is_floating_point() and value.dim() > 2
     if not image and (value.is_floating_point() or value.dim() != 1):
         raise ValueError(
             f"{name!r} is neither an image, floats of shape (N, H, W), nor a label, integers of shape (N,): it is "
             f"{value.dtype} of shape {tuple(value.shape)}. A recipe has no networks for it; write the story instead"
+            + (", or make it integers, .long(), if it is a label" if value.dim() == 1 else "")
         )
     return not image
 
 
 def classes(batch: Batch, name: str) -> int:
     """The number of classes of a label: one more than the largest that the rows have."""
+    check_name("modality", name, batch)
     return int(batch[name].max()) + 1
 
 
@@ -113,6 +146,8 @@ def joint_encoder(
     batch: Batch, latent: int, hidden: Hidden, partial: nn.Module | None = None
 ) -> posteriors.JointEncoder:
     """Features of one hidden layer less than an encoder, whose last one is the head's."""
+    if not hidden:
+        raise ValueError("expected hidden to be the sizes of one layer at least, got none: the head is its last")
     width = hidden[-1]
     parts = {name: nn.Sequential(features(batch, name, width, hidden[:-1]), nn.ReLU()) for name in batch}
     head = conditionals.Normal(MLP(width * len(parts), 2 * latent, hidden[-1:]))

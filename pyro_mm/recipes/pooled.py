@@ -8,9 +8,23 @@ from .. import conditionals, estimators, objectives, posteriors
 from ..batch import Batch
 from ..guides import Guide
 from ..terms import Number
-from .parts import HIDDEN, LATENT, Estimator, Hidden, Learned, Recipe, encoders, is_label, product, standard, story
+from .parts import (
+    HIDDEN,
+    LATENT,
+    Estimator,
+    Hidden,
+    Learned,
+    Recipe,
+    encoders,
+    is_label,
+    product,
+    recipe,
+    standard,
+    story,
+)  # fmt: skip
 
 
+@recipe
 def mvae(
     batch: Batch,
     latent: int = LATENT,
@@ -29,6 +43,7 @@ def mvae(
     return Recipe(story(batch, latent, hidden), product(batch, latent, hidden), objective)
 
 
+@recipe
 def vaevae(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
     """Wu & Goodman's objective of every modality's evidence and the others' given it.
 
@@ -38,6 +53,7 @@ def vaevae(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimato
     return Recipe(story(batch, latent, hidden), product(batch, latent, hidden), objectives.vaevae(estimator))
 
 
+@recipe
 def mvtcae(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
     """MVTCAE: a product of experts without the prior, and bounds given each modality besides the joint one.
 
@@ -47,6 +63,7 @@ def mvtcae(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimato
     return Recipe(story(batch, latent, hidden), guide, objectives.mvtcae(estimator=estimator))
 
 
+@recipe
 def mopoe(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
     """MoPoE, as it is trained: the mean over all subsets of the bounds that encode the product of a subset's experts.
 
@@ -57,6 +74,7 @@ def mopoe(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator
     return Recipe(story(batch, latent, hidden), product(batch, latent, hidden), objective)
 
 
+@recipe
 def mmjsd(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
     """mmJSD: a Jensen-Shannon divergence between the experts and the prior, with their product as dynamic prior.
 
@@ -65,6 +83,7 @@ def mmjsd(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator
     return Recipe(story(batch, latent, hidden), product(batch, latent, hidden), objectives.mmjsd(estimator=estimator))
 
 
+@recipe
 def mmvae(
     batch: Batch,
     latent: int = LATENT,
@@ -88,6 +107,7 @@ def mmvae(
     return Recipe(story(batch, latent, hidden, prior), guide, objective)
 
 
+@recipe
 def unimodal_mean(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
     """A mixture of experts trained expert by expert, each reconstructing all: looser than the mixture's own bound.
 
@@ -98,6 +118,7 @@ def unimodal_mean(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, e
     return Recipe(story(batch, latent, hidden), guide, objectives.unimodal_mean(estimator))
 
 
+@recipe
 def mmvm(
     batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None, beta: Number = 1.0
 ) -> Recipe:
@@ -112,6 +133,7 @@ def mmvm(
     return Recipe(story(batch, latent, hidden), guide, objectives.mmvm(beta, estimator))
 
 
+@recipe
 def code(
     batch: Batch,
     latent: int = LATENT,
@@ -129,6 +151,7 @@ def code(
     return Recipe(story(batch, latent, hidden), guide, objectives.subset_mean(estimator=estimator, kl=kl))
 
 
+@recipe
 def hoelder(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
     """Hölder pooling of order 1/2: a mixture of the experts and, as far as they overlap, of all their pairs.
 

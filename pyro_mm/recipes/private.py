@@ -20,12 +20,14 @@ from .parts import (
     decoder,
     encoders,
     features,
+    recipe,
     standard,
 )  # fmt: skip
 
 PRIVATE = 4
 
 
+@recipe
 def dmvae(
     batch: Batch,
     latent: int = LATENT,
@@ -52,6 +54,7 @@ def dmvae(
     return Recipe(model, guide, objectives.dmvae(estimator, kl=kl))
 
 
+@recipe
 def mmvae_plus(
     batch: Batch,
     latent: int = LATENT,

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from .. import conditionals, objectives, posteriors
+from ..arguments import check_flags
 from ..batch import Batch
 from ..guides import Guide
 from ..models import ConditionalLatent, SharedLatent
@@ -24,10 +25,12 @@ from .parts import (
     features,
     is_label,
     joint_encoder,
+    recipe,
     standard,
 )  # fmt: skip
 
 
+@recipe
 def vae(
     batch: Batch,
     latent: int = LATENT,
@@ -46,6 +49,7 @@ def vae(
     return Recipe(model, guide, Objective([Term(modality, modality, kl=kl)], estimator))
 
 
+@recipe
 def cvae(
     batch: Batch,
     latent: int = LATENT,
@@ -68,6 +72,8 @@ def cvae(
     """
     if not is_label(batch, given):
         raise ValueError(f"expected a label to be given, integers of shape (N,), and {given!r} is an image")
+    is_label(batch, target)  # or an image: raises where it is neither
+    check_flags(learn_given=learn_given)
     both, number = {target: batch[target], given: batch[given]}, classes(batch, given)
     root = Frequencies(number) if learn_given else dist.Categorical(logits=torch.zeros(number))
     prior = standard(latent)
