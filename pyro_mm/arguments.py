@@ -294,7 +294,7 @@ def check_attribute(argument: str, name: str) -> str:
         raise ValueError(f"{argument}: torch forbids names that are empty or have a dot in them, got {name!r}")
     if hasattr(nn.ModuleDict, name) or hasattr(nn.ParameterDict, name) or name == "training":
         raise ValueError(
-            f"{argument}: torch has a use of its own for the name {name!r}, rename the modality: {name + '_'!r}, say"
+            f"{argument}: torch has a use of its own for the name {name!r}, choose another one: {name + '_'!r}, say"
         )
     return name
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .arguments import check_flag, check_integer, check_module, check_name, described
 from .batch import Batch
 from .distributions import Mixture
+from .values import applied
 
 __all__ = ["Component", "GivenCovariate", "MixturePrior"]
 
@@ -127,4 +128,4 @@ class GivenCovariate(nn.Module):
     def forward(self, batch: Batch) -> dist.Distribution:
         if self.name not in batch.covariates:
             raise ValueError(f"the prior is given the covariate {self.name!r}; this batch has {list(batch.covariates)}")
-        return self.conditional(batch.covariates[self.name])
+        return applied(f"covariate {self.name!r}", self.conditional, batch.covariates[self.name])

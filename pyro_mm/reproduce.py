@@ -256,7 +256,7 @@ class _Watch:
             evidence = self.point()
             value, error = evidence.mean()
             _append(self.out / f"course-{self.how.seed}.csv", {"epoch": epoch, "value": value, "standard_error": error})
-            text += f"; {evidence.quantity} {value:.2f} ({len(evidence)} rows, K = {COURSE_PARTICLES})"
+            text += f"; {evidence.quantity} {value:.2f} ({evidence.rows_text}, K = {COURSE_PARTICLES})"
         if epoch % self.every == 0 or epoch == self.epochs:
             typer.echo(text)
         if self.how.minutes is not None and now - self.how.start > 60 * self.how.minutes and epoch < self.epochs:

@@ -26,6 +26,21 @@ class OfOutput(nn.Module):
         raise NotImplementedError
 
 
+def applied(what: str, module: Callable[[Any], Any], value: Tensor) -> Any:
+    """Return ``module(value)``, in the type that the module takes.
+
+    Args:
+        what: the value is, for an error: ``"covariate 'u'"``.
+        module: a network.
+        value: ``(.., N, *event)``.
+
+    Raises:
+        TypeError: values of a type that the module does not take.
+        ValueError: integers that are no indices of its table.
+    """
+    return _tried(what, module, module, value)
+
+
 def encoded(name: str, module: Callable[[Any], Any], value: Tensor) -> Any:
     """Return ``module(value)`` of a modality's values ``(N, *event)``; without gradient, ``ROWS`` rows at once.
 
@@ -34,14 +49,16 @@ def encoded(name: str, module: Callable[[Any], Any], value: Tensor) -> Any:
         ValueError: integers that are no indices of its table.
     """
 
+    what = f"modality {name!r}"
+
     def call(x: Tensor) -> Any:
-        return _tried(name, module, module, x)
+        return applied(what, module, x)
 
     if not by_rows(module, value.shape[0]):
         return call(value)
     if isinstance(module, OfOutput):
         net = module.output
-        parts = [_tried(name, module, lambda x: net((x,)), part) for part in value.split(ROWS)]
+        parts = [_tried(what, module, lambda x: net((x,)), part) for part in value.split(ROWS)]
         return module(Output(torch.cat(parts)))
     first, *rest = value.split(ROWS)
     found = [call(first)]
@@ -95,7 +112,7 @@ def _float_type(d: Any) -> torch.dtype | None:
 # -- types that networks take -------------------------------------------------------------------------------------
 
 
-def _tried(name: str, module: Any, call: Callable[[Tensor], Any], value: Tensor) -> Any:
+def _tried(what: str, module: Any, call: Callable[[Tensor], Any], value: Tensor) -> Any:
     """Return ``call(value)``, or that of the same numbers in the type that the module takes."""
     try:
         return call(value)
@@ -104,7 +121,7 @@ def _tried(name: str, module: Any, call: Callable[[Tensor], Any], value: Tensor)
         if isinstance(error, IndexError) and not value.is_floating_point() and _embeds(module):
             low, high = int(value.min()), int(value.max())
             raise ValueError(
-                f"modality {name!r}: values from {low} to {high} do not index the table of its network: {error}. A "
+                f"{what}: values from {low} to {high} do not index the table of its network: {error}. A "
                 "value such as -1 that marks a missing row goes to present="
             ) from error
         for other in _others(value, wanted):
@@ -115,7 +132,7 @@ def _tried(name: str, module: Any, call: Callable[[Tensor], Any], value: Tensor)
         if value.dtype == wanted or not value.is_floating_point():
             raise
         raise TypeError(
-            f"modality {name!r} is {value.dtype}, and its network, {type(module).__name__}, has parameters of {wanted}"
+            f"{what} is {value.dtype}, and its network, {type(module).__name__}, has parameters of {wanted}"
             f". Make the batch of values of that type (array.astype('{str(wanted).removeprefix('torch.')}')), or the "
             f"network of theirs (.to({value.dtype})). {str(error).splitlines()[0]}"
         ) from error

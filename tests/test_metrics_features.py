@@ -246,7 +246,7 @@ def _without_label(batch):
     ("options", "message"),
     [
         ({"given": ["a", "label"]}, "cannot be given"),
-        ({"label": "kind"}, r"unknown label 'kind': expected one of \['class', 'a', 'b', 'label'\]"),
+        ({"label": "kind"}, "label: unknown modality or covariate 'kind', expected one of 'class', 'a', 'b', 'label'"),
         ({"sites": "y"}, "no site y: it has z, w, steps"),
         ({"label": "b", "given": "a"}, "one class a row"),
         ({"sites": ["z", "steps"]}, r"one draw a row of steps, got batch shape \(3, 16\)"),

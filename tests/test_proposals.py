@@ -300,9 +300,9 @@ def test_a_latent_given_another_one(double):
 def test_what_a_proposal_cannot_be(broad):
     model, guides = broad
     batch = model.sample(3)
-    with pytest.raises(ValueError, match="expected draws 'independent', 'antithetic' or 'quasi', got 'sobol'"):
+    with pytest.raises(ValueError, match="draws to be one of 'independent', 'antithetic', 'quasi', got 'sobol'"):
         mm.log_marginal(model, guides["single"], batch, draws="sobol")
-    with pytest.raises(ValueError, match="0 <= prior_share <= 1"):
+    with pytest.raises(ValueError, match="prior_share >= 0 and <= 1, got 1.5"):
         Proposal(prior_share=1.5)
 
     def gamma(batch):

@@ -105,6 +105,28 @@ def test_a_plain_layer_takes_numbers_of_other_types(dtype):
     torch.testing.assert_close(mm.Batch({"x": value.to(dtype)}).encode("x", net), net(value.float()))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.float64], ids=str)
+def test_covariates_and_conditions_go_into_tables_in_any_type(dtype):
+    torch.manual_seed(0)
+    index = torch.tensor([0, 2, 1])
+    prior = mm.priors.GivenCovariate("u", conditionals.Normal(nn.Embedding(3, 4)))
+    batch = lambda x: mm.Batch({"x": torch.zeros(3, 2), "y": x}, covariates={"u": x})  # noqa: E731
+    torch.testing.assert_close(prior(batch(index.to(dtype))).mean, prior(batch(index)).mean)
+    decoders = {"x": conditionals.Normal(mm.nn.MLP(4, 2, ()), scale=1.0)}
+    standard = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    model = mm.models.ConditionalLatent(standard, ("y", dist.Categorical(torch.ones(3))), nn.Embedding(3, 2), decoders)
+    guide = mm.Guide(z=lambda batch: dist.Normal(torch.zeros(batch.size, 2), 1.0).to_event(1))
+    one, two = (mm.log_marginal(model, guide, batch(x), num_particles=3, seed=0) for x in (index, index.to(dtype)))
+    torch.testing.assert_close(one.log_prob, two.log_prob)
+
+
+def test_a_covariate_of_another_type_than_its_network_says_what_to_do():
+    prior = mm.priors.GivenCovariate("u", conditionals.Normal(nn.Linear(1, 4)))
+    batch = mm.Batch({"x": torch.zeros(3)}, covariates={"u": np.full((3, 1), 0.5)})
+    with pytest.raises(TypeError, match=r"covariate 'u' is torch.float64, and its network, Normal, has"):
+        prior(batch)
+
+
 def test_float64_values_of_a_float32_network_say_what_to_do():
     batch = mm.Batch({"x": np.zeros((2, 3))})
     with pytest.raises(TypeError, match=r"'x' is torch.float64, and its network, Linear, has parameters of "

@@ -56,7 +56,7 @@ def gaussian_frechet(mean: Tensor, covariance: Tensor, other_mean: Tensor, other
         "mean": mean, "covariance": covariance, "other_mean": other_mean, "other_covariance": other_covariance,
     }  # fmt: skip
     for argument, value in given.items():
-        check_tensor(argument, value, ("D",) if "mean" in argument else ("D", "D"))
+        check_tensor(argument, value)
     a, b, m, n = (x.detach().double().cpu() for x in (covariance, other_covariance, mean, other_mean))
     if m.shape != n.shape or a.shape != b.shape or a.shape != (len(m), len(m)):
         raise ValueError(f"expected means (D,) and covariances (D, D), got {[tuple(x.shape) for x in (m, a, n, b)]}")

@@ -96,6 +96,10 @@ def _features(
     rows = rows[torch.stack(masks).all(0)] if masks else rows
     if labels.dim() != 1 or len(rows) == 0:
         raise ValueError(f"expected one class a row and at least one row with all of {[*given, label]}")
+    if labels.is_floating_point():
+        if not torch.equal(labels.long().to(labels.dtype), labels):
+            raise ValueError(f"expected classes of {label!r}, got numbers that are not whole: it is no class label")
+        labels = labels.long()
     parts = [_means(guide, batch[part].only(*given), sites) for part in rows.split(CHUNK)]
     return torch.cat(parts).numpy(), labels[rows].cpu().numpy()
 

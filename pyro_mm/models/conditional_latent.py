@@ -12,6 +12,7 @@ from ..arguments import check_mapping, check_module, check_name, described
 from ..batch import Batch
 from ..fixed import as_module
 from ..registration import register
+from ..values import applied
 from .decoders import decoders_of
 
 
@@ -63,7 +64,7 @@ class ConditionalLatent(nn.Module):
         names = list(self.decoders)
         with batch.plate():
             y = batch.observe(self.name, self.root(batch))
-            seen = self.features(y)
+            seen = applied(f"modality {self.name!r}", self.features, y)
             z = pyro.sample("z", self.prior(batch))
             for m in pyro.plate("modalities", len(names)):
                 batch.observe(names[m], self.decoders[names[m]], z, seen)
