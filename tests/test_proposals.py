@@ -302,7 +302,7 @@ def test_what_a_proposal_cannot_be(broad):
     batch = model.sample(3)
     with pytest.raises(ValueError, match="draws to be one of 'independent', 'antithetic', 'quasi', got 'sobol'"):
         mm.log_marginal(model, guides["single"], batch, draws="sobol")
-    with pytest.raises(ValueError, match="prior_share >= 0 and <= 1, got 1.5"):
+    with pytest.raises(ValueError, match=r"prior_share >= 0 and <= 1, got 1.5"):
         Proposal(prior_share=1.5)
 
     def gamma(batch):
