@@ -181,4 +181,8 @@ def check_device(device: Any) -> torch.device | None:
         raise ValueError(f"device is {found}, and torch finds {torch.cuda.device_count()} CUDA devices here")
     if found.type == "meta":
         raise ValueError("device is meta, which holds no numbers to train with")
+    try:
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        raise ValueError(f"device is {found}, which torch cannot use here") from error
     return found

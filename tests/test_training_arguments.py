@@ -66,6 +66,7 @@ WRONG = {
     "half a seed": ({"seed": 0.5}, TypeError, "seed"),
     "an unknown device": ({"device": "gpu"}, ValueError, "device.*'gpu'"),
     "a device that is not there": ({"device": "cuda:99"}, ValueError, "cuda:99.*CUDA devices"),
+    "a device that torch cannot use": ({"device": "xpu:3"}, ValueError, "xpu:3, which torch cannot use here"),
     "a device of another type": ({"device": 1.5}, TypeError, "device"),
     "an unknown precision": ({"precision": "16-mixed"}, ValueError, r"precision.*\.double\(\)"),
     "a dtype for a precision": ({"precision": torch.float64}, TypeError, "precision"),
