@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -119,6 +119,23 @@ class Watch:
             self._first_gradient = _gradient_norm(self.problem.parameters)
         if self._window[0].first or len(self._window) >= EVERY or self._bytes >= HELD:
             self.look(values)
+
+    @contextmanager
+    def guarded(self, sums: Mapping[Any, Tensor]) -> Iterator[None]:
+        """Leave no NaN or infinity behind if an epoch is broken off: the state is then that of the latest look.
+
+        Args:
+            sums: of the loss and its terms, over the epoch so far.
+        """
+        try:
+            yield
+        except NotFinite:
+            raise
+        except BaseException:
+            with suppress(RuntimeError):  # of a device that does not answer
+                if self._window and not self._finite(sums.values()):
+                    self._restore(self._saved)
+            raise
 
     def look(self, values: Iterable[Tensor]) -> None:
         """Look at the numbers of the steps since the latest look.

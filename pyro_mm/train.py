@@ -229,21 +229,22 @@ def fit(
             _set_training(networks, True)
             sums: dict[tuple[str, ...], Tensor] = {}
             seen = 0
-            for number, batch in enumerate(map(change, feed), 1):
-                watch.before_step(batch, epoch + 1, number)
-                try:
-                    values = step(batch)
-                except torch.OutOfMemoryError:
-                    raise
-                except (ValueError, RuntimeError, ArithmeticError) as error:
-                    watch.failed(error)
-                    raise
-                unreached.after_step(batch)
-                key = ("loss", *problem.by_term())
-                sums[key] = sums[key] + values if key in sums else values
-                seen += batch.size
-                watch.after_step(sums.values())
-                bar()
+            with watch.guarded(sums):
+                for number, batch in enumerate(map(change, feed), 1):
+                    watch.before_step(batch, epoch + 1, number)
+                    try:
+                        values = step(batch)
+                    except torch.OutOfMemoryError:
+                        raise
+                    except (ValueError, RuntimeError, ArithmeticError) as error:
+                        watch.failed(error)
+                        raise
+                    unreached.after_step(batch)
+                    key = ("loss", *problem.by_term())
+                    sums[key] = sums[key] + values if key in sums else values
+                    seen += batch.size
+                    watch.after_step(sums.values())
+                    bar()
             watch.look(sums.values())
             if seen == 0:
                 raise ValueError(f"the loader gave no minibatch in epoch {epoch + 1}: can it be gone through but once?")

@@ -192,6 +192,23 @@ def test_the_checkpoint_is_of_the_last_epoch_that_was_finite(tmp_path):
     assert len(history) == 4
 
 
+def test_an_interruption_leaves_no_infinity_behind():
+    """It comes three steps after an infinite one, before anybody has looked."""
+    count = 0
+
+    def transform(batch):
+        nonlocal count
+        count += 1
+        if count == 14:
+            raise KeyboardInterrupt
+        return batch.replaced({"a": batch["a"] * torch.inf}) if count == 11 else batch
+
+    story, guide = Story(), encoder()
+    with pytest.raises(KeyboardInterrupt):
+        mm.fit(story, guide, mm.objectives.elbo(), mm.Batch({"a": rows(512)}), epochs=1, transform=transform, **QUIET)
+    assert all(p.isfinite().all() for m in (story, guide) for p in m.parameters())
+
+
 def test_infinite_entries_that_were_there_from_the_start_are_no_fault():
     """A mask of minus infinity among the buffers."""
     story, guide = Story(), encoder()
