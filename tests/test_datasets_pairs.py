@@ -91,7 +91,7 @@ def test_what_was_missing_stays_missing():
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.5, float("nan")])
 def test_a_fraction_is_one(fraction):
-    with pytest.raises(ValueError, match="from 0 to 1"):
+    with pytest.raises(ValueError, match="fraction >= 0 and <= 1"):
         datasets.paired(three(), fraction)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 import pyro_mm as mm
 from pyro_mm import conditionals, metrics, models, plots, posteriors, priors, protocols
+from pyro_mm.datasets import simulated
 
 PACKAGE = str(Path(mm.__file__).parent)
 PYTHONS_OWN = re.compile(
@@ -163,6 +164,16 @@ def constructors():
         mm.estimators.StickTheLanding: {"num_particles": 2, "vectorize_particles": True},
         mm.estimators.Renyi: {"alpha": 0.5, "num_particles": 2, "vectorize_particles": True},
         mm.datasets.load: {"name": "digits"},
+        mm.datasets.paired: {"batch": mm.Batch({"x": x, "y": x}), "fraction": 0.5, "seed": 0},
+        mm.datasets.words: {"labels": torch.arange(3)},
+        mm.datasets.spell: {"tokens": [[1, 2]]},
+        mm.datasets.word_logits: {"tokens": torch.zeros(2, 6).long()},
+        mm.datasets.log_mel: {"waves": torch.zeros(1, 5216)},
+        simulated.missing: {"batch": mm.Batch({"x": x, "y": x}), "rate": 0.5, "seed": 0},
+        simulated.orthonormal_loadings: {"dims": {"x": 3}, "shared": 2, "private": 1, "seed": 0},
+        simulated.clustered: {
+            "rows": 5, "latent": 2, "dims": {"x": 3}, "noise": 0.1, "clusters": 2, "seed": 0, "part": 0
+        },
         **{getattr(mm.recipes, name): recipe_of(name) for name in mm.recipes.__all__ if name not in NO_RECIPES},
     }  # fmt: skip
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from numbers import Integral
 
 import torch
 from torch import Tensor
+
+from ..arguments import check_tensor, described
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LENGTH = 6  # the longest name and an end mark
@@ -30,7 +33,13 @@ def words(labels: Tensor) -> tuple[Tensor, Tensor]:
     """
     table = torch.tensor([[ord(c) - 96 for c in name] + [0] * (LENGTH - len(name)) for name in NAMES])
     lengths = torch.tensor([len(name) + 1 for name in NAMES])
-    labels = labels.cpu()
+    labels = check_tensor("labels", labels).cpu()
+    whole = labels.long()
+    if labels.dtype == torch.bool or labels.dim() != 1 or not torch.equal(whole.to(labels.dtype), labels):
+        raise ValueError(f"expected labels of digits, whole numbers (N,), got {described(labels)}")
+    if len(labels) and not 0 <= int(whole.min()) <= int(whole.max()) < len(NAMES):
+        raise ValueError(f"expected labels from 0 to 9, got {int(whole.min())} to {int(whole.max())}")
+    labels = whole
     return table[labels], lengths[labels]
 
 
@@ -41,6 +50,12 @@ def spell(tokens: Iterable[Iterable[int]] | Tensor) -> list[str]:
     ['four', 'zero']
     """
     rows = tokens.tolist() if isinstance(tokens, Tensor) else tokens
+    wanted = "expected tokens (N, L), integers from 0 to 26"
+    if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
+        raise TypeError(f"{wanted}, got {described(tokens)}")
+    rows = [list(row) if isinstance(row, Iterable) and not isinstance(row, str) else None for row in rows]
+    if any(row is None or not all(isinstance(t, Integral) and 0 <= t <= 26 for t in row) for row in rows):
+        raise ValueError(f"{wanted}, got {described(tokens)}")
     return ["".join(chr(96 + t) if t else " " for t in row).split(" ")[0] for row in rows]
 
 
@@ -53,7 +68,8 @@ def word_logits(tokens: Tensor) -> Tensor:
     Returns:
         ``(N, 11)``: 1 for the digit, else 0; class 10 is anything that is not the name of a digit.
     """
-    if tokens.is_floating_point():
+    if check_tensor("tokens", tokens).is_floating_point():
+        check_tensor("tokens", tokens, ("N", "L", LETTERS))
         tokens = tokens.argmax(-1)
     place = {name: c for c, name in enumerate(NAMES)}
     classes = torch.tensor([place.get(text, len(NAMES)) for text in spell(tokens)], device=tokens.device)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..batch import Batch
+from ..arguments import check_integer, check_number
+from ..batch import Batch, check_batch
 from ..seeding import settled
 
 
@@ -71,8 +72,9 @@ def paired(batch: Batch, fraction: float, seed: int = 0) -> Batch:
     >>> paired(both, 0.2)
     Batch(size=10, a() present: 60%, b() present: 60%)
     """
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"expected a fraction from 0 to 1, got {fraction}")
+    check_batch(batch)
+    check_number("fraction", fraction, 0, 1)
+    check_integer("seed", seed)
     names, size = batch.names, batch.size
     order = generator(seed, 0).permutation(size)
     kept = np.full(size, -1)  # the place of the modality that a row keeps, or -1 for all of them

@@ -6,13 +6,14 @@ Every function takes a seed and gives the same on every machine. Latents come be
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..batch import Batch
+from ..arguments import check_counts, check_integer, check_mapping, check_number
+from ..batch import Batch, check_batch
 from .pairing import generator
 
 CENTRES, SCALES = (-5.0, 5.0), (0.5, 3.0)  # of the clusters: between what they are drawn uniformly
@@ -40,6 +41,8 @@ def orthonormal_loadings(dims: Mapping[str, int], shared: int, private: int = 0,
     Raises:
         ValueError: a modality has too few dimensions.
     """
+    _check_sizes(dims, seed)
+    check_counts(0, shared=shared, private=private)
     rng, loadings = generator(seed, 0), {}
     for m, (name, size) in enumerate(dims.items()):
         if size < shared + private:
@@ -51,6 +54,13 @@ def orthonormal_loadings(dims: Mapping[str, int], shared: int, private: int = 0,
         full[:, start : start + private] = own[:, shared:]
         loadings[name] = torch.from_numpy(full).float()
     return loadings
+
+
+def _check_sizes(dims: Any, seed: Any) -> None:
+    """Raise a TypeError or a ValueError unless every modality has a number of dimensions."""
+    for name, size in check_mapping("dims", dims, "numbers of dimensions", least=1).items():
+        check_integer(f"dims[{name!r}]", size, 1)
+    check_integer("seed", seed)
 
 
 class Sources(NamedTuple):
@@ -96,6 +106,10 @@ def clustered(
     Raises:
         ValueError: a modality has fewer dimensions than the latent.
     """
+    _check_sizes(dims, seed)
+    check_counts(rows=rows, latent=latent, clusters=clusters)
+    check_number("noise", noise, 0)
+    check_integer("part", part, 0)
     rng = generator(seed, 0)
     centres, scales = rng.uniform(*CENTRES, (clusters, latent)), rng.uniform(*SCALES, (clusters, latent))
     mixing = {}
@@ -140,6 +154,9 @@ def missing(batch: Batch, rate: float, seed: int = 0) -> Batch:
     Raises:
         ValueError: the rate is not in that range.
     """
+    check_batch(batch)
+    check_number("rate", rate)
+    check_integer("seed", seed)
     names, top = batch.names, (len(batch.names) - 1) / len(batch.names)
     if not 0 <= rate <= top:
         raise ValueError(f"expected a rate from 0 to {top:g}, since a row keeps one of {len(names)}; got {rate}")

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..arguments import check_tensor
+
 RATE = 8000  # samples a second
 WINDOW, HOP = 256, 160  # samples: 32 ms and 20 ms
 BANDS, FRAMES = 32, 32
@@ -41,6 +43,7 @@ def log_mel(waves: Tensor) -> Tensor:
     Returns:
         ``(N, 32, 32)``, the log of a power.
     """
+    check_tensor("waves", waves)
     if waves.dim() != 2 or waves.shape[1] != SAMPLES:
         raise ValueError(f"expected waves of shape (N, {SAMPLES}), got {tuple(waves.shape)}")
     window, f = torch.hann_window(WINDOW, device=waves.device), filters().to(waves.device)
