@@ -54,7 +54,7 @@ def spell(tokens: Iterable[Iterable[int]] | Tensor) -> list[str]:
     if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
         raise TypeError(f"{wanted}, got {described(tokens)}")
     rows = [list(row) if isinstance(row, Iterable) and not isinstance(row, str) else None for row in rows]
-    if any(row is None or not all(isinstance(t, Integral) and 0 <= t <= 26 for t in row) for row in rows):
+    if any(row is None or not all(isinstance(t, Integral) and 0 <= int(t) <= 26 for t in row) for row in rows):
         raise ValueError(f"{wanted}, got {described(tokens)}")
     return ["".join(chr(96 + t) if t else " " for t in row).split(" ")[0] for row in rows]
 
