@@ -1,8 +1,9 @@
 """Random tables of terms, and what they are worth by their definition: an oracle that shares no code with the package.
 
-The story is linear and Gaussian, ``z ~ Normal(0, 1)`` and ``x_m ~ Normal(W_m z + b_m, s_m)``. A guide multiplies an
-expert for each modality with one of its own, so that q(z | nothing) is not p(z). Draws are given: all terms and rows
-have the same noise, at which both sides are evaluated.
+The story is linear and Gaussian, ``z ~ Normal(0, 1)`` and ``x_m ~ Normal(W_m z + b_m, s_m)``, with ``V_m w_m`` more
+in its mean where modalities have private latents ``w_m ~ Normal(0, 1)``. A guide multiplies an expert for each modality
+with one of its own, so that q(z | nothing) is not p(z). Draws are given: all terms, rows and latents have the same
+noise, at which both sides are evaluated.
 """
 
 import math
@@ -126,24 +127,30 @@ class GivenNormal(dist.Normal):
 
 
 class Story(nn.Module):
-    def __init__(self, generator, sizes, latent, log_noise=0.0):
+    def __init__(self, generator, sizes, latent, log_noise=0.0, private=False):
         super().__init__()
-        self.latent = latent
+        self.latent, self.private = latent, private
         self.w = nn.ParameterDict({n: torch.randn(d, latent, generator=generator) for n, d in sizes.items()})
         self.b = nn.ParameterDict({n: torch.randn(d, generator=generator) for n, d in sizes.items()})
         self.log_s = nn.ParameterDict(
             {n: log_noise + 0.3 * torch.randn(d, generator=generator) for n, d in sizes.items()}
         )
 
+        shapes = sizes if private else {}
+        self.v = nn.ParameterDict({n: torch.randn(d, latent, generator=generator) for n, d in shapes.items()})
+
     def forward(self, batch):
+        prior = GivenNormal(torch.zeros(self.latent), torch.ones(self.latent)).to_event(1)
         with batch.plate():
-            prior = GivenNormal(torch.zeros(self.latent), torch.ones(self.latent)).to_event(1)
             z = pyro.sample("z", prior)
             for name in self.w:
-                batch.observe(name, lambda z, name=name: self.decoded(name, z), z)
+                latents = [z, pyro.sample(f"w_{name}", prior)] if self.private else [z]
+                batch.observe(name, lambda *latents, name=name: self.decoded(name, *latents), *latents)
 
-    def decoded(self, name, z):
-        return dist.Normal(z @ self.w[name].T + self.b[name], self.log_s[name].exp()).to_event(1)
+    def decoded(self, name, z, w=None):
+        mean = z @ self.w[name].T + self.b[name]
+        mean = mean if w is None else mean + w @ self.v[name].T
+        return dist.Normal(mean, self.log_s[name].exp()).to_event(1)
 
 
 class Guide(nn.Module):
@@ -165,6 +172,9 @@ class Guide(nn.Module):
             c[name] = draw(latent) if near is None else -story.b[name].detach() @ by_noise
             p[name] = 0.7 * draw(latent) if near is None else (w * by_noise).sum(0).log().detach() + near * draw(latent)
         self.b, self.c, self.log_p = nn.ParameterDict(b), nn.ParameterDict(c), nn.ParameterDict(p)
+        shapes = {n: v.shape for n, v in story.v.items()}
+        self.of_w = nn.ParameterDict({n: draw(*shape) for n, shape in shapes.items()})
+        self.log_scale_w = nn.ParameterDict({n: 0.5 * draw(latent) for n in shapes})
 
     def normal(self, parts):
         """Loc and scale, of ``(mask, value)`` by name."""
@@ -185,6 +195,17 @@ class Guide(nn.Module):
         loc = loc.expand(*loc.shape[:-1], self.base.shape[0]) if loc.dim() > 1 else loc.expand(batch.size, -1)
         with batch.plate():
             pyro.sample("z", GivenNormal(loc, scale.expand(loc.shape)).to_event(1))
+            for name in self.of_w:
+                loc, scale = torch.zeros(len(self.base)), torch.ones(len(self.base))
+                if name in parts:
+                    seen = torch.as_tensor(parts[name][0]) > 0
+                    own_loc, own_scale = self.private(name, batch[name])
+                    loc, scale = torch.where(seen, own_loc, loc), torch.where(seen, own_scale, scale)
+                pyro.sample(f"w_{name}", GivenNormal(loc, scale.expand(loc.shape)).to_event(1))
+
+    def private(self, name, value):
+        """Loc and scale of a private latent given its modality."""
+        return value @ self.of_w[name], self.log_scale_w[name].exp()
 
 
 # -- what a table is worth ------------------------------------------------------------------------------------------
@@ -201,6 +222,12 @@ class Row:
 
 def log_normal(x, loc, scale):
     return (-0.5 * (((x - loc) / scale).square() + LOG_2PI) - torch.log(scale)).sum(-1)
+
+
+def divergence(loc, scale, r_loc, r_scale):
+    """KL of diagonal normals."""
+    ratio = scale / r_scale
+    return (0.5 * (ratio.square() + ((loc - r_loc) / r_scale).square() - 1) - ratio.log()).sum()
 
 
 class Formula:
@@ -256,31 +283,40 @@ class Formula:
             return torch.zeros(self.story.latent), torch.ones(self.story.latent)
         return self.guide.normal({n: (1.0, row.values[n]) for n in names})
 
-    def likelihood(self, name, z, row, frozen):
-        w, b, log_s = (part[name] for part in (self.story.w, self.story.b, self.story.log_s))
-        if frozen:
-            w, b, log_s = w.detach(), b.detach(), log_s.detach()
-        return log_normal(row.values[name], z @ w.T + b, log_s.exp())
+    def q_private(self, name, names, row):
+        if names is None or name not in names:
+            return torch.zeros(self.story.latent), torch.ones(self.story.latent)
+        return self.guide.private(name, row.values[name])
+
+    def likelihood(self, name, latents, row, frozen):
+        stories = (self.story.w, self.story.v)
+        weights = [part[name].detach() if frozen else part[name] for part in stories[: len(latents)]]
+        b, log_s = (part[name].detach() if frozen else part[name] for part in (self.story.b, self.story.log_s))
+        mean = sum((x @ w.T for x, w in zip(latents, weights, strict=True)), b)
+        return log_normal(row.values[name], mean, log_s.exp())
 
     def one(self, entry, chosen, row):
         encode, decode, given = (self.members(which, chosen, row) for which in entry.sets)
-        (loc, scale), (r_loc, r_scale) = self.q(encode, row), self.q(given, row)
-        ratio = scale / r_scale
-        kl = (0.5 * (ratio.square() + ((loc - r_loc) / r_scale).square() - 1) - ratio.log()).sum()
+        pairs = [(self.q(encode, row), self.q(given, row))]  # of z, and of the private latents of what is decoded
+        if self.story.private:
+            pairs += [(self.q_private(n, encode, row), self.q_private(n, given, row)) for n in decode]
+        kl = sum((divergence(*q, *r) for q, r in pairs), torch.zeros(()))
         if not decode and self.in_closed_form(entry, chosen):
             return -entry.kl * kl
-        z = loc + scale * self.noise
-        scores = {n: self.likelihood(n, z, row, entry.frozen) for n in decode}
-        log_ratio = log_normal(z, r_loc, r_scale) - log_normal(z, loc, scale)
-        return self.combined(entry, scores, log_ratio, kl)
+        draws = [loc + scale * self.noise for (loc, scale), _ in pairs]
+        ratios = [log_normal(x, *r) - log_normal(x, *q) for x, (q, r) in zip(draws, pairs, strict=True)]
+        private = draws[1:] or [None] * len(decode)
+        latents = [[x for x in (draws[0], w) if x is not None] for w in private]
+        scores = {n: self.likelihood(n, x, row, entry.frozen) for n, x in zip(decode, latents, strict=True)}
+        return self.combined(entry, scores, sum(ratios[1:], ratios[0]), kl)
 
     def in_closed_form(self, entry, chosen):
         """Whether minus the KL is what a term is where it decodes nothing: of Pyro's estimators that of penalties."""
-        if self.way != "pyro samples":
-            return True
+        return self.way != "pyro samples" or (self.is_penalty(entry, chosen) and self.penalties_in_closed_form)
+
+    def is_penalty(self, entry, chosen):
         is_random = entry.decode and entry.decode[0] == "random"
-        penalty = not is_random and not self.held & set(self.nominal(entry.decode, chosen))
-        return penalty and self.penalties_in_closed_form
+        return not is_random and not self.held & set(self.nominal(entry.decode, chosen))
 
     def combined(self, entry, scores, log_ratio, kl):
         mapping = isinstance(entry.likelihood, dict)
@@ -300,6 +336,82 @@ class Formula:
 
     def log_mean(self, x):
         return x.logsumexp(0) - math.log(len(x))
+
+
+# -- a latent of classes ----------------------------------------------------------------------------------------------
+
+
+class ClassStory(nn.Module):
+    """A class y of the prior's probabilities, and ``x_m ~ Normal(at_m[y], s_m)``."""
+
+    private = False
+
+    def __init__(self, generator, sizes, classes):
+        super().__init__()
+        self.logits = nn.Parameter(torch.randn(classes, generator=generator))
+        self.at = nn.ParameterDict({n: torch.randn(classes, d, generator=generator) for n, d in sizes.items()})
+        self.log_s = nn.ParameterDict({n: 0.3 * torch.randn(d, generator=generator) for n, d in sizes.items()})
+
+    def forward(self, batch):
+        with batch.plate():
+            y = pyro.sample("y", dist.Categorical(logits=self.logits))
+            for name in self.at:
+                batch.observe(name, lambda y, name=name: self.decoded(name, y), y)
+
+    def decoded(self, name, y):
+        return dist.Normal(self.at[name][y], self.log_s[name].exp()).to_event(1)
+
+
+class ClassGuide(nn.Module):
+    """q(y | x_S), enumerated, of logits ``base + sum (x_m B_m + c_m)``."""
+
+    def __init__(self, generator, story):
+        super().__init__()
+        draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+        self.base = nn.Parameter(draw(len(story.logits)))
+        self.b = nn.ParameterDict({n: draw(*at.mT.shape) for n, at in story.at.items()})
+        self.c = nn.ParameterDict({n: draw(len(at)) for n, at in story.at.items()})
+
+    def logits(self, parts):
+        return sum((mask * (value @ self.b[n] + self.c[n]) for n, (mask, value) in parts.items()), self.base)
+
+    def forward(self, batch):
+        parts = {n: (batch.present[n][..., None].to(self.base.dtype), batch[n]) for n in self.b if n in batch}
+        with batch.plate():
+            pyro.sample("y", dist.Categorical(logits=self.logits(parts)), infer={"enumerate": "parallel"})
+
+
+class ClassFormula(Formula):
+    """Tables of a class that the guide enumerates.
+
+    ``way`` is "sums", the expectation under q(y | x_A), or "summed out", as by the package's own estimators: under
+    r(y | x_C), inside the logarithm, so that a term is the evidence of what it decodes, whatever the guide's weights.
+    """
+
+    def q(self, names, row):
+        if names is None:
+            return self.story.logits.log_softmax(-1)
+        return self.guide.logits({n: (1.0, row.values[n]) for n in names}).log_softmax(-1)
+
+    def one(self, entry, chosen, row):
+        encode, decode, given = (self.members(which, chosen, row) for which in entry.sets)
+        log_q, log_r = self.q(encode, row), self.q(given, row)
+        if entry.frozen and given is None and not self.is_penalty(entry, chosen):
+            log_r = log_r.detach()  # Pyro's estimators hold the whole model fixed
+        kl = (log_q.exp() * (log_q - log_r)).sum()
+        if not decode:
+            return -entry.kl * kl
+        each = {}
+        for n in decode:
+            at, log_s = self.story.at[n], self.story.log_s[n]
+            each[n] = log_normal(row.values[n], *((x.detach() if entry.frozen else x) for x in (at, log_s.exp())))
+        weights = entry.likelihood if isinstance(entry.likelihood, dict) else dict.fromkeys(decode, entry.likelihood)
+        if self.way == "summed out":
+            return entry.likelihood * (log_r + sum(each.values())).logsumexp(-1)
+        return (log_q.exp() * sum(weights.get(n, 1.0) * x for n, x in each.items())).sum() - entry.kl * kl
+
+
+# -- expectations and evidences -------------------------------------------------------------------------------------
 
 
 class Expectation(Formula):
