@@ -82,7 +82,7 @@ class Feed:
     @property
     def smallest(self) -> int:
         """Rows of the smallest minibatch, the last one of an epoch; 0 if a loader does not say."""
-        if (sizes := _listed_sizes(self.data)) is not None:
+        if (sizes := _minibatch_sizes(self.data)) is not None:
             return min(sizes)
         if not self.batch_size:
             return 0
@@ -171,7 +171,7 @@ def _rows_of(loader: DataLoader[Any]) -> int:
     Raises:
         TypeError: neither its sampler nor its dataset has a length.
     """
-    if (sizes := _listed_sizes(loader)) is not None:
+    if (sizes := _minibatch_sizes(loader)) is not None:
         return sum(sizes)
     batches: Any = loader.batch_sampler
     sampler = getattr(batches, "sampler", loader.sampler)
@@ -185,7 +185,7 @@ def _rows_of(loader: DataLoader[Any]) -> int:
     raise TypeError("expected a loader whose sampler or dataset has a length: the data plate is sized to it")
 
 
-def _listed_sizes(data: Batch | DataLoader[Any]) -> list[int] | None:
+def _minibatch_sizes(data: Batch | DataLoader[Any]) -> list[int] | None:
     """Return the rows of every minibatch, where a loader has a list of them or of their rows; else None."""
     if isinstance(data, Batch):
         return None

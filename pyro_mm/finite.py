@@ -58,7 +58,7 @@ class _Step:
 
 
 class Watch:
-    """Looks at the loss and the parameters every so many steps; if they are not finite, it goes back and explains.
+    """A watch over loss and parameters, which goes back and explains if they are not finite.
 
     Looking waits for the device, so it is done seldom. The state at the latest look and the minibatches since are held:
     the steps since are then taken again one by one, with the same draws, up to the one that is not finite.
@@ -121,7 +121,7 @@ class Watch:
             self.look(values)
 
     @contextmanager
-    def guarded(self, sums: Mapping[Any, Tensor]) -> Iterator[None]:
+    def guard(self, sums: Mapping[Any, Tensor]) -> Iterator[None]:
         """Leave no NaN or infinity behind if an epoch is broken off: the state is then that of the latest look.
 
         Args:
@@ -144,7 +144,7 @@ class Watch:
             NotFinite: with the state put back to before the first step that is not finite.
         """
         if self._window and not self._finite(values):
-            self._find()
+            self._locate()
         self._window = []
         self._bytes = 0
 
@@ -165,7 +165,7 @@ class Watch:
 
     # -- once it is not -------------------------------------------------------------------------------------------
 
-    def failed(self, error: Exception) -> None:
+    def explain_error(self, error: Exception) -> None:
         """Look for NaN and infinity behind an error of the latest step; the state is put back to before that step.
 
         Raises:
@@ -176,17 +176,17 @@ class Watch:
         *earlier, latest = self._window
         self._restore(self._saved)
         for step in earlier:
-            self._again(step, error, [])
+            self._retake(step, error, [])
         cause = self._cause(latest)
-        self._place(latest)
+        self._rewind(latest)
         if cause:
             raise self._error(UNCOMPUTED, latest, cause) from error
 
-    def _find(self) -> None:
+    def _locate(self) -> None:
         self._restore(self._saved)
-        grown: list[tuple[float, float]] = []
+        growths: list[tuple[float, float]] = []
         for step in self._window:
-            self._again(step, None, grown)
+            self._retake(step, None, growths)
         last = self._window[-1]
         raise NotFinite(
             f"the loss or a parameter became NaN or infinite up to step {last.number} of epoch {last.epoch}, and did "
@@ -194,11 +194,11 @@ class Watch:
             "no fixed order. The parameters are those of the second time"
         )
 
-    def _again(self, step: _Step, error: Exception | None, grown: list[tuple[float, float]]) -> None:
+    def _retake(self, step: _Step, error: Exception | None, growths: list[tuple[float, float]]) -> None:
         """Take a step again; if it is not finite, go back to before it and raise."""
         before = _State(self.problem, self.optimizer)
         before.save()
-        self._place(step)
+        self._rewind(step)
         factor = self._growth()[1]
         try:
             values = self.step(step.batch, step.first)
@@ -208,29 +208,29 @@ class Watch:
                 raise self._error(UNCOMPUTED, step, cause) from failure
             raise
         if self._finite([values]):
-            grown.append((float(_gradient_norm(self.problem.parameters)), factor))
+            growths.append((float(_gradient_norm(self.problem.parameters)), factor))
             return
         self._restore(before)
-        raise self._explained(step, values, grown) from error
+        raise self._explain(step, values, growths) from error
 
-    def _explained(self, step: _Step, values: Tensor, grown: list[tuple[float, float]]) -> NotFinite:
+    def _explain(self, step: _Step, values: Tensor, growths: list[tuple[float, float]]) -> NotFinite:
         cause = self._cause(step)
         loss = float(values.flatten()[0])
         if not math.isfinite(loss):
             head = f"the loss is {loss}"
-            diverged = self._too_large(grown)
+            diverged = self._too_large(growths)
         else:
             gradients, advice = self._gradients(step)
             if gradients:
                 head = "a gradient is NaN or infinite"
-                what = f"The gradient of {_listed(gradients)} is not finite, while the loss is {loss:.6g}"
+                what = f"The gradient of {_names_text(gradients)} is not finite, while the loss is {loss:.6g}"
                 cause = Cause([what], advice)
-                diverged = self._too_large(grown)
+                diverged = self._too_large(growths)
             else:
                 head = "a parameter becomes NaN or infinite"
                 cause = Cause()
                 size = float(_gradient_norm(self.problem.parameters))
-                diverged = self._too_large([*grown, (size, self._growth()[1])], certain=True)
+                diverged = self._too_large([*growths, (size, self._growth()[1])], certain=True)
         if diverged is not None:
             cause.where.append(diverged[0])
             cause.advice = diverged[1]
@@ -240,10 +240,10 @@ class Watch:
         """Find where NaN or infinity comes from in the loss of a step."""
         wrong = [p for p in self.problem.parameters if causes.not_finite(p.detach())]
         if wrong:
-            names = _listed([self.names[id(p)] for p in wrong])
+            names = _names_text([self.names[id(p)] for p in wrong])
             return Cause([f"{names} held NaN or infinity before that step"], "Initialise it anew")
-        cause = _cause_of(self.problem, step.batch, self.numbered, self._loss, lambda: self._place(step))
-        self._place(step)
+        cause = _cause_of(self.problem, step.batch, self.numbered, self._loss, lambda: self._rewind(step))
+        self._rewind(step)
         return cause
 
     def _loss(self, batch: Batch) -> Any:
@@ -253,13 +253,13 @@ class Watch:
 
     def _gradients(self, step: _Step) -> tuple[list[str], str]:
         """The parameters whose gradient is not finite, and advice."""
-        self._place(step)
+        self._rewind(step)
         self.problem.backward(step.batch, self.step.rows(step.batch))
         wrong = [p for p in self.problem.parameters if p.grad is not None and causes.not_finite(p.grad)]
         if not wrong:
             return [], ""
         advice = OVERFLOW
-        self._place(step)
+        self._rewind(step)
         try:
             with _anomalies():
                 self.problem.backward(step.batch, self.step.rows(step.batch))
@@ -275,11 +275,11 @@ class Watch:
         ratio, start, end, parameter = max(ratios, key=lambda x: x[0], default=(1.0, 0.0, 0.0, pairs[0][2]))
         return self.names[id(parameter)], ratio, start, end
 
-    def _too_large(self, grown: list[tuple[float, float]], certain: bool = False) -> tuple[str, str] | None:
+    def _too_large(self, growths: list[tuple[float, float]], certain: bool = False) -> tuple[str, str] | None:
         """Explain parameters that have grown out of bounds, by a gradient that explodes or by a step that is too large.
 
         Args:
-            grown: for the steps before, the gradient's norm and the factor by which a parameter had grown by then.
+            growths: for the steps before, the gradient's norm and the factor by which a parameter had grown by then.
             certain: whether that is known to be the cause.
         """
         name, ratio, start, end = self._growth()
@@ -288,7 +288,7 @@ class Watch:
         rates = sorted({float(group["lr"]) for group in self.optimizer.param_groups if "lr" in group})
         rate = " and ".join(f"{r:g}" for r in rates) or "unknown"
         first = float(self._first_gradient) if self._first_gradient is not None else math.nan
-        peak = max((norm for norm, factor in grown if factor < GROWN), default=0.0)
+        peak = max((norm for norm, factor in growths if factor < GROWN), default=0.0)
         if peak > GROWN * max(first, 1e-6):
             return (
                 f"The gradient explodes: its norm was {first:.3g} at the first step, and {peak:.3g} when parameters "
@@ -309,7 +309,7 @@ class Watch:
         if state.restore() and self.forget is not None:
             self.forget()
 
-    def _place(self, step: _Step) -> None:
+    def _rewind(self, step: _Step) -> None:
         """Put the generators and the objective's count of steps back to before a step."""
         for device, generator in zip(self._devices, step.generators, strict=True):
             set_generator_state(device, generator)
@@ -318,7 +318,9 @@ class Watch:
 
 
 @contextmanager
-def validating(problem: Problem, batch: Batch, device: torch.device, epoch: int) -> Iterator[Callable[[float], None]]:
+def validation_check(
+    problem: Problem, batch: Batch, device: torch.device, epoch: int
+) -> Iterator[Callable[[float], None]]:
     """Check the loss of validation rows, and explain one that is NaN or infinite.
 
     Args:
@@ -343,13 +345,13 @@ def validating(problem: Problem, batch: Batch, device: torch.device, epoch: int)
     def loss(batch: Batch) -> Any:
         return problem.objective.loss(problem.model, problem.guide, batch)
 
-    def explained(head: str, cause: Cause) -> NotFinite:
+    def error_of(head: str, cause: Cause) -> NotFinite:
         return _error(f"{head} after epoch {epoch}", cause, "The parameters are those of the end of that epoch")
 
     def check(value: float) -> None:
         if not math.isfinite(value):
             cause = _cause_of(problem, batch, True, loss, place)
-            raise explained(f"the loss of the validation rows is {value}", cause)
+            raise error_of(f"the loss of the validation rows is {value}", cause)
 
     try:
         yield check
@@ -357,7 +359,7 @@ def validating(problem: Problem, batch: Batch, device: torch.device, epoch: int)
         raise
     except (ValueError, RuntimeError, ArithmeticError) as error:
         if cause := _cause_of(problem, batch, True, loss, place):
-            raise explained("the loss of the validation rows cannot be computed", cause) from error
+            raise error_of("the loss of the validation rows cannot be computed", cause) from error
         raise
 
 
@@ -387,7 +389,7 @@ def _cause_of(
         return Cause()
     terms = [name for name, value in problem.by_term().items() if causes.not_finite(torch.as_tensor(value))]
     if terms:
-        cause.where.insert(0, f"It arises in the term{'s' if len(terms) > 1 else ''} {_listed(terms)}")
+        cause.where.insert(0, f"It arises in the term{'s' if len(terms) > 1 else ''} {_names_text(terms)}")
     return cause
 
 
@@ -431,7 +433,11 @@ class _State:
 
     @torch.no_grad()
     def restore(self) -> bool:
-        """Put back what was copied; whether moments have come into being since, which are gone now."""
+        """Put back what was copied.
+
+        Returns:
+            Whether moments have come into being since, which are removed.
+        """
         for tensor, copy in zip(self._tensors, self._copies, strict=True):
             tensor.copy_(copy)
         for entries, key, value in self._numbers:
@@ -467,6 +473,6 @@ def _anomalies() -> Iterator[None]:
             yield
 
 
-def _listed(names: Iterable[str]) -> str:
+def _names_text(names: Iterable[str]) -> str:
     names = list(names)
     return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")

@@ -22,7 +22,7 @@ from .batch import Batch
 from .checkpoint import Checkpoint, data_identity
 from .compiled import Staged
 from .feeding import Feed
-from .finite import Watch, validating
+from .finite import Watch, validation_check
 from .global_state import settings_kept
 from .naming import parameter_names
 from .probing import probe
@@ -229,7 +229,7 @@ def fit(
             _set_training(networks, True)
             sums: dict[tuple[str, ...], Tensor] = {}
             seen = 0
-            with watch.guarded(sums):
+            with watch.guard(sums):
                 for number, batch in enumerate(map(change, feed), 1):
                     watch.before_step(batch, epoch + 1, number)
                     try:
@@ -237,7 +237,7 @@ def fit(
                     except torch.OutOfMemoryError:
                         raise
                     except (ValueError, RuntimeError, ArithmeticError) as error:
-                        watch.failed(error)
+                        watch.explain_error(error)
                         raise
                     unreached.after_step(batch)
                     key = ("loss", *problem.by_term())
@@ -401,7 +401,7 @@ def _validation_loss(problem: Problem, rows: Batch, batch_size: int, placement: 
     with seeded(0, placement.device), torch.no_grad(), placement.autocast():
         for index in torch.arange(rows.size, device=rows.device).split(batch_size):
             part = rows.subsample(index)
-            with validating(problem, part, placement.device, epoch) as check:
+            with validation_check(problem, part, placement.device, epoch) as check:
                 loss = problem.objective.loss(problem.model, problem.guide, part)
                 check(loss)
             total += loss * len(index) / rows.size if problem.scaled else loss

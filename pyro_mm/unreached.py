@@ -81,14 +81,14 @@ class Unreached:
                 continue
             close = difflib.get_close_matches(key, self.modalities, 1)
             meant = f". Was {close[0]!r} meant?" if close else ": give it the name of one of them."
-            yield f"{path} is for a modality {key!r}, and the batches hold {_listed(self.modalities)}{meant}"
+            yield f"{path} is for a modality {key!r}, and the batches hold {_names_text(self.modalities)}{meant}"
         for key, paths in absent.items():
             yield f"No row of the epoch has {key!r}, which {' and '.join(paths)} are for: train on rows that have it."
         if not unexplained:
             return
         if self.problem.discrete and self.problem.estimator != "TraceEnum_ELBO":
             yield (
-                f"The story or the guide samples {_listed(self.problem.discrete)}, a discrete latent, and "
+                f"The story or the guide samples {_names_text(self.problem.discrete)}, a discrete latent, and "
                 f"{self.problem.estimator} takes no gradient through it: pyro.infer.TraceEnum_ELBO, as the "
                 "objective's estimator, does."
             )
@@ -112,5 +112,5 @@ class Unreached:
         return bool(difflib.get_close_matches(key, self.modalities, 1))
 
 
-def _listed(names: Iterable[str]) -> str:
+def _names_text(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names))
