@@ -84,7 +84,9 @@ def annealed_importance(
             rows = whole if whole.size <= size else whole[slice(first, first + size)]
             with seeded(seed + first, whole.device):
                 path = _Path(model, guide, rows, temperatures, leapfrog_steps, start, pilot_chains, vectorize)
-                parts.append(evidence_of(path.run(path.bridge.draws(num_chains)), log_p(whole)))
+                parts.append(
+                    evidence_of(path.run(path.bridge.draws(num_chains)), log_p(whole, path.bridge.info.factors))
+                )
         found = parts[0] if len(parts) == 1 else joined(parts)
         return returned(counting(found, whole.having()), whole, batch)
 

@@ -2,7 +2,7 @@ r"""Marginal and conditional log-likelihoods by importance sampling, each row wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -93,7 +93,7 @@ def _log_marginal(
     vectorize: bool,
 ) -> Evidence:
     """Estimate the log-likelihood of all rows, so many at a time as are encoded at once."""
-    quantity, parts = log_p(batch), []
+    quantity, parts = log_p(batch, structure(model, sampler, seen).factors), []
     for start in range(0, batch.size, ROWS):
         whole = batch.size <= ROWS
         rows, shown = (b if whole else b[slice(start, start + ROWS)] for b in (batch, seen))
@@ -145,9 +145,18 @@ def log_conditional(
         "num_particles": num_particles, "draws": draws, "stratify": stratify, "prior_share": prior_share,
         "chunk": chunk, "vectorize": vectorize, "audit": audit,
     }  # fmt: skip
-    quantity = f"log p({', '.join(targets)}{' | ' if givens else ''}{', '.join(givens)})"
     with evaluating(model, guide, batch, audit=False) as rows:
         joint = log_marginal(model, guide, rows.only(*targets, *givens), seed=seed, **options)
+        factors = sorted(structure(model, guide, rows).factors)
+        if factors and givens and bool((rows.having(targets) & ~rows.having(givens)).any()):
+            raise ValueError(
+                f"some rows have a target and nothing of what is given, {list(givens)}, where a conditional would need "
+                f"the probability of {factors[0]!r} alone, which the story observes beside the modalities: leave these "
+                "rows out"
+            )
+        condition = [*givens, *factors] if givens else []
+        quantity = f"log p({', '.join(targets if givens else [*targets, *factors])}"
+        quantity += f" | {', '.join(condition)})" if condition else ")"
         if not givens:
             return returned(replace(joint, quantity=quantity), rows, batch)
         marginal = log_marginal(model, guide, rows.only(*givens), seed=seed + 1, **options)
@@ -184,9 +193,10 @@ def counting(found: Evidence, rows: Tensor) -> Evidence:
     return replace(found, counts=None if bool(rows.all()) else rows)
 
 
-def log_p(batch: Batch) -> str:
-    """The log-likelihood of what is present, in words."""
-    return f"log p({', '.join(n for n in batch.names if batch.presence(n) is not False)})"
+def log_p(batch: Batch, factors: Collection[str] = ()) -> str:
+    """The log-likelihood of what is present, and of what the model observes besides modalities, in words."""
+    present = [n for n in batch.names if batch.presence(n) is not False]
+    return f"log p({', '.join([*present, *sorted(factors)])})"
 
 
 @torch.no_grad()

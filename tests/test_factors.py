@@ -184,15 +184,27 @@ def test_decoding_some_modalities_leaves_it_as_it_is(kind, estimator, monkeypatc
 @pytest.mark.parametrize("kind", FACTORS)
 def test_likelihoods_have_it(kind, double):
     model, guide, batch = story(kind), exact(kind), rows(missing=True)
-    found = mm.log_marginal(model, guide, batch, num_particles=3, seed=0).log_prob
-    torch.testing.assert_close(found, log_p(kind, batch, LOADINGS), rtol=1e-9, atol=1e-9)
-    whole = rows()
-    found = mm.log_conditional(model, guide, whole, target="a", given="b", num_particles=3, seed=0).log_prob
-    torch.testing.assert_close(found, log_p(kind, whole, "ab") - log_p(kind, whole, "b"), rtol=1e-9, atol=1e-9)
-    annealed = mm.annealed_importance(model, guide, batch, num_chains=2, temperatures=3, seed=0).log_prob
-    torch.testing.assert_close(annealed, log_p(kind, batch, LOADINGS), rtol=1e-9, atol=1e-9)
+    for found in (
+        mm.log_marginal(model, guide, batch, num_particles=3, seed=0),
+        mm.annealed_importance(model, guide, batch, num_chains=2, temperatures=3, seed=0),
+    ):
+        torch.testing.assert_close(found.log_prob, log_p(kind, batch, LOADINGS), rtol=1e-9, atol=1e-9)
+        assert found.quantity == "log p(a, b, c, weight)"
     share = mm.log_marginal(model, guide, batch, num_particles=4000, prior_share=0.5, seed=0)
     assert ((share.log_prob - log_p(kind, batch, LOADINGS)).abs() < 4.5 * share.standard_error).all()
+
+
+@pytest.mark.parametrize("kind", FACTORS)
+def test_conditionals_are_given_it(kind, double):
+    model, guide, batch = story(kind), exact(kind), rows()
+    found = mm.log_conditional(model, guide, batch, target="a", given="b", num_particles=3, seed=0)
+    torch.testing.assert_close(found.log_prob, log_p(kind, batch, "ab") - log_p(kind, batch, "b"), rtol=1e-9, atol=1e-9)
+    assert found.quantity == "log p(a | b, weight)"
+    found = mm.log_conditional(model, guide, batch, target="a", num_particles=3, seed=0)
+    torch.testing.assert_close(found.log_prob, log_p(kind, batch, "a"), rtol=1e-9, atol=1e-9)
+    assert found.quantity == "log p(a, weight)"
+    with pytest.raises(ValueError, match="some rows have a target and nothing of what is given"):
+        mm.log_conditional(model, guide, rows(missing=True), target="c", given="a")
 
 
 @pytest.mark.parametrize("kind", FACTORS)
