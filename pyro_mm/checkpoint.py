@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -408,7 +408,4 @@ def _settings(held: Mapping[str, Any]) -> str:
 
 
 def _version() -> str:
-    try:
-        return importlib.metadata.version("pyro-mm")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+    return str(getattr(sys.modules[__name__.split(".")[0]], "__version__", "unknown"))
