@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ def trace(problem: Problem, buffers: list[Tensor], batch: Batch, numbers: Tensor
         from torch import _dynamo  # noqa: F401, which a process's first trace imports
     with unchanged(problem, batch.device):
         try:
-            with validation(False), torch.enable_grad(), _Watch(), _counting(problem):
+            with validation(False), torch.enable_grad(), _uncollected(), _Watch(), _counting(problem):
                 graph = make_fx(step)(*inputs)
         except Untraceable:
             raise
@@ -108,6 +109,20 @@ def unchanged(problem: Problem, device: torch.device) -> Iterator[None]:
         for name, value in counts.items():
             if value is not None:
                 setattr(problem.objective, name, value)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Puts off the collection of cycles: torch before 2.13 forgets the place of a tensor in its trace, if Python's
+    handle of it is in a cycle that is collected while autograd holds it, and makes a constant of it.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager
