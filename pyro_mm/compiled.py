@@ -13,6 +13,7 @@ from torch import Tensor
 from .arguments import check_function, described
 from .batch import Batch, check_batch
 from .captured import Captured, capturable
+from .draw_order import compiled_between_draws
 from .global_state import settings_kept
 from .nn import channels_last
 from .probing import probe
@@ -181,9 +182,15 @@ class Staged:
         try:
             # without a shape environment inductor passes its caches over, and compiles a known graph again
             fake = FakeTensorMode(shape_env=ShapeEnv(assume_static_by_default=True))
-            with torch.no_grad(), tracing(TracingContext(fake)):
-                # the draws of torch's own generators, so that they are those of the programs
-                return inductor.compile(traced.graph, inputs, options={"fallback_random": True})
+
+            def compiler(graph: Any, inputs: list[Any]) -> Any:
+                with torch.no_grad(), tracing(TracingContext(fake)):
+                    # the draws of torch's own generators, so that they are those of the programs
+                    return inductor.compile(graph, inputs, options={"fallback_random": True})
+
+            if self._captures:  # on a GPU inductor's draws are others than the programs' in any order
+                return compiler(traced.graph, inputs)
+            return compiled_between_draws(traced.graph, inputs, compiler)
         except Exception as error:
             text = (str(error).splitlines() or [type(error).__name__])[0]
             warnings.warn(f"inductor could not compile the step, which runs as it was traced: {text}", stacklevel=4)

@@ -161,6 +161,22 @@ def test_inductor_gives_the_same_numbers_and_draws():
 
 
 @needs_compiler
+def test_inductor_keeps_the_order_of_draws():
+    """Dropout in two passes, latents' noise and fillers of missing rows, which inductor by itself puts into another."""
+
+    def normal(inputs, outputs):
+        layers = nn.Linear(inputs, 4), nn.Dropout(0.3), nn.ReLU(), nn.Linear(4, 2 * outputs)
+        return mm.conditionals.Normal(nn.Sequential(*layers))
+
+    prior = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    model = mm.models.SharedLatent(prior, {"a": normal(2, 2), "b": normal(2, 3)})
+    guide = mm.Guide(z=mm.posteriors.ProductOfExperts({"a": normal(2, 2), "b": normal(3, 2)}))
+    rows = torch.arange(8)
+    batch = mm.Batch({"a": torch.randn(8, 2), "b": torch.randn(8, 3)}, {"a": rows % 3 != 0, "b": rows % 3 != 1})
+    agree(mm.objectives.mmvm(estimator=E.IWAE(3, resample=True)), model, guide, [batch, batch], backend="inductor")
+
+
+@needs_compiler
 def test_a_graph_is_compiled_once_and_one_with_another_constant_is_another():
     """Under another seed, or in the next session, inductor's cache spares most of the time of staging."""
     encoder = mm.conditionals.Normal(mm.nn.MLP(3, 2 * LATENTS, (8,)))

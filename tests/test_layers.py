@@ -77,9 +77,11 @@ BESIDE = {
     "stepping": {"batch", "fixed", "reached", "registration", "seeding", "traceable"},
     "tracing": {"batch", "registration", "seeding", "stepping"},
     "captured": set(),
+    "draw_order": set(),
     "compiled": {
         "batch",
         "captured",
+        "draw_order",
         "nn",
         "probing",
         "seeding",
