@@ -17,6 +17,7 @@ from numpy.polynomial.hermite_e import hermegauss
 from torch import nn
 
 from pyro_mm import objectives as tables
+from pyro_mm.distributions import Mixture
 
 SYMBOLS = {"all": tables.ALL, "each": tables.EACH, "others": tables.OTHERS, "every": tables.EVERY}
 LOG_2PI = math.log(2 * math.pi)
@@ -318,10 +319,14 @@ class Formula:
         is_random = entry.decode and entry.decode[0] == "random"
         return not is_random and not self.held & set(self.nominal(entry.decode, chosen))
 
+    def weighed(self, entry, scores):
+        """The log-likelihoods by name, each with its weight: one that a mapping does not name weighs 1."""
+        weights = entry.likelihood if isinstance(entry.likelihood, dict) else dict.fromkeys(scores, entry.likelihood)
+        return sum((weights.get(n, 1.0) * x for n, x in scores.items()), torch.zeros(()))
+
     def combined(self, entry, scores, log_ratio, kl):
         mapping = isinstance(entry.likelihood, dict)
-        weights = {n: entry.likelihood.get(n, 1.0) if mapping else entry.likelihood for n in scores}
-        likelihood = sum((weights[n] * x for n, x in scores.items()), torch.zeros_like(log_ratio))
+        likelihood = self.weighed(entry, scores) + torch.zeros_like(log_ratio)
         if self.way == "analytic":
             return self.mean(likelihood) - entry.kl * kl
         if self.way in ("samples", "pyro samples"):
@@ -405,10 +410,76 @@ class ClassFormula(Formula):
         for n in decode:
             at, log_s = self.story.at[n], self.story.log_s[n]
             each[n] = log_normal(row.values[n], *((x.detach() if entry.frozen else x) for x in (at, log_s.exp())))
-        weights = entry.likelihood if isinstance(entry.likelihood, dict) else dict.fromkeys(decode, entry.likelihood)
         if self.way == "summed out":
             return entry.likelihood * (log_r + sum(each.values())).logsumexp(-1)
-        return (log_q.exp() * sum(weights.get(n, 1.0) * x for n, x in each.items())).sum() - entry.kl * kl
+        return (log_q.exp() * self.weighed(entry, each)).sum() - entry.kl * kl
+
+
+# -- a mixture of experts -------------------------------------------------------------------------------------------
+
+
+class MixtureGuide(nn.Module):
+    """q(z | x_S), the mean of the present modalities' experts; of nothing one that is no expert's."""
+
+    def __init__(self, generator, story):
+        super().__init__()
+        draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+        latent = story.latent
+        self.base = nn.Parameter(draw(latent))
+        self.b = nn.ParameterDict({n: draw(*w.shape) for n, w in story.w.items()})
+        self.log_scale = nn.ParameterDict({n: 0.5 * draw(latent) for n in ("base", *story.w)})
+
+    def expert(self, name, value):
+        """Loc and scale of an expert; of that of nothing for "base"."""
+        return self.base if name == "base" else value @ self.b[name], self.log_scale[name].exp()
+
+    def forward(self, batch):
+        experts = [self.expert("base", None)] + [self.expert(n, batch[n]) for n in self.b]
+        size = (batch.size, len(self.base))
+        loc, scale = (torch.stack([x.expand(size) for x in part], -2) for part in zip(*experts, strict=True))
+        there = torch.stack(torch.broadcast_tensors(*(batch.present[n] for n in self.b)), -1)
+        there = torch.cat([~there.any(-1, keepdim=True), there], -1)
+        log_weights = torch.where(there, 0.0, -math.inf)
+        with batch.plate():
+            pyro.sample("z", Mixture(GivenNormal(loc, scale).to_event(1), log_weights))
+
+
+class MixtureFormula(Formula):
+    """Tables under stratified draws: K of each component, "inside" of the logarithm or "outside".
+
+    The noise is that of all components' draws, the one of nothing first; under the prior there are as many strata.
+    """
+
+    def experts(self, names, row):
+        """Of a set the components' places and normals."""
+        every = ["base", *self.names]
+        if names is None:
+            return [(i, (torch.zeros(self.story.latent), torch.ones(self.story.latent))) for i in range(len(every))]
+        return [(every.index(n), self.guide.expert(n, row.values.get(n))) for n in names or ["base"]]
+
+    def log_density(self, z, names, row):
+        experts = self.experts(names, row)
+        return torch.stack([log_normal(z, *normal) for _, normal in experts]).logsumexp(0) - math.log(len(experts))
+
+    def one(self, entry, chosen, row):
+        encode, decode, given = (self.members(which, chosen, row) for which in entry.sets)
+        draws = self.noise.unflatten(0, (len(self.names) + 1, -1))
+        values, divergences = [], []
+        for place, (loc, scale) in self.experts(encode, row):
+            z = loc + scale * draws[place]
+            log_ratio = self.log_density(z, given, row) - self.log_density(z, encode, row)
+            divergences.append(-self.mean(log_ratio))
+            likelihood = {n: self.likelihood(n, [z], row, entry.frozen) for n in decode}
+            weights = (
+                entry.likelihood if isinstance(entry.likelihood, dict) else dict.fromkeys(decode, entry.likelihood)
+            )
+            values.append(sum((weights.get(n, 1.0) * x for n, x in likelihood.items()), entry.kl * log_ratio))
+        if not decode:
+            return -entry.kl * torch.stack(divergences).mean()
+        outer = 1.0 if isinstance(entry.likelihood, dict) or entry.likelihood <= 0 else entry.likelihood
+        if self.way == "inside":
+            return outer * self.log_mean(torch.cat(values) / outer)
+        return outer * torch.stack([self.log_mean(x / outer) for x in values]).mean()
 
 
 # -- expectations and evidences -------------------------------------------------------------------------------------
@@ -432,6 +503,10 @@ class Expectation(Formula):
 
     def log_mean(self, x):
         return super().log_mean(x) @ self.weights
+
+
+class MixtureExpectation(Expectation, MixtureFormula):
+    """The same of stratified draws."""
 
 
 class Evidence:

@@ -17,6 +17,9 @@ from random_tables import (
     Formula,
     GivenNormal,
     Guide,
+    MixtureExpectation,
+    MixtureFormula,
+    MixtureGuide,
     Row,
     Story,
     random_bound,
@@ -27,7 +30,7 @@ from random_tables import (
 import pyro_mm as mm
 from pyro_mm.estimators import IWAE, AnalyticKL, DReG, Renyi, StickTheLanding
 
-CASES = 10_000 if os.environ.get("PYRO_MM_LONG") == "1" else 200
+CASES = 10_000 if os.environ.get("PYRO_MM_LONG") == "1" else 150
 PARTS = 4  # tests that the cases are dealt out to
 STEP = 7  # at which weights that are functions of the step are what the oracle takes them for
 
@@ -160,6 +163,25 @@ class ClassCase(Case):
         return ClassFormula(*args)
 
 
+class MixtureCase(Case):
+    """The same of a mixture posterior whose components all have their draws."""
+
+    def __init__(self, seed):
+        super().__init__(seed)
+        rng, generator = self.rng, torch.Generator().manual_seed(seed)
+        sizes = {n: x.shape[1] for n, x in self.values.items()}
+        self.story = Story(generator, sizes, latent=2)
+        self.guide = MixtureGuide(generator, self.story)
+        self.way, draws = rng.choice(["inside", "outside"]), rng.randint(1, 3)
+        self.noise = torch.randn((len(sizes) + 1) * draws, 2, generator=generator)
+        self.kind, self.estimator, self.has_gradient = "stratified", IWAE(draws, stratified=self.way), True
+        self.entries[0].encode, self.entries[0].decode, self.entries[0].given = "all", "all", "prior"
+        self.options, self.vectorize = {}, True  # penalties by themselves take one draw of the whole mixture
+
+    def formula(self, *args, **_):
+        return MixtureFormula(*args)
+
+
 def differing(case, monkeypatch):
     """How a table's value differs from its formula: in words, or empty; None where it is refused."""
     GivenNormal.noise = case.noise
@@ -190,7 +212,7 @@ def differing(case, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("part", range(PARTS))
-@pytest.mark.parametrize("kind", [Case, ClassCase])
+@pytest.mark.parametrize("kind", [Case, ClassCase, MixtureCase])
 def test_a_random_table_equals_its_formula(kind, part, monkeypatch, double):
     refused = 0
     for seed in range(part, CASES if kind is Case else CASES // 2, PARTS):
@@ -216,6 +238,8 @@ BOUNDS = {
     "Renyi -1": (Renyi(-1.0, 3), 3, -1.0),
     "Renyi 0.2": (Renyi(0.2, 3), 3, 0.2),
     "Renyi 2": (Renyi(2.0, 2), 2, 2.0),
+    "inside": (IWAE(1, stratified="inside"), None, "inside"),  # one draw of each component
+    "outside": (IWAE(1, stratified="outside"), None, "outside"),
 }
 
 
@@ -236,12 +260,14 @@ class BoundCase:
 
     def __init__(self, seed):
         rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-        self.names = ["a", "b", "c"][: rng.randint(1, 3)]
+        self.kind = rng.choice(list(BOUNDS))
+        mixture = self.kind in ("inside", "outside")
+        self.names = ["a", "b", "c"][: rng.randint(1, 2 if mixture else 3)]
         noise = rng.choice([-2.0, 0.0])  # by which densities are above 1, or below
         self.story = Story(generator, {n: rng.randint(1, 2) for n in self.names}, latent=1, log_noise=noise)
         near = rng.choice([0.0, 0.0, 0.2, 0.4, None])
-        self.exact, self.guide = near == 0.0, Guide(generator, self.story, near)
-        self.kind = rng.choice(list(BOUNDS))
+        self.exact = near == 0.0 and not mixture
+        self.guide = MixtureGuide(generator, self.story) if mixture else Guide(generator, self.story, near)
         weights = weights_of_bounds(rng, self.names)
         if rng.random() < 0.5:
             self.entries = [random_bound(rng, weights)]
@@ -263,7 +289,10 @@ class BoundCase:
     def value(self):
         """The mean over the estimator's draws, and over the random sets."""
         _, draws, way = BOUNDS[self.kind]
-        formula = Expectation(self.story, self.guide, self.names, way, draws)
+        of_mixture = draws is None
+        draws = len(self.names) + 1 if of_mixture else draws
+        kind = MixtureExpectation if of_mixture else Expectation
+        formula = kind(self.story, self.guide, self.names, way, draws)
         indices = {which[1] for e in self.entries for which in e.sets if which and which[0] == "random"}
         options = [subsets(self.row.present, empty=self.empty[i]) if i in indices else [()] for i in range(2)]
         drawn = list(itertools.product(*options))
