@@ -52,15 +52,36 @@ def data_identity(
         minibatches: their number in an epoch.
         seed: that of the training.
     """
-    values = rows_hash(data) if isinstance(data, Batch) else "of a loader"
     return {
         "rows": rows,
-        **layout(head),
-        "values": values,
         "batch size": batch_size,
         "minibatches of an epoch": minibatches,
         "seed": check_seed(seed),
+        "holds": layout(head),
+        "values": rows_hash(data) if isinstance(data, Batch) else "of a loader",
     }
+
+
+def difference(saved: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Compare two results of :func:`data_identity`: the first difference in words, or an empty text.
+
+    Two minibatches of a loader may lack different modalities, so that only those of both are compared.
+    """
+    for part, value in here.items():
+        found = saved.get(part)
+        if found == value:
+            continue
+        if part == "values":
+            return "some rows have other values"
+        if part != "holds" or not isinstance(found, Mapping):
+            return f"{part}: {found!r}, and not {value!r}"
+        loader = "of a loader" in (saved.get("values"), here.get("values"))
+        for name in sorted({*found, *value}):
+            kinds = found.get(name, ""), value.get(name, "")
+            absent = name not in found or name not in value or "" in kinds
+            if kinds[0] != kinds[1] and not (loader and absent):
+                return f"{name}: {kinds[0] or 'none'}, and not {kinds[1] or 'none'}"
+    return ""
 
 
 class Checkpoint:
@@ -147,10 +168,8 @@ class Checkpoint:
     def _check_data(self, saved: Any) -> None:
         if not isinstance(saved, dict):
             raise _damaged(self.path, "it does not say of what data it is")
-        for part, here in self.identity.items():
-            if saved.get(part) != here:
-                found = "some rows have other values" if part == "values" else f"{saved.get(part)!r}, and not {here!r}"
-                raise self._unfit(f"its data, or how they are used, differ: {part}: {found}", forcible=True)
+        if text := difference(saved, self.identity):
+            raise self._unfit(f"its data, or how they are used, differ: {text}", forcible=True)
 
     def _check_tensors(self, state: dict[str, Any]) -> None:
         """Raise a ValueError unless every tensor has the name, shape and dtype of the one that it replaces."""

@@ -14,14 +14,13 @@ BYTES = 2**23  # that are hashed of more rows: of small data sets all
 
 
 def layout(batch: Batch) -> dict[str, str]:
-    """Describe what a batch holds beside its size: names, dtypes and shapes of a row."""
-    held = {name: batch[name] for name in batch if batch.holds(name)}
-    modalities = [f"{name} {_kind(held[name])}" if name in held else f"{name}, in no row" for name in batch]
-    return {
-        "modalities": ", ".join(modalities),
-        "covariates": ", ".join(f"{name} {_kind(x)}" for name, x in batch.covariates.items()),
-        "lengths": ", ".join(batch.lengths),
-    }
+    """Describe what a batch holds beside its size: name of a modality, covariate or length -> dtype and shape of a row.
+
+    A modality without values in any row has an empty text.
+    """
+    held = {f"modality {name}": _kind(batch[name]) if batch.holds(name) else "" for name in batch}
+    held |= {f"covariate {name}": _kind(x) for name, x in batch.covariates.items()}
+    return held | {f"length {name}": _kind(x) for name, x in batch.lengths.items()}
 
 
 def rows_hash(batch: Batch) -> str:

@@ -116,10 +116,13 @@ def load_tensors(path: str | Path, what: str) -> dict[str, Any]:
         what: the kind of file that is expected, for the message.
 
     Raises:
-        FileNotFoundError: there is no file. ValueError: the file is cut off, damaged or of another kind.
+        OSError: there is no file, or none that can be opened.
+        ValueError: the file is cut off, damaged or of another kind.
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"there is no {path}: expected {what}")
+    with open(path, "rb"):  # that it cannot be opened is no damage
+        pass
     try:
         reason = _unlike(path)
         state = None if reason else torch.load(path, map_location="cpu", weights_only=True)

@@ -10,6 +10,7 @@ from test_train import data, pair
 from torch import nn
 
 import pyro_mm as mm
+from pyro_mm.checkpoint import data_identity, difference
 from pyro_mm.fingerprint import rows_hash
 
 QUIET = {"progress": False, "batch_size": 32, "seed": 0}
@@ -166,13 +167,21 @@ ELSE = {
     "values": (mm.Batch(HELD | {"a": changed(ROWS["a"])}, ROWS.present, COVARIATE), {}, "some rows have other values"),
     "masks": (mm.Batch(HELD, None, COVARIATE), {}, "some rows have other values"),
     "order": (mm.Batch(HELD, ROWS.present, COVARIATE)[torch.arange(99, -1, -1)], {}, "some rows have other values"),
-    "covariate": (mm.Batch(HELD, ROWS.present, {"u": changed(torch.arange(100.0))}), {}, "covariates: 'u int64"),
+    "covariate": (
+        mm.Batch(HELD, ROWS.present, {"u": changed(torch.arange(100.0))}),
+        {},
+        r"covariate u: int64 .*not float",
+    ),
     "covariate's values": (
         mm.Batch(HELD, ROWS.present, {"u": torch.arange(1, 101)}),
         {},
         "some rows have other values",
     ),
-    "names": (mm.Batch(HELD | {"c": ROWS["a"]}, ROWS.present, COVARIATE), {}, "modalities: .* and not .*, c float32"),
+    "names": (
+        mm.Batch(HELD | {"c": ROWS["a"]}, ROWS.present, COVARIATE),
+        {},
+        r"modality c: none, and not float32 \(3,\)",
+    ),
     "batch size": (None, {"batch_size": 31}, "batch size: 32, and not 31"),
     "last minibatch": (None, {"drop_last": True}, "minibatches of an epoch: 4, and not 3"),
     "seed": (None, {"seed": 1}, "seed: 0, and not 1"),
@@ -215,6 +224,19 @@ def test_a_loader_goes_on_by_its_size_and_its_names(tmp_path):
     assert len(fit(*pair(), loader(ROWS), tmp_path / "run.pt", epochs=3)) == 3
     with pytest.raises(ValueError, match="rows: 100, and not 90"):
         fit(*pair(), loader(ROWS[:90]), tmp_path / "run.pt", epochs=4)
+
+
+def test_minibatches_of_a_loader_that_lack_different_modalities_are_of_the_same_data():
+    """Its first minibatch is another one in every run, and may lack what is rare."""
+    one, other = mm.Batch({"a": ROWS["a"], "b": None}), mm.Batch({"b": ROWS["b"]}, covariates=COVARIATE)
+    wider = mm.Batch({"a": torch.zeros(4, 5)})
+    identity = lambda head: data_identity(None, head, 100, 32, 4, 0)  # noqa: E731
+    assert difference(identity(one), identity(other)) == difference(identity(other), identity(one)) == ""
+    assert difference(identity(one), identity(wider)) == "modality a: float32 (3,), and not float32 (5,)"
+    of_batches = [
+        data_identity(rows, rows, 100, 32, 4, 0) for rows in (ROWS, ROWS.only("a"), mm.Batch({"a": ROWS["a"]}))
+    ]
+    assert all(difference(x, y) for x in of_batches for y in of_batches if x is not y)
 
 
 def test_a_checkpoint_notes_versions_settings_and_schedule(tmp_path):

@@ -156,6 +156,30 @@ def test_the_longest_name_that_a_file_can_have(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_of_two_writers_the_last_one_wins(tmp_path):
+    """Sixteen threads write files of one number each; every one that is read is whole."""
+    path = tmp_path / "run.pt"
+    storage.save_tensors(path, OLD)
+
+    def act(number):
+        for _ in range(5):
+            storage.save_tensors(path, {"x": torch.full((1000,), float(number))})
+
+    writers = [threading.Thread(target=act, args=(n,)) for n in range(16)]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        assert len(storage.load_tensors(path, "it")["x"].unique()) == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_no_damaged_file(tmp_path):
+    with pytest.raises(IsADirectoryError):
+        mm.load(tmp_path, *pair())
+    with pytest.raises(OSError, match="cannot be written"):
+        mm.save(tmp_path, *pair())
+
+
 def test_a_device_is_written_to_and_not_replaced(tmp_path):
     pipe, seen = tmp_path / "pipe", []
     os.mkfifo(pipe)
