@@ -284,7 +284,7 @@ def check_modules(
     return found
 
 
-def check_attribute(argument: str, name: str) -> str:
+def check_attribute(argument: str, name: str, container: type[nn.Module] = nn.ModuleDict) -> str:
     """Return a name under which torch can hold a module or a parameter.
 
     Raises:
@@ -292,7 +292,7 @@ def check_attribute(argument: str, name: str) -> str:
     """
     if not name or "." in name:
         raise ValueError(f"{argument}: torch forbids names that are empty or have a dot in them, got {name!r}")
-    if hasattr(nn.ModuleDict, name) or hasattr(nn.ParameterDict, name) or name == "training":
+    if hasattr(container, name) or name == "training":
         raise ValueError(
             f"{argument}: torch has a use of its own for the name {name!r}, choose another one: {name + '_'!r}, say"
         )

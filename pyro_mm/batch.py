@@ -152,6 +152,11 @@ class Batch:
         """Which rows have anything at all: boolean ``(N,)``, or True or False for all of them."""
         return any_of(self._masks.values()) if self._rows is None else self._rows
 
+    @property
+    def plain(self) -> bool:
+        """Whether these are rows alone, and not a view of them for the terms of an objective, or with draws beside."""
+        return self._stack is None and self._memo is None and not getattr(self, "_drawn", None)
+
     def __len__(self) -> int:
         return self.size
 

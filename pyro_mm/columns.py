@@ -87,6 +87,10 @@ def read_rows(what: str, value: Any) -> tuple[Tensor, Tensor | None] | tuple[Non
 def read_numbers(what: str, value: Any) -> tuple[Tensor, Tensor | None]:
     """Read numbers as a tensor, and where they are missing, boolean of the same shape; None for nowhere."""
     marked: Any = None
+    if isinstance(value, list | tuple) and any(map(_is_mark, value)):  # a row with an entry that is missing
+        marked = np.array([_is_mark(item) for item in value])
+        known = [item for item in value if not _is_mark(item)]
+        value = [known[0] if mark else item for mark, item in zip(marked, value, strict=True)] if known else marked
     if isinstance(value, np.ma.MaskedArray):
         marked, value = np.ma.getmaskarray(value), np.ma.getdata(value)
     elif hasattr(value, "isna") and hasattr(value, "to_numpy"):  # pandas, without importing it
@@ -210,6 +214,8 @@ def _tensor(what: str, value: Any) -> Tensor:
             tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TypeError(f"{what}: expected numbers, got {_kind(value)}: {error}") from error
+    if tensor.is_nested:
+        raise TypeError(f"{what}: expected a dense tensor, got a nested one: rows of unequal length need padding")
     if tensor.layout != torch.strided:
         raise TypeError(f"{what}: expected a dense tensor, got one of layout {tensor.layout}: give its .to_dense()")
     if tensor.is_complex():

@@ -40,8 +40,9 @@ class Guide(nn.Module):
         if not posteriors:
             raise ValueError("expected at least one posterior, as in Guide(z=...)")
         for site, posterior in posteriors.items():
-            check_attribute("Guide", site)
             check_function(site, posterior)
+            if isinstance(posterior, nn.Module):
+                check_attribute("Guide", site)
         self.posteriors = nn.ModuleDict({n: p for n, p in posteriors.items() if isinstance(p, nn.Module)})
         self._callables = {n: p for n, p in posteriors.items() if not isinstance(p, nn.Module)}
         self._sites = tuple(posteriors)

@@ -166,6 +166,7 @@ MISSING = {
         pd.DataFrame({"a": [1, pd.NA, 3], "b": [2, pd.NA, 6]}, dtype="Int64", index=list("xyz")), [[1, 2], [3, 6]]
     ),
     "list of NA": ([1, pd.NA, 3], [1, 3]),
+    "a row of None": ([[1.0, 2], [None, None], [5.0, 6]], [[1.0, 2], [5, 6]]),
     "objects": (np.array([1, None, 3], dtype=object), [1, 3]),
     "NaN labels": (np.array([0.0, NAN, 2.0]), [0.0, 2.0]),
 }  # fmt: skip
@@ -235,6 +236,10 @@ def test_containers_that_torch_does_not_read_simply_work(kind):
 
 REFUSED = {
     "sparse": (scipy.sparse.eye(3).tocsr(), "dense array, got a sparse csr_matrix of shape \\(3, 3\\)"),
+    "nested": (
+        torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged),
+        "dense tensor, got a nested one",
+    ),
     "sparse tensor": (torch.eye(3).to_sparse(), "dense tensor, got one of layout torch.sparse_coo"),
     "complex": (torch.zeros(3, dtype=torch.complex64), "real numbers, got torch.complex64"),
     "complex array": (np.zeros(3, complex), "real numbers, got torch.complex128"),
@@ -310,8 +315,11 @@ class Counting(nn.Module):
         super().__init__()
         self.net, self.most = mm.nn.MLP(2, out, (8,)), 0
 
+    def see(self, rows):
+        self.most = max(self.most, rows)
+
     def forward(self, x):
-        self.most = max(self.most, x.shape[:-1].numel())
+        self.see(x.shape[:-1].numel())
         return self.net(x)
 
 
@@ -334,7 +342,9 @@ def counted(posterior):
     elif posterior == "set":
         nets.append(Counting(4))
         head = conditionals.Normal(nn.Sequential(nn.Linear(4, 2), nets[2]))
-        guide = mm.Guide(z=posteriors.SumPooling({"x": nets[0], "y": nets[1]}, head, 4))
+        pool = posteriors.SelfAttention({"x": nets[0], "y": nets[1]}, head, 4, heads=2)
+        pool.attention[0].register_forward_pre_hook(lambda _, args: nets[2].see(len(args[0])))
+        guide = mm.Guide(z=pool)
     else:
         nets = nets if posterior == "product" else [Counting(2), Counting(2)]
         family = conditionals.Normal if posterior == "product" else OwnNormal
@@ -365,7 +375,7 @@ def test_encoders_see_so_many_rows_at_once_and_give_the_same_numbers(route, post
         found = ROUTES[route](model, guide, batch)
     assert max(net.most for net in nets) <= ROWS
     if route in ("generate", "encode", "posterior_draws"):
-        monkeypatch.setattr("pyro_mm.values.ROWS", 10**9)
+        monkeypatch.setattr("pyro_mm.values.ROWS", 10**9)  # where all of them ask whether to cut
         with torch.no_grad():
             torch.testing.assert_close(found, ROUTES[route](model, guide, batch))
         assert max(net.most for net in nets) > ROWS

@@ -125,7 +125,7 @@ def _loadings(loadings: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = check_mapping("loadings", loadings, "matrices", least=1)
     sizes = set()
     for name, w in found.items():
-        check_attribute("loadings", name)
+        check_attribute("loadings", name, nn.ParameterDict)
         check_tensor(f"loadings[{name!r}]", w, ("d", "D"))
         if not w.is_floating_point():
             raise TypeError(f"expected loadings[{name!r}] to be of floats, got {w.dtype}")

@@ -14,7 +14,7 @@ from ..batch import Batch
 from ..conditionals import Conditional
 from ..presence import Presence
 from ..sets import once, per_set
-from ..values import Output, output_of
+from ..values import ROWS, Output, by_rows
 
 
 class SumPooling(nn.Module):
@@ -185,5 +185,9 @@ def _headed(head: nn.Module, batch: Batch, owner: nn.Module, state: Callable[[Ba
     """The head of a set's state, its network run once a step for every set."""
     if not isinstance(head, Conditional):
         return head(state(batch))
-    (output,) = per_set(batch, owner, lambda some: (output_of(head, state(some)),))
+    if by_rows(owner, batch.size) and batch.plain:
+        starts = range(0, batch.size, ROWS)
+        parts = [head.output((state(batch[start : start + ROWS]),)) for start in starts]
+        return head(Output(torch.cat(parts, -2)))
+    (output,) = per_set(batch, owner, lambda some: (head.output((state(some),)),))
     return head(Output(output))
