@@ -176,7 +176,7 @@ def check_names(
     """
     if isinstance(value, str):
         value = (value,)
-    if isinstance(value, Mapping | Tensor | np.ndarray) or not isinstance(value, Iterable):
+    if isinstance(value, Mapping | Tensor) or not isinstance(value, Iterable):
         raise TypeError(f"expected {argument} to be names, each of a {what}, got {described(value)}")
     known = None if known is None else list(known)
     found = tuple(check_name(argument, name, known, what) for name in value)
@@ -247,14 +247,16 @@ def check_mapping(argument: str, value: Any, what: str = "values", *, least: int
         ValueError: too few entries.
     """
     wanted = f"expected {argument} to map names to {what}"
-    if not isinstance(value, Mapping):
+    # torch's dictionaries of modules and pandas' frames are mappings in all but Python's register of them
+    if isinstance(value, type) or not (hasattr(value, "keys") and hasattr(value, "items")):
         raise TypeError(f"{wanted}, got {described(value)}")
+    value = dict(value.items())
     for name in value:
         if not isinstance(name, str):
             raise TypeError(f"{wanted}, got the key {described(name)}")
     if len(value) < least:
         raise ValueError(f"{wanted}, {least} at least, got {len(value)}")
-    return dict(value)
+    return value
 
 
 def check_modules(

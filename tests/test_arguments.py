@@ -54,7 +54,7 @@ def test_what_is_right_comes_back():
     x = torch.zeros(3, 2)
     assert check_tensor("x", x, ("N", 2)) is x
     net = nn.Linear(1, 1)
-    assert check_modules("decoders", {"a": net}) == {"a": net}
+    assert check_modules("decoders", {"a": net}) == {"a": net} == check_modules("decoders", nn.ModuleDict({"a": net}))
 
 
 WRONG = {

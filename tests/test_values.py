@@ -234,6 +234,11 @@ def test_containers_that_torch_does_not_read_simply_work(kind):
     assert (batch["a"] + 1).tolist() == (np.array(expected) + 1).tolist(), "a type that torch computes with"
 
 
+def test_the_columns_of_a_frame_are_modalities():
+    batch = mm.Batch(pd.DataFrame({"a": [1.5, 2.5], "b": pd.array([1, None], dtype="Int64")}))
+    assert batch["a"].tolist() == [1.5, 2.5] and batch.present["b"].tolist() == [True, False]
+
+
 REFUSED = {
     "sparse": (scipy.sparse.eye(3).tocsr(), "dense array, got a sparse csr_matrix of shape \\(3, 3\\)"),
     "nested": (
