@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from .arguments import check_choice, check_counts, check_flags, check_programs
+from .audit import audit as audited
 from .batch import Batch, check_batch
 from .bridge import Bridge, State
 from .evaluation import evaluating, returned
 from .evidence import Evidence, evidence_of, joined
-from .likelihood import counting, log_p
+from .likelihood import counting, described, quantity_of
 from .pairs import Callback
 from .predictive import simulate
 from .seeding import seeded, settled
@@ -78,17 +79,15 @@ def annealed_importance(
     """
     _check_options(model, guide, batch, num_chains, temperatures, leapfrog_steps, start, pilot_chains, vectorize)
     seed, parts = settled(seed), []
-    with evaluating(model, guide, batch, audit=audit) as whole:
+    with evaluating(model, guide, batch, audit=audit, stacked=vectorize) as whole:
         size = _rows_at_once(whole, num_chains, pilot_chains)
         for first in range(0, whole.size, size):
             rows = whole if whole.size <= size else whole[slice(first, first + size)]
             with seeded(seed + first, whole.device):
                 path = _Path(model, guide, rows, temperatures, leapfrog_steps, start, pilot_chains, vectorize)
-                parts.append(
-                    evidence_of(path.run(path.bridge.draws(num_chains)), log_p(whole, path.bridge.info.factors))
-                )
-        found = parts[0] if len(parts) == 1 else joined(parts)
-        return returned(counting(found, whole.having()), whole, batch)
+                parts.append(evidence_of(path.run(path.bridge.draws(num_chains)), ""))
+        found = described(parts[0] if len(parts) == 1 else joined(parts), model, guide, whole)
+        return returned(found, whole, batch)
 
 
 def bidirectional(
@@ -125,15 +124,18 @@ def bidirectional(
     _check_options(model, guide, batch, num_chains, temperatures, leapfrog_steps, start, pilot_chains, vectorize)
     seed = settled(seed)
     parts: list[tuple[Evidence, Evidence]] = []
-    with evaluating(model, guide, batch, audit=audit) as whole:
+    with evaluating(model, guide, batch, audit=False) as whole:
         size = _rows_at_once(whole, num_chains, pilot_chains)
         for first in range(0, whole.size, size):
             rows = whole if whole.size <= size else whole[slice(first, first + size)]
             with seeded(seed + first, whole.device):
                 simulated, exact = simulate(model, rows, audit=False)
+                if audit and not parts:
+                    audited(model, guide, simulated, stacked=vectorize)
+                quantity = quantity_of(model, guide, simulated)
                 path = _Path(model, guide, simulated, temperatures, leapfrog_steps, start, pilot_chains, vectorize)
-                forward = evidence_of(path.run(path.bridge.draws(num_chains)), log_p(whole))
-                back = evidence_of(path.run(path.bridge.state(exact, num_chains), forward=False), log_p(whole))
+                forward = evidence_of(path.run(path.bridge.draws(num_chains)), quantity)
+                back = evidence_of(path.run(path.bridge.state(exact, num_chains), forward=False), quantity)
             running = {k: (-log_prob, error) for k, (log_prob, error) in back.running.items()}
             parts.append((forward, replace(back, log_prob=-back.log_prob, running=running)))
         lower, upper = zip(*parts, strict=True)

@@ -13,6 +13,7 @@ from pyro import poutine
 from torch import Tensor
 
 from .arguments import check_counts, check_flags, check_function, check_mapping, check_programs
+from .audit import audit as audited
 from .batch import Batch, check_batch
 from .evaluation import evaluating, returned
 from .global_state import settings_kept
@@ -175,8 +176,8 @@ def calibration(
     check_flags(vectorize=vectorize)
     for name, quantity in check_mapping("quantities", {} if quantities is None else quantities, "functions").items():
         check_function(f"quantities[{name!r}]", quantity, ("latents", "rows"))
-    with evaluating(model, guide, batch, audit=audit) as rows:
-        found = _calibration(model, guide, rows, num_draws, seed, quantities, chunk, vectorize)
+    with evaluating(model, guide, batch, audit=False) as rows:
+        found = _calibration(model, guide, rows, num_draws, seed, quantities, chunk, vectorize, audit)
         return returned(found, rows, batch)
 
 
@@ -189,6 +190,7 @@ def _calibration(
     quantities: Mapping[str, Quantity] | None,
     chunk: int | None,
     vectorize: bool,
+    audit: bool,
 ) -> Calibration:
     """Simulate rows, draw from the guide given them, and rank the truth among the draws."""
     there = torch.stack(list(batch.present.values())).any(0)
@@ -198,6 +200,8 @@ def _calibration(
     chunk = chunk or CHUNK * (4 if batch.device.type == "cuda" else 1)
     with seeded(seed, batch.device):
         simulated, truth = simulate(model, batch, audit=False)
+        if audit:
+            audited(model, guide, simulated, stacked=vectorize)
         info = structure(model, guide, simulated)
         truth = {name: value for name, value in truth.items() if name in info.latents}
         if not truth:

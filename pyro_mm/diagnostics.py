@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .arguments import check_counts, check_programs, check_seed
+from .audit import Sites, look
 from .batch import Batch
 from .bounds import Target
 from .comparison import Comparison, compare
@@ -23,7 +24,6 @@ from .gradients import Gradients, gradient_noise, unchanged
 from .likelihood import log_marginal
 from .objective import Objective
 from .pairs import structure
-from .sites import Sites, look
 from .tables import aligned, plus_minus, wrapped
 from .training_arguments import check_objective
 
@@ -40,7 +40,7 @@ class Check:
 
     Attributes:
         rows: N.
-        sites: latent and observed sites, and what is amiss with them (:class:`~pyro_mm.sites.Sites`).
+        sites: latent and observed sites, and what is amiss with them (:class:`~pyro_mm.audit.Sites`).
         objective: the estimator and what the objective bounds, in words.
         gap: of the objective; None where it bounds no sum of log-evidences, for which ``remark`` has the reason.
         elbo: the gap of the plain ELBO, the mean over rows of KL(q(z | x) || p(z | x)).

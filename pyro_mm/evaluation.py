@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .arguments import check_flag, check_function
+from .audit import audit as audited
 from .batch import Batch, check_batch
 from .fixed import map_tensors
-from .reached import Reached
+from .reached import Reached, evaluation_mode
 
 _evaluated: ContextVar[tuple[tuple[Any, torch.device | None], ...]] = ContextVar("programs evaluated", default=())
 
 
 @contextmanager
-def evaluating(model: Any, guide: Any, batch: Any, *, audit: bool = True) -> Iterator[Batch]:
+def evaluating(
+    model: Any,
+    guide: Any,
+    batch: Any,
+    *,
+    audit: bool = True,
+    stacked: bool = False,
+    draws: bool = False,
+    seen: Batch | None = None,
+) -> Iterator[Batch]:
     """Evaluate a pair on a batch: check both, move the rows to the networks, and hold these in evaluation mode.
 
     The modules are those that model and guide reach (:class:`~pyro_mm.reached.Reached`), and each gets its own mode
@@ -30,7 +40,8 @@ def evaluating(model: Any, guide: Any, batch: Any, *, audit: bool = True) -> Ite
     Args:
         model, guide: callables of a batch; None for one that the evaluation does not run.
         batch: a :class:`~pyro_mm.batch.Batch` of one row or more.
-        audit: whether the pair is audited on a few of these rows.
+        audit: whether the pair is audited on a few of these rows (:func:`pyro_mm.audit.audit`).
+        stacked, draws, seen: what the audit is to know of the evaluation.
 
     Yields:
         The batch, on the device of the modules' parameters.
@@ -41,7 +52,8 @@ def evaluating(model: Any, guide: Any, batch: Any, *, audit: bool = True) -> Ite
     """
     check_pair(model, guide)
     check_batch(batch)
-    check_flag("audit", audit)
+    if check_flag("audit", audit):
+        audited(model, guide, batch, stacked=stacked, draws=draws, seen=seen)
     programs = {name: f for name, f in (("model", model), ("guide", guide)) if f is not None}
     inside = _evaluated.get()
     if programs and all(any(known is f for known, _ in inside) for f in programs.values()):
@@ -66,25 +78,6 @@ def check_pair(model: Any, guide: Any) -> None:
     for name, function in (("model", model), ("guide", guide)):
         if function is not None:
             check_function(name, function)
-
-
-@contextmanager
-def evaluation_mode(roots: Iterable[nn.Module]) -> Iterator[None]:
-    """Hold modules, and those inside of them, in evaluation mode; afterwards each is in the mode it was in."""
-    roots = list(roots)
-    before = {module: module.training for root in roots for module in root.modules()}
-    for root in roots:
-        if any(module.training for module in root.modules()):
-            root.eval()
-    try:
-        yield
-    finally:
-        # by train(), which some modules do work in, from the outside in, as it goes down to the inner ones
-        for module, training in before.items():
-            if module.training != training:
-                module.train(training)
-        for module, training in before.items():
-            module.training = training
 
 
 @contextmanager

@@ -34,6 +34,7 @@ class Evidence:
         running: k -> ``(log_prob, standard_error)`` from the first k particles, for k = 1, 2, 4, .., K.
         counts: boolean ``(N,)``, the rows that have what the quantity is of: means and shares are over them, since the
             0 of a row that lacks it would dilute these. None for all rows.
+        notes: what else is to be said of the quantity, such as that grey levels are no bits.
     """
 
     log_prob: Tensor
@@ -44,6 +45,7 @@ class Evidence:
     num_particles: int
     running: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
     counts: Tensor | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.log_prob)
@@ -94,7 +96,7 @@ class Evidence:
             tail += f", {_rows(lost)} without finite weights"
         return (
             f"Evidence({self.quantity}: {mean:.3f} ± {error:.3f} nats a row, mean of {self.rows_text}, "
-            f"K = {self.num_particles}, {tail})"
+            f"K = {self.num_particles}, {tail}{''.join(f'; {note}' for note in self.notes)})"
         )
 
     def summary(self, worst: int = 5) -> str:
@@ -109,6 +111,7 @@ class Evidence:
         lines = [
             f"{self.quantity}: {mean:.3f} ± {error:.3f} nats a row, mean of {self.rows_text}, K = {self.num_particles}."
         ]
+        lines += [f"{note}." for note in self.notes]
         if self.few:
             lines.append("Too few draws for k-hat: judged by the standard error alone.")
         if lost:
@@ -156,6 +159,7 @@ class Evidence:
             self.num_particles,
             {k: (take(one), take(error)) for k, (one, error) in self.running.items()},
             None if self.counts is None else take(self.counts),
+            self.notes,
         )
 
     def __sub__(self, other: Evidence) -> Evidence:
@@ -181,6 +185,7 @@ class Evidence:
             min(self.num_particles, other.num_particles),
             {k: less(one, other.running[k]) for k, one in self.running.items() if k in other.running},
             None if self.counts is None or other.counts is None else self.counts | other.counts,
+            tuple(dict.fromkeys([*self.notes, *other.notes])),
         )
 
     def to_arviz(self) -> Any:
@@ -209,6 +214,7 @@ def joined(parts: Sequence[Evidence]) -> Evidence:
         parts[0].num_particles,
         {k: (cat(lambda e, k=k: e.running[k][0]), cat(lambda e, k=k: e.running[k][1])) for k in parts[0].running},  # type: ignore[misc]
         None if all(part.counts is None for part in parts) else cat(lambda e: e.counted),
+        parts[0].notes,
     )
 
 

@@ -70,7 +70,8 @@ def to_arviz(
     if evidence is not None and len(evidence) != batch.size:
         raise ValueError(f"expected an evidence of the batch's {batch.size} rows, got one of {len(evidence)}")
     draws: dict[str, dict[str, Tensor]] = {}
-    with evaluating(model, guide, batch, audit=audit) as rows, seeded(seed, rows.device):
+    stacked = vectorize and (num_samples > 1 or resample)
+    with evaluating(model, guide, batch, audit=audit, stacked=stacked, draws=True) as rows, seeded(seed, rows.device):
         _, *found = draw(model, guide, rows, num_samples, resample=resample, vectorize=vectorize)
         draws["posterior"], draws["posterior_predictive"] = found
         if prior:

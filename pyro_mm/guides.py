@@ -90,7 +90,7 @@ def encode(guide: Callable[[Batch], Any], batch: Batch, *, audit: bool = True) -
         audit: False spares the audit of the guide on a few rows (:mod:`pyro_mm.audit`), and what it would refuse.
     """
     check_programs(guide=guide)
-    with evaluating(None, guide, batch, audit=audit) as rows:
+    with evaluating(None, guide, batch, audit=audit, draws=True) as rows:
         with poutine.block(), poutine.trace() as trace:
             guide(rows)
         sites = {n: s for n, s in trace.trace.nodes.items() if s["type"] == "sample" and not s["is_observed"]}

@@ -441,7 +441,8 @@ def log_weights(
     check_batch(batch)
     check_counts(num_particles=num_particles)
     check_flags(vectorize=vectorize)
-    with evaluating(model, guide, batch, audit=audit) as rows:
+    stacked = vectorize and num_particles > 1
+    with evaluating(model, guide, batch, audit=audit, stacked=stacked) as rows:
         info = structure(model, guide, rows)
         scores = score(model, guide, Views.of(rows, info), info, num_particles, vectorize=vectorize)
         return returned(scores.log_weights()[:, 0], rows, batch)

@@ -2,14 +2,16 @@ r"""Marginal and conditional log-likelihoods by importance sampling, each row wi
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .arguments import check_counts, check_flags, check_function, check_names, check_programs, check_seed
+from .arguments import check_counts, check_flag, check_flags, check_function, check_names, check_programs, check_seed
+from .audit import audit as audited
+from .audit import notes, read_by
 from .batch import Batch, Stack, check_batch
 from .evaluation import evaluating, returned
 from .evidence import Evidence, Sums, joined
@@ -73,12 +75,15 @@ def log_marginal(
     sampler = proposal if proposal is not None and not isinstance(proposal, Batch) else guide
     how = Proposal(draws, stratify, prior_share)
     seed = settled(seed)
-    with evaluating(model, sampler, batch, audit=audit) as rows:
-        seen = proposal.to(rows.device) if isinstance(proposal, Batch) else rows
-        if seen.size != rows.size:
-            raise ValueError(f"the proposal's batch has {seen.size} rows, and the batch {rows.size}")
-        found = _log_marginal(model, sampler, rows, seen, num_particles, how, seed, chunk, vectorize)
-        return returned(counting(found, rows.having()), rows, batch)
+    seen = proposal if isinstance(proposal, Batch) else batch
+    if check_batch(seen, "proposal").size != check_batch(batch).size:
+        raise ValueError(f"the proposal's batch has {seen.size} rows, and the batch {batch.size}")
+    stacked = vectorize and num_particles > 1
+    with evaluating(model, sampler, batch, audit=audit, stacked=stacked, seen=seen) as rows:
+        shown = seen.to(rows.device) if seen is not batch else rows
+        found = _log_marginal(model, sampler, rows, shown, num_particles, how, seed, chunk, vectorize)
+        found = described(found, model, sampler, rows, shown)
+        return returned(found, rows, batch)
 
 
 def _log_marginal(
@@ -93,7 +98,7 @@ def _log_marginal(
     vectorize: bool,
 ) -> Evidence:
     """Estimate the log-likelihood of all rows, so many at a time as are encoded at once."""
-    quantity, parts = log_p(batch, structure(model, sampler, seen).factors), []
+    parts = []
     for start in range(0, batch.size, ROWS):
         whole = batch.size <= ROWS
         rows, shown = (b if whole else b[slice(start, start + ROWS)] for b in (batch, seen))
@@ -102,7 +107,7 @@ def _log_marginal(
         for each, _, log_w in blocks:
             sums = sums or Sums(num_particles, each.group)
             sums.add(log_w)
-        parts.append(sums.evidence(quantity))
+        parts.append(sums.evidence(""))
     return parts[0] if len(parts) == 1 else joined(parts)
 
 
@@ -146,6 +151,9 @@ def log_conditional(
         "chunk": chunk, "vectorize": vectorize, "audit": audit,
     }  # fmt: skip
     with evaluating(model, guide, batch, audit=False) as rows:
+        if check_flag("audit", audit):
+            shown, stacked = rows.only(*targets, *givens), vectorize and num_particles > 1
+            audited(model, guide, shown, targets=targets, givens=givens, stacked=stacked)
         joint = log_marginal(model, guide, rows.only(*targets, *givens), seed=seed, **options)
         factors = sorted(structure(model, guide, rows).factors)
         if factors and givens and bool((rows.having(targets) & ~rows.having(givens)).any()):
@@ -185,6 +193,7 @@ def conditional_of(joint: Evidence, marginal: Evidence, some: Tensor, quantity: 
         joint.num_particles,
         {k: (only(log_prob), only(error)) for k, (log_prob, error) in found.running.items()},
         None if bool(some.all()) else some,
+        found.notes,
     )
 
 
@@ -193,10 +202,27 @@ def counting(found: Evidence, rows: Tensor) -> Evidence:
     return replace(found, counts=None if bool(rows.all()) else rows)
 
 
-def log_p(batch: Batch, factors: Collection[str] = ()) -> str:
-    """The log-likelihood of what is present, and of what the model observes besides modalities, in words."""
-    present = [n for n in batch.names if batch.presence(n) is not False]
-    return f"log p({', '.join([*present, *sorted(factors)])})"
+def described(found: Evidence, model: Callback, guide: Callback, batch: Batch, seen: Batch | None = None) -> Evidence:
+    """Return an evidence with the name of its quantity, the rows that have it, and what the audit says of it."""
+    quantity = quantity_of(model, guide, batch, seen)
+    scored = structure(model, guide, batch if seen is None else seen).modalities
+    observed = [n for n in batch.names if n in scored and batch.presence(n) is not False]
+    rows = batch.having(observed) if observed else batch.having()
+    return counting(replace(found, quantity=quantity, notes=notes(model, guide, batch, seen)), rows)
+
+
+def quantity_of(model: Callback, guide: Callback, batch: Batch, seen: Batch | None = None) -> str:
+    """Name the log-likelihood of what is present and observed, given what the story reads and does not observe.
+
+    What the model observes besides modalities is named too.
+    """
+    info = structure(model, guide, batch if seen is None else seen)
+    there = [n for n in batch.names if batch.presence(n) is not False]
+    observed = [n for n in there if n in info.modalities]
+    read = read_by(model, guide, batch, seen) if observed != there else frozenset()
+    given = [n for n in there if n in read and n not in info.modalities]
+    scored = ", ".join([*observed, *sorted(info.factors)])
+    return f"log p({scored}{' | ' if given else ''}{', '.join(given)})"
 
 
 @torch.no_grad()

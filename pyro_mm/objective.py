@@ -133,6 +133,27 @@ class Objective(ELBO):
         """Whether there is a differentiable loss; if not, ``loss_and_grads`` trains all the same."""
         return foreign.differentiable(self.estimator)
 
+    def layout(self, batch: Batch) -> tuple[bool, bool]:
+        """Tell how an evaluation shows a batch to a pair.
+
+        Returns:
+            (stacked, hides): whether particles or terms stand to the left of the rows, and whether some term is not
+            shown, or does not decode, modalities that rows have.
+        """
+        devices = [batch.device] if batch.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):  # a table may draw its subsets
+            rows = expand([term.evaluated(lambda weight, kind: 1.0) for term in self._table(batch.names)], batch)
+        there = {name: batch.presence(name) for name in batch.names}
+        shown = [
+            masks
+            for row in rows
+            for masks, prior in ((row.encode, row.encode_prior), (row.decode, False), (row.given, row.given_prior))
+            if not prior
+        ]
+        hides = any(masks[name] is not mask for masks in shown for name, mask in there.items())
+        terms = self.vectorize and len(rows) > 1
+        return terms or stacks_particles(self.estimator), hides
+
     # -- evaluation -----------------------------------------------------------------------------------------------
 
     def differentiable_loss(self, model: Callback, guide: Callback, batch: Batch) -> Tensor:  # type: ignore[override]
@@ -329,6 +350,12 @@ def _decodes(row: Row, like: Tensor) -> Tensor:
         return torch.ones_like(like[0], dtype=torch.bool)
     full = lambda m: m if isinstance(m, Tensor) else torch.full(like.shape[1:], m, device=like.device)  # noqa: E731
     return torch.stack([full(m) for m in row.decode.values()]).any(0)
+
+
+def stacks_particles(estimator: Any) -> bool:
+    """Whether an estimator draws its particles in one pass, to the left of the rows."""
+    many = getattr(estimator, "num_particles", 1) > 1 or getattr(estimator, "stratified", None) is not None
+    return bool(many and getattr(estimator, "vectorize_particles", False))
 
 
 def _column(values: Sequence[float | Tensor], scores: Scores) -> Any:

@@ -21,6 +21,7 @@ from torch import Tensor
 from .batch import Batch
 from .distributions import Where, widest_mixture
 from .draws import Counted, draw
+from .explaining import explained
 from .plates import Plate
 from .presence import Presence, all_of, any_of, negated, over_events
 from .reads import PairCache
@@ -111,7 +112,8 @@ def _structure(model: Callback, guide: Callback, batch: Batch) -> Structure:
     used: set[str] = set()
     read: list[str] = []
     batch = batch.listened(used.add).noting_lengths(lambda: read.append(""))
-    with no_inference, torch.enable_grad(), fork, poutine.block(), buffers_kept(model, guide):
+    told = explained({"model": model, "guide": guide}, batch.size)
+    with told, no_inference, torch.enable_grad(), fork, poutine.block(), buffers_kept(model, guide):
         with poutine.trace() as traced, Rewrite(_differentiable_draw):
             guide(batch)
         guide_trace = traced.trace

@@ -72,7 +72,8 @@ def generate(
     check_flags(mean=mean, resample=resample, vectorize=vectorize)
     check_seed(seed)
     options: dict[str, Any] = {"resample": resample, "num_particles": num_particles, "vectorize": vectorize}
-    with evaluating(model, guide, batch, audit=audit) as rows, seeded(seed, rows.device):
+    stacked = vectorize and (num_samples > 1 or resample)
+    with evaluating(model, guide, batch, audit=audit, stacked=stacked, draws=True) as rows, seeded(seed, rows.device):
         return returned(draw(model, guide, rows, num_samples, mean=mean, **options)[2], rows, batch)
 
 
@@ -122,7 +123,8 @@ def posterior_draws(
     if options and not resample:
         raise ValueError(f"{', '.join(options)}: for draws by weight, with resample=True")
     how: dict[str, Any] = {"proposal": Proposal(**options), "resample": resample, "num_particles": num_particles}
-    with evaluating(model, guide, batch, audit=audit) as rows, seeded(seed, rows.device):
+    stacked = vectorize and (num_samples > 1 or resample)
+    with evaluating(model, guide, batch, audit=audit, stacked=stacked, draws=True) as rows, seeded(seed, rows.device):
         return returned(draw(model, guide, rows, num_samples, decode=False, vectorize=vectorize, **how)[0], rows, batch)
 
 

@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 from .arguments import check_counts, check_names, check_programs
+from .audit import audit as audited
 from .batch import Batch, check_batch
 from .evaluation import evaluating, returned
 from .evidence import Evidence
@@ -101,6 +102,8 @@ def conditional(
     seed = settled(seed)
     quantity = f"log p({', '.join(target)} | {', '.join(given)})"
     with evaluating(model, guide, batch, audit=False) as rows:
+        if options.get("audit", True):
+            audited(model, guide, rows.only(*target, *given), targets=target, givens=given)
         both = joint(model, guide, rows, target, given, seed=seed, **options)
         options |= {"num_particles": prior_draws, "prior_share": 1.0}
         marginal = log_marginal(model, guide, rows.only(*given), seed=seed + 1, **options)

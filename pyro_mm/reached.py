@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -188,6 +189,25 @@ class Fingerprint:
         )
 
     __hash__ = None  # type: ignore[assignment]
+
+
+@contextmanager
+def evaluation_mode(roots: Iterable[nn.Module]) -> Iterator[None]:
+    """Hold modules, and those inside of them, in evaluation mode; afterwards each is in the mode it was in."""
+    roots = list(roots)
+    before = {module: module.training for root in roots for module in root.modules()}
+    for root in roots:
+        if any(module.training for module in root.modules()):
+            root.eval()
+    try:
+        yield
+    finally:
+        # by train(), which some modules do work in, from the outside in, as it goes down to the inner ones
+        for module, training in before.items():
+            if module.training != training:
+                module.train(training)
+        for module, training in before.items():
+            module.training = training
 
 
 def modules(model: Any, guide: Any) -> dict[str, nn.Module]:

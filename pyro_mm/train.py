@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from .arguments import check_choice, check_flag, check_function, check_integer, check_path, check_seed, described
+from .audit import audit_training
 from .batch import Batch
 from .checkpoint import Checkpoint, data_identity
 from .compiled import Staged
@@ -104,6 +105,7 @@ def fit(
     resume: Literal["strict", "force"] = "strict",
     progress: bool = True,
     callback: Callable[[int, dict[str, float]], None] | None = None,
+    audit: bool = True,
 ) -> History:
     """Minimises an objective's loss a row, by minibatches drawn without replacement.
 
@@ -142,6 +144,7 @@ def fit(
         resume: "strict" goes on from a checkpoint of the same data (size, names, shapes, dtypes, and a hash of some
             rows), batch size and seed alone; "force" from one of others, too, or of an earlier version of this
             package. The parameters have to fit in either case.
+        audit: False spares the audit of the pair on a few rows (:mod:`pyro_mm.audit`), and what it would refuse.
         callback: called after every epoch with its number and its entry of the history. What it raises ends the
             training, and the checkpoint is of that epoch.
 
@@ -203,7 +206,11 @@ def fit(
         head = feed.head()
         check_validation(validation, head.names)
         validation = None if validation is None else validation.to(placement.device)
-        problem = probe(objective, model, guide, change(head), placement.autocast)
+        first = change(head)
+        if check_flag("audit", audit):
+            whole = train if isinstance(train, Batch) and transform is None else first
+            audit_training(model, guide, objective, whole, validation)
+        problem = probe(objective, model, guide, first, placement.autocast)
         with settings_kept():  # a process's first optimiser imports torch's compiler
             optimiser = check_optimizer((_adam if optimizer is None else optimizer)(problem.parameters))
         names = parameter_names(problem)

@@ -93,10 +93,14 @@ def cross_modal_coherence(
     if len(rows) == 0:
         raise ValueError(f"no row has all of what is given: {', '.join(names)}")
     right = []
-    with evaluating(model, guide, batch, audit=audit) as whole, seeded(seed, whole.device):
+    shown, stacked = batch.only(*names), num_samples > 1
+    with (
+        evaluating(model, guide, shown, audit=audit, stacked=stacked, draws=True) as whole,
+        seeded(seed, whole.device),
+    ):
         labels, rows = labels.to(whole.device), rows.to(whole.device)
         for part in rows.split(max(1, CHUNK // num_samples)):
-            hits, known = torch.zeros(len(part), device=whole.device), whole[part].only(*names)
+            hits, known = torch.zeros(len(part), device=whole.device), whole[part]
             for draws in _parts(num_samples):
                 x = generate(model, guide, known, draws, mean=mean, audit=False)[target]
                 hits += (_classes(classifier, x, target) == labels[part]).sum(0)

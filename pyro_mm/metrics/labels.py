@@ -42,9 +42,10 @@ def class_probabilities(
     names = _checked(model, guide, batch, target, given, num_samples)
     if target in names:
         raise ValueError(f"{target!r} is both the target and given")
-    with evaluating(model, guide, batch, audit=audit) as whole:
+    shown, stacked = batch.only(*names), num_samples > 1
+    with evaluating(model, guide, shown, audit=audit, stacked=stacked, draws=True) as whole:
         parts = [
-            generate(model, guide, whole[rows].only(*names), num_samples, mean=True, audit=False)[target].mean(0)
+            generate(model, guide, whole[rows], num_samples, mean=True, audit=False)[target].mean(0)
             for rows in torch.arange(whole.size, device=whole.device).split(CHUNK)
         ]
         probabilities = torch.cat(parts)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import check_name, check_names, check_number, check_programs, check_seed
+from ..audit import audit as audited
 from ..batch import Batch
 from ..evaluation import check_batch, evaluating
 from ..global_state import settings_kept
@@ -72,7 +73,9 @@ def linear_probe(
 
     if label in names:
         raise ValueError(f"the label {label!r} is what is to be told: it cannot be given")
-    with evaluating(None, guide, train, audit=audit) as rows, seeded(seed, rows.device):
+    with evaluating(None, guide, train, audit=False) as rows, seeded(seed, rows.device):
+        if audit:
+            audited(None, guide, rows.only(*names), draws=True)
         both = rows, test.to(rows.device)
         (h, y), (h_test, y_test) = (_features(guide, batch, label, names, sites) for batch in both)
     # C weighs the sum over rows of the log-likelihood there, which is what the formula says

@@ -1,0 +1,187 @@
+"""Errors of a story or a guide on a few rows, told with the site, the network and the shapes that they come from."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from inspect import CO_VARARGS as VARIADIC
+from types import FrameType
+from typing import Any
+
+from torch import Tensor, nn
+
+from .batch import Batch
+from .reached import Reached
+
+OURS = "pyro_mm"
+TO_EVENT = ("Shape mismatch inside plate", "invalid log_prob shape", "to_event", "Expected independent dimensions")
+
+
+class Explained(Exception):
+    """Mixed into errors that say already where they are from."""
+
+
+class ProgramError(ValueError, Explained):
+    """A story or a guide that cannot be run on a few rows of its batch."""
+
+
+class ProgramTypeError(TypeError, Explained):
+    """A story or a guide that meets something of another type on a few rows of its batch."""
+
+
+@contextmanager
+def explained(programs: Mapping[str, Any], rows: int) -> Iterator[None]:
+    """Raise an error of a story or a guide again, as one that says where it is from.
+
+    Args:
+        programs: ``"model"`` and ``"guide"`` -> the callable that is run, for the paths of their networks.
+        rows: the number of rows that they are run on, which the message calls N.
+
+    Raises:
+        ValueError, TypeError: naming site, network, modality and shapes, with a hint; the original is its cause.
+    """
+    try:
+        yield
+    except Exception as error:
+        new = explanation(error, programs, rows)
+        if new is error:
+            raise
+        raise new from error
+
+
+def explanation(
+    error: Exception, programs: Mapping[str, Any], rows: int, kind: type[Exception] = ProgramError
+) -> Exception:
+    """Return an error that says where another one is from; that one itself where nothing is known or it says so.
+
+    Args:
+        error: what a program has raised.
+        programs, rows: as in :func:`explained`.
+        kind: the type of the new error, but where the old one is a TypeError of this package.
+    """
+    if isinstance(error, Explained):
+        return error
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    where = list(_places(frames, programs, rows))
+    if not where:
+        return error
+    text = str(error).strip().split("\nTrace Shapes")[0].strip() or type(error).__name__
+    if not isinstance(error, ValueError | TypeError | RuntimeError):
+        text = f"{type(error).__name__}: {text}"
+    head = f"the first {rows} rows (N = {rows}) cannot be run{''.join(f', {place}' for place in where)}"
+    ours = bool(frames) and str(frames[-1].f_globals.get("__name__", "")).split(".")[0] == OURS
+    chosen = ProgramTypeError if isinstance(error, TypeError) and ours else kind
+    new = chosen(". ".join([f"{head}: {_with_n(text, rows)}", *_hints(text, frames, programs)]))
+    for note in getattr(error, "__notes__", []):
+        new.add_note(note)
+    return new
+
+
+def _places(frames: list[FrameType], programs: Mapping[str, Any], rows: int) -> Iterator[str]:
+    """Where an error was raised, in words."""
+    module, given = _network(frames)
+    if module is not None:
+        path = _paths(programs).get(id(module))
+        shapes = " and ".join(_shape(x, rows) for x in given)
+        kind = type(module).__name__
+        yield f"in {f'{path} ({kind})' if path else kind}" + (f", given {shapes}" if shapes else "")
+    site, modality = _site(frames), _modality(frames)
+    if site is not None and site != "data":
+        yield f"at site {site!r}"
+    if modality is not None and modality != site:
+        yield f"for modality {modality!r}"
+
+
+def _paths(programs: Mapping[str, Any]) -> dict[int, str]:
+    """Every module by its path."""
+    return {
+        id(module): f"{root}.{path}" if path else root
+        for root, outer in Reached(programs).modules.items()
+        for path, module in outer.named_modules()
+    }
+
+
+def _site(frames: list[FrameType]) -> str | None:
+    """The site that was being sampled, or whose distribution was being made."""
+    for frame in reversed(frames):
+        code, names = frame.f_code, frame.f_locals
+        if code.co_name == "sample" and frame.f_globals.get("__name__", "").startswith("pyro.primitives"):
+            return names.get("name")
+        if code.co_name in ("observe", "_observed") and isinstance(names.get("self"), Batch):
+            return names.get("name")
+        msg = names.get("msg")
+        if isinstance(msg, dict) and msg.get("type") == "sample" and msg.get("name"):
+            return msg["name"]
+        if isinstance(names.get("site"), dict) and names["site"].get("type") == "sample":
+            return names["site"]["name"]
+    for frame in reversed(frames):  # a guide's posterior is made before its site is sampled
+        names = frame.f_locals
+        if frame.f_code.co_name == "forward" and "posterior" in names and isinstance(names.get("site"), str):
+            return names["site"]
+    return None
+
+
+def _modality(frames: list[FrameType]) -> str | None:
+    """The modality that was being read, encoded or observed."""
+    for frame in reversed(frames):
+        names, function = frame.f_locals, frame.f_code.co_name
+        if not isinstance(names.get("self"), Batch):
+            continue
+        if function in ("observe", "_observed", "encode"):
+            return names.get("name")
+        if function == "__getitem__" and isinstance(names.get("key"), str):
+            return names["key"]
+    return None
+
+
+def _network(frames: list[FrameType]) -> tuple[nn.Module | None, list[Tensor]]:
+    """The innermost module that ran on tensors, and these."""
+    for frame in reversed(frames):
+        module, code = frame.f_locals.get("self"), frame.f_code
+        if not isinstance(module, nn.Module) or code.co_name in ("_call_impl", "_wrapped_call_impl"):
+            continue
+        names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & VARIADIC)]
+        arguments = [frame.f_locals.get(name) for name in names]
+        given = [x for a in arguments for x in (a if isinstance(a, tuple) else (a,)) if isinstance(x, Tensor)]
+        if given:
+            return module, given
+    return None, []
+
+
+def _shape(x: Tensor, rows: int) -> str:
+    sizes = list(x.shape)
+    last = len(sizes) - (len(sizes) > 1)
+    named = ["N" if size == rows and i < last else str(size) for i, size in enumerate(sizes)]
+    return f"({', '.join(named)}{',' if len(named) == 1 else ''})"
+
+
+def _with_n(text: str, rows: int) -> str:
+    """The text with N in the place of the number of rows where a shape begins with it."""
+    text = re.sub(rf"([(\[]){rows}(?=[,)\]])", r"\1N", text)
+    return re.sub(rf"\b{rows}x(?=\d)", "Nx", text)
+
+
+def _hints(text: str, frames: list[FrameType], programs: Mapping[str, Any]) -> Iterator[str]:
+    """What may mend an error."""
+    module, given = _network(frames)
+    encoding = any(frame.f_code.co_name in ("encode", "encoded") for frame in frames)
+    if isinstance(module, nn.Linear) and given[0].dim() and given[0].shape[-1] != module.in_features:
+        gets = given[0].shape[-1]
+        fits = f"nn.Linear({gets}, {module.out_features}), or nn.Flatten before it?"
+        yield f"It takes {module.in_features} features and gets {gets}: {fits}"
+    elif module is not None and given[0].is_floating_point():
+        weights = next((p.dtype for p in module.parameters()), given[0].dtype)
+        if weights != given[0].dtype:
+            mend = ".float() the data, or .double() the networks"
+            yield f"Its weights are {weights}, and its input is {given[0].dtype}: {mend}"
+    if "expected an output of shape" in text or "expected D (D + 3)" in text:
+        yield "A family of two parameters takes two outputs for each entry: an encoder of 8 latents puts out 16"
+    elif match := re.search(r"size of tensor a \((\d+)\) must match the size of tensor b \((\d+)\)", text):
+        what = (
+            "an encoder of 8 latents puts out 16" if encoding else "a decoder takes as many entries as the latent has"
+        )
+        yield f"Sizes {match[1]} and {match[2]} meet: is .to_event(1) missing, or has a network other outputs ({what})?"
+    if any(part in text for part in TO_EVENT):
+        yield "A distribution over the entries of a row needs .to_event(1), or as many as the row has dimensions"

@@ -1,0 +1,223 @@
+"""Check observed values against the support of the distribution that a story gives them, all rows at once."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+CHUNK = 2**22  # numbers compared at once
+LISTED = 5  # rows in a message
+WRAPPERS = (torch.distributions.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
+COUNT, FROM = type(constraints.nonnegative_integer), type(constraints.nonnegative)
+INTEGER_INTERVAL = type(constraints.integer_interval(0, 1))
+
+
+@dataclass(frozen=True)
+class Support:
+    """What values a distribution scores.
+
+    Attributes:
+        family: the distribution's name.
+        low, high: bounds, included; infinite for none.
+        whole: whether only whole numbers are scored.
+        bits: whether a density of bits is meant, that is also defined between 0 and 1.
+        other: a constraint that is checked by itself, where the bounds do not say it all.
+    """
+
+    family: str
+    low: float = -math.inf
+    high: float = math.inf
+    whole: bool = False
+    bits: bool = False
+    other: Any = None
+
+    def __str__(self) -> str:
+        if self.bits:
+            return "numbers from 0 to 1"
+        kind = "whole numbers" if self.whole else "finite numbers"
+        if math.isfinite(self.low) and math.isfinite(self.high):
+            return f"{kind} from {self.low:g} to {self.high:g}"
+        if math.isfinite(self.low):
+            return f"{kind} from {self.low:g} on"
+        return kind if self.other is None else _constraint_name(self.other)
+
+
+def support_of(fn: Any) -> Support | None:
+    """Return the support of an observed site's distribution; None where nothing general can be said of it."""
+    fn = _innermost(fn)
+    family = type(fn).__name__.lstrip("_")
+    try:
+        constraint = fn.support
+    except (NotImplementedError, AttributeError):
+        return None
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    if constraint is constraints.boolean:
+        return Support(family, 0, 1, bits=family == "Bernoulli", whole=family != "Bernoulli")
+    if isinstance(constraint, INTEGER_INTERVAL):
+        bounds = _number(constraint.lower_bound), _number(constraint.upper_bound)
+        return None if None in bounds else Support(family, *bounds, whole=True)  # type: ignore[arg-type]
+    if isinstance(constraint, COUNT):
+        low = _number(constraint.lower_bound)
+        return None if low is None else Support(family, low, whole=True)
+    if type(constraint) is type(constraints.real):
+        return Support(family)
+    if isinstance(constraint, FROM):
+        low = _number(constraint.lower_bound)
+        return None if low is None else Support(family, low)
+    if _has_tensors(constraint):
+        return None  # bounds that depend on the row, or on a latent
+    return Support(family, other=constraint)
+
+
+def _innermost(fn: Any) -> Any:
+    """The distribution inside of masks, event dimensions, expansions and stacks of terms."""
+    while True:
+        inner = fn.base_dist if isinstance(fn, WRAPPERS) else getattr(fn, "base", None)
+        if not isinstance(inner, torch.distributions.Distribution):
+            return fn
+        fn = inner
+
+
+def _number(bound: Any) -> float | None:
+    if isinstance(bound, Tensor):
+        return float(bound) if bound.numel() == 1 else None
+    return float(bound)
+
+
+def _has_tensors(constraint: Any) -> bool:
+    values = getattr(constraint, "__dict__", {}).values()
+    return any(isinstance(x, Tensor) and x.numel() > 1 for x in values)
+
+
+def _constraint_name(constraint: Any) -> str:
+    low, high = (getattr(constraint, f"{end}_bound", None) for end in ("lower", "upper"))
+    if low is not None and high is not None:
+        return f"numbers from {float(low):g} to {float(high):g}"
+    if low is not None:
+        return f"numbers above {float(low):g}"
+    return f"values of type {str(constraint).split('(')[0].strip('_')}"
+
+
+def outside(name: str, values: Tensor, present: Tensor | bool, support: Support) -> str | None:
+    """Describe the rows whose values a distribution does not score; None if there are none.
+
+    Args:
+        name: the modality.
+        values: ``(N, *event)``.
+        present: which rows have it, ``(N,)``, or True or False for all.
+        support: what its distribution scores.
+    """
+    if present is False or not values.numel() or values.is_complex():
+        return None
+    if _remember(values, ("inside", support), lambda: _all_inside(values, support)):
+        return None
+    bad = _bad_rows(values, support)
+    if isinstance(present, Tensor):
+        bad &= present.to(bad.device)
+    rows = bad.nonzero()[:, 0].tolist()
+    if not rows:
+        return None
+    those = values[bad].double()
+    low, high = those.min().item(), those.max().item()
+    shown = ", ".join(map(str, rows[:LISTED])) + (", .." if len(rows) > LISTED else "")
+    found = "NaN" if math.isnan(low) else f"from {low:g} to {high:g}" if low != high else f"{low:g}"
+    return (
+        f"{name}: {support.family} scores {support}, and {len(rows)} of {len(values)} rows ({shown}) have others, "
+        f"their values being {found}. {_mend(support, low, high)}"
+    )
+
+
+def has_grey(values: Tensor, present: Tensor | bool) -> bool:
+    """Whether some present values lie between 0 and 1, both excluded."""
+    if present is False or not values.is_floating_point():
+        return False
+    return _remember(values, ("grey",), lambda: any(bool(((x > 0) & (x < 1)).any()) for x in _chunks(values)))
+
+
+def _mend(support: Support, low: float, high: float) -> str:
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "Rows with values that are not finite are to be left out, or marked as missing by NaN or present=."
+    if support.bits:
+        scale = (
+            "divide by 255" if high > 1 and low >= 0 else "take (x + 1) / 2" if low >= -1 and high <= 1 else "rescale"
+        )
+        return f"Pixels are to lie in [0, 1]: {scale}, or take a Normal for real numbers."
+    if support.whole and math.isfinite(support.high):
+        return (
+            f"Classes are counted from 0, and the network has {support.high - support.low + 1:g} outputs: give it "
+            "more, or renumber the labels; -1 for a missing label is to be said by present=."
+        )
+    if support.whole:
+        return "Give the counts as they are, neither scaled nor their logarithms, or take a Normal for real numbers."
+    return "Transform the values, or take a family that scores them."
+
+
+def _all_inside(values: Tensor, support: Support) -> bool:
+    for x in _chunks(values):
+        if support.other is not None:
+            if not bool(support.other.check(x).all()) or (x.is_floating_point() and not bool(x.isfinite().all())):
+                return False
+            continue
+        if x.dtype == torch.bool:
+            x = x.to(torch.uint8)
+        low, high = x.aminmax()
+        least, most = low.item(), high.item()
+        if not (support.low <= least and most <= support.high) or math.isinf(least) or math.isinf(most):
+            return False
+        if support.whole and x.is_floating_point() and not bool((x == x.floor()).all()):
+            return False
+    return True
+
+
+def _bad_rows(values: Tensor, support: Support) -> Tensor:
+    """The rows with a value outside, ``(N,)``."""
+    if support.other is not None:
+        good = support.other.check(values)
+    else:
+        good = (values >= support.low) & (values <= support.high)
+    good = good.reshape(len(values), -1).all(1)
+    if values.is_floating_point():
+        flat = values.reshape(len(values), -1)
+        good &= flat.isfinite().all(1)
+        if support.whole:
+            good &= (flat == flat.floor()).all(1)
+    return ~good
+
+
+def _chunks(values: Tensor) -> tuple[Tensor, ...]:
+    rows = max(1, CHUNK // max(1, values[0].numel()))
+    return values.detach().split(rows)
+
+
+# what is known of a tensor, as long as it lives and nobody has written into it
+_known: dict[int, tuple[weakref.ref[Tensor], int, dict[Any, bool]]] = {}
+
+
+def _remember(values: Tensor, key: Any, compute: Callable[[], bool]) -> bool:
+    number = id(values)
+    ref, version, facts = _known.get(number, (None, -1, {}))
+    if ref is None or ref() is not values or version != _version(values):
+        facts = {}
+        ref = weakref.ref(values, lambda dead, number=number: _forget(number, dead))  # type: ignore[misc]
+        _known[number] = ref, _version(values), facts
+    if key not in facts:
+        facts[key] = compute()
+    return facts[key]
+
+
+def _forget(number: int, dead: Any) -> None:
+    if number in _known and _known[number][0] is dead:
+        del _known[number]
+
+
+def _version(values: Tensor) -> int:
+    return 0 if values.is_inference() else values._version
