@@ -40,6 +40,10 @@ class Guide(nn.Module):
         if not posteriors:
             raise ValueError("expected at least one posterior, as in Guide(z=...)")
         for site, posterior in posteriors.items():
+            if isinstance(posterior, torch.distributions.Distribution):
+                raise TypeError(
+                    f"expected {site} to be a function of a batch, got a distribution: lambda batch: .. of it"
+                )
             check_function(site, posterior)
             if isinstance(posterior, nn.Module):
                 check_attribute("Guide", site)

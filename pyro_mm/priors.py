@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_flag, check_integer, check_module, check_name, described
+from .arguments import check_flag, check_function, check_integer, check_name, described
 from .batch import Batch
 from .distributions import Mixture
 from .values import applied
@@ -123,7 +123,7 @@ class GivenCovariate(nn.Module):
     def __init__(self, name: str, conditional: nn.Module):
         super().__init__()
         self.name = check_name("name", name, what="covariate")
-        self.conditional = check_module("conditional", conditional)
+        self.conditional = check_function("conditional", conditional, ("covariate",))
 
     def forward(self, batch: Batch) -> dist.Distribution:
         if self.name not in batch.covariates:

@@ -7,7 +7,7 @@ import torch
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 
-from ..arguments import check_module, described
+from ..arguments import check_function, described
 from .base import Conditional
 
 
@@ -28,7 +28,7 @@ class Flow(Conditional):
 
     def __init__(self, net: nn.Module, flow: nn.Module) -> None:
         super().__init__(net)
-        self.flow = check_module("flow", flow)
+        self.flow = check_function("flow", flow, ("context",))
 
     def forward(self, *parents: Tensor) -> dist.TorchDistribution:
         context = self.output(parents)

@@ -77,7 +77,7 @@ def cross_modal_coherence(
     """
     check_programs(model=model, guide=guide)
     check_batch(batch)
-    check_name("target", target, batch)
+    check_name("target", target)
     check_function("classifier", classifier, ("values",))
     check_counts(num_samples=num_samples)
     check_flags(mean=mean)
@@ -102,7 +102,7 @@ def cross_modal_coherence(
         for part in rows.split(max(1, CHUNK // num_samples)):
             hits, known = torch.zeros(len(part), device=whole.device), whole[part]
             for draws in _parts(num_samples):
-                x = generate(model, guide, known, draws, mean=mean, audit=False)[target]
+                x = _of(generate(model, guide, known, draws, mean=mean, audit=False), target)
                 hits += (_classes(classifier, x, target) == labels[part]).sum(0)
             right.append(hits / num_samples)
     return Share.of(torch.cat(right))
@@ -148,7 +148,7 @@ def joint_coherence(
     check_seed(seed)
     classifiers = check_mapping("classifiers", classifiers, "functions of values")
     for name, f in classifiers.items():
-        check_function(f"classifiers[{check_name('classifiers', name, like)!r}]", f, ("values",))
+        check_function(f"classifiers[{name!r}]", f, ("values",))
     if len(classifiers) < 2:
         raise ValueError(f"expected classifiers of two modalities or more, got {list(classifiers)}")
 
@@ -161,9 +161,14 @@ def joint_coherence(
     with evaluating(model, prior, like, audit=audit) as whole, seeded(seed, whole.device):
         for size in _parts(n):
             drawn = generate(model, prior, Batch.empty(size, whole), mean=mean, audit=False)
-            classes = torch.stack([_classes(f, drawn[name], name)[0] for name, f in classifiers.items()])
+            classes = torch.stack([_classes(f, _of(drawn, name), name)[0] for name, f in classifiers.items()])
             agreed.append((classes == classes[0]).all(0))
     return Share.of(torch.cat(agreed))
+
+
+def _of(drawn: Mapping[str, Tensor], name: str) -> Tensor:
+    """Return the draws of a modality. Raises a ValueError for one that the story does not observe."""
+    return drawn[check_name("modality", name, drawn)]
 
 
 def _parts(total: int) -> list[int]:

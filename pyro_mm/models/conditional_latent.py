@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 from torch import nn
 
-from ..arguments import check_mapping, check_module, check_name, described
+from ..arguments import check_function, check_mapping, check_name, described
 from ..batch import Batch
 from ..fixed import as_module
 from ..registration import register
@@ -56,7 +56,7 @@ class ConditionalLatent(nn.Module):
             raise ValueError(f"{self.name!r} is what the others are given, and cannot be among the decoders")
         self.prior = as_module("prior", prior)
         self.root = as_module("condition", root)
-        self.features = check_module("features", features)
+        self.features = check_function("features", features, ("values",))
         self.decoders = nn.ModuleDict(decoders_of(decoders, "z"))
 
     def forward(self, batch: Batch) -> None:

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_mapping, check_module, check_name, check_names
+from ..arguments import check_function, check_mapping, check_name, check_names
 from ..batch import Batch
 from ..fixed import as_module
 from ..registration import register
@@ -70,7 +70,7 @@ class Labelled(nn.Module):
         self.classes = as_module("classes", classes)
         self.prior = as_module("prior", prior)
         self.decoders = nn.ModuleDict(decoders_of(decoders, "y", "z", label))
-        self.annotator = None if annotator is None else check_module("annotator", annotator)
+        self.annotator = None if annotator is None else check_function("annotator", annotator, ("classes",))
         self.independent, self.label = independent, label
 
     def forward(self, batch: Batch) -> None:

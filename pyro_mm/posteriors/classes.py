@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_module, check_name
+from ..arguments import check_function, check_name
 from ..batch import Batch
 from ..fixed import Fixed
 from .pooled import _Experts, described_family
@@ -58,7 +58,7 @@ class Label(nn.Module):
     def __init__(self, name: str, posterior: nn.Module):
         super().__init__()
         self.name = check_name("name", name)
-        self.posterior = check_module("posterior", posterior)
+        self.posterior = check_function("posterior", posterior, ("batch",))
 
     def forward(self, batch: Batch) -> dist.Categorical:
         other, mask = self.posterior(batch), batch.presence(self.name)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 
-from ..arguments import check_flag, check_integer, check_module, check_modules, check_name, described
+from ..arguments import check_flag, check_function, check_integer, check_modules, check_name, described
 from ..batch import Batch
 from ..conditionals import Conditional
 from ..presence import Presence
@@ -162,8 +163,8 @@ class PrivateOf(nn.Module):
         if not isinstance(pool, SumPooling):
             raise TypeError(f"expected pool to be a SumPooling or SelfAttention, got {described(pool)}")
         self.pool, self.name = pool, check_name("name", name, pool.features)
-        self.whole, self.own = check_module("whole", whole), check_module("own", own)
-        self.head = check_module("head", head)
+        self.whole, self.own = check_function("whole", whole, ("features",)), check_function("own", own, ("features",))
+        self.head = check_function("head", head, ("features",))
 
     def forward(self, batch: Batch) -> dist.Distribution:
         return _headed(self.head, batch, self, self.state)
@@ -181,7 +182,9 @@ def _where(mask: Presence, x: Tensor) -> Tensor:
     return torch.where(mask[..., None], x, torch.zeros_like(x)) if isinstance(mask, Tensor) else x
 
 
-def _headed(head: nn.Module, batch: Batch, owner: nn.Module, state: Callable[[Batch], Tensor]) -> dist.Distribution:
+def _headed(
+    head: Callable[..., Any], batch: Batch, owner: nn.Module, state: Callable[[Batch], Tensor]
+) -> dist.Distribution:
     """The head of a set's state, its network run once a step for every set."""
     if not isinstance(head, Conditional):
         return head(state(batch))

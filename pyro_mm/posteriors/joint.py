@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 
-from ..arguments import check_mapping, check_module, check_modules, check_name, check_names
+from ..arguments import check_function, check_mapping, check_modules, check_name, check_names
 from ..batch import Batch
 from ..distributions import Where
 from ..fixed import as_module
@@ -35,8 +36,8 @@ class JointEncoder(nn.Module):
     def __init__(self, features: Mapping[str, nn.Module], head: nn.Module, partial: nn.Module | None = None):
         super().__init__()
         self.features = nn.ModuleDict(check_modules("features", features))
-        self.head = check_module("head", head)
-        self.partial = None if partial is None else check_module("partial", partial)
+        self.head = check_function("head", head, ("features",))
+        self.partial: Any = None if partial is None else check_function("partial", partial, ("batch",))
 
     def forward(self, batch: Batch) -> dist.Distribution:
         complete = batch.complete(self.features)
@@ -114,7 +115,7 @@ class Given(nn.Module):
     def __init__(self, names: Sequence[str] | str, posterior: nn.Module, otherwise: dist.Distribution | nn.Module):
         super().__init__()
         self.names = check_names("names", names, least=1)
-        self.posterior = check_module("posterior", posterior)
+        self.posterior = check_function("posterior", posterior, ("batch",))
         self.otherwise = as_module("otherwise", otherwise)
 
     def forward(self, batch: Batch) -> dist.Distribution:
@@ -142,7 +143,7 @@ class Private(nn.Module):
     def __init__(self, name: str, encoder: nn.Module, missing: dist.Distribution | nn.Module = STANDARD_NORMAL):
         super().__init__()
         self.name = check_name("name", name)
-        self.encoder = check_module("encoder", encoder)
+        self.encoder = check_function("encoder", encoder, ("values",))
         self.missing = as_module("missing", missing)
 
     def forward(self, batch: Batch) -> dist.Distribution:
