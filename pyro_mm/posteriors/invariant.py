@@ -10,7 +10,15 @@ import torch
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 
-from ..arguments import check_flag, check_function, check_integer, check_modules, check_name, described
+from ..arguments import (
+    check_flag,
+    check_function,
+    check_integer,
+    check_module,
+    check_modules,
+    check_name,
+    described,
+)
 from ..batch import Batch
 from ..conditionals import Conditional
 from ..presence import Presence
