@@ -6,7 +6,7 @@ import difflib
 import math
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -54,6 +54,8 @@ class Sites:
         swapped: whether the guide observes modalities and the model none.
         misfits: shapes of observed values that do not fit their distributions, in words.
         supports: observed modality -> what its distribution scores.
+        unsupported: modalities with values that their distributions do not score, in words.
+        mixing: why particles cannot stand to the left of the rows, in words; empty if they can, or nobody asked.
     """
 
     model: tuple[str, ...]
@@ -75,6 +77,8 @@ class Sites:
     swapped: bool = False
     misfits: tuple[str, ...] = ()
     supports: dict[str, Support] = field(default_factory=dict)
+    unsupported: tuple[str, ...] = ()
+    mixing: str = ""
 
     def findings(self, per_row: bool) -> Iterator[tuple[int, str]]:
         """What is amiss, in words, each with its rank, lower ones being more serious.
@@ -82,7 +86,9 @@ class Sites:
         Args:
             per_row: whether the estimator is one of :mod:`pyro_mm.estimators`, and not Pyro's.
         """
-        yield from ((0, text) for text in self.misfits)
+        yield from ((0, text) for text in (*self.misfits, *self.unsupported))
+        if self.mixing:
+            yield 0, self.mixing
         for who, name in self.peeks:
             yield 1, _peek_text(who, name)
         for name in self.guide_only:
@@ -421,7 +427,6 @@ def _sites(
     of_guide: Any,
     heard: dict[str, _Heard],
     peeks: Sequence[tuple[str, str]],
-    blind: Sequence[str] = (),
 ) -> Sites:
     theirs = {} if of_guide is None else latents(of_guide)
     ours, seen = ({}, {}) if of_model is None else (latents(of_model), observed(of_model))
@@ -446,7 +451,6 @@ def _sites(
         unheld=tuple(n for n in seen if n not in few and n in auxiliary and not is_factor(seen[n])),
         unmasked=tuple(n for n in named if not is_factor(seen[n])),
         peeks=tuple(peeks),
-        blind=tuple(blind),
         read=frozenset(heard["model"].read),
         unknown=tuple(unknown),
         unasked=tuple(n for n in few.names if n not in heard["guide"].asked) if of_guide is not None else (),
@@ -608,18 +612,39 @@ def _changed(model: Any, guide: Any, one: Batch, two: Batch, seen: Batch | None 
 
 
 @torch.no_grad()
-def look(model: Callable[[Batch], Any], guide: Callable[[Batch], Any], batch: Batch, seed: int = 0) -> Sites:
+def look(
+    model: Callable[[Batch], Any],
+    guide: Callable[[Batch], Any],
+    batch: Batch,
+    seed: int = 0,
+    stacked: bool = False,
+) -> Sites:
     """Return the :class:`Sites` of a pair for a report, with all that is hidden or shown in turn.
 
-    What the story or the guide raises on these rows passes through.
+    Errors of the story or the guide on these rows are raised, with where they are from.
+
+    Args:
+        model, guide: callables of a batch.
+        batch: N rows.
+        seed: of the draws.
+        stacked: whether particles will stand to the left of the rows.
     """
-    batch = batch[: min(FEW, batch.size)]
+    whole, batch = batch, batch[: min(FEW, batch.size)]
     structure(model, guide, batch)
     heard = {name: _Heard() for name in ("model", "guide")}
     of_guide = _run(guide, heard["guide"].listening(batch), seed)
     of_model = _run(model, heard["model"].listening(batch), seed, of_guide)
+    sites = _sites(model, guide, batch, of_model, of_guide, heard, ())
+    if unsupported := _unsupported(whole, sites):
+        return replace(sites, unsupported=tuple(unsupported))  # nothing can be scored
     peeks, blind = _reading(model, guide, batch, seed)
-    return _sites(model, guide, batch, of_model, of_guide, heard, peeks, blind)
+    mixing = ""
+    if stacked:
+        programs = {"model": model, "guide": guide}
+        reached = Reached(programs)
+        with _quietly(reached, programs):
+            mixing = _stacking(model, guide, *_probe(whole, None, reached))
+    return replace(sites, peeks=tuple(peeks), blind=tuple(blind), mixing=mixing)
 
 
 def _run(story: Any, batch: Batch, seed: int, trace: Any = None) -> Any:

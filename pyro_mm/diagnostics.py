@@ -133,7 +133,7 @@ def check(
             return None
 
     with unchanged(model, guide), _quiet(), evaluating(model, guide, batch, audit=False) as batch:
-        sites = look(model, guide, batch, seed)
+        sites = look(model, guide, batch, seed, stacked=vectorize)
         joint = attempt("the likelihood", evidence, frozenset(batch.names))
         alone = [n for n in sites.observed if batch.presence(n) is not False]
         for name in alone if len(alone) > 1 and joint is not None else []:

@@ -477,6 +477,17 @@ def test_networks_of_rows_and_random_ones_are_let_pass(net, training):
     mm.fit(model, guide, tables.mvae(), batch, epochs=1, progress=False)
 
 
+def test_the_report_of_check_has_the_audit():
+    torch.manual_seed(0)
+    model, guide, batch = classes(MIXING["LogSoftmax(dim=1)"]())
+    found = mm.check(model, guide, tables.elbo(), batch, num_particles=20, repeats=2)
+    assert found.findings[0].startswith("y: p(y | ..) of a particle is another one among particles")
+    broken = mm.Batch({"x": batch["x"], "y": torch.full((32,), 4)}, {"y": torch.arange(32) % 2 == 0})
+    guide = guide_of(x=nn.Linear(3, 4))
+    found = mm.check(model, guide, tables.elbo(), broken, num_particles=20, repeats=2)
+    assert any("y: Categorical scores whole numbers from 0 to 3, and 16 of 32 rows" in text for text in found.findings)
+
+
 # -- how often, and what it leaves -----------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pyro_mm as mm
-from pyro_mm.evaluation import evaluating, evaluation_mode
+from pyro_mm.evaluation import evaluating, evaluation_mode, returned
 from pyro_mm.reached import Reached
 
 
@@ -242,3 +242,31 @@ def test_a_fingerprint_tells_programs_that_changed():
     second = fingerprint()
     nets["x"].weight = torch.nn.Parameter(torch.zeros(3, 2))
     assert second != fingerprint()
+
+
+def test_rows_go_where_the_networks_are(batch):
+    """Seen on torch's device without memory, which is another one on every machine."""
+    guide = guide_of(torch.nn.Linear(3, 4, device="meta"))
+    with evaluating(None, guide, batch, audit=False) as rows:
+        assert rows.device.type == "meta" and batch.device.type == "cpu"
+    with evaluating(None, lambda batch: None, batch, audit=False) as rows:
+        assert rows is batch
+
+
+def test_results_come_back_to_the_device_of_the_batch(batch):
+    away = batch.to("meta")
+    log_w = torch.randn(30, 12)
+    evidence = mm.evidence.evidence_of(log_w, "log p(x)")
+    found = {
+        "tensor": log_w,
+        "pair": (batch, evidence),
+        "distribution": dist.Normal(log_w, 1.0).to_event(1),
+        "word": "log p(x)",
+    }
+    moved = returned(found, batch, away)
+    rows, likelihood = moved["pair"]
+    tensors = [moved["tensor"], rows["x"], likelihood.log_prob, likelihood.pareto_k, moved["distribution"].mean]
+    tensors += [x for both in likelihood.running.values() for x in both]
+    assert {x.device.type for x in tensors} == {"meta"} and moved["word"] == "log p(x)"
+    assert likelihood.quantity == evidence.quantity and likelihood.num_particles == 30
+    assert returned(found, batch, batch) is found
