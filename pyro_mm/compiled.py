@@ -13,8 +13,10 @@ from torch import Tensor
 from .arguments import check_function, described
 from .batch import Batch, check_batch
 from .captured import Captured, capturable
+from .changes import Composition, left_out
 from .draw_order import compiled_between_draws
 from .global_state import settings_kept
+from .naming import parameter_names
 from .nn import channels_last
 from .probing import probe
 from .seeding import seeded
@@ -87,10 +89,16 @@ class Staged:
         reasons: why some batches do not run compiled, if any.
     """
 
-    def __init__(self, problem: Problem, optimizer: torch.optim.Optimizer | None, backend: str | None = "inductor"):
+    def __init__(
+        self,
+        problem: Problem,
+        optimizer: torch.optim.Optimizer | None,
+        backend: str | None = "inductor",
+        validate: bool = False,
+    ):
         if backend not in (None, "inductor"):
             raise ValueError(f'expected backend to be "inductor" or None, got {backend!r}')
-        self.optimizer, self.backend = optimizer, backend
+        self.optimizer, self.backend, self.validate = optimizer, backend, validate
         self._captures = problem.parameters[0].device.type == "cuda"
         self._inside = not self._captures or optimizer is None or capturable(optimizer)
         self.reasons: list[str] = []
@@ -105,17 +113,27 @@ class Staged:
         self.buffers = list({id(b): b for m in problem.networks for b in m.buffers()}.values())
         self._all_modules = [m for module in problem.networks for m in module.modules()]
         self._graphs: dict[Hashable, tuple[Any, Trace] | None] = {}
-        self._eager = Running(problem, self.optimizer, validate=False)
-        self._held = self._state()
+        self._eager = Running(problem, self.optimizer, validate=self.validate)
+        self._composition = Composition({"model": problem.model, "guide": problem.guide})
 
     def retrace(self) -> None:
         """Forgets the graphs, after a change that no tensor shows: of a dropout's rate, of a number in a module."""
         self._graphs.clear()
 
-    def _state(self) -> list[Any]:
-        """Which parameters and buffers the modules hold, and which of them are trained."""
-        held = [t for m in self._all_modules for d in (m._parameters, m._buffers) for t in d.values() if t is not None]
-        return [(id(t), t.requires_grad, t.dtype, t.device) for t in held]
+    def _start_anew(self, batch: Batch) -> None:
+        """Starts from what the programs are made of now."""
+        old = self.problem
+        for p in old.parameters:
+            p.grad = None  # or an optimiser would go on with that of a frozen one
+        new = _problem(old.objective, old.model, old.guide, batch, old.autocast)
+        if self.optimizer is not None and (unknown := left_out(new.parameters, self.optimizer, old.parameters)):
+            names = parameter_names(new)
+            raise ValueError(
+                f"the optimiser does not have {', '.join(names[id(p)] for p in unknown[:5])}, new since the step was "
+                "staged, and would not train what was put into the model or the guide. Add it by "
+                "optimizer.add_param_group, or stage a step with an optimiser of the parameters of now"
+            )
+        self._start(new)
 
     def __call__(self, batch: Batch, rows: float = 1.0) -> Tensor:
         """Takes the step; the gradient is that of the loss over ``rows``.
@@ -126,11 +144,8 @@ class Staged:
         check_batch(batch)
         if not rows > 0:
             raise ValueError(f"expected rows, which the gradient is divided by, to be positive, got {rows}")
-        if self._held != self._state():  # a parameter was frozen or freed, or is another one
-            old = self.problem
-            for p in old.parameters:
-                p.grad = None  # or an optimiser would go on with that of a frozen one
-            self._start(_problem(old.objective, old.model, old.guide, batch, old.autocast))
+        if self._composition.changed():
+            self._start_anew(batch)
         objective = self.problem.objective
         weights, fixed, form = _form(objective, batch)
         structure, tensors = batch.parts()

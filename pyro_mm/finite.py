@@ -32,8 +32,8 @@ GROWN = 1e3  # a norm so many times its first value has grown out of bounds
 class Stepping(Protocol):
     """A step of training, which can be taken again."""
 
-    def __call__(self, batch: Batch, first: bool = False) -> Tensor:
-        """Take a step on a batch, by running the programs if it is the first.
+    def __call__(self, batch: Batch) -> Tensor:
+        """Take a step on a batch.
 
         Returns:
             The loss and the value of each term, as one tensor.
@@ -201,7 +201,7 @@ class Watch:
         self._rewind(step)
         factor = self._growth()[1]
         try:
-            values = self.step(step.batch, step.first)
+            values = self.step(step.batch)
         except (ValueError, RuntimeError, ArithmeticError) as failure:
             self._restore(before)
             if cause := self._cause(step):

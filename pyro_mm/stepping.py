@@ -210,6 +210,11 @@ class Running:
     def __init__(self, problem: Problem, optimizer: torch.optim.Optimizer | None, validate: bool | None = None):
         self.problem, self.optimizer, self.validate, self.steps = problem, optimizer, validate, 0
 
+    def check(self, batch: Batch, rows: float) -> None:
+        """Take the gradient with validation, and leave the parameters as they are."""
+        with validation(self.validate is not False):
+            self.problem.backward(batch, rows)
+
     def __call__(self, batch: Batch, rows: float) -> Tensor:
         first = self.steps == 0
         with validation(first if self.validate is None else self.validate):

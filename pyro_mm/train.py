@@ -32,6 +32,7 @@ from .registration import buffers_kept
 from .seeding import seeded
 from .stepping import Problem, Running, TrainingError
 from .storage import locked
+from .tracing import unchanged
 from .training_arguments import (
     check_device,
     check_gradients,
@@ -218,7 +219,7 @@ def fit(
         _check_single_row(problem, feed, change)
         unreached = Unreached(problem, names)
         running = Running(problem, optimiser, validate)
-        staged = Staged(problem, optimiser) if compile else None
+        staged = Staged(problem, optimiser, validate=bool(validate)) if compile else None
         step = _Stepping(problem, feed, running, staged)
         saved, done = None, 0
         if checkpoint is not None:
@@ -324,19 +325,22 @@ class _Stepping:
         self.problem = problem
         self.feed = feed
         self.running = running
-        self.staged = staged
+        self.staged = staged  # None, too, once the first batch turns out not to be traceable
         self.pads = feed.ragged and problem.pads
+        self.begun = False
 
     def rows(self, batch: Batch) -> int:
         """Return the number of rows that the loss of a batch is scaled up to."""
         return self.feed.size if self.problem.scaled else batch.size
 
-    def __call__(self, batch: Batch, first: bool = False) -> Tensor:
+    def __call__(self, batch: Batch) -> Tensor:
         """Take a step.
+
+        The first one of a compiled training, of one that is resumed too, is checked by a run of the programs that
+        changes nothing, so that all steps are compiled ones, wherever the training was stopped.
 
         Args:
             batch: a minibatch.
-            first: run the programs, also if compiling.
 
         Returns:
             The loss and the value of each term, ``(1 + T,)``, summed over the rows of the batch.
@@ -344,7 +348,10 @@ class _Stepping:
         rows = self.rows(batch)
         share = 1.0
         size = self.feed.batch_size
-        if self.staged is None or first or self.running.steps == 0 or self.staged.reasons:
+        if not self.begun and self.staged is not None:
+            with unchanged(self.problem, batch.device):
+                self.running.check(batch, rows)
+        if self.staged is None:
             loss = self.running(batch, rows)
         elif not self.pads or batch.size > size:
             loss = self.staged(batch, rows)
@@ -352,6 +359,9 @@ class _Stepping:
             # the padding counts in the plate's size, so the scale of the rows in it is too small by this
             share = size / batch.size if self.problem.scaled else 1.0
             loss = self.staged(batch.padded(size), rows / share)
+        if not self.begun and self.staged is not None and self.staged.reasons:
+            self.staged = None
+        self.begun = True
         values = torch.stack([loss, *self.problem.by_term().values()]).double()
         return values * (share * batch.size / rows)
 
