@@ -277,7 +277,7 @@ class Objective(ELBO):
     ) -> Tensor:
         shared, carriers = sharing(rows, info) if isinstance(estimator, AnalyticKL) else (rows, None)
         scores = estimator.scores(model, guide, views(shared, batch, info, memo, drawn), info)
-        scores.freeze([t for t, row in enumerate(rows) if row.frozen and not row.penalty])
+        scores.freeze([t for t, row in enumerate(shared) if row.frozen and not row.penalty])
         if carriers is not None:
             scores.share(carriers, [row.decode for row in rows])
         values: list[Any] = [0.0] * len(rows)

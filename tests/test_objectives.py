@@ -356,6 +356,16 @@ def test_telbo_freezes_decoders_in_unimodal_terms(pair):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
+def test_a_penalty_that_decodes_for_a_frozen_term_is_frozen_too(pair):
+    """One draw serves all terms that encode the same, whichever of them stands first."""
+    model, _, guide = pair
+    penalty, term = Term(ALL, (), EACH, freeze_decoder=True), Term(ALL, ALL, freeze_decoder=True)
+    loss = Objective([penalty, term], AnalyticKL(2 * LATENT)).differentiable_loss(model, guide, model.sample(3))
+    decoders = [model.loadings["x0"], model.log_noise["x0"]]
+    gradients = torch.autograd.grad(loss, decoders, allow_unused=True, materialize_grads=True)
+    assert all(g.abs().max() == 0 for g in gradients)
+
+
 @pytest.mark.parametrize("names", [ALL, (), ("x1",), ("x0", "x2"), EACH, EVERY, Random()])
 @pytest.mark.parametrize("estimator", [AnalyticKL(2), mm.estimators.IWAE(3), mm.estimators.StickTheLanding()])
 def test_a_term_given_what_it_encodes_is_zero(names, estimator, double):
