@@ -78,6 +78,7 @@ def annealed_importance(
     Neal 2001 (Statistics and Computing 11:125); for decoder-based models, Wu et al. 2017 (arXiv:1611.04273).
     """
     _check_options(model, guide, batch, num_chains, temperatures, leapfrog_steps, start, pilot_chains, vectorize)
+    check_flags(audit=audit)
     seed, parts = settled(seed), []
     with evaluating(model, guide, batch, audit=audit, stacked=vectorize) as whole:
         size = _rows_at_once(whole, num_chains, pilot_chains)
@@ -122,6 +123,7 @@ def bidirectional(
     Grosse et al. 2015 (arXiv:1511.02543).
     """
     _check_options(model, guide, batch, num_chains, temperatures, leapfrog_steps, start, pilot_chains, vectorize)
+    check_flags(audit=audit)
     seed = settled(seed)
     parts: list[tuple[Evidence, Evidence]] = []
     with evaluating(model, guide, batch, audit=False) as whole:

@@ -173,7 +173,7 @@ def calibration(
     check_counts(2, num_draws=num_draws)
     if chunk is not None:
         check_counts(chunk=chunk)
-    check_flags(vectorize=vectorize)
+    check_flags(vectorize=vectorize, audit=audit)
     for name, quantity in check_mapping("quantities", {} if quantities is None else quantities, "functions").items():
         check_function(f"quantities[{name!r}]", quantity, ("latents", "rows"))
     with evaluating(model, guide, batch, audit=False) as rows:
