@@ -66,15 +66,15 @@ def evaluations(m, g, b):
         protocols.multiple: pair | names,
         protocols.conditional: pair | names | {"prior_draws": 2, "seed": 0},
         protocols.both_ways: pair | names | {"seed": 0},
-        metrics.class_probabilities: pair | {"target": "y", "given": "x", "num_samples": 1},
-        metrics.cross_modal_accuracy: pair | {"target": "y", "given": "x", "num_samples": 1},
-        metrics.cross_modal_coherence: pair | judge | {"num_samples": 1, "mean": True, "seed": 0},
+        metrics.class_probabilities: pair | {"target": "y", "given": "x", "num_samples": 1, "audit": True},
+        metrics.cross_modal_accuracy: pair | {"target": "y", "given": "x", "num_samples": 1, "audit": True},
+        metrics.cross_modal_coherence: pair | judge | {"num_samples": 1, "mean": True, "seed": 0, "audit": True},
         metrics.joint_coherence: {
-            "model": m, "like": b, "classifiers": {"x": lambda x: x, "y": lambda p: p}, "n": 2, "mean": True, "seed": 0
+            "model": m, "like": b, "classifiers": {"x": lambda x: x, "y": lambda p: p}, "n": 2, "mean": True, "seed": 0, "audit": True
         },
         metrics.linear_probe: {
             "guide": g, "train": b, "test": b, "label": "y", "given": "x", "sites": "z", "regularisation": 1.0,
-            "seed": 0,
+            "seed": 0, "audit": True,
         },
         metrics.mean_correlation: {"latents": x, "estimates": x, "kind": "pearson", "fitted": 10},
         metrics.frechet_distance: {"real": x, "fake": x, "features": None},

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..arguments import check_name, check_names, check_number, check_programs, check_seed
+from ..arguments import check_flag, check_name, check_names, check_number, check_programs, check_seed
 from ..audit import audit as audited
 from ..batch import Batch
 from ..evaluation import check_batch, evaluating
@@ -63,6 +63,7 @@ def linear_probe(
     check_batch(test, "test")
     check_name("label", label, [*train.covariates, *train.names], "modality or covariate")
     check_number("regularisation", regularisation, above=0)
+    check_flag("audit", audit)
     check_seed(seed)
     sites = check_names("sites", sites, least=1, what="latent site")
     names = [n for n in train.names if n != label] if given is None else check_names("given", given, train)
