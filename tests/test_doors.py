@@ -70,7 +70,8 @@ def evaluations(m, g, b):
         metrics.cross_modal_accuracy: pair | {"target": "y", "given": "x", "num_samples": 1, "audit": True},
         metrics.cross_modal_coherence: pair | judge | {"num_samples": 1, "mean": True, "seed": 0, "audit": True},
         metrics.joint_coherence: {
-            "model": m, "like": b, "classifiers": {"x": lambda x: x, "y": lambda p: p}, "n": 2, "mean": True, "seed": 0, "audit": True
+            "model": m, "like": b, "classifiers": {"x": lambda x: x, "y": lambda p: p}, "n": 2, "mean": True,
+            "seed": 0, "audit": True,
         },
         metrics.linear_probe: {
             "guide": g, "train": b, "test": b, "label": "y", "given": "x", "sites": "z", "regularisation": 1.0,
