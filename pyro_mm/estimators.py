@@ -113,13 +113,20 @@ class IWAE(PerRow):
     * ``"inside"``: :math:`\log \sum_c \pi_c \frac1K \sum_k w_{ck}`, the tighter;
     * ``"outside"``: :math:`\sum_c \pi_c \log \frac1K \sum_k w_{ck}`, the "looser" bound of MMVAE's authors.
 
+    Of several mixtures the first one in the guide is taken so, and the others draw as they do; weights that depend on a
+    latent drawn before are those of each particle, which "outside" excludes. Where a term encodes the prior, or a row
+    has no mixture, there are C strata of K draws from the whole, each with weight 1 / C.
+
     ``resample`` scores the K particles without gradient, and takes that of one of them, drawn by its normalised weight
     (of one of each component, "outside"):
 
     .. math:: \nabla \log \frac1K \sum_k w_k = \sum_k \tilde w_k \nabla \log w_k = E_{k \sim \tilde w} \nabla \log w_k
 
     The same value, a gradient of the same mean and more variance, and K + 3 evaluations of the decoders in the place of
-    3 K, a backward pass being worth two: where the decoders are what costs, more particles for the same time.
+    3 K, a backward pass being worth two: where the decoders are what costs, more particles for the same time. The
+    chosen particle is scored a second time, as it was the first. Where that cannot be, all particles are differentiated
+    after all, with a warning that says why: dropout or batch normalisation in decoders (in training mode), a latent
+    that only the model has, a missing modality that is the parent of another one.
 
     References: Burda et al. 2016 (arXiv:1509.00519); Shi et al. 2019 (arXiv:1911.03393).
     """
@@ -307,6 +314,11 @@ def check_pairing(estimator: ELBO, info: Structure) -> None:
         if estimator.resample and info.enumerates:
             raise ValueError(
                 "resample=True chooses among draws, and an enumerated site is summed out: use resample=False"
+            )
+        if isinstance(estimator, DReG) and estimator.num_particles > 1 and info.normalises:
+            raise ValueError(
+                f"{name} counts on a draw moving its own weight alone, and batch normalisation (in training mode) of "
+                "what depends on a latent mixes draws: use IWAE, LayerNorm or GroupNorm, or eval()"
             )
         if estimator.stratified and info.strata is None:
             raise ValueError(

@@ -170,13 +170,18 @@ def score(
     ``stratify`` draws ``num_particles`` from each component of a mixture posterior, component-major along K. Where a
     term encodes the prior there are as many strata, all alike. ``vectorize=False`` runs particle by particle, for
     stories that do not broadcast. ``paths`` lets ``log_proposal`` depend on latent values alone, for path derivatives.
-    ``resample`` scores without gradient, for who will choose among the particles.
+    ``resample`` scores without gradient, for who will choose among the particles; but with it, as if it were not asked
+    for, where the chosen ones could not be scored a second time as they were the first (:func:`redrawn`).
 
     Raises:
         ValueError: a site outside the plate ``"data"``, whose weight is of no single row.
     """
     if not vectorize and not stratify and num_particles > 1:
         return _stack([score(model, guide, views, info, paths=paths) for _ in range(num_particles)])
+    resample = resample and torch.is_grad_enabled()
+    if resample and (reason := redrawn(info, views)) is not None:
+        resample = False
+        warnings.warn(f"resample=True differentiates all particles here, and saves no time: {reason}", stacklevel=4)
     strata = _Strata(info, views, num_particles) if stratify else None
     pair = Pair(model, guide, views, num_particles if strata is None else strata.particles)
     propose(pair, info, None if strata is None else partial(strata.draw, pair))
@@ -184,13 +189,37 @@ def score(
         scores = score_model(pair, info, stand_ins=_stand_ins(pair) if paths and torch.is_grad_enabled() else {})
     log_component = None if strata is None else strata.log_weights(pair)
     scores.log_component = log_component
-    if resample and torch.is_grad_enabled():
+    if resample:
         again = partial(_again, pair, info, log_component)
         scores.again = again
         first = torch.arange(0, pair.num_particles, num_particles, device=views.decode.device)  # of each component
         first = first[:, None, None].expand(-1, views.terms, views.decode.size)
-        scores.kl = lambda: again(first).kl()
+        scores.kl = partial(_resampled_kl, scores.kl, lambda: again(first).kl())
     return scores
+
+
+def redrawn(info: Structure, views: Views) -> str | None:
+    """Say why a particle that is scored twice is not scored the same: what is drawn or normalised while it is."""
+    if info.random:
+        return "networks draw random numbers, as dropout does in training mode, and would draw others"
+    if info.normalises:
+        return "what depends on latents goes through batch normalisation in training mode, whose rows would be others"
+    if info.model_only:
+        return f"latent {sorted(info.model_only)[0]!r} is in the model only, and would be drawn anew"
+    missing = [name for name in sorted(info.parents) if views.decode.presence(name) is not True]
+    if missing:
+        return f"modality {missing[0]!r} is the parent of another one and missing in some rows, and would be drawn anew"
+    return None
+
+
+def _resampled_kl(of_all: Callable[[], Tensor], of_some: Callable[[], Tensor]) -> Tensor:
+    """The KL of all particles, with the gradient of that of some of them."""
+    with torch.no_grad():
+        value = of_all()
+    if not torch.is_grad_enabled():
+        return value
+    some = of_some()
+    return value + some - some.detach()
 
 
 class _Strata:

@@ -26,6 +26,7 @@ from .plates import Plate
 from .presence import Presence, all_of, any_of, negated, over_events
 from .reads import PairCache
 from .registration import buffers_kept
+from .repeatable import BatchNormalisation, RandomOperations, depends
 from .scatter import Stack
 
 Callback = Callable[..., Any]
@@ -47,8 +48,10 @@ class Structure:
     differentiated ("pathwise", "enumerated" or "score"); ``model_only`` maps each latent site that the guide lacks
     to whether it can be enumerated; ``strata`` is the guide's mixture whose components can be taken in turn, if any;
     ``in_order`` says that guide and model sample the sites that they share in one order; ``modalities`` are the
-    model's observed sites; ``chained`` says that the model uses one of them, as a parent of another; ``factors`` are
-    those of the observed sites that are no modality of the batch, such as a ``pyro.factor``.
+    model's observed sites; ``parents`` are those that the model uses, as parents of others; ``factors`` are those of
+    the observed sites that are no modality of the batch, such as a ``pyro.factor``. ``random`` says that networks that
+    run again draw random numbers, such as dropout; ``normalises`` that what depends on a latent goes through batch
+    normalisation in training mode.
     """
 
     nesting: int
@@ -57,8 +60,15 @@ class Structure:
     strata: Strata | None
     in_order: bool
     modalities: frozenset[str]
-    chained: bool = False
+    parents: frozenset[str] = frozenset()
     factors: frozenset[str] = frozenset()
+    random: bool = False
+    normalises: bool = False
+
+    @property
+    def chained(self) -> bool:
+        """Whether the model uses a modality as a parent of another one."""
+        return bool(self.parents)
 
     @property
     def enumerates(self) -> bool:
@@ -111,13 +121,13 @@ def _structure(model: Callback, guide: Callback, batch: Batch) -> Structure:
     no_inference, fork = torch.inference_mode(False), torch.random.fork_rng(devices=devices)
     used: set[str] = set()
     read: list[str] = []
-    batch = batch.listened(used.add).noting_lengths(lambda: read.append(""))
+    watch = _Watch()
+    batch = batch.listened(used.add).noting_lengths(lambda: read.append("")).drawn_by(watch.draw_missing)
     told = explained({"model": model, "guide": guide}, batch.size)
     with told, no_inference, torch.enable_grad(), fork, poutine.block(), buffers_kept(model, guide):
-        with poutine.trace() as traced, Rewrite(_differentiable_draw):
-            guide(batch)
-        guide_trace = traced.trace
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch)
+        guide_trace, in_guide = watch.run(guide, batch)
+        model_trace, in_model = watch.run(model, batch, guide_trace)
+        random = in_model or (in_guide and _draws_again(guide, batch))
         strata = _strata(latents(guide_trace))
     if not read:
         batch.warn_unread_lengths()
@@ -140,18 +150,51 @@ def _structure(model: Callback, guide: Callback, batch: Batch) -> Structure:
         strata=strata,
         in_order=[n for n in ours if n in kinds] == [n for n in kinds if n in ours],
         modalities=frozenset(observed(model_trace)),
-        chained=bool(used),
+        parents=frozenset(used),
         factors=factors_of(model_trace, batch),
+        random=random,
+        normalises=watch.normalisation.found,
     )
 
 
-def _differentiable_draw(msg: dict[str, Any]) -> None:
-    """Draw a latent as a tensor with a gradient, so that what depends on it can be told."""
-    if not msg["done"]:
-        value = msg["fn"](*msg["args"], **msg["kwargs"])
-        if value.is_floating_point() and not value.requires_grad:
-            value = value.detach().requires_grad_()
-        msg["value"], msg["done"] = value, True
+class _Watch:
+    """Runs programs, draws their latents and missing modalities, and notes what their networks do besides."""
+
+    def __init__(self) -> None:
+        self.random = RandomOperations()
+        self.normalisation = BatchNormalisation()
+
+    def run(self, program: Callback, batch: Batch, values: Any = None) -> tuple[Any, bool]:
+        """Return the trace of a run, replayed against another one's, and whether its networks drew random numbers."""
+        self.random.found = False
+        replayed = poutine.replay(trace=values or poutine.Trace())
+        with self.random, self.normalisation, poutine.trace() as traced, replayed, Rewrite(self.draw):
+            program(batch)
+        return traced.trace, self.random.found
+
+    def draw(self, msg: dict[str, Any]) -> None:
+        """Draw a latent as a tensor with a gradient, so that what depends on it can be told."""
+        if not msg["done"]:
+            with self.random.paused():
+                value = msg["fn"](*msg["args"], **msg["kwargs"])
+            if value.is_floating_point() and not value.requires_grad:
+                value = value.detach().requires_grad_()
+            msg["value"], msg["done"] = value, True
+        if msg["value"].requires_grad:
+            self.normalisation.values.append(msg["value"])
+
+    def draw_missing(self, name: str, d: Any, plates: tuple[int, ...]) -> Tensor:
+        """Draw a missing modality."""
+        with self.random.paused():
+            return draw(d, plates)
+
+
+def _draws_again(guide: Callback, batch: Batch) -> bool:
+    """Return whether a guide's networks draw random numbers when it runs a second time on what a step has cached."""
+    view, watch = batch.view({n: batch.presence(n) for n in batch.names}, Stack({}), {}), _Watch()
+    trace, _ = watch.run(guide, view)
+    _, again = watch.run(guide, view, trace)
+    return again
 
 
 def _strata(sites: Mapping[str, dict[str, Any]]) -> Strata | None:
@@ -161,7 +204,7 @@ def _strata(sites: Mapping[str, dict[str, Any]]) -> Strata | None:
         inner = [f for f in site["cond_indep_stack"] if f.vectorized and f.name != "data" and f.size > 1]
         mixture = widest_mixture(site["fn"])
         if mixture is not None and not inner:
-            return Strata(name, mixture.num_components, _depends(mixture.log_weights, before))
+            return Strata(name, mixture.num_components, depends(mixture.log_weights, before))
         if site["value"].requires_grad:
             before.append(site["value"])
     return None
@@ -180,13 +223,6 @@ def _structure_with_strata(model: Callback, guide: Callback, batch: Batch) -> St
         return replace(found, strata=_structure(model, guide, batch.without(shown[-1])).strata)
     except Exception:
         return found
-
-
-def _depends(x: Tensor, values: list[Tensor]) -> bool:
-    if not values or not x.requires_grad:
-        return False
-    slopes = torch.autograd.grad(x.sum(), values, allow_unused=True, retain_graph=True)
-    return any(slope is not None for slope in slopes)
 
 
 def latents(trace: Any) -> dict[str, dict[str, Any]]:

@@ -27,6 +27,7 @@ LAYERS = [
         "memo",
         "plates",
         "reads",
+        "repeatable",
         "traceable",
         "values",
         "support",

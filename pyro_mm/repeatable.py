@@ -1,0 +1,59 @@
+"""What makes a second run of a network another one than the first, or a row of its output depend on other rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class RandomOperations(TorchDispatchMode):
+    """Notes in ``found`` whether an operation has drawn random numbers, such as dropout, outside of :meth:`paused`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = False
+        self._paused = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found |= not self._paused and torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **(kwargs or {}))
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let random numbers be drawn unnoticed: those of a latent, which are known apart."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
+
+class BatchNormalisation(TorchFunctionMode):
+    """Notes in ``found`` whether batch normalisation, in training mode, was given what depends on ``values``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: list[Tensor] = []
+        self.found = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") == "batch_norm":
+            x = args[0] if args else kwargs["input"]
+            training = args[5] if len(args) > 5 else kwargs.get("training", False)
+            self.found |= bool(training) and depends(x, self.values)
+        return func(*args, **kwargs)
+
+
+def depends(x: Tensor, values: list[Tensor]) -> bool:
+    """Return whether x was computed from one of these values, which require gradients."""
+    if not values or not x.requires_grad:
+        return False
+    slopes = torch.autograd.grad(x.sum(), values, allow_unused=True, retain_graph=True)
+    return any(slope is not None for slope in slopes)
