@@ -26,7 +26,7 @@ from .plates import Plate
 from .presence import Presence, all_of, any_of, negated, over_events
 from .reads import PairCache
 from .registration import buffers_kept
-from .repeatable import BatchNormalisation, RandomOperations, depends
+from .repeatable import BatchNormalisation, RandomNumbers, depends
 from .scatter import Stack
 
 Callback = Callable[..., Any]
@@ -121,7 +121,7 @@ def _structure(model: Callback, guide: Callback, batch: Batch) -> Structure:
     no_inference, fork = torch.inference_mode(False), torch.random.fork_rng(devices=devices)
     used: set[str] = set()
     read: list[str] = []
-    watch = _Watch()
+    watch = _Watch(batch)
     batch = batch.listened(used.add).noting_lengths(lambda: read.append("")).drawn_by(watch.draw_missing)
     told = explained({"model": model, "guide": guide}, batch.size)
     with told, no_inference, torch.enable_grad(), fork, poutine.block(), buffers_kept(model, guide):
@@ -160,17 +160,17 @@ def _structure(model: Callback, guide: Callback, batch: Batch) -> Structure:
 class _Watch:
     """Runs programs, draws their latents and missing modalities, and notes what their networks do besides."""
 
-    def __init__(self) -> None:
-        self.random = RandomOperations()
+    def __init__(self, batch: Batch) -> None:
+        self.random = RandomNumbers(batch.device)
         self.normalisation = BatchNormalisation()
 
     def run(self, program: Callback, batch: Batch, values: Any = None) -> tuple[Any, bool]:
         """Return the trace of a run, replayed against another one's, and whether its networks drew random numbers."""
-        self.random.found = False
+        self.random.found()
         replayed = poutine.replay(trace=values or poutine.Trace())
-        with self.random, self.normalisation, poutine.trace() as traced, replayed, Rewrite(self.draw):
+        with self.normalisation, poutine.trace() as traced, replayed, Rewrite(self.draw):
             program(batch)
-        return traced.trace, self.random.found
+        return traced.trace, self.random.found()
 
     def draw(self, msg: dict[str, Any]) -> None:
         """Draw a latent as a tensor with a gradient, so that what depends on it can be told."""
@@ -191,7 +191,7 @@ class _Watch:
 
 def _draws_again(guide: Callback, batch: Batch) -> bool:
     """Return whether a guide's networks draw random numbers when it runs a second time on what a step has cached."""
-    view, watch = batch.view({n: batch.presence(n) for n in batch.names}, Stack({}), {}), _Watch()
+    view, watch = batch.view({n: batch.presence(n) for n in batch.names}, Stack({}), {}), _Watch(batch)
     trace, _ = watch.run(guide, view)
     _, again = watch.run(guide, view, trace)
     return again

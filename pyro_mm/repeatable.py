@@ -9,29 +9,37 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class RandomOperations(TorchDispatchMode):
-    """Notes in ``found`` whether an operation has drawn random numbers, such as dropout, outside of :meth:`paused`."""
+class RandomNumbers:
+    """Notes whether torch's generators have moved, outside of :meth:`paused`: whether networks draw numbers."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.found = False
-        self._paused = False
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._last = self._state()
+        self._moved = False
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.found |= not self._paused and torch.Tag.nondeterministic_seeded in func.tags
-        return func(*args, **(kwargs or {}))
+    def found(self) -> bool:
+        """Return whether random numbers have been drawn since this was last asked."""
+        before, self._last = self._last, self._state()
+        moved = self._moved or not all(map(torch.equal, before, self._last))
+        self._moved = False
+        return moved
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Let random numbers be drawn unnoticed: those of a latent, which are known apart."""
-        before, self._paused = self._paused, True
+        self._moved = self.found()
         try:
             yield
         finally:
-            self._paused = before
+            self._last = self._state()
+
+    def _state(self) -> list[Tensor]:
+        states = [torch.get_rng_state()]
+        if self._device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(self._device))
+        return states
 
 
 class BatchNormalisation(TorchFunctionMode):
