@@ -54,3 +54,15 @@ def test_every_dependency_is_pinned():
     names = {canonical(re.match(r"[\w.-]+", requirement)[0]) for requirement in wanted} - {"pyro-mm"}
     assert names <= pins.keys()
     assert {name for name, versions in pins.items() if len(versions) > 1} == {"arviz"}
+
+
+def test_the_lowest_versions_are_installed_and_tested_as_the_newest_pinned_ones():
+    script = read("tests/lowest.sh")
+    assert "--resolution" in script and "lowest-direct" in script and "'.[test]'" in script
+    assert "tests/lowest.sh" in read("CONTRIBUTING.md") and "lowest.sh" not in read(".ci/run")
+
+
+def test_every_dependency_has_a_lowest_version():
+    project = pyproject()["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    assert all(re.fullmatch(r"[\w.-]+(\[\w+\])?>=[\d.]+", requirement) for requirement in wanted)
