@@ -72,7 +72,7 @@ def test_digits_are_split_into_disjoint_parts_with_equal_shares_of_each_label():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"'cifar': expected one of 'digits', 'mnist', 'fashion'"):
+    with pytest.raises(ValueError, match=r"'cifar', expected one of 'digits', 'mnist', 'fashion'"):
         datasets.load("cifar")
     with pytest.raises(TypeError, match="directory"):
         datasets.load("digits", directory=".")

@@ -98,7 +98,7 @@ def test_utterances_and_sequences_keep_their_split(folder):
         np.testing.assert_array_equal(other["video"], steps[f"video_{part}"])
         np.testing.assert_array_equal(other["label"], steps[f"y_{part}"])
     for wrong in ({"held_out": "valid"}, {"which": "mosei"}):
-        with pytest.raises(ValueError, match=f"'mmmo', 'youtube' or 'pom'.*{next(iter(wrong.values()))}"):
+        with pytest.raises(ValueError, match=rf"{next(iter(wrong))} to be one of .*{next(iter(wrong.values()))}"):
             datasets.sequences(**{"which": "pom", "directory": path} | wrong)
 
 

@@ -224,3 +224,45 @@ def test_a_partition_of_another_format(tmp_path, content, message):
     (tmp_path / "list_eval_partition.txt").write_bytes(content)
     with pytest.raises(ValueError, match=rf"list_eval_partition.txt:? {message}"):
         datasets.celeba(tmp_path)
+
+
+# -- arguments ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error"),
+    [
+        ("mnist", {"directory": 3}, TypeError),
+        ("mnist", {"directory": ""}, ValueError),
+        ("svhn", {"directory": ["a"]}, TypeError),
+        ("celeba", {"size": 0}, ValueError),
+        ("celeba", {"size": 64.0}, TypeError),
+        ("celeba", {"crop": -1}, ValueError),
+        ("celeba", {"rows": 5}, TypeError),
+        ("celeba", {"rows": (5, 0)}, ValueError),
+        ("celeba", {"rows": (5, 2, 1)}, TypeError),
+        ("celeba", {"attributes": ["Bald", "Bald"]}, ValueError),
+        ("celeba", {"attributes": []}, ValueError),
+        ("celeba", {"attributes": 3}, TypeError),
+        ("celeba", {"held_out": 1}, TypeError),
+        ("polymnist", {"views": 1.5}, TypeError),
+        ("polymnist", {"views": -1}, ValueError),
+        ("mnist-photographs", {"views": "3"}, TypeError),
+        ("mnist-photographs", {"rows": (0, 1)}, ValueError),
+        ("mnist-usps-word", {"repeat": 1}, TypeError),
+        ("mnist-svhn", {"word": "yes"}, TypeError),
+        ("mfeat", {"standardise": 1}, TypeError),
+        ("pom", {"held_out": "valid"}, ValueError),
+    ],
+)
+def test_arguments_are_checked_at_the_door(tmp_path, name, options, error):
+    """With the argument's name, before any file is looked at where that can be."""
+    write_celeba(tmp_path / "celeba")
+    write_polymnist(tmp_path / "MMNIST")
+    with pytest.raises(error, match=next(iter(options))):
+        datasets.load(name, **{"directory": tmp_path} | options)
+
+
+def test_one_attribute_is_a_name(tmp_path):
+    write_celeba(tmp_path)
+    assert datasets.celeba(tmp_path, size=2, attributes="Bald")[0]["attributes"].shape == (5, 1)

@@ -130,7 +130,7 @@ def test_options_of_celeba(tmp_path):
         datasets.celeba(tmp_path, attributes=["Tall"])
     with pytest.raises(ValueError, match="178 x 218 pixels: no square of side 179"):
         datasets.celeba(tmp_path, crop=179)
-    with pytest.raises(ValueError, match="'test' or 'validation', got 'train'"):
+    with pytest.raises(ValueError, match="held_out to be one of 'test', 'validation', got 'train'"):
         datasets.celeba(tmp_path, held_out="train")
 
 

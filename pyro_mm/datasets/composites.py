@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..arguments import check_flag, check_integer
 from ..batch import Batch
-from .files import Directory, Shape, arrays, located
+from .files import Directory, Shape, arrays, check_rows, located
 from .images import Binarize, Split, mnist
 from .letters import words
 from .pairing import generator, matched
@@ -46,6 +47,7 @@ def mnist_usps_word(
     Raises:
         FileNotFoundError, ValueError: a file is not there, or not what it should be.
     """
+    check_flag("repeat", repeat)
     (path,) = located("usps", ["usps.npz"], "usps", directory)
     side: Shape = (16, 16)
     usps = arrays(path, {
@@ -88,6 +90,7 @@ def mnist_speech(
     Raises:
         FileNotFoundError, ValueError: a file is not there, or not what it should be.
     """
+    check_flag("repeat", repeat)
     (path,) = located("fsdd", ["fsdd.npz"], "fsdd", directory)
     shapes: dict[str, Shape] = {"audio": ("samples",), "offsets": ("ends",)}
     shapes |= {name: ("recordings",) for name in ("digit", "speaker", "index")}
@@ -135,6 +138,8 @@ def mnist_svhn(
     Raises:
         FileNotFoundError, ValueError: a file is not there, or not what it should be.
     """
+    check_flag("repeat", repeat)
+    check_flag("word", word)
     houses = svhn(directory)
 
     def row(part: int, written: Batch) -> Batch:
@@ -175,8 +180,8 @@ def mnist_photographs(
     Raises:
         FileNotFoundError, ValueError: a file is not there, or a number is out of range.
     """
-    if not 2 <= views <= len(PHOTOGRAPHS):
-        raise ValueError(f"expected 2 to {len(PHOTOGRAPHS)} views, got {views}")
+    check_integer("views", views, least=2, most=len(PHOTOGRAPHS))
+    rows = check_rows(rows)
     (path,) = located("photographs", ["backgrounds160.npz"], "backgrounds", directory)
     photographs = arrays(path, {name: (f"height of {name}", f"width of {name}", 3) for name in PHOTOGRAPHS[:views]})
     for photograph in photographs:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..arguments import check_choice, check_flag
 from ..batch import Batch
 from .files import Directory, Shape, arrays, located
 from .images import Split
@@ -38,6 +39,7 @@ def mfeat(directory: Directory = None, *, standardise: bool = True, seed: int = 
     Raises:
         FileNotFoundError, ValueError: the file is not there or lacks an array.
     """
+    check_flag("standardise", standardise)
     (path,) = located("mfeat", ["mfeat.npz"], "multiview", directory)
     *views, label = arrays(path, {name: ("rows", name) for name in MFEAT} | {"y": ("rows",)})
     rows = _split(label, 0.2, seed)
@@ -59,6 +61,7 @@ def nutrimouse(directory: Directory = None, *, standardise: bool = True, seed: i
     Raises:
         FileNotFoundError, ValueError: the file is not there or lacks an array.
     """
+    check_flag("standardise", standardise)
     (path,) = located("nutrimouse", ["nutrimouse.npz"], "multiview", directory)
     groups = ("genotype", "diet")
     shapes: dict[str, Shape] = {"gene": ("rows", "genes"), "lipid": ("rows", "lipids")}
@@ -82,6 +85,7 @@ def mosi(directory: Directory = None, *, standardise: bool = True) -> Split:
     Raises:
         FileNotFoundError, ValueError: the file is not there or lacks an array.
     """
+    check_flag("standardise", standardise)
     (path,) = located("mosi", ["mosi_utterance.npz"], "mosi", directory)
     shapes: dict[str, Shape] = {name: (name,) for name in ("text", "audio", "video")}
     return _published(path, shapes | {"y": ()}, "test", standardise, np.int64)
@@ -111,8 +115,9 @@ def sequences(
     Raises:
         FileNotFoundError, ValueError: the file is not there or lacks an array, or a name is unknown.
     """
-    if which not in ("mmmo", "youtube", "pom") or held_out not in ("test", "validation"):
-        raise ValueError(f"expected 'mmmo', 'youtube' or 'pom' and 'test' or 'validation', got {which!r}, {held_out!r}")
+    check_choice("which", which, ("mmmo", "youtube", "pom"))
+    check_choice("held_out", held_out, ("test", "validation"))
+    check_flag("standardise", standardise)
     (path,) = located(which, [f"{which}_mfn.npz"], "mosi", directory)
     other = "test" if held_out == "test" else "valid"
     shapes: dict[str, Shape] = {name: (STEPS, name) for name in ("audio", "video")}

@@ -9,15 +9,37 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
+
+from ..arguments import check_integer, check_path, described
 
 Directory = str | os.PathLike[str] | None
 Shape = tuple[int | str, ...]
 
 MOST = 2**31  # bytes of the arrays of one file
 SLACK = 2**16  # bytes by which a compressed file may be longer than what is in it
+
+
+def data_folder(directory: Directory) -> Path | None:
+    """Return the folder of the data files, by default that of ``PYRO_MM_DATA``; None where neither is given."""
+    if directory is not None:
+        return check_path("directory", directory).expanduser()
+    named = os.environ.get("PYRO_MM_DATA")
+    return Path(named).expanduser() if named else None
+
+
+def check_rows(rows: Any) -> tuple[int | None, int | None]:
+    """Return how many rows of training and of the others are wanted, each None for all or a number from 1 on.
+
+    Raises:
+        TypeError, ValueError: anything else than two such numbers.
+    """
+    if not isinstance(rows, tuple | list) or len(rows) != 2:
+        raise TypeError(f"expected rows to be two numbers or None, (training, others), got {described(rows)}")
+    train, others = (None if n is None else check_integer("every number in rows", n, least=1) for n in rows)
+    return train, others
 
 
 def located(what: str, files: Sequence[str], folder: str, directory: Directory) -> list[Path]:
@@ -31,9 +53,9 @@ def located(what: str, files: Sequence[str], folder: str, directory: Directory) 
 
     Raises:
         FileNotFoundError: they are not there; says which, and where they should be.
+        TypeError, ValueError: the directory is no path.
     """
-    given = directory if directory is not None else os.environ.get("PYRO_MM_DATA") or None
-    root = None if given is None else Path(given).expanduser()
+    root = data_folder(directory)
     places = [] if root is None else [root / folder, root]
     for place in places:
         paths = [place / file for file in files]

@@ -31,7 +31,7 @@ import torch
 
 from ..batch import Batch
 from ..global_state import settings_kept
-from .files import unzipped
+from .files import data_folder, unzipped
 
 Binarize = Literal["static", "threshold", "dynamic"] | None
 Split = tuple[Batch, Batch]
@@ -180,8 +180,7 @@ def _read(name: str, i: int, directory: str | os.PathLike[str] | None) -> bytes:
 
 
 def _find(name: str, file: str, directory: str | os.PathLike[str] | None) -> Path:
-    given = directory if directory is not None else os.environ.get("PYRO_MM_DATA") or None
-    root = None if given is None else Path(given).expanduser()
+    root = data_folder(directory)
     for folder in () if root is None else (root / name, root):
         for path in (folder / f"{file}.gz", folder / file):
             if path.is_file():

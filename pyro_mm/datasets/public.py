@@ -11,9 +11,10 @@ from typing import Literal
 import numpy as np
 import torch
 
+from ..arguments import check_choice, check_integer, check_names
 from ..batch import Batch
 from ..global_state import settings_kept
-from .files import BadFile, Directory, check_inside, located, read_lines
+from .files import BadFile, Directory, check_inside, check_rows, located, read_lines
 from .images import Split
 from .pairing import generator
 from .pictures import Pictures, read_rgb
@@ -83,6 +84,7 @@ def celeba(
         directory, size, crop, attributes, held_out: those of :func:`celeba_pictures`.
         rows: how many, of training and held-out; None for all. A row takes 12 * size**2 bytes, 49 kB at 64 pixels.
     """
+    rows = check_rows(rows)
     both = celeba_pictures(directory, size=size, crop=crop, attributes=attributes, held_out=held_out)
     return both[0].batch(rows[0]), both[1].batch(rows[1])
 
@@ -112,12 +114,14 @@ def celeba_pictures(
     Raises:
         FileNotFoundError, ValueError: a file is not there or not of that format, or an attribute is unknown.
     """
-    if held_out not in ("test", "validation"):
-        raise ValueError(f"expected held_out='test' or 'validation', got {held_out!r}")
+    check_choice("held_out", held_out, ("test", "validation"))
+    check_integer("size", size, least=1)
+    if crop is not None:
+        check_integer("crop", crop, least=1)
     names = ["img_align_celeba", "list_attr_celeba.txt", "list_eval_partition.txt"]
     folder, listed, partition = located("celeba", names, "celeba", directory)
     known, table = _attributes(listed)
-    chosen = list(known if attributes is None else attributes)
+    chosen = known if attributes is None else list(check_names("attributes", attributes, least=1, what="attribute"))
     if unknown := [name for name in chosen if name not in known]:
         raise ValueError(f"unknown attributes {', '.join(unknown)}: {listed} has {', '.join(known)}")
     columns = [known.index(name) for name in chosen]
@@ -168,6 +172,7 @@ def polymnist(directory: Directory = None, *, views: int | None = None, rows: Ro
         directory, views: those of :func:`polymnist_pictures`.
         rows: how many, of training and test; None for all. A row of five views takes 47 kB: all of them 3.3 GB.
     """
+    rows = check_rows(rows)
     both = polymnist_pictures(directory, views=views)
     return both[0].batch(rows[0]), both[1].batch(rows[1])
 
@@ -189,7 +194,7 @@ def polymnist_pictures(directory: Directory = None, *, views: int | None = None)
     parts = located("polymnist", ["train", "test"], "MMNIST", directory)
     if views is None:
         views = sum(1 for folder in parts[0].glob("m[0-9]*") if folder.is_dir())
-    if views < 1:
+    if check_integer("views", views, least=0) < 1:
         raise FileNotFoundError(f"polymnist: there is no folder m0 in {parts[0]}")
     train, test = (_views(folder, views, part) for part, folder in enumerate(parts))
     return train, test
