@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .arguments import check_function, described
 from .batch import Batch, check_batch
@@ -76,9 +76,7 @@ def stage(
     check_batch(batch)
     if optimizer is not None:
         check_optimizer(optimizer)
-    if not callable(autocast) or isinstance(autocast, torch.autocast):
-        wanted = "expected autocast to be a function that gives a context manager, such as"
-        raise TypeError(f'{wanted} lambda: torch.autocast("cuda", torch.bfloat16), got {described(autocast)}')
+    _check_autocast(autocast)
     return Staged(_problem(objective, model, guide, batch, autocast), optimizer, backend)
 
 
@@ -257,6 +255,19 @@ class _Step:
             p.grad = gradient
         for p in self.still:
             p.grad = None
+
+
+def _check_autocast(autocast: Any) -> None:
+    """Raise a TypeError unless this is a function that gives a context manager."""
+    wanted = 'expected autocast to be a function that gives a context manager, such as lambda: torch.autocast("cuda")'
+    if not callable(autocast) or isinstance(autocast, torch.autocast | nn.Module):
+        raise TypeError(f"{wanted}, got {described(autocast)}")
+    try:
+        made = autocast()
+    except TypeError as error:
+        raise TypeError(f"{wanted}, got {described(autocast)}, which cannot be called without arguments") from error
+    if not hasattr(made, "__enter__"):
+        raise TypeError(f"{wanted}, and it gives {described(made)}")
 
 
 def _problem(objective: Any, model: Any, guide: Any, batch: Batch, autocast: Any) -> Problem:

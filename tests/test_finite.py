@@ -328,6 +328,20 @@ def test_in_the_validation_loss():
     assert not entries and not model.training and not guide.training
 
 
+def test_what_does_not_happen_again_is_said_so():
+    """A story that counts its own runs: the infinity of one of them is not met when the steps are taken again."""
+    runs = []
+
+    def once(loc, a):
+        runs.append(len(a))
+        return loc * torch.inf if runs.count(8) == 6 and len(a) == 8 else 0.0 * loc
+
+    model, guide = Story(once), encoder()
+    with pytest.raises(NotFinite, match="did not when the steps were taken again"):
+        mm.fit(model, guide, mm.objectives.elbo(), mm.Batch({"a": rows()}), epochs=2, **QUIET)
+    assert all(p.isfinite().all() for m in (model, guide) for p in m.parameters())
+
+
 def test_an_error_that_has_another_cause_is_left_as_it_is():
     def broken(loc, a):
         raise RuntimeError("something else")

@@ -122,6 +122,8 @@ STAGED = {
     "a function of parameters": ({"optimizer": torch.optim.Adam}, TypeError, "call it with the parameters"),
     "Pyro's optimiser": ({"optimizer": pyro.optim.Adam({"lr": 0.1})}, TypeError, "one of Pyro's optimisers"),
     "an unknown backend": ({"backend": "eager"}, ValueError, "backend"),
+    "a function of nothing": ({"autocast": lambda: None}, TypeError, "autocast.*gives None"),
+    "a function of something": ({"autocast": lambda x: x}, TypeError, "autocast.*without arguments"),
     "a context": ({"autocast": torch.autocast("cpu", torch.bfloat16)}, TypeError, "autocast.*lambda"),
 }
 
