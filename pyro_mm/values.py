@@ -124,6 +124,11 @@ def _tried(what: str, module: Any, call: Callable[[Tensor], Any], value: Tensor)
                 f"{what}: values from {low} to {high} do not index the table of its network: {error}. A "
                 "value such as -1 that marks a missing row goes to present="
             ) from error
+        if _embeds(module) and value.is_floating_point() and value.dim() < 3 and not _whole(value):
+            raise ValueError(
+                f"{what}: its network has a table of classes, and the values are no whole numbers, but from "
+                f"{value.min().item():g} to {value.max().item():g}"
+            ) from error
         for other in _others(value, wanted):
             try:
                 return call(other)
@@ -144,8 +149,11 @@ def _others(value: Tensor, wanted: torch.dtype) -> list[Tensor]:
         return [x for x in (value.long(), value.to(wanted)) if x.dtype != value.dtype]
     if value.dtype in (torch.float16, torch.bfloat16):
         return [value.to(wanted)] if value.dtype != wanted else []
-    whole = value.long()
-    return [whole] if value.dim() < 3 and torch.equal(whole.to(value.dtype), value) else []
+    return [value.long()] if value.dim() < 3 and _whole(value) else []
+
+
+def _whole(value: Tensor) -> bool:
+    return torch.equal(value.long().to(value.dtype), value)
 
 
 def _wanted(module: Any) -> torch.dtype:

@@ -139,6 +139,13 @@ def test_an_error_that_is_not_of_the_type_stays_as_it_is():
         mm.Batch({"x": torch.zeros(2, 3)}).encode("x", nn.Linear(4, 1))
 
 
+def test_a_label_that_is_no_class_is_named():
+    with pytest.raises(
+        ValueError, match="'y': its network has a table of classes, and the values are no whole numbers"
+    ):
+        mm.Batch({"y": [0.0, 3.8]}).encode("y", nn.Embedding(4, 2))
+
+
 def test_a_label_of_minus_one_in_a_table_names_the_mend():
     batch = mm.Batch({"y": [-1, 2, 0]})
     with pytest.raises(ValueError, match=r"'y': values from -1 to 2 do not index .* present="):
