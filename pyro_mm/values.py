@@ -124,7 +124,7 @@ def _tried(what: str, module: Any, call: Callable[[Tensor], Any], value: Tensor)
                 f"{what}: values from {low} to {high} do not index the table of its network: {error}. A "
                 "value such as -1 that marks a missing row goes to present="
             ) from error
-        if _embeds(module) and value.is_floating_point() and value.dim() < 3 and not _whole(value):
+        if "'indices'" in str(error) and value.is_floating_point() and not _whole(value):  # of torch's Embedding
             raise ValueError(
                 f"{what}: its network has a table of classes, and the values are no whole numbers, but from "
                 f"{value.min().item():g} to {value.max().item():g}"
