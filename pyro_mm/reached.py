@@ -36,6 +36,7 @@ class Reached:
         self._seen: dict[int, Any] = {}  # objects by identity, kept alive so that no identity is used twice
         self._inside: set[int] = set()
         self._scalars: list[Any] = []
+        self._loose: list[Tensor] = []  # parameters that are in no module
         for name, program in programs.items():
             self._visit(name, program)
 
@@ -49,11 +50,11 @@ class Reached:
                     yield module
 
     def device(self) -> torch.device | None:
-        """The device of the first parameter or buffer; None where there is none."""
+        """The device of the first parameter or buffer, of modules before others; None where there is none."""
         for root in self.modules.values():
             for tensor in (*root.parameters(), *root.buffers()):
                 return tensor.device
-        return None
+        return self._loose[0].device if self._loose else None
 
     def fingerprint(self) -> Fingerprint:
         """What the programs are made of, without keeping it alive."""
@@ -65,6 +66,8 @@ class Reached:
             return
         if type(value) in (Tensor, nn.Parameter):
             self._scalars.append((path, value.shape, value.dtype, value.device))
+            if value.requires_grad and value.is_leaf:
+                self._loose.append(value)
             return
         if id(value) in self._seen or isinstance(value, Tensor):
             return

@@ -244,6 +244,15 @@ def test_a_fingerprint_tells_programs_that_changed():
     assert second != fingerprint()
 
 
+def test_a_parameter_in_no_module_tells_the_device_where_no_module_does():
+    loose = torch.nn.Parameter(torch.zeros(2, device="meta"))
+    constant = torch.zeros(2)
+    assert Reached({"model": lambda batch: constant + loose}).device() == torch.device("meta")
+    assert Reached({"model": lambda batch: constant}).device() is None
+    inside = torch.nn.Linear(1, 1)
+    assert Reached({"model": lambda batch: inside(loose)}).device() == torch.device("cpu")
+
+
 def test_rows_go_where_the_networks_are(batch):
     """Seen on torch's device without memory, which is another one on every machine."""
     guide = guide_of(torch.nn.Linear(3, 4, device="meta"))
