@@ -207,7 +207,9 @@ def test_a_modality_that_the_batch_does_not_hold_is_one_that_is_missing(pair):
         assert narrow == pytest.approx(_seeded(Objective(terms), (model, guide, batch.only("x0"))), rel=1e-12)
 
 
-@pytest.mark.parametrize("estimator", [ReweightedWakeSleep(), TraceTailAdaptive_ELBO(num_particles=2)], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "estimator", [ReweightedWakeSleep(), TraceTailAdaptive_ELBO(num_particles=2)], ids=lambda e: type(e).__name__
+)
 def test_estimators_of_no_value_are_refused(estimator, pair):
     for evaluate in (tables.elbo(estimator).loss, tables.elbo(estimator).differentiable_loss):
         with pytest.raises(ValueError, match="is no estimate of a term's value"):
