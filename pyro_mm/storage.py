@@ -137,7 +137,7 @@ def load_tensors(path: str | Path, what: str) -> dict[str, Any]:
 
 
 def _unlike(path: str | Path) -> str:
-    """Why a file cannot be one of :func:`save_tensors`, or an empty text."""
+    """Return the reason that a file cannot be one of :func:`save_tensors`, or an empty text."""
     if not zipfile.is_zipfile(path):
         return "it is cut off, or was written by something else"
     with zipfile.ZipFile(path) as archive:
@@ -271,7 +271,7 @@ def _acquired(lock: Path, path: str | Path) -> int | None:
 
 
 def _names(path: Path, descriptor: int) -> bool:
-    """Whether a path still leads to an open file."""
+    """Return if a path still leads to an open file."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:

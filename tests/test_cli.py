@@ -26,7 +26,7 @@ def run(*arguments):
 
 
 def text_of(result):
-    """What was printed, without the frames of panels."""
+    """The output of a command without the frames of panels."""
     return re.sub(r"[\s│╭╮╰╯─]+", " ", result.output)
 
 
