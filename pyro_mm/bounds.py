@@ -82,8 +82,8 @@ def target(
 
     The rules: a term given PRIOR with kl >= likelihood = w > 0 bounds w log p(x_B) from below; a penalty with
     kl >= 0 only loosens; a term given C, not PRIOR, bounds log p(x_B | x_C), only if B and C are disjoint, and only
-    where q(z | x_C) is the exact posterior. Anything else is a surrogate, and so is what has a weight that goes on
-    changing for ever. Wu & Goodman 2019 (arXiv:1912.05075).
+    where q(z | x_C) is the exact posterior and B and C are independent given z. Anything else is a surrogate, and so is
+    what has a weight that goes on changing for ever. Wu & Goodman 2019 (arXiv:1912.05075).
 
     Args:
         names: the batch's modalities; without them the text says x for all of them.
