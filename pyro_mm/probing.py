@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from pyro import poutine
@@ -49,14 +49,36 @@ def probe(
         raise new from error
 
 
+@contextmanager
+def nan_parameters_named(model: Any, guide: Any) -> Iterator[None]:
+    """Name the parameter that holds NaN, if there is one, in the place of an error of a pair.
+
+    Raises:
+        NotFinite: from the error.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not isinstance(error, NotFinite) and (cause := _of_parameters(model, guide)):
+            raise NotFinite(". ".join([*cause.where, cause.advice])) from error
+        raise
+
+
+def _of_parameters(model: Any, guide: Any) -> Cause:
+    """Find a parameter that holds NaN."""
+    for path, module in Reached({"model": model, "guide": guide}).modules.items():
+        for name, p in module.named_parameters():
+            if p.requires_grad and p.is_floating_point() and p.isnan().any():
+                return Cause([f"{path}.{name} holds NaN before training"], "Initialise it anew")
+    return Cause()
+
+
 def _not_finite(model: Any, guide: Any, batch: Batch) -> Cause:
     """Find NaN or infinity in the rows, in a parameter, or in what the pair makes of them."""
     if cause := causes.of_data(batch, Rows()):
         return cause
-    for path, module in Reached({"model": model, "guide": guide}).modules.items():
-        for name, p in module.named_parameters():
-            if p.requires_grad and causes.not_finite(p.detach()) and p.isnan().any():
-                return Cause([f"{path}.{name} holds NaN before training"], "Initialise it anew")
+    if cause := _of_parameters(model, guide):
+        return cause
 
     def run() -> None:
         with poutine.block(), poutine.trace() as guided:

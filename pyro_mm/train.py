@@ -26,7 +26,7 @@ from .feeding import Feed
 from .finite import Watch, validation_check
 from .global_state import settings_kept
 from .naming import parameter_names
-from .probing import probe
+from .probing import nan_parameters_named, probe
 from .reached import Reached
 from .registration import buffers_kept
 from .seeding import seeded
@@ -210,7 +210,8 @@ def fit(
         first = change(head)
         if check_flag("audit", audit):
             whole = train if isinstance(train, Batch) and transform is None else first
-            audit_training(model, guide, objective, whole, validation)
+            with nan_parameters_named(model, guide):
+                audit_training(model, guide, objective, whole, validation)
         problem = probe(objective, model, guide, first, placement.autocast)
         with settings_kept():  # a process's first optimiser imports torch's compiler
             optimiser = check_optimizer((_adam if optimizer is None else optimizer)(problem.parameters))
