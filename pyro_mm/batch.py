@@ -28,19 +28,23 @@ class Batch:
     r"""N rows of up to M modalities, any of them missing in any row.
 
     Args:
-        values: modality name -> tensor, array or sequence of shape ``(N, *event)``. A row that is ``None`` or holds
-            a NaN is a missing one; a modality that is ``None`` is missing everywhere.
+        values: modality name -> tensor, array, series, frame or sequence of shape ``(N, *event)``. A row that is
+            ``None`` or ``NA``, or holds a NaN or an entry that a mask of ``numpy.ma`` hides, is a missing one; a
+            modality that is ``None`` is missing everywhere. Where such a row has numbers too, a warning says what share
+            of them is lost.
         present: modality name -> boolean ``(N,)``; a modality not named is present in every row.
         covariates: name -> tensor ``(N, ...)``: known for every row, never modelled or masked (a batch effect).
-        lengths: modality name -> ``(N,)`` numbers of valid steps of sequences.
+        lengths: modality name -> ``(N,)`` numbers of valid steps of sequences, for a story or a guide to read.
 
     Missing values are replaced by a copy of a present row, so that they lie in the support of any likelihood;
     nothing that is public depends on them. A missing modality is a masked one everywhere: in training, in a
-    likelihood and in sampling. Types are kept: float64 wants networks of float64, or ``nn.MLP``, which casts. A latent
+    likelihood and in sampling. Types are kept: float64 wants networks of float64, or ``nn.MLP``, which casts, and
+    integers, booleans and half precision are converted where a network or a density needs it. A latent
     site called ``"w_<modality>"`` is private to that modality, and counts only where that is decoded.
 
     Raises:
-        ValueError, TypeError: unequal lengths, an unknown name, a dtype or a mask shape that cannot be used.
+        ValueError, TypeError: unequal lengths, an unknown name, a NaN in a covariate, a dtype, a container or a mask
+            shape that cannot be used.
     """
 
     def __init__(

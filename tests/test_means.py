@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import pyro_mm as mm
+from pyro_mm.report import evaluated
 
 
 def partial_rows(rows=36):
@@ -94,3 +95,24 @@ def test_a_check_compares_bounds_and_evidence_over_the_same_rows():
     for gap in (found.gap, found.elbo):
         assert gap.evidence == pytest.approx(exact, abs=1e-4) and gap.value == pytest.approx(0, abs=1e-3)
     assert f"log p(a, b), {int(rows.sum())} of 36 rows" in repr(found)
+
+
+@pytest.mark.parametrize("table", ["elbo", "mvae"])
+def test_a_report_is_over_the_rows_that_have_what_a_line_is_of(table):
+    """Under the exact posterior every bound equals its evidence: the joint one, and that of complete rows."""
+    story, guide, batch = partial_rows(24)
+    recipe = mm.recipes.Recipe(story, guide, getattr(mm.objectives, table)())
+    lines, _ = evaluated(recipe, batch, 4, 0)
+    found = {line.quantity: line.value for line in lines}
+    some, b, whole = batch.having(), batch.present["b"], batch.having(every=True)
+    exact = story.log_prob(batch)
+    assert found[f"log p(a, b), {int(some.sum())} of 24 rows"] == pytest.approx(exact[some].mean().item(), abs=1e-4)
+    of_b = story.log_prob(batch.only("b"))[b].mean().item()
+    assert found[f"log p(b), {int(b.sum())} of 24 rows"] == pytest.approx(of_b, abs=1e-4)
+    assert found["ELBO, below log p(a, b)"] == pytest.approx(exact[some].mean().item(), abs=1e-3)
+    bounded = exact[some].mean().item()
+    if table == "mvae":
+        parts = (story.log_prob(batch.only(*names))[whole].mean().item() for names in (("a", "b"), ("a",), ("b",)))
+        bounded = sum(parts)
+    assert found["training objective (see below)"] == pytest.approx(bounded, abs=1e-3)
+    assert found["what it bounds, estimated"] == pytest.approx(bounded, abs=1e-3)
