@@ -105,7 +105,7 @@ def uncompiled(monkeypatch):
     return compiler
 
 
-@pytest.mark.parametrize("names", cases()[::3], ids=" | ".join)
+@pytest.mark.parametrize("names", cases()[::4], ids=" | ".join)
 def test_a_step_in_pieces_has_the_numbers_of_the_programs(names, uncompiled):
     model, guide = pair(*names[:2])
     objective = OBJECTIVES[names[2]](TRACED[names[3]]())
