@@ -24,8 +24,10 @@ from .gradients import Gradients, gradient_noise, unchanged
 from .likelihood import log_marginal
 from .objective import Objective
 from .pairs import structure
+from .reached import Reached
 from .tables import aligned, plus_minus, wrapped
 from .training_arguments import check_objective
+from .unreached import reasons
 
 __all__ = ["Check", "Comparison", "check", "compare", "to_arviz"]
 
@@ -151,7 +153,17 @@ def check(
         batch.size, sites, _objective_text(objective, estimator, target), gap, plain,
         {e.quantity: e for e in known.values()}, gradients, errors, (), remark,
     )  # fmt: skip
-    ranked = sorted(_findings(found, isinstance(estimator, PerRow), clash), key=lambda x: x[0])
+    why = " ".join(
+        reasons(
+            gradients.unused if gradients is not None else (),
+            Reached({"model": model, "guide": guide}).modules,
+            batch.names,
+            [name for name in batch.names if batch.presence(name) is False],
+            sites.summed_out,
+            type(estimator).__name__,
+        )
+    )
+    ranked = sorted(_findings(found, isinstance(estimator, PerRow), clash, why), key=lambda x: x[0])
     return replace(found, findings=tuple(text for _, text in ranked))
 
 
@@ -274,7 +286,7 @@ def _some(names: tuple[str, ...], limit: int = 8) -> str:
 # -- findings -----------------------------------------------------------------------------------------------------
 
 
-def _findings(found: Check, per_row: bool, clash: str) -> Iterator[tuple[int, str]]:
+def _findings(found: Check, per_row: bool, clash: str, why: str) -> Iterator[tuple[int, str]]:
     """What a reader should know, each with its rank: lower ones are more serious."""
     yield from ((0, text) for text in _failures(found, clash))
     yield from found.sites.findings(per_row)
@@ -293,8 +305,7 @@ def _findings(found: Check, per_row: bool, clash: str) -> Iterator[tuple[int, st
     if gradients.nonfinite:
         yield 0, f"The gradient is not finite: {_some(gradients.nonfinite)}."
     if gradients.unused:
-        text = f"No gradient reaches {_some(gradients.unused)}. The objective does not use them on these rows, and fit "
-        yield 2, text + "would raise: leave them out, or freeze them with requires_grad_(False)."
+        yield 2, f"No gradient reaches {_some(gradients.unused)}, and fit would raise. {why}"
     if gradients.zero:
         yield 2, f"The gradient is exactly zero, in every draw, for {_some(gradients.zero)}."
     if quiet := tuple(group.name for group in gradients.groups if group.snr < QUIET):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -64,52 +64,71 @@ class Unreached:
     def _message(self) -> str:
         names = [self.names[key] for key in self.pending]
         more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-        reasons = dict.fromkeys(self._reasons(names))
-        return f"no gradient reaches {', '.join(names[:LISTED])}{more} in an epoch. {' '.join(reasons)}"
-
-    def _reasons(self, names: Sequence[str]) -> Iterator[str]:
-        """Explain why there is no gradient, a sentence for each reason."""
-        unexplained = list(names)
-        absent: dict[str, list[str]] = {}
-        for path, key in self._keys():
-            those = [name for name in unexplained if name.startswith(path + ".")]
-            if not those or (key in self.modalities and key not in self.absent):
-                continue
-            unexplained = [name for name in unexplained if name not in those]
-            if key in self.absent:
-                absent.setdefault(key, []).append(path)
-                continue
-            close = difflib.get_close_matches(key, self.modalities, 1)
-            meant = f". Was {close[0]!r} meant?" if close else ": give it the name of one of them."
-            yield f"{path} is for a modality {key!r}, and the batches hold {_names_text(self.modalities)}{meant}"
-        for key, paths in absent.items():
-            yield f"No row of the epoch has {key!r}, which {' and '.join(paths)} are for: train on rows that have it."
-        if not unexplained:
-            return
-        if self.problem.discrete and self.problem.estimator != "TraceEnum_ELBO":
-            yield (
-                f"The story or the guide samples {_names_text(self.problem.discrete)}, a discrete latent, and "
-                f"{self.problem.estimator} takes no gradient through it: pyro.infer.TraceEnum_ELBO, as the "
-                "objective's estimator, does."
-            )
-            return
-        yield (
-            "The objective does not use them on these data: is one of them misspelt, or missing from forward? If they "
-            "are not to be trained, freeze them with requires_grad_(False)."
+        problem = self.problem
+        why = reasons(
+            names, problem.reached, self.modalities, self.absent, problem.discrete, problem.estimator, "of the epoch"
         )
+        return f"no gradient reaches {', '.join(names[:LISTED])}{more} in an epoch. {' '.join(why)}"
 
-    def _keys(self) -> Iterator[tuple[str, str]]:
-        """Path and key of the modules that seem to be named after a modality."""
-        for what, root in self.problem.reached.items():
-            for path, module in root.named_modules():
-                if not isinstance(module, nn.ModuleDict):
-                    continue
-                by_modality = any(self._resembles(key) for key in module)
-                for key in module if by_modality else ():
-                    yield ".".join(part for part in (what, path, key) if part), key
 
-    def _resembles(self, key: str) -> bool:
-        return bool(difflib.get_close_matches(key, self.modalities, 1))
+def reasons(
+    names: Iterable[str],
+    reached: Mapping[str, nn.Module],
+    modalities: Sequence[str],
+    absent: Collection[str],
+    discrete: Sequence[str],
+    estimator: str,
+    span: str = "here",
+) -> Iterator[str]:
+    """Explain why parameters have no gradient, a sentence for each reason.
+
+    Args:
+        names: of the parameters, by the paths of their modules.
+        reached: path -> outermost module of the pair.
+        modalities: of the batches.
+        absent: those of them that no row has.
+        discrete: latent sites that are enumerated, or have no pathwise gradient.
+        estimator: its class's name.
+        span: the rows that this is judged on, in words.
+    """
+    unexplained = list(names)
+    lacking: dict[str, list[str]] = {}
+    for path, key in _keys(reached, modalities):
+        those = [name for name in unexplained if name.startswith(path + ".")]
+        if not those or (key in modalities and key not in absent):
+            continue
+        unexplained = [name for name in unexplained if name not in those]
+        if key in absent:
+            lacking.setdefault(key, []).append(path)
+            continue
+        close = difflib.get_close_matches(key, modalities, 1)
+        meant = f". Was {close[0]!r} meant?" if close else ": give it the name of one of them."
+        yield f"{path} is for a modality {key!r}, and the batches hold {_names_text(modalities)}{meant}"
+    for key, paths in lacking.items():
+        yield f"No row {span} has {key!r}, which {' and '.join(paths)} are for: train on rows that have it."
+    if not unexplained:
+        return
+    if discrete and estimator != "TraceEnum_ELBO":
+        yield (
+            f"The story or the guide samples {_names_text(discrete)}, a discrete latent, and {estimator} takes no "
+            "gradient through it: pyro.infer.TraceEnum_ELBO, as the objective's estimator, does."
+        )
+        return
+    yield (
+        "The objective does not use them on these data: is one of them misspelt, or missing from forward? If they are "
+        "not to be trained, freeze them with requires_grad_(False)."
+    )
+
+
+def _keys(reached: Mapping[str, nn.Module], modalities: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Path and key of the modules that seem to be named after a modality."""
+    for what, root in reached.items():
+        for path, module in root.named_modules():
+            if not isinstance(module, nn.ModuleDict):
+                continue
+            by_modality = any(difflib.get_close_matches(key, modalities, 1) for key in module)
+            for key in module if by_modality else ():
+                yield ".".join(part for part in (what, path, key) if part), key
 
 
 def _names_text(names: Iterable[str]) -> str:

@@ -41,6 +41,13 @@ def test_a_misspelt_decoder_is_not_to_be_deleted():
     assert "eave" not in text and "freeze" not in text
 
 
+def test_the_report_of_check_says_the_same():
+    story, rows = Story(("image", "labell")), ROWS.only("image")
+    found = mm.check(story, guide(), mm.objectives.elbo(), rows, num_particles=10, repeats=2)
+    (text,) = [text for text in found.findings if "No gradient reaches" in text]
+    assert "model.decoders.labell" in text and "Was 'label' meant?" in text and "freeze" not in text
+
+
 def test_a_decoder_for_a_modality_that_no_row_has_says_so():
     rows = mm.Batch({"image": torch.randn(24, 3), "sketch": torch.randn(24, 3)}, {"sketch": torch.zeros(24).bool()})
     with pytest.raises(ValueError, match=r"No row of the epoch has 'sketch', which model.decoders.sketch"):
