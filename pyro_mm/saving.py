@@ -8,26 +8,26 @@ from typing import Any
 from torch import nn
 
 from .arguments import check_path
-from .storage import load_modules, load_tensors, mismatch, save_tensors
+from .storage import OpenFile, load_modules, load_tensors, mismatch, save_tensors
 
 WHAT = "a file of mm.save"
 
 
-def save(path: str | Path, model: Any, guide: Any) -> None:
+def save(path: str | Path | OpenFile, model: Any, guide: Any) -> None:
     """Write the ``state_dict`` of both to one file, which :func:`load` reads without running any code from it.
 
     The file is replaced as a whole: a stop while it is written leaves the one before. Of two processes that write to
-    one path the last one wins.
+    one path the last one wins. ``path`` may also be a binary file that is open.
 
     Raises:
         TypeError: of a model or guide that is no ``nn.Module``: a function story's networks live elsewhere.
         OSError: the file cannot be written.
     """
     state = {"model": _module("model", model).state_dict(), "guide": _module("guide", guide).state_dict()}
-    save_tensors(check_path("path", path), state)
+    save_tensors(_place(path), state)
 
 
-def load(path: str | Path, model: Any, guide: Any) -> None:
+def load(path: str | Path | OpenFile, model: Any, guide: Any) -> None:
     """Read what :func:`save` wrote into a pair built alike, on whatever device that is; it is left in ``eval`` mode.
 
     Everything is compared before anything is changed: of a file that does not fit, nothing is loaded. Numbers are cast
@@ -38,7 +38,7 @@ def load(path: str | Path, model: Any, guide: Any) -> None:
         ValueError: the file is damaged or of another kind, or weights do not fit, with the path and their names.
     """
     parts = {"model": _module("model", model), "guide": _module("guide", guide)}
-    path = check_path("path", path)
+    path = _place(path)
     state = load_tensors(path, WHAT)
     if state.keys() != parts.keys():
         raise ValueError(f"{path} is not {WHAT}: it holds {', '.join(map(str, state)) or 'nothing'}")
@@ -51,6 +51,11 @@ def load(path: str | Path, model: Any, guide: Any) -> None:
         raise ValueError(f"{path} does not fit the pair: {error}") from error
     for module in parts.values():
         module.eval()
+
+
+def _place(path: Any) -> Path | OpenFile:
+    """Return a path, or an open binary file as it is."""
+    return path if isinstance(path, OpenFile) else check_path("path", path)
 
 
 def _module(what: str, x: Any) -> nn.Module:

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,16 @@ except ImportError:  # Windows: the last writer wins
 
 READABLE = (Tensor, nn.Parameter, bool, int, float, complex, str, bytes, type(None))
 SHORT = 100  # characters of a file's name in the names of those beside it, which have a limit too
+
+
+@runtime_checkable
+class OpenFile(Protocol):
+    """A binary file that is open, such as ``io.BytesIO`` or one of ``tempfile``."""
+
+    def read(self, size: int = -1, /) -> Any: ...
+    def write(self, data: Any, /) -> Any: ...
+    def seek(self, offset: int, whence: int = 0, /) -> Any: ...
+    def tell(self) -> int: ...
 
 
 def replace_file(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
@@ -69,8 +79,8 @@ def replace_text(path: str | Path, text: str) -> None:
     replace_file(path, lambda file: file.write(text.encode()))
 
 
-def save_tensors(path: str | Path, state: Mapping[str, Any]) -> None:
-    """Write tensors, numbers, text and containers of them to one file, as a whole.
+def save_tensors(path: str | Path | OpenFile, state: Mapping[str, Any]) -> None:
+    """Write tensors, numbers, text and containers of them to one file, as a whole; or to an open binary file.
 
     Raises:
         TypeError: an entry is of another type, which :func:`load_tensors` would not read again.
@@ -84,7 +94,10 @@ def save_tensors(path: str | Path, state: Mapping[str, Any]) -> None:
         except RuntimeError as error:  # torch's own writer on a full disk
             raise OSError(errno.EIO, str(error)) from error
 
-    replace_file(path, write)
+    if isinstance(path, str | Path):
+        replace_file(path, write)
+    else:
+        write(path)  # type: ignore[arg-type]
 
 
 def _check_readable(name: str, value: Any) -> None:
@@ -108,24 +121,26 @@ def _check_readable(name: str, value: Any) -> None:
             ) from error
 
 
-def load_tensors(path: str | Path, what: str) -> dict[str, Any]:
+def load_tensors(path: str | Path | OpenFile, what: str) -> dict[str, Any]:
     """Read what :func:`save_tensors` wrote, to the CPU, without running any code from it.
 
     Args:
-        path: the file.
+        path: the file, or an open binary one that can be read from any place of it.
         what: the kind of file that is expected, for the message.
 
     Raises:
         OSError: there is no file, or none that can be opened.
         ValueError: the file is cut off, damaged or of another kind.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"there is no {path}: expected {what}")
-    with open(path, "rb"):  # that it cannot be opened is no damage
-        pass
+    if isinstance(path, str | Path):
+        if not Path(path).exists():
+            raise FileNotFoundError(f"there is no {path}: expected {what}")
+        with open(path, "rb"):  # that it cannot be opened is no damage
+            pass
     try:
         reason = _unlike(path)
-        state = None if reason else torch.load(path, map_location="cpu", weights_only=True)
+        file: Any = path
+        state = None if reason else torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # torch has a dozen types for it, with advice that is wrong here
@@ -136,8 +151,17 @@ def load_tensors(path: str | Path, what: str) -> dict[str, Any]:
     return state
 
 
-def _unlike(path: str | Path) -> str:
+def _unlike(path: str | Path | OpenFile) -> str:
     """Return the reason that a file cannot be one of :func:`save_tensors`, or an empty text."""
+    start = 0 if isinstance(path, str | Path) else path.tell()
+    try:
+        return _unlike_archive(path)
+    finally:
+        if not isinstance(path, str | Path):
+            path.seek(start)
+
+
+def _unlike_archive(path: str | Path | OpenFile) -> str:
     if not zipfile.is_zipfile(path):
         return "it is cut off, or was written by something else"
     with zipfile.ZipFile(path) as archive:

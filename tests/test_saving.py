@@ -1,6 +1,7 @@
 """Weights on disk: there and back, and what cannot be saved or loaded."""
 
 import copy
+import io
 import re
 
 import pyro
@@ -25,6 +26,19 @@ def pair(hidden=8, latent=2):
 
 def batch():
     return mm.Batch({"a": torch.randn(5, 3), "b": torch.randn(5, 2)})
+
+
+def test_an_open_file_serves_from_where_it_is():
+    file, rows = io.BytesIO(), batch()
+    one, other = pair(), pair()
+    file.write(b"before")
+    mm.save(file, *one)
+    file.seek(len(b"before"))
+    mm.load(file, *other)
+    first, second = (mm.log_marginal(*p, rows, num_particles=20, seed=0).log_prob for p in (one, other))
+    assert torch.equal(first, second)
+    with pytest.raises(ValueError, match=r"is damaged, or not a file of mm\.save"):
+        mm.load(io.BytesIO(b"nothing"), *other)
 
 
 def test_there_and_back(tmp_path):
