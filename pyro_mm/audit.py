@@ -499,47 +499,71 @@ class _Listening(dict[str, Any]):
 
 
 def _misfits(seen: dict[str, dict[str, Any]], few: Batch) -> Iterator[str]:
-    """Observed values whose shape is not their distribution's, so that they would be broadcast."""
+    """Observed values that are another modality's, or whose shape is not their distribution's."""
     for name, site in seen.items():
         if name not in few or not isinstance(site["value"], Tensor) or not few.holds(name):
             continue
-        fn, value = site["fn"], site["value"]
-        event, batch = tuple(fn.event_shape), tuple(fn.batch_shape)
-        lead = value.dim() - len(event)
-        shape = tuple("N" if size == few.size else size for size in few[name].shape)
-        of = _text(shape)
-        if lead < 1 or tuple(value.shape[lead:]) != event:
-            yield (
-                f"{name}: its values are of shape {of}, one being {_text(shape[1:])}, and its distribution is of event "
-                f"shape {_text(event)}: they would be broadcast. {_mend_event(shape[1:], event)}"
-            )
+        if other := _values_of_another(name, site["value"], few):
+            yield f"{name}: the story observes it at the values of {other}, obs=batch[{other!r}]: take its own."
             continue
-        rows = any(frame.name == "data" and frame.dim == -1 for frame in site["cond_indep_stack"])
-        if not rows or (batch and batch[-1] not in (1, few.size)):
-            continue  # a pair that knows of its rows from elsewhere cannot be judged on a few of them
-        given = tuple(value.shape[:lead])
-        fits = given[-1] == few.size and all(
-            one in (1, two) for one, two in zip(reversed(given), reversed(batch), strict=False)
-        )
-        if not fits or len(given) > len(batch):
-            named = tuple("N" if size == few.size else size for size in batch)
-            yield (
-                f"{name}: its values are of shape {of}, and its distribution is of batch shape {_text(named)} and "
-                f"event shape {_text(event)}: they would be broadcast. {_mend_event(shape[1:], event)}"
+        fn, value = site["fn"], site["value"]
+        shape = tuple("N" if size == few.size else size for size in few[name].shape)
+        if not _event_fits(fn, value):
+            event = _text(tuple(fn.event_shape))
+            said = f"one being {_text(shape[1:])}, and its distribution is of event shape {event}"
+        elif not _rows_fit(site, few.size):
+            batch = tuple("N" if size == few.size else size for size in fn.batch_shape)
+            said = (
+                f"and its distribution is of batch shape {_text(batch)} and event shape {_text(tuple(fn.event_shape))}"
             )
+        else:
+            continue
+        mend = _mend_event(shape[1:], tuple(fn.event_shape), support_of(fn))
+        yield f"{name}: its values are of shape {_text(shape)}, {said}: they would be broadcast. {mend}"
+
+
+def _values_of_another(name: str, value: Tensor, few: Batch) -> str | None:
+    """The modality whose values a site has, where these are not its own."""
+    if value is few[name] or (value.shape == few[name].shape and torch.equal(value, few[name].to(value.dtype))):
+        return None
+    for other in few.names:
+        if other != name and few.holds(other) and value is few[other]:
+            return other
+    return None
+
+
+def _event_fits(fn: Any, value: Tensor) -> bool:
+    """Whether one value is of the shape of the event, with a dimension of rows before it."""
+    lead = value.dim() - len(fn.event_shape)
+    return lead >= 1 and value.shape[lead:] == fn.event_shape
+
+
+def _rows_fit(site: dict[str, Any], rows: int) -> bool:
+    """Whether a site in the data plate has one value for each row, and for no more than its plates."""
+    if not any(frame.name == "data" and frame.dim == -1 for frame in site["cond_indep_stack"]):
+        return True
+    batch = tuple(site["fn"].batch_shape)
+    if batch and batch[-1] not in (1, rows):
+        return True  # a pair that knows of its rows from elsewhere cannot be judged on a few of them
+    given = tuple(site["value"].shape[: site["value"].dim() - site["fn"].event_dim])
+    inside = all(one in (1, two) for one, two in zip(reversed(given), reversed(batch), strict=False))
+    return given[-1] == rows and inside and len(given) <= len(batch)
 
 
 def _text(shape: Sequence[Any]) -> str:
     return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
 
 
-def _mend_event(value: tuple[Any, ...], event: tuple[int, ...]) -> str:
+def _mend_event(value: tuple[Any, ...], event: tuple[int, ...], support: Support | None) -> str:
+    """What makes values and distribution fit, in words."""
     if value == () and event == (1,):
         return "Give one number per row as (N, 1), values[:, None]; or the decoder event_shape=()."
     if value == (1,) and event == ():
         return "Give one class or number per row as (N,), values[:, 0]."
     if sorted(map(str, value)) == sorted(map(str, event)) and value != event:
         return "Are two dimensions transposed?"
+    if len(value) == 1 and event == () and support is not None and support.family == "Categorical":
+        return "Give one class per row as (N,), of one-hot values values.argmax(-1)."
     if value and event == ():
         return f"Declare the dimensions of one value: .to_event({len(value)})?"
     return "Give the decoder the event_shape of one value, and its network as many outputs."

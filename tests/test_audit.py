@@ -224,6 +224,18 @@ def test_misspelt_decoders_experts_and_sites(door):
         DOORS[door](by_hand, guide, batch)
 
 
+@pytest.mark.parametrize("door", DOORS)
+def test_a_modality_observed_at_the_values_of_another(door):
+    def twice(batch):
+        with batch.plate():
+            z = pyro.sample("z", prior())
+            batch.observe("a", lambda z: dist.Normal(z, 1.0).to_event(1), z)
+            pyro.sample("b", dist.Normal(z, 1.0).to_event(1), obs=batch["a"])
+
+    with pytest.raises(ValueError, match="b: the story observes it at the values of a"):
+        DOORS[door](twice, guide_of_a, two())
+
+
 def test_a_modality_that_the_batch_does_not_hold_is_one_that_every_row_lacks():
     """Which is so by contract: a pair of two modalities evaluates rows of one of them."""
     batch = mm.Batch({"x": torch.randn(6, 3), "y": torch.randn(6, 2)})
@@ -284,6 +296,7 @@ def test_one_number_per_row_is_a_column_to_a_decoder_of_one_entry(family, size):
 
 @pytest.mark.parametrize("values, decoder, words", [
     (torch.randint(0, 4, (6, 1)), lambda: mm.conditionals.Categorical(nn.Linear(2, 4)), r"as \(N,\)"),
+    (torch.eye(4)[torch.arange(6) % 4], lambda: mm.conditionals.Categorical(nn.Linear(2, 4)), "argmax"),
     (torch.randn(6, 2, 3), lambda: mm.conditionals.Normal(nn.Linear(2, 12), event_shape=(3, 2)), "transposed"),
     (torch.randn(6, 3, 3), lambda: mm.conditionals.Normal(nn.Linear(2, 6), event_shape=(3,)), "event_shape"),
     (torch.randn(6, 1), lambda: mm.conditionals.Normal(nn.Linear(2, 20)), "event_shape"),
