@@ -14,7 +14,7 @@ from pyro import poutine
 from torch import Tensor
 
 from .batch import Batch
-from .explaining import explained
+from .explaining import Explained, explained
 from .pairs import UNBROADCAST, Pair, Structure, Views, is_factor, latents, observed, structure
 from .reached import Fingerprint, Reached, evaluation_mode
 from .registration import buffers_kept
@@ -279,7 +279,12 @@ def audit_training(
         else:
             stacked = getattr(objective, "num_particles", 1) > 1 and getattr(objective, "vectorize_particles", False)
             hides = False
-        audit(model, guide, rows, stacked=stacked, hides=hides)
+        try:
+            audit(model, guide, rows, stacked=stacked, hides=hides)
+        except Explained:
+            if rows is not train:
+                raise
+            return  # its own first run follows, which knows more of why these rows cannot be run
 
 
 def _joined(texts: Sequence[str]) -> str:

@@ -187,9 +187,9 @@ def _bad_rows(values: Tensor, support: Support) -> Tensor:
     good = good.reshape(len(values), -1).all(1)
     if values.is_floating_point():
         flat = values.reshape(len(values), -1)
-        good &= flat.isfinite().all(1)
         if support.whole:
             good &= (flat == flat.floor()).all(1)
+        good &= flat.isfinite().all(1)
     return ~good
 
 
