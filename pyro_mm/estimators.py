@@ -7,6 +7,7 @@ functions of one quantity, the log importance weights of :mod:`pyro_mm.importanc
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -51,8 +52,12 @@ class PerRow(ELBO):
         raise NotImplementedError
 
     def scores(self, model: Callback, guide: Callback, views: Views, info: Structure) -> Scores:
-        """Draws the particles that :meth:`bound` needs."""
-        return score(
+        """Draws the particles that :meth:`bound` needs.
+
+        Raises:
+            ValueError: a latent of the model alone whose draws have no derivative, with a gradient asked for.
+        """
+        scores = score(
             model,
             guide,
             views,
@@ -63,6 +68,8 @@ class PerRow(ELBO):
             paths=self.paths,
             resample=self.resample,
         )
+        _check_derivatives(scores, info)
+        return scores
 
     def differentiable_loss(self, model: Callback, guide: Callback, batch: Batch) -> Tensor:  # type: ignore[override]
         """Minus the bound, summed over rows and scaled by the data plate; differentiable."""
@@ -346,6 +353,23 @@ def check_pairing(estimator: ELBO, info: Structure) -> None:
         for site, kind in info.latents.items():
             if kind != "pathwise":
                 raise ValueError(f"guide site {site!r} has no rsample, so {name} gives its parameters no gradient")
+
+
+def _check_derivatives(scores: Scores, info: Structure) -> None:
+    """Refuse, or warn of, draws of the story's own that a gradient would pass by."""
+    for name in scores.undifferentiated:
+        if name in info.model_only:
+            raise ValueError(
+                f"latent site {name!r} is in the model only, and its draws have no derivative by what its "
+                "probabilities depend on, which would get a wrong gradient: freeze that with requires_grad_(False), "
+                "take a distribution with rsample, or one that can be enumerated"
+            )
+        warnings.warn(
+            f"modality {name!r} is missing in some rows and the parent of another one, and its draws there have no "
+            "derivative: what its probabilities depend on learns nothing through them. Make it a latent that is summed "
+            "out, as models.Labelled does, for the whole gradient",
+            stacklevel=4,
+        )
 
 
 def _likelihood(scores: Scores, weight: Weight) -> Tensor:

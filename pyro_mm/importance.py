@@ -25,7 +25,7 @@ from .arguments import check_counts, check_flags, check_programs
 from .batch import Batch, check_batch
 from .distributions import stratum
 from .evaluation import evaluating, returned
-from .pairs import Callback, Pair, Structure, Views, latents, observed, structure
+from .pairs import Callback, Pair, Structure, Views, lacks_derivative, latents, observed, structure
 from .presence import Presence, constant
 from .reduction import Lazy, Reduce, average, eliminate, expect, sum_out
 
@@ -53,7 +53,9 @@ class Scores:
     latent values as the scores saw them; in a pass for path derivatives ``log_proposal`` depends on them through the
     ``sources`` of each alone. ``factor`` is the data plate's size over its subsample's. ``log_component`` is, in a
     stratified pass, the log-weight of the stratum that each particle was drawn from. ``again(index)``, of scores that
-    have no gradient, are those of the particles ``index``, ``(C, T, N)``, once more and with it.
+    have no gradient, are those of the particles ``index``, ``(C, T, N)``, once more and with it. ``undifferentiated``
+    are the latents of the model alone, and the missing modalities that are parents, whose draws have no derivative by
+    what their probabilities depend on.
     """
 
     likelihood: dict[str, Tensor]
@@ -64,6 +66,7 @@ class Scores:
     factor: float = 1.0
     log_component: Tensor | None = None
     again: Callable[[Tensor], Scores] | None = None
+    undifferentiated: tuple[str, ...] = ()
 
     @cached_property
     def log_prior(self) -> Tensor:
@@ -373,8 +376,11 @@ def score_model(
     proposal = pair.log_q
     likelihood = {name: shape.log_prob(site) for name, site in observed(traced.trace).items()}
     enumerated = {name for name, site in {**ours, **theirs}.items() if "_enumerate_dim" in site["infer"]}
+    undifferentiated = set(pair.without_derivative)
     for name in set(ours) - set(theirs) - enumerated:
         _warn_of_prior(name)  # drawn from its prior, so that proposal and prior cancel
+        if lacks_derivative(ours[name]["fn"], ours[name]["value"]):
+            undifferentiated.add(name)
     shared = {name: site for name, site in ours.items() if name in theirs or name in enumerated}
     prior = Lazy({name: partial(shape.log_prob, site) for name, site in shared.items()})
     for site in ours.values():
@@ -423,6 +429,7 @@ def score_model(
         if s["value"].requires_grad
     ]
     scores = Scores(terms, log_prior, lambda: log_proposal(log_q, moved(shared)), kl, paths, shape.factor)
+    scores.undifferentiated = tuple(sorted(undifferentiated))
     return scores
 
 
@@ -493,6 +500,7 @@ def _stack(each: list[Scores]) -> Scores:
         lambda: torch.stack([s.kl() for s in each]).mean(0),
         [Path(p.value, placed(p.reduce, k), p.sources) for k, s in enumerate(each) for p in s.paths],
         each[0].factor,
+        undifferentiated=each[0].undifferentiated,
     )
 
 

@@ -320,6 +320,7 @@ class Pair:
         self.draw: Callable[[dict[str, Any]], None] | None = None  # gives messages of the guide's sites their values
         self.drawn: Mapping[str, dict[str, Any]] = {}  # the guide's latent sites as it went on with them
         self.log_q: Mapping[str, Tensor] = {}
+        self.without_derivative: set[str] = set()  # missing modalities whose draws pass no gradient on to their parents
         self.own_prior: dict[str, Any] = {}  # the latents as the model's own prior has them, where that is encoded
         self.prior: dict[str, Any] | None = None  # the latents that were drawn from it, where it is encoded
         self.missing_of_prior: dict[str, tuple[Tensor, int]] = {}  # and the draws of missing modalities among their
@@ -399,7 +400,10 @@ class Pair:
 
     def _draw_missing(self, name: str, d: Any, plates: tuple[int, ...]) -> Tensor:
         of_prior, _ = self.missing_of_prior.get(name, (None, 0))
-        return self._of_prior(of_prior, d.event_dim, lambda: draw(d, plates))
+        value = self._of_prior(of_prior, d.event_dim, lambda: draw(d, plates))
+        if lacks_derivative(d, value):
+            self.without_derivative.add(name)
+        return value
 
     def model(self, *_: Any) -> None:
         given: dict[str, Any] = {}
@@ -444,6 +448,16 @@ class Pair:
             mask = all_of([mask, self.views.joint])
         if mask is not True and mask is not msg["mask"]:  # which is what batch.plate() has masked it by already
             msg["mask"] = mask if msg["mask"] is None else msg["mask"] & mask
+
+
+def lacks_derivative(d: Any, value: Tensor) -> bool:
+    """Return whether a draw has no derivative by what its probabilities depend on, where one is asked for."""
+    if not torch.is_grad_enabled() or d.has_rsample:
+        return False
+    try:
+        return d.log_prob(value).requires_grad
+    except NotImplementedError:
+        return False
 
 
 def private(site: str, modalities: frozenset[str]) -> str | None:

@@ -182,3 +182,36 @@ def test_doubly_reparameterised_gradients_and_batch_normalisation(case, double):
         estimator.differentiable_loss(model, guide, batch)
     model.eval()
     E.DReG(3).differentiable_loss(model, guide, batch)
+
+
+@pytest.mark.parametrize("where", ["a missing parent", "a latent of the model alone"])
+def test_draws_of_a_story_without_a_derivative_are_told(where, double):
+    """A learned rate or probability gets no gradient through counts and labels that are drawn as they are."""
+    rate = nn.Parameter(torch.tensor(0.3))
+
+    def story(batch):
+        with batch.plate():
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            if where == "a missing parent":
+                count = batch.observe("n", dist.Poisson(rate.exp()).expand([len(batch)]))
+            else:
+                count = pyro.sample("n", dist.Poisson(rate.exp()))
+            batch.observe("x", lambda z, n: dist.Normal(z + n[..., None], 0.7).to_event(1), z, count)
+
+    guide = mm.Guide(z=mm.posteriors.ProductOfExperts({"x": Encoder()}))
+    values = {"x": torch.zeros(4, 1), **({"n": torch.ones(4)} if where == "a missing parent" else {})}
+    batch = mm.Batch(values, {"n": torch.arange(4) > 1} if where == "a missing parent" else {})
+    estimator = E.IWAE(2)
+    if where == "a missing parent":
+        with pytest.warns(UserWarning, match="modality 'n' is missing .* its draws there have no derivative"):
+            estimator.differentiable_loss(story, guide, batch)
+    else:
+        with warnings.catch_warnings(), pytest.raises(ValueError, match="latent site 'n' .* wrong gradient"):
+            warnings.simplefilter("ignore")
+            estimator.differentiable_loss(story, guide, batch)
+    rate.requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "latent site 'n' is in the model")
+        estimator.differentiable_loss(story, guide, batch)
+        assert estimator.loss(story, guide, batch) > 0
