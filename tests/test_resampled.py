@@ -203,10 +203,10 @@ def test_draws_of_a_story_without_a_derivative_are_told(where, double):
     batch = mm.Batch(values, {"n": torch.arange(4) > 1} if where == "a missing parent" else {})
     estimator = E.IWAE(2)
     if where == "a missing parent":
-        with pytest.warns(UserWarning, match="modality 'n' is missing .* its draws there have no derivative"):
+        with pytest.warns(UserWarning, match=r"modality 'n' is missing .* its draws there have no derivative"):
             estimator.differentiable_loss(story, guide, batch)
     else:
-        with warnings.catch_warnings(), pytest.raises(ValueError, match="latent site 'n' .* wrong gradient"):
+        with warnings.catch_warnings(), pytest.raises(ValueError, match=r"latent site 'n' .* wrong gradient"):
             warnings.simplefilter("ignore")
             estimator.differentiable_loss(story, guide, batch)
     rate.requires_grad_(False)
