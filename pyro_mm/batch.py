@@ -410,6 +410,10 @@ class Batch:
         rows = self.rows if rows is None else rows
         return self._copy(_masks=dict(masks), _rows=rows, _stack=stack, _memo=memo, _each=each)
 
+    def terms(self) -> Sequence[Mapping[str, Presence]]:
+        """The masks of each term that the rows are shown to, in an objective's pass; else those of the rows."""
+        return self._each or [self._masks]
+
     def drawn_by(self, drawer: Callable[[str, Any, tuple[int, ...]], Tensor], unscored: bool = False) -> Batch:
         """The same rows, whose missing modalities a function draws where a story uses them.
 

@@ -207,11 +207,13 @@ def redrawn(info: Structure, views: Views) -> str | None:
         return "networks draw random numbers, as dropout does in training mode, and would draw others"
     if info.normalises:
         return "what depends on latents goes through batch normalisation in training mode, whose rows would be others"
-    if info.model_only:
+    # what the prior was drawn given, in terms that encode it, is chosen with its draws
+    drawing = [masks for t, masks in enumerate(views.decode.terms()) if t not in views.prior_terms]
+    if info.model_only and drawing:
         return f"latent {sorted(info.model_only)[0]!r} is in the model only, and would be drawn anew"
-    missing = [name for name in sorted(info.parents) if views.decode.presence(name) is not True]
-    if missing:
-        return f"modality {missing[0]!r} is the parent of another one and missing in some rows, and would be drawn anew"
+    for name in sorted(info.parents):
+        if any(masks.get(name, False) is not True for masks in drawing):
+            return f"modality {name!r} is the parent of another one and missing in some rows, and would be drawn anew"
     return None
 
 

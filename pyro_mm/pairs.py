@@ -266,7 +266,8 @@ class Views:
 
     ``encode_prior`` (``given_prior``) says where the model's prior takes the place of the guide given A (C): a
     bool, or a boolean tensor ``(T, 1, .., 1)``. ``scale`` maps modalities to what their own sites are scaled by.
-    ``joint`` says where observed sites that are no modality, such as a ``pyro.factor``, count.
+    ``joint`` says where observed sites that are no modality, such as a ``pyro.factor``, count. ``prior_terms`` are the
+    terms that encode the prior, by number.
     """
 
     encode: Batch
@@ -279,6 +280,7 @@ class Views:
     modalities: frozenset[str] = frozenset()
     scale: Mapping[str, float] = field(default_factory=dict)
     joint: Presence = True
+    prior_terms: frozenset[int] = frozenset()
 
     @staticmethod
     def of(batch: Batch, info: Structure, memo: dict[Any, Any] | None = None) -> Views:

@@ -44,6 +44,7 @@ def views(
         modalities=info.modalities,
         scale=drawn or {},
         joint=_flags([row.joint for row in rows], batch, nesting),
+        prior_terms=frozenset(t for t, row in enumerate(rows) if row.encode_prior),
     )
 
 
