@@ -22,7 +22,7 @@ import torch
 
 # What libraries set for good, and go on needing: OpenMP's runtime in scikit-learn, inductor's files and its pointers.
 RUNTIMES = ("KMP_", "TORCHINDUCTOR_", "_TORCHINDUCTOR_")
-ENTRIES = len(sys.path)  # setuptools adds one for the packages that it brings along
+ENTRIES, IMPORTERS = len(sys.path), len(sys.meta_path)  # setuptools adds some for the packages that it brings along
 WRAPPED = {"torch.manual_seed"}  # by torch itself, when its compiler is imported
 
 
@@ -56,7 +56,7 @@ def _of_python() -> dict[str, Any]:
         "working directory": os.getcwd(),
         "locale": locale.setlocale(locale.LC_ALL),
         "sys.path": sys.path[:ENTRIES],
-        "sys.meta_path": list(sys.meta_path),
+        "sys.meta_path": sys.meta_path[:IMPORTERS],
         "excepthooks": (sys.excepthook, threading.excepthook, sys.unraisablehook),
         "displayhook": sys.displayhook,
         "streams": (sys.stdout, sys.stderr, sys.stdin),
@@ -79,7 +79,7 @@ def _of_torch() -> dict[str, Any]:
             "opt_einsum": ("enabled", "strategy"),
         }.items()
         for flag in flags
-        if hasattr(getattr(torch.backends, name), flag)
+        if hasattr(getattr(torch.backends, name, None), flag)
     }
     settings = {
         "default dtype": torch.get_default_dtype(),
