@@ -276,17 +276,15 @@ def test_what_cannot_be_annealed(linear):
 
     guide = off(linear)
     with pytest.raises(ValueError, match="'k' is discrete: sum it out instead"):
-        mm.annealed_importance(linear, discrete, batch)
+        mm.annealed_importance(linear, discrete, batch, audit=False)
     with pytest.raises(ValueError, match="it lacks 'extra', which the model has"):
-        mm.annealed_importance(lonely, guide, batch)
+        mm.annealed_importance(lonely, guide, batch, audit=False)
     with pytest.raises(ValueError, match="this one draws while it is scored"):
         mm.annealed_importance(chained, guide, batch.only("x1"))
-    with pytest.raises(ValueError, match="expected start 'guide' or 'prior', got 'posterior'"):
+    with pytest.raises(ValueError, match="start to be one of 'guide', 'prior', got 'posterior'"):
         mm.annealed_importance(linear, guide, batch, start="posterior")
-    with pytest.raises(ValueError, match="expected a chain and a row at least, got num_chains=0 and 2 rows"):
-        mm.annealed_importance(linear, guide, batch, num_chains=0)
     with pytest.raises(ValueError, match="one row at least, got none"):
         mm.log_marginal(linear, guide, batch[torch.zeros(2, dtype=torch.bool)])
-    for name in ("temperatures", "leapfrog_steps"):
+    for name in ("num_chains", "temperatures", "leapfrog_steps"):
         with pytest.raises(ValueError, match=f"expected {name} >= 1, got 0"):
             mm.annealed_importance(linear, guide, batch, **{name: 0})
