@@ -749,20 +749,37 @@ def _alike(one: dict[str, Tensor], other: dict[str, Tensor], rows: Tensor) -> bo
 def _stacking(model: Any, guide: Any, few: Batch, seen: Batch) -> str:
     """Why a pair gives other densities with particles to the left of the rows than particle by particle, or nothing.
 
-    Two particles are drawn in one pass with everything shown that there are values of, and the second one is scored
-    again by itself. A story that draws as it is scored cannot be compared, and is let pass.
+    Everything is shown that there are values of, since a modality that is hidden may be decoded for draws of it; and
+    what is hidden stays so for a pair that cannot be run otherwise.
     """
-    shown = few._copy(_masks={n: few.holds(n) for n in few.names})
     info: Structure = structure(model, guide, seen)
+    for shown in (few._copy(_masks={n: few.holds(n) for n in few.names}), few):
+        try:
+            return _compared(model, guide, shown, info)
+        except _Incomparable:
+            continue
+    return ""
+
+
+class _Incomparable(Exception):
+    """Rows on which particles cannot be told from rows."""
+
+
+def _compared(model: Any, guide: Any, shown: Batch, info: Structure) -> str:
+    """Why two particles in one pass have other densities than the second one by itself, or nothing.
+
+    Raises:
+        _Incomparable: the pair draws as it is scored, or cannot be run on these rows without particles either.
+    """
     try:
-        with seeded(0, few.device):
+        with seeded(0, shown.device):
             pair, of_model = _stacked(model, guide, shown, info)
-    except (RuntimeError, IndexError, ValueError) as error:
+    except Exception as error:
         try:
             of_guide = _run(guide, shown, 0)
             _densities(of_guide), _densities(_run(model, shown, 0, of_guide))
-        except Exception:
-            return ""  # a pair that fails without particles too says so by itself
+        except Exception as plain:
+            raise _Incomparable from plain  # which it says by itself
         return (
             "the story or the guide fails with particles or terms to the left of the rows, a dimension that its "
             f"networks may take for that of rows: {error}. Pass vectorize=False, or write it for (.., N, *event)."
@@ -770,16 +787,17 @@ def _stacking(model: Any, guide: Any, few: Batch, seen: Batch) -> str:
     stacked = {**latents(pair.trace), **latents(of_model)}
     alone: dict[str, Tensor] = {}
     try:
-        with seeded(1, few.device):
-            state = generator_state(few.device)
+        with seeded(1, shown.device):
+            state = generator_state(shown.device)
             traces = _alone(model, guide, shown, stacked)
-            if not torch.equal(state, generator_state(few.device)):
-                return ""
+            random = not torch.equal(state, generator_state(shown.device))
             for trace in traces:
                 alone |= {n: s["fn"].log_prob(s["value"]) for n, s in {**latents(trace), **observed(trace)}.items()}
             again = _alone(model, guide, shown, stacked)
-    except Exception:
-        return ""
+    except Exception as error:
+        raise _Incomparable from error
+    if random:
+        raise _Incomparable
     dim = pair.particle_dim
     sites = {**latents(pair.trace), **latents(of_model), **observed(of_model)}
     for name, one in alone.items():
@@ -823,11 +841,12 @@ def _alone(model: Any, guide: Any, shown: Batch, stacked: dict[str, dict[str, An
             value = value.select(place, 1) if value.shape[place] == 2 else value.select(place, 0)
         second[name] = value
     given = _Given(second)
+    view = shown.view({n: shown.presence(n) for n in shown.names}, Stack({}), None)  # what is missing is not drawn
     with poutine.block():
         with poutine.trace() as of_guide, given:
-            guide(shown)
+            guide(view)
         with poutine.trace() as of_model, given:
-            model(shown)
+            model(view)
     return [of_guide.trace, of_model.trace]
 
 

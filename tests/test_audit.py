@@ -479,6 +479,21 @@ def test_networks_that_take_particles_for_rows(net, rows):
     mm.fit(model, guide, tables.mvae(vectorize=False), batch, epochs=1, progress=False)
 
 
+def test_a_hidden_modality_that_is_drawn_is_looked_at_and_a_guide_may_insist_that_it_is_hidden():
+    torch.manual_seed(0)
+    model, _, batch = classes(MIXING["LogSoftmax(dim=1)"]())
+    right = classes(ROWWISE["LogSoftmax(dim=-1)"]())[0]
+    inner = guide_of(x=nn.Linear(3, 4))
+
+    def guide(batch):
+        assert batch.presence("y") is False
+        inner(batch)
+
+    with pytest.raises(ValueError, match=r"y: .* among particles"):
+        mm.generate(model, inner, batch.only("x"), 3)
+    mm.generate(right, guide, batch.only("x"), 3)
+
+
 @pytest.mark.parametrize("net", ROWWISE)
 @pytest.mark.parametrize("training", [True, False])
 def test_networks_of_rows_and_random_ones_are_let_pass(net, training):
