@@ -249,6 +249,19 @@ class Batch:
             stacklevel=2,
         )
 
+    def excerpt(self, rows: Any) -> Batch:
+        """Return some rows that keep their places in the plate, by which a story may index what it has for each row.
+
+        An evaluation that goes through rows in parts is that of all of them at once.
+
+        Args:
+            rows: a slice, or indices ``(n,)``.
+        """
+        new = self[rows]
+        places = torch.arange(self.size, device=self.device) if self._index is None else self._index
+        new.total, new._index = self.total or self.size, places[self._selected(rows)]
+        return new
+
     def part_of(self, total: int) -> Batch:
         """The same rows as a subsample of ``total``, of which nobody asks where they stand among them."""
         total = check_integer("total", total, least=self.size)

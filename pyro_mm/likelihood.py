@@ -101,7 +101,7 @@ def _log_marginal(
     parts = []
     for start in range(0, batch.size, ROWS):
         whole = batch.size <= ROWS
-        rows, shown = (b if whole else b[slice(start, start + ROWS)] for b in (batch, seen))
+        rows, shown = (b if whole else b.excerpt(slice(start, start + ROWS)) for b in (batch, seen))
         sums: Any = None
         blocks = weighted(model, sampler, rows, shown, num_particles, how, seed + start, chunk, vectorize)
         for each, _, log_w in blocks:
@@ -297,7 +297,7 @@ def _part(pair: Pair, info: Structure, sampler: Sampler, particles: slice, rows:
     """The log-weights of some particles and rows of a block, ``(k, n)``."""
     size, k = pair.views.decode.size, pair.num_particles
 
-    views = replace(pair.views, decode=pair.views.decode[rows])
+    views = replace(pair.views, decode=pair.views.decode.excerpt(rows))
     part = Pair(pair._model, pair._guide, views, len(range(*particles.indices(k))), plated=k > 1)
 
     def cut(x: Tensor, event_dim: int = 0) -> Tensor:

@@ -348,6 +348,45 @@ def test_rows_are_encoded_in_blocks(trained, monkeypatch):
     assert drawn.shape == parts.shape == (5, 23, 2)
 
 
+@pytest.mark.parametrize("how", ["rows", "chunks", "annealed", "draws"])
+def test_parameters_of_each_row_are_its_own_however_rows_are_cut(how, double, monkeypatch):
+    """A story and a guide that index by the plate, the guide exact: the log-likelihood is known for every row."""
+    size = 13
+    slopes = torch.linspace(-1.5, 1.5, size)
+    batch = mm.Batch({"x": torch.randn(size)})
+
+    def model(batch):
+        with batch.plate() as rows:
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            batch.observe("x", lambda z: dist.Normal(slopes[rows] * z, 0.5), z)
+
+    def guide(batch):
+        with batch.plate() as rows:
+            precision = 1 + slopes[rows].square() / 0.25
+            pyro.sample("z", dist.Normal(slopes[rows] * batch["x"] / 0.25 / precision, precision.rsqrt()))
+
+    right = dist.Normal(0.0, (slopes.square() + 0.25).sqrt()).log_prob(batch["x"])
+    options = {"num_particles": 6, "seed": 0}
+    if how in ("rows", "draws"):
+        monkeypatch.setattr("pyro_mm.likelihood.ROWS", 5)
+        monkeypatch.setattr("pyro_mm.predictive.ROWS", 5)
+    if how == "annealed":
+        monkeypatch.setattr("pyro_mm.annealed._rows_at_once", lambda *_: 5)
+        found = mm.annealed_importance(model, guide, batch, num_chains=2, temperatures=3, seed=0).log_prob
+    elif how == "chunks":
+        found = mm.log_marginal(model, guide, batch, chunk=7, **options).log_prob
+    elif how == "rows":
+        found = mm.log_marginal(model, guide, batch, **options).log_prob
+    else:
+        draws = mm.posterior_draws(model, guide, batch, 400, resample=True, num_particles=500, seed=0)["z"].mean(0)
+        precision = 1 + slopes.square() / 0.25
+        # 400 draws with replacement out of 500: a variance of (1/400 + 1/500) of the posterior's, five of its roots
+        off = (draws - slopes * batch["x"] / 0.25 / precision).abs() * precision.sqrt()
+        assert off.max() < 5 * math.sqrt(1 / 400 + 1 / 500)
+        return
+    torch.testing.assert_close(found, right, rtol=0, atol=1e-10)
+
+
 def test_seeds(trained):
     model, guides = trained
     batch = model.sample(2)
