@@ -34,7 +34,7 @@ class Story(nn.Module):
             return dist.Normal(loc, self.log_scale.exp()).to_event(1)
 
         with batch.plate():
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            z = pyro.sample("z", dist.Normal(self.log_scale.new_zeros(2), 1.0).to_event(1))
             batch.observe("a", decoder, z)
 
 
