@@ -129,7 +129,23 @@ def loss(
             return weight * estimator.loss(weighted_model, weighted_guide)
         if not differentiable(estimator):
             raise TypeError(f"{name} has no differentiable loss: use loss_and_grads, as SVI and pyro_mm.fit do")
-        return weight * estimator.differentiable_loss(weighted_model, weighted_guide)
+        return weight * _differentiable_loss(estimator, weighted_model, weighted_guide)
+
+
+def _differentiable_loss(estimator: ELBO, model: Callback, guide: Callback) -> Any:
+    """The loss of a term, as a constant where there is nothing in it to differentiate."""
+    try:
+        return estimator.differentiable_loss(model, guide)
+    except ValueError as error:
+        if "cannot be differentiated" in str(error):  # frozen decoders, and a posterior without parameters
+            return torch.as_tensor(estimator.loss(model, guide))
+        if "share a common poutine.scale" in str(error):
+            raise ValueError(
+                f"{type(estimator).__name__} sums a class out of the product of what depends on it, and so takes one "
+                "weight for all of that: give likelihood and KL the same weight, or use AnalyticKL or IWAE of "
+                "pyro_mm.estimators"
+            ) from error
+        raise
 
 
 @contextmanager
