@@ -81,7 +81,7 @@ class Sites:
     mixing: str = ""
 
     def findings(self, per_row: bool) -> Iterator[tuple[int, str]]:
-        """What is amiss, in words, each with its rank, lower ones being more serious.
+        """Yield what is amiss, in words, each with its rank, lower ones being more serious.
 
         Args:
             per_row: whether the estimator is one of :mod:`pyro_mm.estimators`, and not Pyro's.
@@ -114,7 +114,7 @@ class Sites:
     def refusals(
         self, batch: Batch, targets: Sequence[str], givens: Sequence[str], hides: bool, draws: bool
     ) -> Iterator[str]:
-        """What would make the numbers of an evaluation or a training wrong, in words.
+        """Yield what would make the numbers of an evaluation or a training wrong, in words.
 
         Args:
             batch: the rows.
@@ -191,7 +191,7 @@ def _peek_text(who: str, name: str) -> str:
 
 @dataclass
 class _Known:
-    """What is known of a pair on one kind of batch."""
+    """Outcome of the audit of a pair on one kind of batch."""
 
     fingerprint: Fingerprint
     sites: Sites
@@ -538,13 +538,13 @@ def _values_of_another(name: str, value: Tensor, few: Batch) -> str | None:
 
 
 def _event_fits(fn: Any, value: Tensor) -> bool:
-    """Whether one value is of the shape of the event, with a dimension of rows before it."""
+    """Return True if a value has the event's shape, with a dimension of rows before it."""
     lead = value.dim() - len(fn.event_shape)
     return lead >= 1 and value.shape[lead:] == fn.event_shape
 
 
 def _rows_fit(site: dict[str, Any], rows: int) -> bool:
-    """Whether a site in the data plate has one value for each row, and for no more than its plates."""
+    """Return True if a site in the data plate has one value per row, and none beyond its plates."""
     if not any(frame.name == "data" and frame.dim == -1 for frame in site["cond_indep_stack"]):
         return True
     batch = tuple(site["fn"].batch_shape)
@@ -560,7 +560,7 @@ def _text(shape: Sequence[Any]) -> str:
 
 
 def _mend_event(value: tuple[Any, ...], event: tuple[int, ...], support: Support | None) -> str:
-    """What makes values and distribution fit, in words."""
+    """Say what makes values and distribution fit."""
     if value == () and event == (1,):
         return "Give one number per row as (N, 1), values[:, None]; or the decoder event_shape=()."
     if value == (1,) and event == ():
@@ -587,7 +587,7 @@ def _unsupported(batch: Batch, sites: Sites) -> list[str]:
 
 
 def _peeks_where_missing(model: Any, guide: Any, few: Batch, seen: Batch, hides: bool) -> list[tuple[str, str]]:
-    """Who reads values of a modality in rows that lack it: they are exchanged, and whoever changes has read them.
+    """Find readers of values that rows lack: values are exchanged, and a program whose densities change read them.
 
     A guide that is shown other rows than the model may read them.
     """
@@ -622,7 +622,7 @@ def _exchanged(few: Batch, name: str) -> Tensor:
 
 
 def _changed(model: Any, guide: Any, one: Batch, two: Batch, seen: Batch | None = None) -> list[str]:
-    """Which of model and guide differs between two batches, in rows that have something to be seen.
+    """Find which of model and guide differs between two batches, in rows that have something to be seen.
 
     With ``seen``, that is what the guide is shown both times.
     """
@@ -683,7 +683,7 @@ def _run(story: Any, batch: Batch, seed: int, trace: Any = None) -> Any:
 
 
 def _scaled(site: dict[str, Any]) -> bool:
-    """Whether a site has a scale besides that of a subsampled data plate."""
+    """Return True if a site has a scale besides that of a subsampled data plate."""
     frames = {frame.name: frame for frame in site["cond_indep_stack"]}
     own = frames["data"].full_size / frames["data"].size if "data" in frames else 1.0
     scale = site["scale"]
@@ -691,7 +691,7 @@ def _scaled(site: dict[str, Any]) -> bool:
 
 
 def _reading(model: Any, guide: Any, batch: Batch, seed: int) -> tuple[list[tuple[str, str]], list[str]]:
-    """Who reads a modality that is missing, and which modality the guide does not read where it is present.
+    """Find readers of missing modalities, and modalities that the guide ignores where they are present.
 
     The modality is hidden, and the rows exchange its hidden values: whoever changes has read them. The rows looked at
     have something else to be seen.
@@ -747,7 +747,7 @@ def _alike(one: dict[str, Tensor], other: dict[str, Tensor], rows: Tensor) -> bo
 
 
 def _stacking(model: Any, guide: Any, few: Batch, seen: Batch) -> str:
-    """Why a pair gives other densities with particles to the left of the rows than particle by particle, or nothing.
+    """Give the reason that densities differ with particles to the left of the rows; empty if they do not.
 
     Everything is shown that there are values of, since a modality that is hidden may be decoded for draws of it; and
     what is hidden stays so for a pair that cannot be run otherwise.
@@ -766,7 +766,7 @@ class _Incomparable(Exception):
 
 
 def _compared(model: Any, guide: Any, shown: Batch, info: Structure) -> str:
-    """Why two particles in one pass have other densities than the second one by itself, or nothing.
+    """Give the reason that two particles in one pass differ from the second by itself; empty if they do not.
 
     Raises:
         _Incomparable: the pair draws as it is scored, or cannot be run on these rows without particles either.
@@ -872,7 +872,7 @@ def _rounding(x: Tensor) -> tuple[float, float]:
 
 
 def _repeats(name: str, one: Tensor, again: Sequence[Any]) -> bool:
-    """Whether a density is the same in a second run; one that is not is random, by a generator that is not torch's."""
+    """Return True if a density is the same in a second run; else a generator that is not torch's draws in it."""
     for trace in again:
         if name in trace.nodes:
             site = trace.nodes[name]

@@ -158,7 +158,7 @@ class Batch:
 
     @property
     def plain(self) -> bool:
-        """Whether these are rows alone, and not a view of them for the terms of an objective, or with draws beside."""
+        """True if these are rows alone, and not a view of them for the terms of an objective, or with draws beside."""
         return self._stack is None and self._memo is None and not getattr(self, "_drawn", None)
 
     def __len__(self) -> int:
@@ -518,7 +518,7 @@ def _distribution(name: str, d: Any) -> Any:
 
 
 def _masked(value: Tensor, mask: Tensor) -> tuple[Presence, Tensor]:
-    """What is known of the rows with a value, and the values with a copy of one of them in the others."""
+    """Return the mask of rows with a value, and the values with a copy of one of them in the others."""
     if bool(mask.all()):
         return True, value
     if not bool(mask.any()):

@@ -150,7 +150,7 @@ def is_linear(estimator: ELBO) -> bool:
 
 
 def _symbolic(term: Term, linear: bool) -> Pieces | None:
-    """What a term bounds, whatever the modalities are called; None if it bounds nothing."""
+    """Read off what a term bounds, for modalities without names; None if it bounds nothing."""
     weight = _weight(term, term.decode, linear)
     if weight is None or not _disjoint(term.decode, term.given):
         return None
@@ -164,7 +164,7 @@ def _symbolic(term: Term, linear: bool) -> Pieces | None:
 
 
 def _concrete(term: Term, row: RowNames, linear: bool) -> Pieces | None:
-    """What a term bounds in a row of these modalities; None if it bounds nothing."""
+    """Read off what a term bounds in a row of these modalities; None if it bounds nothing."""
     sums: Sequence[Sequence[str]] = [()]
     if term.over is EACH:
         sums = [(name,) for name in row.names]
@@ -224,7 +224,7 @@ def _settled(weight: Number) -> float | None:
 
 
 def _disjoint(decode: Names, given: Names) -> bool:
-    """Whether what a term decodes is certainly no part of what it is given."""
+    """Return True if what a term decodes is certainly no part of what it is given."""
     if decode == () or given == () or given is PRIOR:
         return True
     if isinstance(decode, Random) and isinstance(given, Random):
@@ -235,7 +235,7 @@ def _disjoint(decode: Names, given: Names) -> bool:
 
 
 def _counts(which: Names, chosen: Sequence[str], row: RowNames) -> bool:
-    """Whether a term that encodes, or is given, this set counts in a row: not where the set is wholly absent."""
+    """Return True if a term that encodes, or is given, this set counts in a row: not if the set is wholly absent."""
     if which is PRIOR or isinstance(which, Random):
         return True
     nominal = members(which, chosen, row.names)

@@ -130,7 +130,7 @@ def calibration(
     vectorize: bool = True,
     audit: bool = True,
 ) -> Calibration:
-    r"""Whether q(z | x_S) could be the posterior p(z | x_S), on rows that the model itself makes.
+    r"""Test if q(z | x_S) could be the posterior p(z | x_S), on rows that the model itself makes.
 
     .. math:: z^* \sim p(z), \quad x_S \sim p(x_S | z^*), \quad z_1, \dots, z_L \sim q(z | x_S), \qquad
               r = \#\{l : t(z_l, x_S) < t(z^*, x_S)\}

@@ -93,7 +93,7 @@ class Cause:
 
 @dataclass(frozen=True)
 class Rows:
-    """How rows of a minibatch are named in a message: by their place in the data, where that is known."""
+    """Names of a minibatch's rows in a message: their places in the data, if these are known."""
 
     index: Tensor | None = None
 

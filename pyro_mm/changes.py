@@ -47,7 +47,7 @@ class Composition:
         self.settings = self._settings()
 
     def changed(self) -> bool:
-        """Whether any of it is another object now, or has other settings."""
+        """Return True if any of it is another object now, or has other settings."""
         objects = self._objects()
         if len(objects) != len(self.objects) or not all(map(operator.is_, objects, self.objects)):
             return True

@@ -50,7 +50,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What :func:`compare` found; printed, a table and remarks.
+    """Result of :func:`compare`; printed, a table and remarks.
 
     Attributes:
         quantity: which log-likelihood this is, in words.

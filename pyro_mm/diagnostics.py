@@ -38,7 +38,7 @@ QUIET = 0.1  # the signal-to-noise ratio below which a gradient is
 
 @dataclass(frozen=True)
 class Check:
-    """What :func:`check` found; printed, a report.
+    """Result of :func:`check`; printed, a report.
 
     Attributes:
         rows: N.
@@ -79,7 +79,7 @@ def check(
     repeats: int = 20,
     seed: int = 0,
 ) -> Check:
-    r"""What to look at after writing a story, a guide or an objective, on some rows.
+    r"""Check a story, a guide and an objective on some rows, and report what is amiss.
 
     * Sites: which latents and modalities model and guide share, which of them lacks one and what comes of it, and who
       reads values of a modality that a row lacks.

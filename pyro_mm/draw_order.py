@@ -104,7 +104,7 @@ def compiled_between_draws(
 
 
 def draws(node: Node) -> bool:
-    """Whether a node draws random numbers."""
+    """Return True if a node draws random numbers."""
     return node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 

@@ -66,7 +66,7 @@ class Evidence:
 
     @property
     def rows_text(self) -> str:
-        """How many rows means are over, in words: "360 rows", or "295 of 360 rows"."""
+        """The number of rows that means are over, in words: "360 rows", or "295 of 360 rows"."""
         counted = int(self.counted.sum())
         return _rows(len(self)) if counted == len(self) else f"{counted} of {_rows(len(self))}"
 

@@ -80,7 +80,7 @@ def explanation(
 
 
 def _places(frames: list[FrameType], programs: Mapping[str, Any], rows: int) -> Iterator[str]:
-    """Where an error was raised, in words."""
+    """Say where an error was raised."""
     module, given = _network(frames)
     if module is not None:
         path = _paths(programs).get(id(module))
@@ -164,7 +164,7 @@ def _with_n(text: str, rows: int) -> str:
 
 
 def _hints(text: str, frames: list[FrameType], programs: Mapping[str, Any]) -> Iterator[str]:
-    """What may mend an error."""
+    """Suggest what may mend an error."""
     module, given = _network(frames)
     encoding = any(frame.f_code.co_name in ("encode", "encoded") for frame in frames)
     if isinstance(module, nn.Linear) and given[0].dim() and given[0].shape[-1] != module.in_features:

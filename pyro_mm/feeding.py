@@ -76,7 +76,7 @@ class Feed:
 
     @property
     def ragged(self) -> bool:
-        """Whether the last minibatch may be a smaller one."""
+        """True if the last minibatch may be a smaller one."""
         return isinstance(self.data, DataLoader) or self.smallest < self.batch_size
 
     @property

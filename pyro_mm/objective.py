@@ -97,7 +97,7 @@ class Objective(ELBO):
 
     @property
     def lower(self) -> bool:
-        """Whether the estimator's mean is known to be no larger than the log-evidence that it estimates."""
+        """True if the estimator's mean is known to be no larger than the log-evidence that it estimates."""
         return is_lower_bound(self.estimator)
 
     @property
@@ -353,7 +353,7 @@ def _decodes(row: Row, like: Tensor) -> Tensor:
 
 
 def stacks_particles(estimator: Any) -> bool:
-    """Whether an estimator draws its particles in one pass, to the left of the rows."""
+    """Return True if an estimator draws its particles in one pass, to the left of the rows."""
     many = getattr(estimator, "num_particles", 1) > 1 or getattr(estimator, "stratified", None) is not None
     return bool(many and getattr(estimator, "vectorize_particles", False))
 

@@ -42,7 +42,7 @@ UNBROADCAST = (
 
 @dataclass(frozen=True)
 class Structure:
-    """What one run on two rows shows of a pair.
+    """Properties of a pair that one run on two rows shows.
 
     ``nesting`` is the number of batch dimensions of its plates; ``latents`` says of each guide site how it can be
     differentiated ("pathwise", "enumerated" or "score"); ``model_only`` maps each latent site that the guide lacks
@@ -67,7 +67,7 @@ class Structure:
 
     @property
     def chained(self) -> bool:
-        """Whether the model uses a modality as a parent of another one."""
+        """True if the model uses a modality as a parent of another one."""
         return bool(self.parents)
 
     @property
@@ -236,7 +236,7 @@ def observed(trace: Any) -> dict[str, dict[str, Any]]:
 
 
 def is_factor(site: Mapping[str, Any]) -> bool:
-    """Whether a site is a ``pyro.factor``: it has a log-probability, and no value."""
+    """Return True if a site is a ``pyro.factor``: it has a log-probability, and no value."""
     return isinstance(site["fn"], dist.Unit)
 
 
@@ -249,7 +249,7 @@ def factors_of(model_trace: Any, batch: Batch) -> frozenset[str]:
 
 
 def _scores(site: Mapping[str, Any]) -> bool:
-    """Whether an observed site has a log-probability, unlike a modality that is missing in every row."""
+    """Return True if an observed site has a log-probability, unlike a modality that is missing in every row."""
     return is_factor(site) or not site["infer"].get("is_auxiliary", False)
 
 

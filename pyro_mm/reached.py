@@ -57,7 +57,7 @@ class Reached:
         return self._loose[0].device if self._loose else None
 
     def fingerprint(self) -> Fingerprint:
-        """What the programs are made of, without keeping it alive."""
+        """Return the composition of the programs, without keeping it alive."""
         return Fingerprint(self)
 
     def _visit(self, path: str, value: Any) -> None:
@@ -165,7 +165,7 @@ class Reached:
 
 
 class Fingerprint:
-    """What programs are made of: modules and functions by identity, and the numbers and strings among what they hold.
+    """Composition of programs: their modules and functions by identity, and the numbers and strings they hold.
 
     Nothing is kept alive by it. Values of parameters do not count, their shapes, types and devices do.
     """

@@ -29,7 +29,7 @@ class TrainingError(ValueError, RuntimeError):
 
 @dataclass
 class Problem:
-    """What a step is one of: an objective of a (model, guide) pair, and the parameters that it moves.
+    """A training problem: an objective of a (model, guide) pair, and the parameters that it moves.
 
     ``leaves`` are the leaves of the loss's autograd graph, by identity; ``scaled`` says that the data plate scales a
     subsample up to the whole, and ``local`` that every site lies in that plate. ``discrete`` names the latent sites

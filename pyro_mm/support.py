@@ -22,7 +22,7 @@ INTEGER_INTERVAL = type(constraints.integer_interval(0, 1))
 
 @dataclass(frozen=True)
 class Support:
-    """What values a distribution scores.
+    """Values that a distribution scores.
 
     Attributes:
         family: the distribution's name.
@@ -137,7 +137,7 @@ def outside(name: str, values: Tensor, present: Tensor | bool, support: Support)
 
 
 def has_grey(values: Tensor, present: Tensor | bool) -> bool:
-    """Whether some present values lie between 0 and 1, both excluded."""
+    """Return True if some present values lie between 0 and 1, both excluded."""
     if present is False or not values.is_floating_point():
         return False
     return _remember(values, ("grey",), lambda: any(bool(((x > 0) & (x < 1)).any()) for x in _chunks(values)))

@@ -189,7 +189,7 @@ class Term:
 
     @property
     def of_joint(self) -> bool:
-        """Whether it is of the model's log joint: given the prior, and no penalty."""
+        """True if it is of the model's log joint: given the prior, and no penalty."""
         return self.given is PRIOR and self.decode != ()
 
     @property

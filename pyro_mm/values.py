@@ -14,7 +14,7 @@ FAMILIES = {"torch", "pyro", "pyro_mm", "zuko"}  # packages whose densities take
 
 
 class Output(NamedTuple):
-    """What a network has put out, in the place of its input: a conditional that is called with it runs no network."""
+    """Output of a network in the place of its input: a conditional that is called with it runs no network."""
 
     value: Tensor
 
