@@ -74,7 +74,7 @@ class Sampler:
                 strata = max(strata, math.ceil(1 / proposal.prior_share))
             strata = max(1, min(strata, num_particles // REPLICATES))  # as the error needs many groups
         self.widths = {
-            n: _inner(s["fn"], pair) * (s["fn"].event_shape.numel() + (n in mixed)) for n, s in sites.items()
+            n: _inner(s["fn"], pair) * (math.prod(s["fn"].event_shape) + (n in mixed)) for n, s in sites.items()
         }
         repeat, dimensions = 1, sum(self.widths.values())
         self.noise: Antithetic | QuasiRandom | None = None

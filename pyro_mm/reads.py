@@ -58,11 +58,13 @@ class Reads:
         self._modules: list[tuple[weakref.ref[nn.Module], Any]] = []
         self._tensors: list[tuple[weakref.ref[Tensor], bool]] = []
 
-    def keep(self, modules: list[nn.Module], tensors: list[Tensor]) -> None:
-        """Take note of the modules, of all within them, and of the tensors."""
+    def keep(self, modules: list[nn.Module], watch: _LeafTensors) -> None:
+        """Take note of the modules, of all within them, and of the tensors that outlive the run."""
         every = {id(m): m for root in modules for m in root.modules()}
         self._modules = [(weakref.ref(m), _state(m)) for m in every.values()]
-        self._tensors = [(weakref.ref(x), x.requires_grad) for x in tensors]
+        used = [(weakref.ref(x), x.requires_grad) for x in watch.used.values()]
+        watch.forget()  # the last holder of what the run made in ways that torch does not tell of: torch.Tensor(..)
+        self._tensors = [(ref, requires_grad) for ref, requires_grad in used if ref() is not None]
 
     def unchanged(self) -> bool:
         """Return whether all of it still lives, in the same state."""
@@ -92,7 +94,7 @@ def reading(programs: list[Any], ignored: list[Tensor]) -> Iterator[Reads]:
             yield reads
     finally:
         hook.remove()
-    reads.keep(list(called.values()), list(watch.used.values()))
+    reads.keep(list(called.values()), watch)
 
 
 class _LeafTensors(TorchFunctionMode):
@@ -102,6 +104,11 @@ class _LeafTensors(TorchFunctionMode):
         super().__init__()
         self.used: dict[int, Tensor] = {}
         self.made = {id(x): x for x in ignored}  # the tensors too, lest another one gets the identity
+
+    def forget(self) -> None:
+        """Let go of all tensors."""
+        self.used.clear()
+        self.made.clear()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

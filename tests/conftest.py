@@ -1,8 +1,23 @@
 """Fixtures shared by the tests: exactness is claimed in float64, and Pyro's store starts empty."""
 
+import signal
+
 import pyro
 import pytest
 import torch
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("cuda") is not None and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+
+
+@pytest.fixture
+def interruptible():
+    """An interruption raises KeyboardInterrupt, also where tests run in the background and signals are ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

@@ -213,6 +213,7 @@ def interrupting(monkeypatch, at):
 SLOW = ["--epochs", "4", "--rows", "40", "--evidence-particles", "50", "--latent", 4]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_run_keeps_its_weights_and_goes_on(tmp_path, monkeypatch, no_pictures):
     """The table is that of a run without a stop, to the last digit."""
     straight = run("train", "digits", *SLOW, "--out", tmp_path / "straight")
@@ -243,6 +244,7 @@ def test_an_interrupted_run_keeps_its_weights_and_goes_on(tmp_path, monkeypatch,
     assert len((out / "history.csv").read_text().splitlines()) == 5
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interruption_in_the_first_epoch_leaves_nothing(tmp_path, monkeypatch):
     interrupting(monkeypatch, 0)
     result = run("train", "digits", *SLOW, "--out", tmp_path / "out")
@@ -250,6 +252,7 @@ def test_an_interruption_in_the_first_epoch_leaves_nothing(tmp_path, monkeypatch
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("what", ["compare", "evaluate"])
 def test_an_interruption_of_what_writes_nothing(trained, monkeypatch, what):
     monkeypatch.setattr(cli, "_load", lambda *_: signal.raise_signal(signal.SIGINT))

@@ -280,11 +280,8 @@ def take_steps(count, step, objective, model, guide, batch, optimizer):
             step(batch)
 
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-
-
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "adagrad"])
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def test_a_step_trains_as_the_programs_do(optimizer, device):
     """Without latents nothing is random. Of an optimiser inside of a captured graph, or after it."""
     make = {
@@ -309,7 +306,7 @@ def test_a_step_trains_as_the_programs_do(optimizer, device):
     assert ends[0].abs().min() > 1e-3
 
 
-@needs_gpu
+@pytest.mark.cuda
 def test_a_captured_step_draws_anew_and_can_be_seeded():
     model, guide = (module.cuda() for module in pair("shared", "product"))
     batch = complete(32).to("cuda")
@@ -323,7 +320,7 @@ def test_a_captured_step_draws_anew_and_can_be_seeded():
     assert losses[0] == losses[1] and len(set(losses[0])) == 3
 
 
-@needs_gpu
+@pytest.mark.cuda
 def test_fit_on_a_gpu_compiled_is_fit():
     ends = []
     for compiled in (False, True):

@@ -11,7 +11,7 @@ from torch import nn
 
 import pyro_mm as mm
 
-pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+pytestmark = pytest.mark.cuda
 tables, E = mm.objectives, mm.estimators
 
 

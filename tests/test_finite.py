@@ -139,7 +139,7 @@ def test_looking_waits_for_the_device_once_in_many_steps():
     assert counts[1] - counts[0] == 400 // finite.EVERY
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("poisoned", [1, 2, 13, 70])
 def test_parameters_are_those_before_the_step_on_a_gpu(compile, poisoned):

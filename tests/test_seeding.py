@@ -53,7 +53,7 @@ def test_rows_on_the_cpu_do_not_reseed_a_gpu(monkeypatch):
     assert seeds == []
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
 def test_each_device_has_its_seed_and_gets_its_state_back():
     state = torch.cuda.get_rng_state()
     with seeded(1, CPU):

@@ -111,6 +111,26 @@ def test_a_mode_that_decides_what_is_sampled(double):
     assert structure(story, guide, batch).strata.components == 2
 
 
+def test_tensors_that_a_run_makes_do_not_count_as_used(double):
+    """Not those either that torch's functions know nothing of, as of ``torch.Tensor``."""
+    runs = 0
+
+    def story(batch):
+        nonlocal runs
+        runs += 1
+        with batch.plate():
+            z = pyro.sample("z", dist.Normal(torch.Tensor([0.0]), torch.DoubleTensor([1.0])).to_event(1))
+            batch.observe("x", lambda z: dist.Normal(z, 1.0).to_event(1), z)
+
+    def guide(batch):
+        with batch.plate():
+            pyro.sample("z", dist.Normal(torch.zeros(len(batch), 1), 1.0).to_event(1))
+
+    for rows in (4, 6):
+        structure(story, guide, mm.Batch({"x": torch.randn(rows, 1)}))
+    assert runs == 1
+
+
 def test_it_is_found_once(double):
     """By a run on two rows, which a second batch of the same form does not ask for."""
     model, guide = pair()

@@ -167,4 +167,4 @@ class _OfScale(dist.Independent):
         each = apart(loc.expand(shape).to(dtype), value.expand(shape).to(dtype), reduction="none")
         total = each.flatten(each.dim() - self.reinterpreted_batch_ndims).sum(-1)
         weight, unit = (0.5 / number**2, number * math.sqrt(2 * math.pi)) if normal else (1 / number, 2 * number)
-        return -weight * total - self.event_shape.numel() * math.log(unit)
+        return -weight * total - math.prod(self.event_shape) * math.log(unit)
