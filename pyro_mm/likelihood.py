@@ -298,7 +298,7 @@ def _part(pair: Pair, info: Structure, sampler: Sampler, particles: slice, rows:
     size, k = pair.views.decode.size, pair.num_particles
 
     views = replace(pair.views, decode=pair.views.decode.excerpt(rows))
-    part = Pair(pair._model, pair._guide, views, len(range(*particles.indices(k))), plated=k > 1)
+    part = Pair(pair._model, pair._guide, views, len(range(*particles.indices(k))), plated=pair.plated)
 
     def cut(x: Tensor, event_dim: int = 0) -> Tensor:
         for dim, full, kept in ((-1, size, rows), (pair.particle_dim, k, particles)):

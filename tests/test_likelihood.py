@@ -174,6 +174,18 @@ def test_many_blocks_are_one_estimate(trained, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("name", POSTERIORS)
+def test_a_last_block_of_one_particle_is_cut_like_the_others(name, trained, monkeypatch):
+    """25 particles in blocks of 8, and rows in parts of 7: the numbers are those of rows decoded at once."""
+    model, guides = trained
+    batch = every_pattern(model, rows=2)
+    monkeypatch.setattr(mm.likelihood, "BLOCK", 8 * batch.size)
+    whole, cut = (
+        mm.log_marginal(model, guides[name], batch, num_particles=25, seed=0, chunk=chunk) for chunk in (None, 7)
+    )
+    torch.testing.assert_close(cut.log_prob, whole.log_prob, rtol=1e-10, atol=1e-10)
+
+
 def test_statistics_are_those_of_the_weights(trained):
     model, guides = trained
     batch = model.sample(3)
