@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter
@@ -20,7 +21,7 @@ class PairCache:
     """Results per (model, guide) pair and key, each kept while both live and nothing that its run used has changed.
 
     Changes that are seen: a parameter or other leaf tensor frozen, freed or replaced; a module replaced, or put into
-    another mode; a flag or word among a module's attributes.
+    another mode; a flag or word among a module's attributes; a dropout's rate that is no longer, or not yet, 0.
     """
 
     def __init__(self) -> None:
@@ -131,6 +132,7 @@ def _state(module: nn.Module) -> tuple[Any, ...]:
     parameters = [p for p in module._parameters.values() if p is not None]
     return (
         [x for x in attributes.values() if type(x) in (bool, str)],
+        isinstance(module, _DropoutNd) and module.p > 0,  # at a rate of 0 no numbers are drawn
         [id(child) for child in module._modules.values()],
         [(id(p), p.requires_grad) for p in parameters],
     )

@@ -151,6 +151,21 @@ def test_in_evaluation_mode_dropout_hinders_nothing(double):
         estimator.differentiable_loss(model, guide, batch)
 
 
+def test_a_dropout_that_begins_later_is_noticed(double):
+    """Its rate of 0 draws no numbers, and the structure found then is not that of a step at another rate."""
+    model, guide = pair("dropout in a decoder")
+    batch = rows("dropout in a decoder", 12)
+    dropout = next(m for m in model.modules() if isinstance(m, nn.Dropout))
+    rate, dropout.p = dropout.p, 0.0
+    estimator = E.IWAE(3, resample=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        estimator.differentiable_loss(model, guide, batch)
+    dropout.p = rate
+    with pytest.warns(UserWarning, match="networks draw random numbers"):
+        estimator.differentiable_loss(model, guide, batch)
+
+
 def test_a_penalty_s_value_is_that_of_all_particles(double):
     """In rows in which a term decodes nothing its KL, which is by samples here, is the plain estimator's."""
     model = mm.models.SharedLatent(
