@@ -180,8 +180,9 @@ class Quadrature:
             shift = model.effect * label if self.feature == "parent of the prior" else torch.zeros(1, 1)
             return torch.ones(1), (model.prior_loc + shift)[None, None, None], model.prior_log_scale.exp()[None]
         names = tuple(n for n in names if n in ("a", "b"))
-        if not names:
-            return torch.ones(1), torch.zeros(1, 1, 1, 1, 1), torch.ones(1)
+        if not names:  # of a mixture all components count, alike, and so they are strata
+            count = 2 if self.posterior == "mixture" else 1
+            return torch.full((count,), 1 / count), torch.zeros(count, 1, 1, 1, 1), torch.ones(count)
         locs, scales = (torch.stack(x) for x in zip(*(self.encoded(n, row, state) for n in names), strict=True))
         if self.posterior == "mixture":
             return torch.full((len(names),), 1 / len(names)), locs[:, None, None, None, None], scales
