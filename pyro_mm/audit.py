@@ -26,6 +26,7 @@ FEW = 32  # rows on which `check` exchanges values to see who reads them
 MOST = 64  # kinds of batches remembered for one pair
 ROUNDING = 1e-3, 1e-5  # of a log-density in float32: absolute, and relative
 ROUGH = 2e-2, 1e-3  # in half precision, and on accelerators, whose products may have ten bits
+VALUES = "found invalid values"  # what torch says of a parameter or a value, and not of a shape
 OFF = "Pass audit=False to go on all the same."
 
 
@@ -172,7 +173,7 @@ class Sites:
                 continue  # a modality that the batch does not hold is one that is missing in every row
             close = difflib.get_close_matches(name, passed[who], 1)
             meant = repr(close[0]) if close else " or ".join(map(repr, passed[who]))
-            what = ("story", "decoder") if who == "model" else ("guide", "expert or encoder")
+            what = ("story", "a decoder") if who == "model" else ("guide", "an expert or encoder")
             yield (
                 f"{name}: the {what[0]} has {what[1]} for it, which the batch, with "
                 f"{', '.join(map(repr, batch.names))}, does not know; and it passes over "
@@ -261,7 +262,7 @@ def audit(
 
 def audit_training(
     model: Callable[[Batch], Any], guide: Callable[[Batch], Any], objective: Any, train: Batch, validation: Any = None
-) -> None:
+) -> Explained | None:
     """Audit a pair for training by an objective, with the rows that it is trained and validated on.
 
     Args:
@@ -269,6 +270,10 @@ def audit_training(
         objective: one with a ``layout``, or a ``pyro.infer.ELBO``.
         train: all rows, or a few where the others are not at hand.
         validation: other rows, or None.
+
+    Returns:
+        The error of a pair that cannot be run on a few of the training rows, to be raised after :func:`probe`, which
+        runs it too and may know more of the reason; None of a pair that can.
 
     Raises:
         ValueError, TypeError: as of :func:`audit`.
@@ -281,10 +286,12 @@ def audit_training(
             hides = False
         try:
             audit(model, guide, rows, stacked=stacked, hides=hides)
-        except Explained:
+        except Explained as error:
             if rows is not train:
                 raise
-            return  # its own first run follows, which knows more of why these rows cannot be run
+            # networks in evaluation mode may give a scale that is not positive, say, and none in training mode
+            return None if VALUES in str(error) else error
+    return None
 
 
 def _joined(texts: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from inspect import CO_VARARGS as VARIADIC
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .batch import Batch
@@ -88,8 +89,8 @@ def _places(frames: list[FrameType], programs: Mapping[str, Any], rows: int) -> 
         kind = type(module).__name__
         yield f"in {f'{path} ({kind})' if path else kind}" + (f", given {shapes}" if shapes else "")
     site, modality = _site(frames), _modality(frames)
-    if site is not None and site != "data":
-        yield f"at site {site!r}"
+    if site is not None:
+        yield "at the plate 'data'" if site == "data" else f"at site {site!r}"
     if modality is not None and modality != site:
         yield f"for modality {modality!r}"
 
@@ -171,10 +172,15 @@ def _hints(text: str, frames: list[FrameType], programs: Mapping[str, Any]) -> I
         gets = given[0].shape[-1]
         fits = f"nn.Linear({gets}, {module.out_features}), or nn.Flatten before it?"
         yield f"It takes {module.in_features} features and gets {gets}: {fits}"
-    elif module is not None and given[0].is_floating_point():
+    elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        yield from _index_hints(module, given[0])
+    elif "expected an event of 1 entries" in text and given and given[0].dim() == 1:
+        yield "Give one number per row as (N, 1), values[:, None]"
+    elif module is not None and "dtype" in text and not given[0].is_complex():
         weights = next((p.dtype for p in module.parameters()), given[0].dtype)
         if weights != given[0].dtype:
-            mend = ".float() the data, or .double() the networks"
+            double = given[0].dtype == torch.float64
+            mend = ".float() the data, or .double() the networks" if double else f"give it x.to({weights})"
             yield f"Its weights are {weights}, and its input is {given[0].dtype}: {mend}"
     if "expected an output of shape" in text or "expected D (D + 3)" in text:
         yield "A family of two parameters takes two outputs for each entry: an encoder of 8 latents puts out 16"
@@ -183,5 +189,21 @@ def _hints(text: str, frames: list[FrameType], programs: Mapping[str, Any]) -> I
             "an encoder of 8 latents puts out 16" if encoding else "a decoder takes as many entries as the latent has"
         )
         yield f"Sizes {match[1]} and {match[2]} meet: is .to_event(1) missing, or has a network other outputs ({what})?"
+    if "Multiple sample sites named 'data'" in text:
+        yield "Enter the plate once, with all that is of a row in the one block: with batch.plate(): .."
     if any(part in text for part in TO_EVENT):
         yield "A distribution over the entries of a row needs .to_event(1), or as many as the row has dimensions"
+
+
+def _index_hints(module: Any, indices: Tensor) -> Iterator[str]:
+    """Tell what an embedding takes, and what it gets."""
+    if indices.dtype not in (torch.int32, torch.int64):
+        whole = "x.argmax(-1) of one-hot rows x" if indices.dim() > 1 else "x.long()"
+        yield f"An embedding takes indices as torch.int64, and gets {indices.dtype}: give it {whole}"
+    elif indices.numel():
+        low, high, most = int(indices.min()), int(indices.max()), module.num_embeddings
+        if low < 0 or high >= most:
+            yield (
+                f"An embedding of {most} takes indices from 0 to {most - 1}, and gets {low} to {high}: count classes "
+                "from 0; a missing label, such as -1, is to be said by present="
+            )

@@ -30,14 +30,22 @@ def probe(
     guide: Callable[[Batch], Any],
     batch: Batch,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    unrunnable: Explained | None = None,
 ) -> Problem:
     """Find the :class:`~pyro_mm.stepping.Problem` by one run on a few rows.
+
+    Args:
+        objective, model, guide: the training.
+        batch: a few rows.
+        autocast: makes the context of a loss.
+        unrunnable: the error of a run on more rows, raised where this one ends otherwise than in words: two rows fit
+            where the rows of a plate and the entries of a latent are mixed up, and there are two of these.
 
     Raises:
         ValueError, TypeError: an error of the run, with the site and the network where it arose, and what may mend it.
     """
     try:
-        return problem_of(objective, model, guide, batch, autocast)
+        problem = problem_of(objective, model, guide, batch, autocast)
     except TrainingError:
         raise
     except ERRORS as error:
@@ -45,8 +53,13 @@ def probe(
             raise NotFinite(". ".join(["the first rows cannot be run", *cause.where, cause.advice])) from error
         new = explanation(error, {"model": model, "guide": guide}, batch.size, ProbeError)
         if new is error:
+            if unrunnable is not None:
+                raise unrunnable from error
             raise
         raise new from error
+    if unrunnable is not None:
+        raise unrunnable
+    return problem
 
 
 @contextmanager

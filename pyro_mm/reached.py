@@ -94,9 +94,12 @@ class Reached:
             if len(value) <= MOST:
                 self._visit_all(path, value)
         elif isinstance(value, type):
+            self._scalars.append((path, *_named(value)))
             if not _of_library(value) and _root(value) != "pyro_mm":
                 self._visit_attributes(path, vars(value))
-        elif not isinstance(value, ModuleType) and not _of_library(type(value)):
+        elif _of_library(type(value)):
+            self._scalars.append((path, *_named(type(value)), *_shapes(value)))
+        elif not isinstance(value, ModuleType):
             self._visit_attributes(path, getattr(value, "__dict__", {}))
             self._visit_calls(path, type(value))
 
@@ -123,14 +126,14 @@ class Reached:
                 self._visit(f"{path}.{name}", value)
 
     def _visit_calls(self, path: str, kind: type) -> None:
-        """Visit what the methods of a user's class refer to."""
+        """Visit what a user's class has for all of its objects, and what its methods refer to."""
         if _root(kind) == "pyro_mm":
             return
         for owner in kind.__mro__:
             if not _of_library(owner) and _root(owner) != "pyro_mm":
-                for name, method in vars(owner).items():
-                    if isinstance(method, FunctionType):
-                        self._visit(f"{path}.{name}", method)
+                for name, value in vars(owner).items():
+                    if isinstance(value, FunctionType) or not name.startswith("_"):
+                        self._visit(f"{path}.{name}", _of_descriptor(value))
 
     def _visit_function(self, path: str, function: Any) -> None:
         function = getattr(function, "__wrapped__", function)
@@ -231,6 +234,25 @@ def _names(code: CodeType) -> tuple[str, ...]:
     """The names that code refers to, those of functions defined in it too."""
     inner = [name for const in code.co_consts if isinstance(const, CodeType) for name in _names(const)]
     return tuple(dict.fromkeys([*code.co_names, *inner]))
+
+
+def _of_descriptor(value: Any) -> Any:
+    """Return the function of a static or class method or of a property; any other value as it is."""
+    if isinstance(value, property):
+        return value.fget
+    return value.__func__ if isinstance(value, staticmethod | classmethod) else value
+
+
+def _named(kind: type) -> tuple[str, str]:
+    """Return the name of a type, which a fingerprint can keep without keeping the type alive."""
+    return kind.__module__, kind.__qualname__
+
+
+def _shapes(value: Any) -> tuple[torch.Size, ...]:
+    """Return the shapes of a distribution; nothing of any other object."""
+    if isinstance(value, torch.distributions.Distribution):
+        return value.batch_shape, value.event_shape
+    return ()
 
 
 def _root(thing: Any) -> str:

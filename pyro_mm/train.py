@@ -208,11 +208,12 @@ def fit(
         check_validation(validation, head.names)
         validation = None if validation is None else validation.to(placement.device)
         first = change(head)
+        unrunnable = None
         if check_flag("audit", audit):
             whole = train if isinstance(train, Batch) and transform is None else first
             with nan_parameters_named(model, guide):
-                audit_training(model, guide, objective, whole, validation)
-        problem = probe(objective, model, guide, first, placement.autocast)
+                unrunnable = audit_training(model, guide, objective, whole, validation)
+        problem = probe(objective, model, guide, first, placement.autocast, unrunnable)
         with settings_kept():  # a process's first optimiser imports torch's compiler
             optimiser = check_optimizer((_adam if optimizer is None else optimizer)(problem.parameters))
         names = parameter_names(problem)

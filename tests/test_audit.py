@@ -1,6 +1,10 @@
 """The audit at the door: ordinary mistakes that would give a number are refused in words, and nothing else is."""
 
+import functools
+import gc
+import re
 import warnings
+import weakref
 
 import pyro
 import pyro.distributions as dist
@@ -547,9 +551,48 @@ def test_a_kind_of_batch_is_audited_once_and_again_after_a_change(monkeypatch):
     assert times(lambda: mm.log_weights(model, guide, batch, audit=False)) == 0
 
 
+class Story:
+    family = dist.Normal
+
+    def __init__(self):
+        self.net = nn.Linear(2, 3)
+
+    def __call__(self, batch):
+        with batch.plate():
+            z = pyro.sample("z", self.prior)
+            batch.observe("x", lambda z: type(self).family(self.net(z), 1.0).to_event(1), z)
+
+
+class OfClass(Story):
+    prior = prior()
+
+
+def test_a_family_or_a_prior_that_is_exchanged_is_noticed(monkeypatch):
+    batch = mm.Batch({"x": -torch.rand(6, 3)})
+    model, guide = OfClass(), guide_of(x=nn.Linear(3, 4))
+    mm.log_weights(model, guide, batch)
+    monkeypatch.setattr(OfClass, "family", dist.LogNormal)
+    with pytest.raises(ValueError, match="x: LogNormal scores numbers above 0, and 6 of 6 rows"):
+        mm.log_weights(model, guide, batch)
+    monkeypatch.undo()
+    mm.log_weights(model, guide, batch)
+    model.prior = dist.Normal(torch.zeros(LATENT), 1.0)
+    with pytest.raises(ValueError, match=r"at site 'z'.*to_event"):
+        mm.log_weights(model, guide, batch)
+
+
+def test_functions_that_are_made_anew_are_not_kept_alive_by_the_audit():
+    guide, batch, alive = guide_of(x=nn.Linear(3, 4)), mm.Batch({"x": torch.randn(6, 3)}), []
+    for _ in range(3):
+        story = OfClass()
+        mm.log_weights(functools.partial(lambda story, batch: story(batch), story), guide, batch)
+        alive.append(weakref.ref(story.net))
+    del story
+    gc.collect()
+    assert [ref() for ref in alive] == [None] * 3
+
+
 def test_pairs_are_not_kept_alive_by_the_audit():
-    import gc
-    import weakref
 
     model, guide = pair({"x": mm.conditionals.Normal(nn.Linear(2, 6))}, {"x": nn.Linear(3, 4)})
     batch = mm.Batch({"x": torch.randn(6, 3)})
@@ -623,6 +666,19 @@ def _without_to_event(batch):
         batch.observe("x", lambda z: dist.Normal(z.sum(-1, keepdim=True) * torch.ones(3), 1.0), z)
 
 
+def _in_two_blocks(batch):
+    for name in ("z", "more"):
+        with batch.plate():
+            pyro.sample(name, dist.Normal(torch.zeros(len(batch)), 1.0))
+
+
+def _entries_as_rows(batch):
+    """Two entries of a latent, and two rows of the first run of ``fit``."""
+    with batch.plate():
+        z = pyro.sample("z", dist.Normal(torch.zeros(LATENT), 1.0))
+        batch.observe("x", lambda z: dist.Normal(z.sum(-1, keepdim=True), 1.0).expand([len(batch), 3]).to_event(1), z)
+
+
 def _of_another(batch):
     with batch.plate():
         z = pyro.sample("z", prior())
@@ -638,7 +694,69 @@ def test_errors_of_the_first_run_say_where_they_are_from(case, audit, door):
         DOORS[door](model, guide, mm.Batch({"x": values}), audit=audit)
     text = str(caught.value)
     for word in words:
-        assert __import__("re").search(word, text), (word, text)
+        assert re.search(word, text), (word, text)
+
+
+def _by_function(encoder, decoder):
+    """A pair of functions, whose networks are given the values as they are."""
+
+    def guide(batch):
+        with batch.plate():
+            loc, scale = encoder(batch["x"]).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, scale.exp()).to_event(1))
+
+    return mm.models.SharedLatent(prior(), {"x": decoder}), guide
+
+
+def plain():
+    real, classes = mm.conditionals.Normal(nn.Linear(2, 6)), mm.conditionals.Categorical(nn.Linear(2, 3))
+    x, labels, table = torch.randn(6, 3), torch.arange(6), nn.Embedding(3, 4)
+    return {
+        "labels from 1": (_by_function(table, classes), labels % 3 + 1, ["0 to 2, and gets 1 to 3"]),
+        "-1 for a missing label": (_by_function(table, classes), labels % 4 - 1, ["gets -1 to", "present="]),
+        "short labels": (_by_function(table, classes), (labels % 3).char(), [r"int8: give it x\.long"]),
+        "one-hot labels": (_by_function(nn.Embedding(6, 4), classes), torch.eye(6), ["float32: give it x.argmax"]),
+        "integers": (_by_function(nn.Linear(3, 4), real), (9 * x).long(), [r"int64: give it x\.to\(torch\.float32\)"]),
+        "one number to a network of one entry": (
+            pair({"x": mm.conditionals.Normal(nn.Linear(2, 2), ())}, {"x": mm.nn.MLP(1, 4)}),
+            x[:, 0].double(),
+            [r"\. Give one number per row as \(N, 1\), values\[:, None\]$"],
+        ),
+        "two blocks of rows": ((story, _in_two_blocks), x[:, 0], ["plate 'data'", "Enter the plate once"]),
+        "as many latents as rows of a first run": ((_entries_as_rows, guide_of(x=nn.Linear(3, 4))), x, ["to_event"]),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("case", plain())
+@pytest.mark.parametrize("door", ["fit", "log_weights"])
+def test_what_mends_an_ordinary_mistake_is_told(case, door):
+    (model, guide), values, words = plain()[case]
+    with pytest.raises((ValueError, TypeError)) as caught:
+        DOORS[door](model, guide, mm.Batch({"x": values}))
+    for word in words:
+        assert re.search(word, str(caught.value)), (word, str(caught.value))
+
+
+def test_a_pair_that_runs_in_training_mode_alone_is_trained():
+    """A scale behind batch normalisation may underflow in evaluation mode before the training has begun."""
+
+    class Narrow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            return dist.Normal(x[:, :2] / 255, (-self.norm(x)[:, :2]).exp()).to_event(1)
+
+    encoder = Narrow()
+
+    def guide(batch):
+        with batch.plate():
+            pyro.sample("z", encoder(batch["x"]))
+
+    model = mm.models.SharedLatent(prior(), {"x": mm.conditionals.Normal(nn.Linear(2, 6), (3,))})
+    batch = mm.Batch({"x": torch.tensor([0.0, 1.0] + 6 * [200.0])[:, None] + torch.rand(8, 3)})
+    assert len(fitted(model, guide, batch)) == 1
 
 
 def test_warnings_are_no_errors_and_stay_warnings(numbers):
