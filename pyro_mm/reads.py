@@ -56,13 +56,13 @@ class Reads:
     """The modules and leaf tensors that a run used, with the state in which it found them."""
 
     def __init__(self) -> None:
-        self._modules: list[tuple[weakref.ref[nn.Module], Any]] = []
+        self._modules: list[tuple[weakref.ref[nn.Module], _State]] = []
         self._tensors: list[tuple[weakref.ref[Tensor], bool]] = []
 
     def keep(self, modules: list[nn.Module], watch: _LeafTensors) -> None:
         """Take note of the modules, of all within them, and of the tensors that outlive the run."""
         every = {id(m): m for root in modules for m in root.modules()}
-        self._modules = [(weakref.ref(m), _state(m)) for m in every.values()]
+        self._modules = [(weakref.ref(m), _State(m)) for m in every.values()]
         used = [(weakref.ref(x), x.requires_grad) for x in watch.used.values()]
         watch.forget()  # the last holder of what the run made in ways that torch does not tell of: torch.Tensor(..)
         self._tensors = [(ref, requires_grad) for ref, requires_grad in used if ref() is not None]
@@ -71,7 +71,7 @@ class Reads:
         """Return whether all of it still lives, in the same state."""
         for ref, state in self._modules:
             module = ref()
-            if module is None or _state(module) != state:
+            if module is None or not state.holds(module):
                 return False
         for tensor_ref, requires_grad in self._tensors:
             tensor = tensor_ref()
@@ -123,16 +123,34 @@ class _LeafTensors(TorchFunctionMode):
         return result
 
 
-def _state(module: nn.Module) -> tuple[Any, ...]:
-    """Return a module's mode, flags and words, the identities of its children and parameters, and which are trained.
+class _State:
+    """A module's mode, flags and words, the identities of its children and parameters, and which of these are trained.
 
     Identities serve, since what they are of is referred to weakly besides: none is used again unnoticed.
     """
-    attributes = module.__dict__
-    parameters = [p for p in module._parameters.values() if p is not None]
-    return (
-        [x for x in attributes.values() if type(x) in (bool, str)],
-        isinstance(module, _DropoutNd) and module.p > 0,  # at a rate of 0 no numbers are drawn
-        [id(child) for child in module._modules.values()],
-        [(id(p), p.requires_grad) for p in parameters],
-    )
+
+    __slots__ = ("children", "draws", "flags", "parameters")
+
+    def __init__(self, module: nn.Module) -> None:
+        self.flags = [(name, x) for name, x in module.__dict__.items() if type(x) in (bool, str)]
+        self.draws = _draws(module)
+        self.children = [id(child) for child in module._modules.values()]
+        self.parameters = [(id(p), p.requires_grad) for p in module._parameters.values() if p is not None]
+
+    def holds(self, module: nn.Module) -> bool:
+        """Return whether the module is still in this state; it is asked at every step, and so compares no more."""
+        attributes = module.__dict__
+        for name, x in self.flags:
+            if attributes.get(name) != x:
+                return False
+        if self.draws != _draws(module) or self.children != [id(child) for child in attributes["_modules"].values()]:
+            return False
+        parameters = attributes["_parameters"]
+        return not (parameters or self.parameters) or self.parameters == [
+            (id(p), p.requires_grad) for p in parameters.values() if p is not None
+        ]
+
+
+def _draws(module: nn.Module) -> bool:
+    """Return whether a module is a dropout that draws numbers, which at a rate of 0 it does not."""
+    return isinstance(module, _DropoutNd) and module.p > 0
