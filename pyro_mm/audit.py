@@ -246,7 +246,7 @@ def audit(
     reached = Reached(programs)
     known = _known_of(model, guide, batch, seen, reached, hides)
     wrong = list(known.sites.refusals(batch, targets, givens, hides, draws))
-    wrong = wrong or _unsupported(batch, known.sites)
+    wrong = wrong or _unsupported(batch, known.sites.supports)
     if wrong:
         raise ValueError(_joined(wrong))
     if stacked and model is not None and guide is not None:
@@ -260,9 +260,30 @@ def audit(
     return known.sites
 
 
+@dataclass
+class TrainingAudit:
+    """What an audit before training leaves to be done.
+
+    Attributes:
+        unrunnable: the error of a pair that cannot be run on a few of the training rows, to be raised after the first
+            run of the training, which may know more of the reason; None of a pair that can.
+        supports: observed modality -> what its distribution scores.
+    """
+
+    unrunnable: Explained | None = None
+    supports: dict[str, Support] = field(default_factory=dict)
+
+    def check(self, batch: Batch) -> None:
+        """Raise a ValueError if a minibatch, which was not at hand before, has values that are not scored."""
+        # of a density of all real numbers, infinite ones are left to the watch over the loss
+        bounded = {name: support for name, support in self.supports.items() if support != Support(support.family)}
+        if wrong := _unsupported(batch, bounded):
+            raise ValueError(_joined(wrong))
+
+
 def audit_training(
     model: Callable[[Batch], Any], guide: Callable[[Batch], Any], objective: Any, train: Batch, validation: Any = None
-) -> Explained | None:
+) -> TrainingAudit:
     """Audit a pair for training by an objective, with the rows that it is trained and validated on.
 
     Args:
@@ -272,12 +293,12 @@ def audit_training(
         validation: other rows, or None.
 
     Returns:
-        The error of a pair that cannot be run on a few of the training rows, to be raised after :func:`probe`, which
-        runs it too and may know more of the reason; None of a pair that can.
+        What is left to be done while the pair is trained.
 
     Raises:
         ValueError, TypeError: as of :func:`audit`.
     """
+    found = TrainingAudit()
     for rows in (train, validation) if validation is not None else (train,):
         if hasattr(objective, "layout"):
             stacked, hides = objective.layout(rows)
@@ -285,13 +306,16 @@ def audit_training(
             stacked = getattr(objective, "num_particles", 1) > 1 and getattr(objective, "vectorize_particles", False)
             hides = False
         try:
-            audit(model, guide, rows, stacked=stacked, hides=hides)
+            sites = audit(model, guide, rows, stacked=stacked, hides=hides)
         except Explained as error:
             if rows is not train:
                 raise
             # networks in evaluation mode may give a scale that is not positive, say, and none in training mode
-            return None if VALUES in str(error) else error
-    return None
+            found.unrunnable = None if VALUES in str(error) else error
+            break
+        if rows is train:
+            found.supports = sites.supports
+    return found
 
 
 def _joined(texts: Sequence[str]) -> str:
@@ -581,11 +605,11 @@ def _mend_event(value: tuple[Any, ...], event: tuple[int, ...], support: Support
     return "Give the decoder the event_shape of one value, and its network as many outputs."
 
 
-def _unsupported(batch: Batch, sites: Sites) -> list[str]:
+def _unsupported(batch: Batch, supports: dict[str, Support]) -> list[str]:
     """Modalities with values that their distributions do not score, in words."""
     found = []
-    for name, support in sites.supports.items():
-        if batch.holds(name) and (text := outside(name, batch[name], batch.presence(name), support)):
+    for name, support in supports.items():
+        if name in batch and batch.holds(name) and (text := outside(name, batch[name], batch.presence(name), support)):
             found.append(text)
     return found
 
@@ -671,7 +695,7 @@ def look(
     of_guide = _run(guide, heard["guide"].listening(batch), seed)
     of_model = _run(model, heard["model"].listening(batch), seed, of_guide)
     sites = _sites(model, guide, batch, of_model, of_guide, heard, ())
-    if unsupported := _unsupported(whole, sites):
+    if unsupported := _unsupported(whole, sites.supports):
         return replace(sites, unsupported=tuple(unsupported))  # nothing can be scored
     peeks, blind = _reading(model, guide, batch, seed)
     mixing = ""

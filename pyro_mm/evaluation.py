@@ -14,6 +14,7 @@ from torch import Tensor
 from .arguments import check_flag, check_function
 from .audit import audit as audited
 from .batch import Batch, check_batch
+from .explaining import indices_explained
 from .fixed import map_tensors
 from .reached import Reached, evaluation_mode
 
@@ -63,7 +64,11 @@ def evaluating(
     device = reached.device()
     token = _evaluated.set((*((f, device) for f in programs.values()), *inside))
     try:
-        with evaluation_mode(reached.modules.values()), _global_state():
+        with (
+            evaluation_mode(reached.modules.values()),
+            _global_state(),
+            indices_explained(programs, batch.size, "one or more of {} rows"),
+        ):
             yield _placed(batch, device)
     finally:
         _evaluated.reset(token)

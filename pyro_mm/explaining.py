@@ -52,8 +52,31 @@ def explained(programs: Mapping[str, Any], rows: int) -> Iterator[None]:
         raise new from error
 
 
+@contextmanager
+def indices_explained(programs: Mapping[str, Any], rows: int, named: str) -> Iterator[None]:
+    """Raise an IndexError, of a label beyond an embedding in rows after the first ones, as one that says where it is.
+
+    Args:
+        programs, rows, named: as of :func:`explanation`.
+
+    Raises:
+        ValueError: naming site, network, modality and shapes, with a hint; the original is its cause.
+    """
+    try:
+        yield
+    except IndexError as error:
+        new = explanation(error, programs, rows, named=named)
+        if new is error:
+            raise
+        raise new from error
+
+
 def explanation(
-    error: Exception, programs: Mapping[str, Any], rows: int, kind: type[Exception] = ProgramError
+    error: Exception,
+    programs: Mapping[str, Any],
+    rows: int,
+    kind: type[Exception] = ProgramError,
+    named: str = "the first {} rows",
 ) -> Exception:
     """Return an error that says where another one is from; that one itself where nothing is known or it says so.
 
@@ -61,6 +84,7 @@ def explanation(
         error: what a program has raised.
         programs, rows: as in :func:`explained`.
         kind: the type of the new error, but where the old one is a TypeError of this package.
+        named: the rows in words, with their number in braces.
     """
     if isinstance(error, Explained):
         return error
@@ -71,7 +95,7 @@ def explanation(
     text = str(error).strip().split("\nTrace Shapes")[0].strip() or type(error).__name__
     if not isinstance(error, ValueError | TypeError | RuntimeError):
         text = f"{type(error).__name__}: {text}"
-    head = f"the first {rows} rows (N = {rows}) cannot be run{''.join(f', {place}' for place in where)}"
+    head = f"{named.format(rows)} (N = {rows}) cannot be run{''.join(f', {place}' for place in where)}"
     ours = bool(frames) and str(frames[-1].f_globals.get("__name__", "")).split(".")[0] == OURS
     chosen = ProgramTypeError if isinstance(error, TypeError) and ours else kind
     new = chosen(". ".join([f"{head}: {_with_n(text, rows)}", *_hints(text, frames, programs)]))

@@ -18,10 +18,11 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from .arguments import check_choice, check_flag, check_function, check_integer, check_path, check_seed, described
-from .audit import audit_training
+from .audit import TrainingAudit, audit_training
 from .batch import Batch
 from .checkpoint import Checkpoint, data_identity
 from .compiled import Staged
+from .explaining import indices_explained
 from .feeding import Feed
 from .finite import Watch, validation_check
 from .global_state import settings_kept
@@ -208,12 +209,12 @@ def fit(
         check_validation(validation, head.names)
         validation = None if validation is None else validation.to(placement.device)
         first = change(head)
-        unrunnable = None
+        audited = TrainingAudit()
         if check_flag("audit", audit):
             whole = train if isinstance(train, Batch) and transform is None else first
             with nan_parameters_named(model, guide):
-                unrunnable = audit_training(model, guide, objective, whole, validation)
-        problem = probe(objective, model, guide, first, placement.autocast, unrunnable)
+                audited = audit_training(model, guide, objective, whole, validation)
+        problem = probe(objective, model, guide, first, placement.autocast, audited.unrunnable)
         with settings_kept():  # a process's first optimiser imports torch's compiler
             optimiser = check_optimizer((_adam if optimizer is None else optimizer)(problem.parameters))
         names = parameter_names(problem)
@@ -241,14 +242,17 @@ def fit(
             seen = 0
             with watch.guard(sums):
                 for number, batch in enumerate(map(change, feed), 1):
+                    if epoch == done and (transform is not None or not isinstance(train, Batch)):
+                        audited.check(batch)
                     watch.before_step(batch, epoch + 1, number)
-                    try:
-                        values = step(batch)
-                    except torch.OutOfMemoryError:
-                        raise
-                    except (ValueError, RuntimeError, ArithmeticError) as error:
-                        watch.explain_error(error)
-                        raise
+                    with indices_explained({"model": model, "guide": guide}, batch.size, "a minibatch of {} rows"):
+                        try:
+                            values = step(batch)
+                        except torch.OutOfMemoryError:
+                            raise
+                        except (ValueError, RuntimeError, ArithmeticError) as error:
+                            watch.explain_error(error)
+                            raise
                     unreached.after_step(batch)
                     key = ("loss", *problem.by_term())
                     sums[key] = sums[key] + values if key in sums else values

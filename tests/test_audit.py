@@ -520,6 +520,44 @@ def test_the_report_of_check_has_the_audit():
     assert any("y: Categorical scores whole numbers from 0 to 3, and 16 of 32 rows" in text for text in found.findings)
 
 
+def in_minibatches(batch):
+    rows = [batch[[i]] for i in range(batch.size)]
+    joined = lambda several: mm.Batch({"x": torch.cat([one["x"] for one in several])})  # noqa: E731
+    return torch.utils.data.DataLoader(rows, batch_size=4, collate_fn=joined)
+
+
+def test_later_minibatches_are_looked_at_too():
+    """Of a loader and of a transform the first one says nothing of the others."""
+    model, guide = pair({"x": mm.conditionals.Bernoulli(nn.Linear(2, 3), (3,))}, {"x": nn.Linear(3, 4)})
+    pixels = torch.rand(12, 3)
+    bright = torch.where(torch.arange(12)[:, None] < 8, pixels, 255.0)
+    rows = r"x: Bernoulli scores numbers from 0 to 1, and 4 of 4 rows \(0, 1, 2, 3\) have others.*divide by 255"
+    with pytest.raises(ValueError, match=rows):
+        fitted(model, guide, in_minibatches(mm.Batch({"x": bright})))
+    batch, seen = mm.Batch({"x": pixels}), []
+
+    def brightened(batch):
+        seen.append(batch)
+        return batch if len(seen) < 3 else batch.replaced({"x": 255 * torch.ones(batch.size, 3)})
+
+    with pytest.raises(ValueError, match=rows):
+        fitted(model, guide, batch, transform=brightened, batch_size=4)
+    fitted(model, guide, in_minibatches(batch))
+    fitted(model, guide, in_minibatches(mm.Batch({"x": bright})), audit=False)
+
+
+def test_an_index_beyond_a_table_in_a_later_row_is_explained():
+    model, guide = _by_function(nn.Embedding(3, 4), mm.conditionals.Categorical(nn.Linear(2, 9)))
+    batch = mm.Batch({"x": torch.arange(12) % 3 + 3 * (torch.arange(12) == 11)})
+    words = r"in guide.encoder \(Embedding\), given \(N,\).*takes indices from 0 to 2, and gets 0 to 5"
+    with pytest.raises(ValueError, match=r"a minibatch of 4 rows \(N = 4\) cannot be run, " + words):
+        fitted(model, guide, in_minibatches(batch))
+    with pytest.raises(ValueError, match=words):
+        fitted(model, guide, batch)
+    with pytest.raises(ValueError, match=r"one or more of 12 rows \(N = 12\) cannot be run, " + words):
+        mm.log_weights(model, guide, batch)
+
+
 # -- how often, and what it leaves -----------------------------------------------------------------------------------
 
 

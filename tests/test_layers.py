@@ -142,6 +142,7 @@ BESIDE = {
         "batch",
         "checkpoint",
         "compiled",
+        "explaining",
         "feeding",
         "finite",
         "naming",
