@@ -213,9 +213,9 @@ def test_misspelt_decoders_experts_and_sites(door):
     decoders = {"image": mm.conditionals.Normal(nn.Linear(2, 6)), "label": mm.conditionals.Normal(nn.Linear(2, 4))}
     encoders = {"image": nn.Linear(3, 4), "label": nn.Linear(2, 4)}
     swap = lambda parts: {n.replace("label", "lable"): part for n, part in parts.items()}  # noqa: E731
-    with pytest.raises(ValueError, match=r"lable: the story has decoder for it.*Is 'label' meant"):
+    with pytest.raises(ValueError, match=r"lable: the story has a decoder for it.*Is 'label' meant"):
         DOORS[door](*pair(swap(decoders), encoders), batch)
-    with pytest.raises(ValueError, match=r"lable: the guide has expert or encoder for it.*Is 'label' meant"):
+    with pytest.raises(ValueError, match=r"lable: the guide has an expert or encoder for it.*Is 'label' meant"):
         DOORS[door](*pair(decoders, swap(encoders)), batch)
 
     def by_hand(batch):
