@@ -190,7 +190,7 @@ class Batch:
         new = self._copy(_values=take(self._values), covariates=take(self.covariates), _lengths=take(self._lengths))
         new._masks = {n: m[..., rows] if isinstance(m, Tensor) else m for n, m in self._masks.items()}
         new._memo = None if self._memo is None else {}
-        new._rows = self._rows[rows] if isinstance(self._rows, Tensor) else self._rows
+        new._rows = self._rows[..., rows] if isinstance(self._rows, Tensor) else self._rows
         new._index = None if self._index is None else self._index[rows]
         sized = [*new._values.values(), *new.covariates.values()]
         new.size = len(sized[0]) if sized else len(torch.empty(self.size)[rows])

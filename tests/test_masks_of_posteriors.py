@@ -6,6 +6,7 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
+from linear_gaussian import encoders, every_pattern, oracle
 from torch import nn
 
 import pyro_mm as mm
@@ -227,3 +228,25 @@ def test_weights_that_no_mixture_has(weight):
         P.MixtureOfExperts(experts(), {"a": "much", "b": 1.0, "c": 1.0})
     with pytest.raises(ValueError, match="expected a positive weight of one modality at least"):
         P.MixtureOfExperts(experts(), dict.fromkeys(NAMES, 0.0))
+
+
+class Picked(torch.nn.Module):
+    """A guide that shows its posterior the rows picked one by one, all of them in their order."""
+
+    def __init__(self, guide):
+        super().__init__()
+        self.guide = guide
+
+    def forward(self, batch):
+        return self.guide(batch[torch.arange(len(batch))])
+
+
+def test_rows_picked_inside_a_guide_are_those_of_every_term(double):
+    """Where terms are stacked, and count in some rows only, each term has its own empty rows."""
+    model = oracle(2, latent=2)
+    guide, batch = mm.Guide(z=mm.posteriors.ProductOfExperts(encoders(model))), every_pattern(model)
+    values = []
+    for same in (guide, Picked(guide)):
+        torch.manual_seed(1)
+        values.append(mm.objectives.vaevae().loss(model, same, batch))
+    assert values[0] == values[1]
