@@ -134,6 +134,7 @@ def test_what_goes_back_overwrites_the_later_lines(tmp_path):
     assert [line["epoch"] for line in read(tmp_path / "x.csv")] == ["1", "2"]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interruption_says_how_to_go_on(small, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "_trained", lambda *_: signal.raise_signal(signal.SIGINT))
     text = " ".join(run("one", "--out", tmp_path / "a", code=130).replace("│", "").split())
