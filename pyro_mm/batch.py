@@ -185,7 +185,9 @@ class Batch:
             if key not in self._values:
                 raise KeyError(f"no values of modality {key!r}: this batch holds {list(self._values)}")
             return self._values[key]
-        rows = self._selected(key)
+        return self._taken(self._selected(key))
+
+    def _taken(self, rows: Any) -> Batch:
         take = lambda tensors: {name: t[rows] for name, t in tensors.items()}  # noqa: E731
         new = self._copy(_values=take(self._values), covariates=take(self.covariates), _lengths=take(self._lengths))
         new._masks = {n: m[..., rows] if isinstance(m, Tensor) else m for n, m in self._masks.items()}
@@ -222,7 +224,7 @@ class Batch:
         index = self._selected(index)
         if not isinstance(index, Tensor) or index.dtype == torch.bool:
             index = torch.arange(self.size, device=self.device)[index]
-        new = self[index]
+        new = self._taken(index)
         new.total, new._index = self.size, index
         return new
 
@@ -450,6 +452,8 @@ class Batch:
             ValueError: a mask of another number of rows.
             IndexError: a row beyond the end.
         """
+        if isinstance(key, Tensor) and key.dtype == torch.long and key.dim() == 1 and key.device == self.device:
+            return key  # as at every step of a training
         wanted = "expected the name of a modality, a row, a slice, a mask or an index of rows"
         if isinstance(key, slice):
             return key

@@ -41,6 +41,11 @@ class Composition:
             for name in f.__code__.co_names
             if isinstance(f.__globals__.get(name), WATCHED)
         ]
+        kinds = ("_modules", "_parameters", "_buffers")
+        registers = [module.__dict__[kind] for module in self.modules for kind in kinds]
+        self.registers = registers
+        self.filled = [register for register in registers if register]
+        self.entries = sum(map(len, registers))
         self.objects = self._objects()
         self.tensors = [x for x in self.objects if isinstance(x, Tensor)]
         self.hooks = [getattr(module, kind) for module in self.modules for kind in HOOKS] + OF_ALL_MODULES
@@ -48,21 +53,18 @@ class Composition:
 
     def changed(self) -> bool:
         """Return True if any of it is another object now, or has other settings."""
+        if sum(map(len, self.registers)) != self.entries:
+            return True
         objects = self._objects()
         if len(objects) != len(self.objects) or not all(map(operator.is_, objects, self.objects)):
             return True
         return self._settings() != self.settings
 
     def _objects(self) -> list[Any]:
-        found: list[Any] = []
-        for module in self.modules:
-            attributes = module.__dict__
-            found.append(module.__class__)
-            found += attributes["_modules"].values()
-            found += attributes["_parameters"].values()
-            found += attributes["_buffers"].values()
-            if "forward" in attributes:
-                found.append(attributes["forward"])
+        found: list[Any] = [module.__class__ for module in self.modules]
+        for register in self.filled:  # those that are empty would be missed in the count of entries
+            found += register.values()
+        found += [m.__dict__["forward"] for m in self.modules if "forward" in m.__dict__]
         found += [_held(cell) for cell in self.cells]
         found += [namespace.get(name) for namespace, name in self.globals]
         return found

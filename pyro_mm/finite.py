@@ -92,6 +92,7 @@ class Watch:
         self._devices = _devices(device)
         self._window: list[_Step] = []
         self._bytes = 0
+        self._bytes_each = 0  # of a minibatch
         self._saved = _State(problem, optimizer)
         self._unwatched = {id(t) for t in self._tensors() if causes.not_finite(t.detach())}
         self._norms = _norms(problem.parameters)
@@ -103,11 +104,12 @@ class Watch:
         """Hold what is needed to take the step once more: the ``number``-th of an epoch, counted from 1."""
         if not self._window:
             self._saved.save()
+            self._bytes_each = sum(x.nbytes for x in batch.parts()[1])
         first = self._first_gradient is None
         generators = [generator_state(device) for device in self._devices]
         steps = getattr(self.problem.objective, "steps", None)
         self._window.append(_Step(batch, first, epoch, number, generators, steps))
-        self._bytes += sum(x.nbytes for x in batch.parts()[1])
+        self._bytes += self._bytes_each
 
     def after_step(self, values: Iterable[Tensor]) -> None:
         """Look at the numbers, if it is time for it.

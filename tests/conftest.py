@@ -6,6 +6,8 @@ import pyro
 import pytest
 import torch
 
+collect_ignore = ["calls_in_a_fresh_process.py"]  # a program, which looking for doctests would run
+
 
 def pytest_runtest_setup(item):
     if item.get_closest_marker("cuda") is not None and not torch.cuda.is_available():

@@ -24,7 +24,8 @@ HERE = Path(__file__).parent
 @pytest.fixture(scope="module")
 def fresh_process():
     """The report of a process that imports the package and makes a call of each kind."""
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    paths = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""}  # its stories lie on the CPU
     command = [sys.executable, "-W", "ignore", str(HERE / "calls_in_a_fresh_process.py")]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=HERE)
     assert run.returncode == 0, run.stderr
