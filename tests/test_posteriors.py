@@ -6,12 +6,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-import zuko
 
 import pyro_mm as mm
 from pyro_mm.distributions import Where
+from pyro_mm.global_state import import_zuko
 from pyro_mm.posteriors import DependentExperts, Either, Given, HoelderPooling, JointEncoder
 
+zuko = import_zuko()  # a plain import would switch off the checks of all distributions, in all tests
 DIMS = {"a": 3, "b": 2, "c": 4}
 LATENT = 2
 
