@@ -262,7 +262,7 @@ def audit(
 
 @dataclass
 class TrainingAudit:
-    """What an audit before training leaves to be done.
+    """Checks that an audit before training leaves for the minibatches to come.
 
     Attributes:
         unrunnable: the error of a pair that cannot be run on a few of the training rows, to be raised after the first
