@@ -1,31 +1,26 @@
 """Multimodal deep generative models in Pyro: stories, posteriors, objectives and estimators as four separate values."""
 
-from . import (
-    conditionals,
-    datasets,
-    distributions,
-    estimators,
-    metrics,
-    models,
-    nn,
-    objectives,
-    posteriors,
-    priors,
-    protocols,
-    recipes,
-)
-from .annealed import annealed_importance, bidirectional
-from .batch import Batch
-from .calibration import Calibration, calibration
-from .compiled import stage
-from .diagnostics import Check, Comparison, check, compare, to_arviz
-from .evidence import Evidence
-from .guides import Guide, encode
-from .importance import log_weights
-from .likelihood import log_conditional, log_marginal
-from .predictive import generate, posterior_draws, simulate
-from .saving import load, save
-from .train import History, fit
+from . import conditionals, datasets, distributions, estimators, metrics, models, nn, objectives, posteriors, recipes
+from .batch.batch import Batch
+from .diagnostics.check_report import Check
+from .diagnostics.comparison import Comparison, compare
+from .diagnostics.inference_data import to_arviz
+from .diagnostics.pair_check import check
+from .diagnostics.sbc import Calibration, calibration
+from .evidence import protocols
+from .evidence.annealing import annealed_importance, bidirectional
+from .evidence.evidence import Evidence
+from .evidence.likelihood import log_conditional, log_marginal
+from .models import priors
+from .posteriors.guide import Guide
+from .sampling.ancestral import simulate
+from .sampling.encode import encode
+from .sampling.predictive import generate, posterior_draws
+from .scoring.importance import log_weights
+from .training.compile import stage
+from .training.history import History
+from .training.loop import fit
+from .training.weights import load, save
 
 __version__ = "0.1.0"
 

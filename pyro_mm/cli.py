@@ -16,21 +16,33 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from . import __version__, datasets, estimators, objectives
-from .batch import Batch
-from .console import command
-from .evidence import Evidence
-from .guides import encode
-from .objective import Objective
-from .predictive import generate
+from .batch.batch import Batch
+from .evidence.evidence import Evidence
+from .experiments.console import command, show, torch_device
+from .experiments.evaluation import HEADER, Line, cells, evaluated, share
+from .experiments.reproduce import reproduce
+from .experiments.runs import (
+    CHECKPOINT,
+    CONFIG,
+    HISTORY,
+    WEIGHTS,
+    Settings,
+    abandon,
+    begin,
+    leave,
+    load_run,
+    read_settings,
+)
+from .objectives.objective import Objective
 from .recipes import RECIPES, Recipe
-from .registration import buffers_kept
-from .report import HEADER, Line, cells, evaluated, share, show, torch_device
-from .reproduce import reproduce
-from .runs import CHECKPOINT, CONFIG, HISTORY, WEIGHTS, Settings, abandon, begin, leave, load_run, read_settings
-from .saving import save
-from .seeding import seeded
-from .storage import locked
-from .train import History, fit
+from .sampling.encode import encode
+from .sampling.predictive import generate
+from .training.history import History
+from .training.loop import fit
+from .training.weights import save
+from .utils.modules import buffers_kept
+from .utils.seeding import seeded
+from .utils.storage import locked
 
 EPOCHS = {"digits": 200, "mnist": 20, "fashion": 20}
 WITHOUT_FILES = ("digits",)

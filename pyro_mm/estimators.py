@@ -15,12 +15,14 @@ import torch
 from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
-from .arguments import check_choice, check_counts, check_flags, check_number
-from .batch import Batch
-from .distributions import gumbel
-from .importance import Scores, score
-from .pairs import Callback, Structure, Views, structure
-from .reduction import average
+from .batch.batch import Batch
+from .distributions.base import gumbel
+from .scoring.importance import score
+from .scoring.reduction import average
+from .scoring.scores import Scores
+from .scoring.structure import Callback, Structure, structure
+from .scoring.views import Views
+from .utils.arguments import check_choice, check_counts, check_flags, check_number
 
 Weight = float | Tensor | Mapping[str, float | Tensor]
 

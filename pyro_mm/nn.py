@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_counts, check_integer, check_module, check_shape, described
+from .utils.arguments import check_counts, check_integer, check_module, check_shape, described
 
 __all__ = ["MLP", "Blocks", "Convolutional", "Deconvolutional", "Recurrent"]
 

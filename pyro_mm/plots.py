@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from .arguments import check_names, check_tensor, described
-from .global_state import settings_kept
+from .utils.arguments import check_names, check_tensor, described
+from .utils.global_state import settings_kept
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .calibration import Calibration
-    from .evidence import Evidence
-    from .train import History
+    from .diagnostics.sbc import Calibration
+    from .evidence.evidence import Evidence
+    from .training.history import History
 
 NATS = "nats a row"
 
@@ -169,7 +169,7 @@ def ranks(calibration: Calibration, names: Sequence[str] | None = None, title: s
     Args:
         names: the coordinates, such as ``"z[0]"``; by default all, or the 20 least uniform ones.
     """
-    from .calibration import band, p_text
+    from .diagnostics.rank_tests import band, p_text
 
     if not hasattr(calibration, "findings"):
         raise TypeError(f"expected calibration to be what pyro_mm.calibration returned, got {described(calibration)}")

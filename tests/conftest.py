@@ -6,7 +6,7 @@ import pyro
 import pytest
 import torch
 
-collect_ignore = ["calls_in_a_fresh_process.py"]  # a program, which looking for doctests would run
+collect_ignore = ["support/calls_in_a_fresh_process.py"]  # a program, which looking for doctests would run
 
 
 def pytest_runtest_setup(item):

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 import pyro_mm as mm
-from pyro_mm import conditionals, metrics, models, plots, posteriors, priors, protocols
+from pyro_mm import conditionals, metrics, models, plots, posteriors
 from pyro_mm.datasets import simulated
+from pyro_mm.evidence import protocols
+from pyro_mm.models import priors
 
 PACKAGE = str(Path(mm.__file__).parent)
 PYTHONS_OWN = re.compile(

@@ -1,253 +1,166 @@
-"""Imports go one way."""
+"""Imports go one way, by a table of folders; private names of torch and Pyro have their homes."""
 
 import ast
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "pyro_mm"
-MODULES = {p.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): p for p in PACKAGE.rglob("*.py")}
+FILES = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path for path in PACKAGE.rglob("*.py")}
 
-# A module may import from earlier layers, and within its own where `WITHIN` says so.
-LAYERS = [
-    ["arguments", "global_state"],
-    ["reached"],
-    [
-        "registration",
-        "seeding",
-        "products",
-        "distributions",
-        "scatter",
-        "nn",
-        "pareto",
-        "presence",
-        "arviz_bridge",
-        "columns",
-        "draws",
-        "memo",
-        "plates",
-        "reads",
-        "repeatable",
-        "traceable",
-        "values",
-        "support",
+# The contract: an entry at the top of the package, and the entries that it may import. Everything may import `utils`.
+MAY_IMPORT = {
+    "utils": [],
+    "handlers": [],
+    "distributions": [],
+    "nn": [],
+    "conditionals": ["distributions"],
+    "batch": ["distributions", "handlers"],
+    "datasets": ["batch"],
+    "models": ["batch", "conditionals", "distributions", "handlers"],
+    "posteriors": ["batch", "conditionals", "distributions", "handlers"],
+    "scoring": ["batch", "conditionals", "distributions", "handlers"],
+    "estimators": ["batch", "distributions", "scoring"],
+    "objectives": ["batch", "estimators", "handlers", "scoring"],
+    "sampling": ["batch", "distributions", "handlers", "scoring"],
+    "evidence": ["batch", "sampling", "scoring"],
+    "metrics": ["batch", "sampling", "scoring"],
+    "training": ["batch", "conditionals", "handlers", "nn", "scoring"],
+    "diagnostics": ["batch", "estimators", "evidence", "objectives", "sampling", "scoring", "training"],
+    "recipes": ["batch", "conditionals", "estimators", "models", "nn", "objectives", "posteriors"],
+    "plots": ["diagnostics", "evidence", "training"],
+    "experiments": [
+        "batch", "conditionals", "datasets", "diagnostics", "estimators", "evidence", "metrics", "models", "nn",
+        "objectives", "posteriors", "recipes", "sampling", "training",
     ],
-    ["batch", "fixed", "evidence", "noise", "sets"],
-    ["conditionals", "posteriors", "priors", "models"],
-    ["explaining"],
-    ["pairs"],
-    ["audit"],
-    ["evaluation"],
-    ["guides"],
-    ["reduction"],
-    ["importance"],
-    ["estimators", "proposals", "bridge"],
-    ["terms", "bounds", "stacking", "subsampling", "foreign"],
-    ["objective"],
-    ["objectives"],
-]
-WITHIN = {
-    ("distributions", "products"),
-    ("scatter", "distributions"),
-    ("scatter", "presence"),
-    ("traceable", "draws"),
-    ("sets", "batch"),
-    ("posteriors", "conditionals"),
-    ("bounds", "terms"),
-    ("stacking", "terms"),
-    ("foreign", "terms"),
-    ("foreign", "stacking"),
-}
-# Beside the layers: exactly what each may import.
-BESIDE = {
-    "likelihood": {"audit", "batch", "evaluation", "evidence", "importance", "pairs", "proposals", "seeding", "values"},
-    "annealed": {"audit", "batch", "bridge", "evaluation", "evidence", "likelihood", "pairs", "predictive", "seeding"},
-    "predictive": {
-        "batch",
-        "evaluation",
-        "likelihood",
-        "pairs",
-        "plates",
-        "presence",
-        "proposals",
-        "seeding",
-        "distributions",
-    },
-    "calibration": {
-        "audit",
-        "batch",
-        "evaluation",
-        "importance",
-        "pairs",
-        "predictive",
-        "presence",
-        "reduction",
-        "seeding",
-    },
-    "tables": set(),
-    "gap": {"batch", "bounds", "evidence", "importance", "objective", "objectives", "pairs", "seeding"},
-    "gradients": {"batch", "reached", "registration", "seeding", "stepping"},
-    "stepping": {"batch", "fixed", "reached", "registration", "seeding", "traceable"},
-    "tracing": {"batch", "registration", "seeding", "stepping"},
-    "captured": set(),
-    "draw_order": set(),
-    "changes": {"reached"},
-    "compiled": {
-        "batch",
-        "captured",
-        "changes",
-        "draw_order",
-        "naming",
-        "nn",
-        "probing",
-        "seeding",
-        "stepping",
-        "tracing",
-        "training_arguments",
-    },
-    "feeding": {"batch"},
-    "causes": {"batch"},
-    "finite": {"batch", "causes", "seeding", "stepping"},
-    "probing": {"batch", "causes", "explaining", "finite", "global_state", "reached", "stepping"},
-    "training_arguments": {"batch"},
-    "naming": {"stepping"},
-    "unreached": {"batch", "stepping"},
-    "diagnostics": {
-        "audit",
-        "batch",
-        "bounds",
-        "comparison",
-        "export",
-        "estimators",
-        "evaluation",
-        "evidence",
-        "gap",
-        "gradients",
-        "likelihood",
-        "objective",
-        "pairs",
-        "reached",
-        "tables",
-        "training_arguments",
-        "unreached",
-    },
-    "comparison": {"arviz_bridge", "batch", "evaluation", "evidence", "likelihood", "tables"},
-    "export": {"arviz_bridge", "batch", "evaluation", "evidence", "pairs", "predictive", "seeding"},
-    "storage": set(),
-    "fingerprint": {"batch"},
-    "saving": {"arguments", "storage"},
-    "checkpoint": {"arguments", "batch", "fingerprint", "reached", "seeding", "stepping", "storage"},
-    "train": {
-        "audit",
-        "batch",
-        "checkpoint",
-        "compiled",
-        "explaining",
-        "feeding",
-        "finite",
-        "naming",
-        "probing",
-        "reached",
-        "registration",
-        "seeding",
-        "stepping",
-        "storage",
-        "training_arguments",
-        "unreached",
-        "tracing",
-    },
-    "datasets": {"batch", "seeding"},
-    "metrics": {"audit", "batch", "evaluation", "guides", "likelihood", "predictive", "pairs", "importance", "seeding"},
-    "plots": None,
-    "protocols": {"audit", "batch", "evaluation", "evidence", "likelihood", "seeding"},
-    "recipes": None,
-    "family": None,
-    "studies": None,
-    "reproduce": None,
-    "report": None,
-    "console": set(),
-    "runs": {"checkpoint", "saving", "storage", "train"},
-    "cli": None,
-    "__init__": None,
-}  # None: anything but its own superiors
-LEAVES = {
-    "cli": set(),
-    "plots": {"cli"},
-    "metrics": {"cli", "family", "studies", "__init__"},
-    "report": {"cli", "family", "reproduce"},
-    "reproduce": {"cli"},
-    "family": {"reproduce"},
-    "studies": {"reproduce"},
-    "recipes": {"cli", "family", "report", "reproduce", "studies", "__init__"},
-}
-APART = ["models", "guides", "objectives", "likelihood"]
+    "cli": [
+        "batch", "datasets", "estimators", "evidence", "experiments", "metrics", "objectives", "plots", "recipes",
+        "sampling", "training",
+    ],
+}  # fmt: skip
+
+MOST_ENTRIES = 22
+MOST_LEVELS = 9
+
+# Code that relies on private names of torch or Pyro; each has a contract test that says what it relies on.
+HOMES_OF_PRIVATE_NAMES = ["handlers.", "training.compile", "training.tracing"]
 
 
-def imports(name):
-    """The package's modules that a module imports, anywhere in it, by their names without the package."""
-    found, parts = set(), name.split(".")
-    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+def imported(name: str, top_level_only: bool = False) -> Iterator[tuple[str, str]]:
+    """Yield (module, imported name) of the imports of the package's own modules, without "pyro_mm"."""
+    path = FILES[name]
+    package = name.split(".")[:-1]
+    tree = ast.parse(path.read_text())
+    for node in tree.body if top_level_only else ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {
-                a.name.removeprefix("pyro_mm").lstrip(".") for a in node.names if a.name.split(".")[0] == "pyro_mm"
-            }
+            for alias in node.names:
+                if alias.name.split(".")[0] == "pyro_mm":
+                    yield alias.name.removeprefix("pyro_mm").lstrip("."), ""
         elif isinstance(node, ast.ImportFrom):
-            module = (node.module or "").split(".") if node.module else []
+            module = node.module.split(".") if node.module else []
             if node.level:
-                base = parts[: len(parts) - node.level] + module
+                base = [*package[: len(package) - node.level + 1], *module]
             elif module[:1] == ["pyro_mm"]:
                 base = module[1:]
             else:
                 continue
             for alias in node.names:
                 whole = ".".join([*base, alias.name])
-                found.add(whole if whole in MODULES or f"{whole}.__init__" in MODULES else ".".join(base) or "__init__")
-    return found - {name}
+                if whole in FILES or f"{whole}.__init__" in FILES:
+                    yield whole, ""
+                else:
+                    yield ".".join(base), alias.name
 
 
-def top(name):
-    return name.split(".")[0]
+def entry(module: str) -> str:
+    """Return the entry at the top of the package that a module lies in."""
+    return module.split(".")[0] or "__init__"
 
 
-IMPORTS = {name: {top(x) for x in imports(name)} - {top(name)} for name in MODULES}
+@cache
+def graph() -> dict[str, set[str]]:
+    """Return for every entry those that it imports."""
+    found: dict[str, set[str]] = {}
+    for name in FILES:
+        if entry(name) == "__init__":
+            continue
+        others = {entry(module) for module, _ in imported(name)} - {entry(name), "__init__"}
+        found.setdefault(entry(name), set()).update(others)
+    return found
+
+
+def levels(edges: dict[str, set[str]]) -> dict[str, int]:
+    """Return the length of the longest path of imports below each entry. Raises a ValueError for a circle."""
+    found: dict[str, int] = {}
+
+    def visit(name: str, path: tuple[str, ...]) -> int:
+        if name in path:
+            raise ValueError(f"a circle of imports: {' -> '.join([*path, name])}")
+        if name not in found:
+            found[name] = 1 + max((visit(other, (*path, name)) for other in edges[name]), default=0)
+        return found[name]
+
+    for name in edges:
+        visit(name, ())
+    return found
 
 
 def test_the_reader_of_imports_sees_them():
-    """Known imports of known modules, absolute, relative, of a module and of a name."""
-    assert {"batch", "pairs", "evidence", "proposals", "importance"} <= IMPORTS["likelihood"]
-    assert "foreign" in IMPORTS["objective"] and {"batch", "registration"} <= IMPORTS["models.linear_gaussian"]
-    assert {"conditionals", "batch", "train"} <= IMPORTS["__init__"]
+    assert ("batch.batch", "Batch") in set(imported("evidence.likelihood"))
+    assert ("metrics", "") in set(imported("cli"))  # within a function
+    assert ("experiments.studies.study", "Study") in set(imported("experiments.studies.__init__"))
 
 
-def test_every_module_has_its_place():
-    placed = {m for layer in LAYERS for m in layer} | set(BESIDE)
-    assert {top(m) for m in MODULES} <= placed
+def test_a_circle_is_found():
+    with pytest.raises(ValueError, match="a -> b -> a"):
+        levels({"a": {"b"}, "b": {"a"}})
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_imports_go_one_way(name):
-    if top(name) in BESIDE:
-        allowed = BESIDE[top(name)]
-        if allowed is not None:
-            assert IMPORTS[name] <= allowed | set(LAYERS[0])
+def test_every_entry_has_its_place():
+    assert set(graph()) == set(MAY_IMPORT)
+    assert len(MAY_IMPORT) <= MOST_ENTRIES
+
+
+@pytest.mark.parametrize("name", MAY_IMPORT)
+def test_an_entry_imports_what_it_may(name):
+    assert graph()[name] <= {*MAY_IMPORT[name], "utils"}
+
+
+@pytest.mark.parametrize("name", MAY_IMPORT)
+def test_the_contract_allows_nothing_that_is_not_used(name):
+    assert set(MAY_IMPORT[name]) <= graph()[name]
+
+
+def test_there_are_few_levels_and_no_circle():
+    found = levels(graph())
+    for level in sorted(set(found.values())):
+        print(level, ", ".join(sorted(name for name in found if found[name] == level)))
+    assert max(found.values()) <= MOST_LEVELS
+
+
+def test_there_is_no_circle_among_modules():
+    edges: dict[str, set[str]] = {}
+    for name in FILES:
+        if name != "__init__":
+            modules = {module for module, _ in imported(name, top_level_only=True)}
+            edges[name] = {f"{m}.__init__" if f"{m}.__init__" in FILES else m for m in modules} - {name, "", "__init__"}
+    assert levels(edges)
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_private_names_of_torch_and_pyro_stay_at_home(name):
+    if any(name == home or (home.endswith(".") and name.startswith(home)) for home in HOMES_OF_PRIVATE_NAMES):
         return
-    (level,) = [i for i, layer in enumerate(LAYERS) if top(name) in layer]
-    earlier = {m for layer in LAYERS[:level] for m in layer}
-    assert {m for m in IMPORTS[name] if (top(name), m) not in WITHIN} <= earlier
-
-
-def test_nothing_imports_the_outer_leaves():
-    for name, found in IMPORTS.items():
-        for leaf, importers in LEAVES.items():
-            assert leaf not in found or top(name) in importers, (name, leaf)
-        assert "datasets" not in found or top(name) in ("__init__", "cli", "recipes", "reproduce", "studies"), name
-    assert not IMPORTS["__init__"] & {"cli", "plots"}
-
-
-def test_stories_guides_objectives_and_likelihoods_know_nothing_of_each_other():
-    for one in APART:
-        for name in (m for m in MODULES if top(m) == one):
-            assert not IMPORTS[name] & set(APART), name
-    for name in ("likelihood", "predictive"):
-        assert not IMPORTS[name] & {"objective", "estimators", "models", "guides", "objectives"}
-    assert not IMPORTS["train"] & {"models", "guides", "objectives", "objective", "estimators", "likelihood"}
+    for node in ast.walk(ast.parse(FILES[name].read_text())):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            modules = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for module in modules:
+            parts = module.split(".")
+            if parts[0] in ("torch", "pyro"):
+                assert not any(part.startswith("_") for part in parts), module

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from pyro_mm import plots
-from pyro_mm.calibration import Calibration, band, p_text
-from pyro_mm.evidence import Evidence, evidence_of
+from pyro_mm.diagnostics.rank_tests import band, p_text
+from pyro_mm.diagnostics.sbc import Calibration
+from pyro_mm.evidence.accumulator import evidence_of
+from pyro_mm.evidence.evidence import Evidence
 
 
 def rendered(figure, tmp_path):

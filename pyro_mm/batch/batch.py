@@ -13,13 +13,14 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from .arguments import check_integer, check_mapping, described
-from .columns import dropped, read_covariate, read_lengths, read_mask, read_modality
-from .draws import Deferred, draw, plate_shape
-from .memo import kept
-from .presence import Presence, all_of, any_of, over_events
-from .scatter import Stack, restricted
-from .values import as_scored, encoded
+from ..handlers.deferred import Deferred
+from ..handlers.plates import draw, plate_shape
+from ..utils.arguments import check_integer, check_mapping, described
+from ..utils.network_calls import as_scored, encoded
+from .context import kept
+from .masks import Presence, all_of, any_of, over_events
+from .parsing import dropped, read_covariate, read_lengths, read_mask, read_modality
+from .restrict import Stack, restricted
 
 RESERVED = {"data", "particles", "terms"}  # names of plates
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache, reduce
+from functools import reduce
 from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..utils.tensors import constant
 
 Presence = bool | Tensor
 MOST = 16  # modalities whose subsets are taken one by one
@@ -48,13 +50,6 @@ def negated(mask: Presence) -> Presence:
 def over_events(mask: Tensor, event_dim: int) -> Tensor:
     """The mask with event dimensions of size 1 to its right."""
     return mask.reshape(mask.shape + (1,) * event_dim)
-
-
-@lru_cache(maxsize=1024)
-def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A vector that nobody changes, made once: on a GPU each would be a copy from the host, and a wait for it."""
-    with torch.inference_mode(False):
-        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def stacked(masks: Sequence[Presence], size: int, device: torch.device, nesting: int) -> Presence:

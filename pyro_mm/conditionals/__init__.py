@@ -11,9 +11,9 @@ it), and are not validated.
 """
 
 from .base import Conditional
+from .continuous import Laplace, MultivariateNormal, Normal, NormalMixture
 from .discrete import Bernoulli, Categorical, NegativeBinomial, Poisson
 from .flows import Flow
-from .real import Laplace, MultivariateNormal, Normal, NormalMixture
 
 __all__ = [
     "Bernoulli", "Categorical", "Conditional", "Flow", "Laplace", "MultivariateNormal", "NegativeBinomial", "Normal",

@@ -6,8 +6,8 @@ import torch
 from pyro.distributions.util import broadcast_shape
 from torch import Size, Tensor, nn
 
-from ..arguments import check_function, check_shape, described
-from ..values import OfOutput, Output
+from ..utils.arguments import check_function, check_shape, described
+from ..utils.network_calls import OfOutput, Output
 
 
 class Conditional(OfOutput):

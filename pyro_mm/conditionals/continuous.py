@@ -9,9 +9,9 @@ import torch
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 
-from ..arguments import check_integer, check_number
-from ..distributions import Mixture
-from ..presence import constant
+from ..distributions.mixture import Mixture
+from ..utils.arguments import check_integer, check_number
+from ..utils.tensors import constant
 from .base import Conditional
 
 SCALE_FLOOR = 1e-4

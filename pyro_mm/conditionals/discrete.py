@@ -6,8 +6,8 @@ import pyro.distributions as dist
 import torch
 from torch import Size, Tensor, nn
 
-from ..arguments import check_flag
-from ..values import Output
+from ..utils.arguments import check_flag
+from ..utils.network_calls import Output
 from .base import Conditional
 
 

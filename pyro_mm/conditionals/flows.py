@@ -7,7 +7,7 @@ import torch
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 
-from ..arguments import check_function, described
+from ..utils.arguments import check_function, described
 from .base import Conditional
 
 

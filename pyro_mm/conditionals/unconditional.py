@@ -10,8 +10,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from .arguments import described
-from .distributions import STANDARD_NORMAL
+from ..distributions.gaussian_experts import STANDARD_NORMAL
+from ..utils.arguments import described
 
 
 class Fixed(nn.Module):

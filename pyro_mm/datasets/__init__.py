@@ -31,15 +31,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..arguments import check_name, check_path
+from ..utils.arguments import check_name, check_path
 from .composites import mnist_photographs, mnist_speech, mnist_svhn, mnist_usps_word
 from .features import mfeat, mosi, nutrimouse, sequences
+from .image_files import Pictures
 from .images import FILES, SHA256, Split, digits, drawn, fashion, mnist, parse_idx
-from .letters import spell, word_logits, words
 from .pairing import paired
-from .pictures import Pictures
-from .public import celeba, celeba_pictures, polymnist, polymnist_pictures, svhn
+from .published import celeba, celeba_pictures, polymnist, polymnist_pictures, svhn
 from .speech import log_mel
+from .words import spell, word_logits, words
 
 __all__ = [
     "FILES", "SHA256", "Pictures", "celeba", "celeba_pictures", "digits", "drawn", "fashion", "load", "log_mel",

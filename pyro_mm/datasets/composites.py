@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..arguments import check_flag, check_integer
-from ..batch import Batch
+from ..batch.batch import Batch
+from ..utils.arguments import check_flag, check_integer
 from .files import Directory, Shape, arrays, check_rows, located
 from .images import Binarize, Split, mnist
-from .letters import words
 from .pairing import generator, matched
-from .public import svhn
+from .published import svhn
 from .speech import clipped, log_mel
+from .words import words
 
 PHOTOGRAPHS = ("coffee", "cat", "hubble", "ihc", "retina", "rocket", "china", "flower")
 SIDE = 28

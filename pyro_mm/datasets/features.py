@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..arguments import check_choice, check_flag
-from ..batch import Batch
+from ..batch.batch import Batch
+from ..utils.arguments import check_choice, check_flag
 from .files import Directory, Shape, arrays, located
 from .images import Split
 from .pairing import generator

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from ..arguments import check_integer, check_path, described
+from ..utils.arguments import check_integer, check_path, described
 
 Directory = str | os.PathLike[str] | None
 Shape = tuple[int | str, ...]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..batch import Batch
+from ..batch.batch import Batch
 
 
 class Pictures(Dataset[Batch]):

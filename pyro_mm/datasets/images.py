@@ -29,8 +29,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ..batch import Batch
-from ..global_state import settings_kept
+from ..batch.batch import Batch
+from ..utils.global_state import settings_kept
 from .files import data_folder, unzipped
 
 Binarize = Literal["static", "threshold", "dynamic"] | None

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..arguments import check_integer, check_number
-from ..batch import Batch, check_batch
-from ..seeding import settled
+from ..batch.batch import Batch, check_batch
+from ..utils.arguments import check_integer, check_number
+from ..utils.seeding import settled
 
 
 def generator(seed: int, part: int) -> np.random.Generator:

@@ -11,13 +11,13 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ..arguments import check_choice, check_integer, check_names
-from ..batch import Batch
-from ..global_state import settings_kept
+from ..batch.batch import Batch
+from ..utils.arguments import check_choice, check_integer, check_names
+from ..utils.global_state import settings_kept
 from .files import BadFile, Directory, check_inside, check_rows, located, read_lines
+from .image_files import Pictures, read_rgb
 from .images import Split
 from .pairing import generator
-from .pictures import Pictures, read_rgb
 
 Rows = tuple[int | None, int | None]
 

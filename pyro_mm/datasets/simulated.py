@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..arguments import check_counts, check_integer, check_mapping, check_number
-from ..batch import Batch, check_batch
+from ..batch.batch import Batch, check_batch
+from ..utils.arguments import check_counts, check_integer, check_mapping, check_number
 from .pairing import generator
 
 CENTRES, SCALES = (-5.0, 5.0), (0.5, 3.0)  # of the clusters: between what they are drawn uniformly

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..arguments import check_tensor
+from ..utils.arguments import check_tensor
 
 RATE = 8000  # samples a second
 WINDOW, HOP = 256, 160  # samples: 32 ms and 20 ms

@@ -8,7 +8,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from ..arguments import check_tensor, described
+from ..utils.arguments import check_tensor, described
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LENGTH = 6  # the longest name and an end mark

@@ -12,14 +12,14 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from .batch import Batch
-from .bounds import SETTLED, Target
-from .evidence import Evidence
-from .importance import log_weights
-from .objective import Objective
-from .objectives import elbo
-from .pairs import Callback
-from .seeding import seeded
+from ..batch.batch import Batch
+from ..evidence.evidence import Evidence
+from ..objectives.bounds import SETTLED, Target
+from ..objectives.objective import Objective
+from ..objectives.tables import elbo
+from ..scoring.importance import log_weights
+from ..scoring.structure import Callback
+from ..utils.seeding import seeded
 
 DRAWS = 20  # evaluations of a bound, whose spread is its standard error
 
@@ -96,7 +96,7 @@ def rows_of(objective: Any, target: Target, batch: Batch) -> Tensor:
     over modalities, the rows that have all of them.
 
     Args:
-        objective: an :class:`~pyro_mm.objective.Objective`, or another ``pyro.infer.ELBO``.
+        objective: an :class:`~pyro_mm.objectives.Objective`, or another ``pyro.infer.ELBO``.
         target: what it bounds in a row that has all modalities.
     """
     some = frozenset(batch.names)

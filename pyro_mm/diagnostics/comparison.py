@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import check_mapping, check_names, check_seed
-from .arviz_bridge import compared
-from .batch import Batch
-from .evaluation import check_batch
-from .evidence import THRESHOLD, Evidence
-from .likelihood import log_conditional, log_marginal
-from .tables import aligned, plus_minus, wrapped
+from ..batch.batch import Batch, check_batch
+from ..evidence.evidence import THRESHOLD, Evidence
+from ..evidence.likelihood import log_conditional, log_marginal
+from ..utils.arguments import check_mapping, check_names, check_seed
+from ..utils.arviz import compared
+from ..utils.text import aligned, plus_minus, wrapped
 
 HEAVY = 0.1  # the share of rows with k-hat > 0.7 that is worth a remark
 DIFFERENT = 2.0  # standard errors
@@ -162,9 +161,9 @@ def compare(
 
     Args:
         candidates: name -> ``(model, guide)``, or anything that begins with these two, such as a recipe; or name ->
-            :class:`~pyro_mm.evidence.Evidence` of the same rows and quantity. At least two.
-        batch: N rows for the pairs: :func:`~pyro_mm.likelihood.log_marginal`, or with a target
-            :func:`~pyro_mm.likelihood.log_conditional`, under one seed.
+            :class:`~pyro_mm.Evidence` of the same rows and quantity. At least two.
+        batch: N rows for the pairs: :func:`~pyro_mm.log_marginal`, or with a target
+            :func:`~pyro_mm.log_conditional`, under one seed.
         target, given: as in ``log_conditional``.
         baseline: the name of the reference; by default it is the best candidate.
         seed: of the draws; None takes one from torch's generator.

@@ -13,11 +13,11 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from .batch import Batch
-from .reached import held, modules
-from .registration import buffers_kept
-from .seeding import seeded
-from .stepping import differentiable, loss_and_grads, problem_of
+from ..batch.batch import Batch
+from ..training.step import differentiable, loss_and_grads, problem_of
+from ..utils.modules import buffers_kept
+from ..utils.reachable import held, modules
+from ..utils.seeding import seeded
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arguments import check_counts, check_flags, check_programs, check_seed, described
-from .arviz_bridge import inference_data
-from .batch import Batch
-from .evaluation import check_batch, evaluating
-from .evidence import Evidence
-from .predictive import draw
-from .seeding import seeded
+from ..batch.batch import Batch, check_batch
+from ..evidence.evidence import Evidence
+from ..sampling.predictive import draw
+from ..scoring.evaluation import evaluating
+from ..utils.arguments import check_counts, check_flags, check_programs, check_seed, described
+from ..utils.arviz import inference_data
+from ..utils.seeding import seeded
 
 STATS = ("standard_error", "ess", "pareto_k")
 
@@ -55,7 +55,7 @@ def to_arviz(
         seed: of the draws; None goes on with torch's generator.
         prior: whether to draw from the prior as well.
         vectorize: False draws sample by sample, for stories that do not broadcast.
-        audit: False spares the audit of the pair on a few rows (:mod:`pyro_mm.audit`), and what it would refuse.
+        audit: False spares the audit of the pair (:mod:`pyro_mm.scoring.audit`), and what it would refuse.
 
     Raises:
         ValueError: an evidence of another number of rows, or fewer than one sample.

@@ -11,9 +11,7 @@ import torch
 from pyro.distributions import Normal
 from torch import Tensor
 
-from .arguments import check_number, check_tensor, described
-
-__all__ = ["STANDARD_NORMAL", "consensus_of_normals", "pairwise_pool", "product_of_normals"]
+from ..utils.arguments import check_number, check_tensor, described
 
 STANDARD_NORMAL = Normal(0.0, 1.0)
 

@@ -4,58 +4,19 @@ Nothing here looks at a tensor's values in Python, so all of it traces with ``ma
 a CUDA graph. For the same reason nothing here validates more than shapes.
 """
 
-import copy
 import math
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
-from pyro.distributions import Delta, TorchDistribution
-from pyro.distributions.torch_distribution import ExpandedDistribution
+from pyro.distributions import TorchDistribution
 from pyro.distributions.util import broadcast_shape  # torch's own takes longer than what its result is for
 from torch import Size, Tensor
-from torch.distributions import Distribution, Independent, constraints, kl_divergence
-from torch.distributions.kl import register_kl
+from torch.distributions import Distribution
 
-from .arguments import check_tensor, described
-from .products import STANDARD_NORMAL, product_of_normals
-
-__all__ = ["STANDARD_NORMAL", "Mixture", "Where", "diagonal", "gumbel", "product_of_normals"]
-
-
-def gumbel(uniform: Tensor) -> Tensor:
-    """Gumbel variables of uniform ones: log-weights plus them are largest at an index drawn by the weights."""
-    if not check_tensor("uniform", uniform).is_floating_point():
-        raise TypeError(f"expected uniform numbers as floats, got {uniform.dtype}")
-    # Clamped: a uniform of 0 would tie with weights of 0.
-    return -uniform.clamp(min=torch.finfo(uniform.dtype).tiny).log().neg().log()
-
-
-class Composite(TorchDistribution):
-    """A distribution made of others. Its expansion is only remembered: the parts broadcast when asked."""
-
-    arg_constraints: dict[str, constraints.Constraint] = {}
-
-    def __init__(self, batch_shape: Size, *parts: TorchDistribution) -> None:
-        self._parts = parts
-        super().__init__(batch_shape, parts[0].event_shape, validate_args=False)
-
-    @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
-        return all(part.has_rsample for part in self._parts)
-
-    @constraints.dependent_property
-    def support(self) -> constraints.Constraint | None:
-        return self._parts[0].support
-
-    def expand(self, batch_shape: Sequence[int], _instance: Distribution | None = None) -> Self:
-        here, there = tuple(self.batch_shape), tuple(batch_shape)
-        fits = all(a in (1, b) for a, b in zip(here[::-1], there[::-1], strict=False))
-        if len(here) > len(there) or not fits:
-            raise ValueError(f"cannot expand batch shape {here} to {there}")
-        new = copy.copy(self)
-        new._batch_shape = Size(batch_shape)
-        return new
+from ..utils.arguments import check_tensor
+from .base import Composite, _check_distribution, _expand, _pad, _take, broadcast, diagonal, gumbel, innermost
+from .where import Where
 
 
 class Mixture(Composite):
@@ -216,77 +177,6 @@ class Mixture(Composite):
         return draws.gather(index.dim(), where).squeeze(index.dim())
 
 
-class Where(Composite):
-    """A choice of distribution for every element of the batch: ``p`` where ``mask`` holds, else ``q``.
-
-    ``KL(Where(m, p, q) || r) = where(m, KL(p || r), KL(q || r))``, and likewise on the right.
-
-    Args:
-        mask: a boolean tensor; kept as ``condition``, since ``mask`` is a method of Pyro's distributions.
-        p, q: distributions of equal event shape; their batch shapes and the mask's broadcast.
-
-    Raises:
-        ValueError: the event shapes differ.
-    """
-
-    def __init__(self, mask: Tensor, p: TorchDistribution, q: TorchDistribution) -> None:
-        _check_distribution("p", p)
-        _check_distribution("q", q)
-        if check_tensor("mask", mask).dtype != torch.bool:
-            raise TypeError(f"expected mask to be boolean, got {mask.dtype}")
-        if p.event_shape != q.event_shape:
-            raise ValueError(f"event shapes differ: {tuple(p.event_shape)} and {tuple(q.event_shape)}")
-        self.condition, self.p, self.q = mask, p, q
-        batch_shape = Size(broadcast_shape(mask.shape, p.batch_shape, q.batch_shape))
-        super().__init__(batch_shape, p, q)
-
-    @property
-    def mean(self) -> Tensor:
-        return self.choose(self.p.mean, self.q.mean)
-
-    @property
-    def variance(self) -> Tensor:
-        return self.choose(self.p.variance, self.q.variance)
-
-    def choose(self, p: Tensor, q: Tensor) -> Tensor:
-        """The elements of p where ``condition`` holds, else those of q, both shaped like draws."""
-        chosen = torch.where(_pad(self.condition, self.event_dim), p, q)
-        return broadcast(chosen, self.batch_shape + self.event_shape)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        log_prob = torch.where(self.condition, self.p.log_prob(value), self.q.log_prob(value))
-        return broadcast(log_prob, self.batch_shape)
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        p, q = (_expand(part, self.batch_shape).sample(Size(sample_shape)) for part in self._parts)
-        return self.choose(p, q)
-
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        p, q = (_expand(part, self.batch_shape).rsample(Size(sample_shape)) for part in self._parts)
-        return self.choose(p, q)
-
-
-@register_kl(Where, Distribution)
-def _kl_where_left(p: Where, q: Distribution) -> Tensor:
-    kl = torch.where(p.condition, kl_divergence(p.p, q), kl_divergence(p.q, q))
-    return broadcast(kl, p.batch_shape)
-
-
-@register_kl(Delta, Where)  # Pyro registers (Delta, Distribution): without this line the two would tie
-@register_kl(Distribution, Where)
-def _kl_where_right(p: Distribution, q: Where) -> Tensor:
-    kl = torch.where(q.condition, kl_divergence(p, q.p), kl_divergence(p, q.q))
-    return broadcast(kl, q.batch_shape)
-
-
-@register_kl(Where, Where)
-def _kl_where_where(p: Where, q: Where) -> Tensor:
-    if p.condition is not q.condition:
-        return broadcast(_kl_where_left(p, q), q.batch_shape)
-    kl = torch.where(p.condition, kl_divergence(p.p, q.p), kl_divergence(p.q, q.q))
-    return broadcast(broadcast(kl, p.batch_shape), q.batch_shape)
-
-
 def widest_mixture(fn: Distribution) -> Mixture | None:
     """Find the mixture of most components that a distribution is, or chooses for some of its elements."""
     if isinstance(fn, Where):
@@ -320,64 +210,3 @@ def stratum(fn: TorchDistribution, index: Tensor, strata: int) -> tuple[Tensor, 
         raise ValueError(f"stratified draws need distributions with rsample, and {type(fn).__name__} has none here")
     value = fn.rsample()
     return value, value.new_full(fn.batch_shape, -math.log(strata))
-
-
-def diagonal(d: Distribution) -> tuple[Tensor, Tensor]:
-    """``loc`` and ``scale`` of a Normal or Laplace, however often it was expanded or wrapped by ``to_event``.
-
-    Returns:
-        Two tensors of shape ``(*batch_shape, *event_shape)``.
-
-    Raises:
-        TypeError: any other distribution.
-    """
-    _check_distribution("d", d)
-    base = innermost(d)
-    if not isinstance(base, (torch.distributions.Normal, torch.distributions.Laplace)):
-        raise TypeError(f"expected a diagonal Normal or Laplace, got {type(base).__name__}")
-    shape = d.batch_shape + d.event_shape
-    return base.loc.expand(shape), base.scale.expand(shape)
-
-
-def _check_distribution(argument: str, d: Any) -> None:
-    if not isinstance(d, Distribution):
-        raise TypeError(f"expected {argument} to be a distribution, got {described(d)}")
-
-
-def innermost(d: Distribution) -> Distribution:
-    """``d`` without what ``expand`` and ``to_event`` wrapped it in."""
-    while isinstance(d, (Independent, ExpandedDistribution)):
-        d = d.base_dist
-    return d
-
-
-def _take(x: Tensor, index: Tensor, event_dim: int) -> Tensor:
-    """``x[b, index[..., b]]`` for every b: x (*B, C, *E), index (..., *B), result (*index.shape, *E).
-
-    Rows are selected, not gathered: the backward pass then needs no x expanded to the index's shape.
-    """
-    *batch, size = x.shape[: x.dim() - event_dim]
-    event_shape = x.shape[x.dim() - event_dim :]
-    rows = torch.arange(math.prod(batch), device=x.device).reshape(batch) * size + index
-    return x.reshape(-1, *event_shape).index_select(0, rows.reshape(-1)).reshape(rows.shape + event_shape)
-
-
-def _pad(x: Tensor, dims: int) -> Tensor:
-    return x.reshape(x.shape + (1,) * dims)
-
-
-def broadcast(x: Tensor, shape: Size) -> Tensor:
-    """``x`` at a shape that it broadcasts to."""
-    return x if x.shape == shape else x.expand(broadcast_shape(x.shape, shape))
-
-
-def _expand(d: TorchDistribution, batch_shape: Size) -> TorchDistribution:
-    """``d.expand(batch_shape)``, without Pyro's habit of changing an ``ExpandedDistribution`` in place."""
-    if d.batch_shape == batch_shape:
-        return d
-    if isinstance(d, ExpandedDistribution):
-        return ExpandedDistribution(d.base_dist, batch_shape)
-    if isinstance(d, Independent):
-        n = d.reinterpreted_batch_ndims
-        return _expand(d.base_dist, batch_shape + d.event_shape[:n]).to_event(n)
-    return d.expand(batch_shape)

@@ -9,16 +9,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .arguments import check_choice, check_counts, check_flags, check_programs
-from .audit import audit as audited
-from .batch import Batch, check_batch
-from .bridge import Bridge, State
-from .evaluation import evaluating, returned
-from .evidence import Evidence, evidence_of, joined
+from ..batch.batch import Batch, check_batch
+from ..sampling.ancestral import simulate
+from ..scoring.audit import audit as audited
+from ..scoring.evaluation import evaluating, returned
+from ..scoring.structure import Callback
+from ..utils.arguments import check_choice, check_counts, check_flags, check_programs
+from ..utils.seeding import seeded, settled
+from .accumulator import evidence_of
+from .annealing_target import Bridge, State
+from .evidence import Evidence, joined
 from .likelihood import counting, described, quantity_of
-from .pairs import Callback
-from .predictive import simulate
-from .seeding import seeded, settled
 
 ACCEPT = 0.8  # the acceptance rate that step sizes are tuned to
 RATE = 0.3  # of the tuning of log step sizes, an update a transition
@@ -65,7 +66,7 @@ def annealed_importance(
         pilot_chains: chains of the run that tunes.
         seed: of all draws; None takes one from torch's generator, which is not otherwise touched.
         vectorize: False scores chain by chain, for stories that do not broadcast.
-        audit: False spares the audit of the pair on a few rows (:mod:`pyro_mm.audit`), and what it would refuse.
+        audit: False spares the audit of the pair (:mod:`pyro_mm.scoring.audit`), and what it would refuse.
 
     Returns:
         The estimate from C weights, with the standard error, the effective sample size and, from 21 chains on, the

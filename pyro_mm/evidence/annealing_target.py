@@ -10,12 +10,15 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import biject_to
 
-from .batch import Batch, Stack
-from .global_state import validation
-from .importance import score_model
-from .pairs import Callback, Pair, Views, latents, structure
-from .reduction import Reduce
-from .seeding import generator_state
+from ..batch.batch import Batch
+from ..batch.restrict import Stack
+from ..scoring.importance import score_model
+from ..scoring.reduction import Reduce
+from ..scoring.structure import Callback, latents, structure
+from ..scoring.term_pair import Pair
+from ..scoring.views import Views
+from ..utils.global_state import validation
+from ..utils.seeding import generator_state
 
 Values = dict[str, Tensor]
 

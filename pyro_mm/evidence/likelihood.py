@@ -2,28 +2,33 @@ r"""Marginal and conditional log-likelihoods by importance sampling, each row wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .arguments import check_counts, check_flag, check_flags, check_function, check_names, check_programs, check_seed
-from .audit import audit as audited
-from .audit import notes, read_by
-from .batch import Batch, Stack, check_batch
-from .evaluation import evaluating, returned
-from .evidence import Evidence, Sums, joined
-from .importance import score_model
-from .pairs import Callback, Pair, Structure, Views, latents, structure
-from .proposals import Draws, Proposal, Sampler
-from .seeding import generator_state, part_seed, seeded, set_generator_state, settled
-from .values import ROWS
-
-BLOCK = 2**16  # draws of a (row, particle) pair that share a seed: the canonical block, whatever the chunk
-CHUNK = 2**14  # pairs decoded at once, at most
-NUMBERS = 2**20  # and of the widest modality, on a CPU: larger arrays leave the cache, and are allocated anew each time
+from ..batch.batch import Batch, check_batch
+from ..sampling.proposals import Draws, Proposal
+from ..sampling.weighted import weighted
+from ..scoring.audit import audit as audited
+from ..scoring.audit import notes, read_by
+from ..scoring.evaluation import evaluating, returned
+from ..scoring.structure import Callback, structure
+from ..utils.arguments import (
+    check_counts,
+    check_flag,
+    check_flags,
+    check_function,
+    check_names,
+    check_programs,
+    check_seed,
+)
+from ..utils.network_calls import ROWS
+from ..utils.seeding import settled
+from .accumulator import Sums
+from .evidence import Evidence, joined
 
 
 def log_marginal(
@@ -62,7 +67,7 @@ def log_marginal(
             changes no digit of the result but by rounding. By default so many that the widest modality has 2^20
             numbers, 2^14 at most; on CUDA 2^16.
         vectorize: False draws particle by particle, for stories that do not broadcast.
-        audit: False spares the audit of the pair on a few rows (:mod:`pyro_mm.audit`), and what it would refuse.
+        audit: False spares the audit of the pair (:mod:`pyro_mm.scoring.audit`), and what it would refuse.
 
     Raises:
         ValueError: a site that is scaled, or outside the plate ``"data"``: its weights would be no likelihoods.
@@ -223,94 +228,3 @@ def quantity_of(model: Callback, guide: Callback, batch: Batch, seen: Batch | No
     given = [n for n in there if n in read and n not in info.modalities]
     scored = ", ".join([*observed, *sorted(info.factors)])
     return f"log p({scored}{' | ' if given else ''}{', '.join(given)})"
-
-
-@torch.no_grad()
-def weighted(
-    model: Callback,
-    guide: Callback,
-    batch: Batch,
-    seen: Batch,
-    num_particles: int,
-    proposal: Proposal,
-    seed: int,
-    chunk: int | None = None,
-    vectorize: bool = True,
-) -> Iterator[tuple[Sampler, Pair, Tensor]]:
-    """Draws in canonical blocks of particles, each under a seed of its own, with their log-weights ``(k, N)``.
-
-    The latents are those of the pair's trace, at the particles' dimension and the plates of the story.
-    """
-    info = structure(model, guide, seen)
-    chunk = chunk or _chunk(batch)
-    memo: dict[Any, Any] = {}
-    masks = lambda b: {n: b.presence(n) for n in b.names}  # noqa: E731
-    shown = seen.view(masks(seen), Stack({}), memo, batch.rows)
-    decoded = batch.view(masks(batch), Stack({}), {})
-    views = Views(shown, decoded, shown, info.nesting, modalities=info.modalities)
-    block = max(1, BLOCK // batch.size) if vectorize else 1
-    with seeded(seed, batch.device):
-        sampler = Sampler(proposal, info, Pair(model, guide, views), num_particles, seed)
-    whole = False
-    for index, start in enumerate(range(0, num_particles, block)):
-        with seeded(part_seed(seed, index), batch.device):
-            pair = Pair(model, guide, views, min(block, num_particles - start), plated=vectorize and num_particles > 1)
-            sampler.propose(pair)
-            before = generator_state(batch.device)
-            if not whole:
-                log_w = _in_chunks(pair, info, sampler, chunk)
-                # a story that draws (a missing parent, say) would draw otherwise in other chunks
-                whole = not torch.equal(before, generator_state(batch.device))
-            if whole:
-                if proposal.prior_share:
-                    raise ValueError(
-                        "prior_share needs the density of the prior, and this story draws while it is scored: a "
-                        "missing modality on which others depend, or a latent that the guide lacks"
-                    )
-                set_generator_state(batch.device, before)
-                log_w = sampler.log_weights(score_model(pair, info, unscaled=True))
-        yield sampler, pair, log_w
-
-
-def _chunk(batch: Batch) -> int:
-    """The (row, particle) pairs to decode at once."""
-    if batch.device.type == "cuda":
-        return BLOCK
-    widest = max([1, *(batch[name][0].numel() for name in batch if batch.holds(name))])
-    return min(CHUNK, max(1, NUMBERS // widest))
-
-
-def _in_chunks(pair: Pair, info: Structure, sampler: Sampler, chunk: int) -> Tensor:
-    """The log-weights of a block, decoding at most ``chunk`` (row, particle) pairs at once."""
-    size, particles = pair.views.decode.size, pair.num_particles
-    if size * particles <= chunk:
-        return sampler.log_weights(score_model(pair, info, unscaled=True))
-    rows, k = (size, chunk // size) if chunk >= size else (chunk, 1)
-    parts = [
-        torch.cat([_part(pair, info, sampler, slice(i, i + k), slice(j, j + rows)) for j in range(0, size, rows)], -1)
-        for i in range(0, particles, k)
-    ]
-    return torch.cat(parts)
-
-
-def _part(pair: Pair, info: Structure, sampler: Sampler, particles: slice, rows: slice) -> Tensor:
-    """The log-weights of some particles and rows of a block, ``(k, n)``."""
-    size, k = pair.views.decode.size, pair.num_particles
-
-    views = replace(pair.views, decode=pair.views.decode.excerpt(rows))
-    part = Pair(pair._model, pair._guide, views, len(range(*particles.indices(k))), plated=pair.plated)
-
-    def cut(x: Tensor, event_dim: int = 0) -> Tensor:
-        for dim, full, kept in ((-1, size, rows), (pair.particle_dim, k, particles)):
-            place = x.dim() + dim - event_dim
-            if place >= 0 and x.shape[place] == full > 1:
-                x = x[(slice(None),) * place + (kept,)]
-        return x
-
-    part.trace = pair.trace.copy()
-    for plate in {"data", "particles"} & set(part.trace.nodes):
-        part.trace.remove_node(plate)  # its index set, which a replay would bring back whole
-    for name, site in latents(pair.trace).items():
-        part.trace.nodes[name] = site | {"value": cut(site["value"], site["fn"].event_dim)}
-    part.log_q = {name: cut(x) for name, x in pair.log_q.items()}
-    return sampler.log_weights(score_model(part, info, unscaled=True))

@@ -20,13 +20,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .arguments import check_counts, check_names, check_programs
-from .audit import audit as audited
-from .batch import Batch, check_batch
-from .evaluation import evaluating, returned
+from ..batch.batch import Batch, check_batch
+from ..scoring.audit import audit as audited
+from ..scoring.evaluation import evaluating, returned
+from ..utils.arguments import check_counts, check_names, check_programs
+from ..utils.seeding import settled
 from .evidence import Evidence
 from .likelihood import conditional_of, counting, log_conditional, log_marginal
-from .seeding import settled
 
 __all__ = ["PRIOR_DRAWS", "both_ways", "conditional", "joint", "multiple", "single"]
 

@@ -5,21 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any
 
-import torch
-import typer
-
-from . import objectives
-from .batch import Batch
-from .bounds import Target
-from .evidence import Evidence
-from .gap import averaged, bounded, rows_of, why_no_gap
-from .global_state import settings_kept
-from .likelihood import log_conditional, log_marginal
-from .objective import Objective
-from .recipes import Recipe
+from .. import objectives
+from ..batch.batch import Batch
+from ..diagnostics.bound_gap import averaged, bounded, rows_of, why_no_gap
+from ..evidence.evidence import Evidence
+from ..evidence.likelihood import log_conditional, log_marginal
+from ..objectives.bounds import Target
+from ..objectives.objective import Objective
+from ..recipes import Recipe
 
 
 @dataclass(frozen=True)
@@ -93,32 +88,3 @@ def cells(lines: Sequence[Line]) -> list[list[str]]:
 def share(untrusted: float | None) -> str:
     """A share of rows as text."""
     return "too few draws" if untrusted is None or math.isnan(untrusted) else f"{untrusted:.1%}"
-
-
-def torch_device(name: str | None) -> torch.device:
-    """The device of that name, by default CUDA where there is one."""
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros((), device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise typer.BadParameter(f"no device {name!r} here: {str(error).splitlines()[0]}") from None
-    return device
-
-
-def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table."""
-    with settings_kept():
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD)
-    for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left", no_wrap=i > 0)
-    for row in rows:
-        table.add_row(*row)
-    console = Console()
-    # a narrower one breaks the names of the quantities
-    widths = [max(map(len, column)) + 3 for column in zip_longest(header, *rows, fillvalue="")]
-    console.width = max(console.width, 100, sum(widths))
-    console.print(table)

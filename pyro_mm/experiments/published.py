@@ -10,16 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import datasets, objectives, protocols
-from ..batch import Batch
-from ..evidence import Evidence
-from ..likelihood import log_conditional
-from .flows import jnf, jnf_second
-from .joint import jmvae_kl, jmvae_zero, telbo, vaevae_joint
-from .parts import Recipe
-from .pooled import code, hoelder, mmjsd, mmvae, mmvm, mopoe, mvae, mvtcae, unimodal_mean, vaevae
-from .private import dmvae, mmvae_plus
-from .single import cvae, vae
+from .. import datasets, objectives
+from ..batch.batch import Batch
+from ..evidence import protocols
+from ..evidence.evidence import Evidence
+from ..evidence.likelihood import log_conditional
+from ..recipes.experts import mvae
+from ..recipes.joint_encoder import jmvae_kl
+from ..recipes.networks import Recipe
 
 
 @dataclass(frozen=True)
@@ -49,37 +47,6 @@ class Reproduction:
     pixels: str
     compile: bool = True
     transform: Callable[[Batch], Batch] | None = None
-
-
-@dataclass(frozen=True)
-class Member:
-    """A recipe among others of its family: of the image alone, of the image given the label, or of both."""
-
-    recipe: Callable[[Batch], Recipe]
-    encodes_image: bool = True  # whether the latent can be inferred from the image alone
-    knows_label: bool = True  # whether the label is in its story
-    second: Callable[[Recipe], Recipe] | None = None  # from what was trained to a second stage, of as many epochs
-
-
-@dataclass(frozen=True)
-class Family:
-    """Recipes trained alike on the same data, to be measured side by side.
-
-    With more than one of ``fractions``, each of them is also trained on rows of which only one in so many is paired,
-    the others having one modality each.
-    """
-
-    title: str
-    data: Callable[..., tuple[Batch, Batch]]
-    members: Mapping[str, Member]
-    epochs: int
-    batch_size: int
-    optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer]
-    num_particles: int
-    pixels: str
-    fractions: tuple[int, ...] = (1,)
-    compile: bool = True
-    transform: None = None
 
 
 IMAGE: Mapping[str, Any] = {"target": ("image",), "given": ("label",)}
@@ -155,60 +122,4 @@ REPRODUCTIONS: Mapping[str, Reproduction] = {
 """The names of ``pyro-mm reproduce``."""
 
 
-def _family(title: str, data: Data) -> Family:
-    """No paper's: one latent of 20 dimensions, one hidden layer of 400 everywhere, Adam, and no weighed likelihood."""
-    size: Mapping[str, Any] = {"latent": 20, "hidden": (400,)}
-    return Family(
-        title=title,
-        data=data,
-        members={
-            "VAE": Member(partial(vae, **size), knows_label=False),
-            "CVAE": Member(partial(cvae, **size), encodes_image=False),
-            "JMVAE-zero": Member(partial(jmvae_zero, **size)),
-            "JMVAE-kl": Member(partial(jmvae_kl, **size)),
-            "MVAE": Member(partial(mvae, **size)),
-            "TELBO": Member(partial(telbo, **size)),
-            "VAEVAE": Member(partial(vaevae, **size)),
-            "MMVAE": Member(partial(mmvae, **size)),
-            "MoPoE": Member(partial(mopoe, **size)),
-            "MVTCAE": Member(partial(mvtcae, **size)),
-            "mmJSD": Member(partial(mmjsd, **size)),
-            "JNF": Member(partial(jnf, **size), second=jnf_second),
-        },
-        epochs=20,
-        batch_size=128,
-        optimizer=lambda parameters: torch.optim.Adam(parameters, 1e-3, fused=True),
-        num_particles=1000,
-        pixels="pixels drawn once",
-    )
-
-
-def _weak() -> Family:
-    """No paper's either: the digits that need no file, at the sizes of the recipes, and every objective that trains on
-    rows with one modality each."""
-    members = {
-        "JMVAE-zero": jmvae_zero, "JMVAE-kl": jmvae_kl, "MVAE": mvae, "TELBO": telbo, "VAEVAE": vaevae,
-        "VAEVAE, joint encoder": vaevae_joint, "MMVAE": mmvae, "mean of unimodal": unimodal_mean, "MoPoE": mopoe,
-        "MVTCAE": mvtcae, "mmJSD": mmjsd, "DMVAE": dmvae, "MMVAE+": mmvae_plus, "MMVM": mmvm, "CoDE": code,
-        "Hoelder": hoelder,
-    }  # fmt: skip
-    return Family(
-        title="Digits and labels, few of them paired",
-        data=lambda directory=None, binarize=None: datasets.digits(),
-        members={name: Member(recipe) for name, recipe in members.items()},
-        epochs=100,
-        batch_size=128,
-        optimizer=lambda parameters: torch.optim.Adam(parameters, 3e-3, fused=True),
-        num_particles=1000,
-        pixels="pixels 0 or 1",
-        fractions=(1, 2, 4, 8, 16),
-        compile=False,
-    )
-
-
-FAMILIES: Mapping[str, Family] = {
-    "family-mnist": _family("Twelve models of MNIST images and labels", datasets.mnist),
-    "family-fashion": _family("Twelve models of Fashion-MNIST images and labels", datasets.fashion),
-    "weak-digits": _weak(),
-}
 """The names of ``pyro-mm reproduce`` for tables of many recipes."""

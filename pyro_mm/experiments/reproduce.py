@@ -18,18 +18,18 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from .batch import Batch
-from .console import command
-from .datasets import paired
-from .evidence import Evidence
-from .family import Judge, by_fraction, markdown, measured, side_by_side
-from .recipes import Recipe
-from .recipes.published import FAMILIES, REPRODUCTIONS, Family, Figure, Reproduction
-from .report import share, show, torch_device
-from .storage import replace_text
+from ..batch.batch import Batch
+from ..datasets import paired
+from ..evidence.evidence import Evidence
+from ..recipes import Recipe
+from ..training.loop import fit
+from ..utils.storage import replace_text
+from .console import command, show, torch_device
+from .evaluation import share
+from .families import FAMILIES, Family, Judge, by_fraction, markdown, measured, side_by_side
+from .published import REPRODUCTIONS, Figure, Reproduction
 from .studies import STUDIES
 from .studies.study import Measured, Sample, Study, tabled
-from .train import fit
 
 HEADER = ("quantity", "proposal", "K", "rows", "published", "here", "s.e.", "k-hat > 0.7")
 COURSE_ROWS, COURSE_PARTICLES, FAMILY_ROWS = 500, 100, 1000

@@ -10,10 +10,10 @@ from typing import Any
 import typer
 from torch import nn
 
-from .checkpoint import load_weights
-from .saving import load, save
-from .storage import replace_text
-from .train import History
+from ..training.checkpoint import load_weights
+from ..training.history import History
+from ..training.weights import load, save
+from ..utils.storage import replace_text
 
 CONFIG, WEIGHTS, CHECKPOINT, HISTORY = "config.json", "weights.pt", "checkpoint.pt", "history.csv"
 PICTURES = ("training", "generated", "confusion", "latent")

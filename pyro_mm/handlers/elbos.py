@@ -15,7 +15,7 @@ from pyro.infer.trace_elbo import _compute_log_r
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from .draws import Counted
+from .plates import Counted
 
 
 class _Trace(Trace_ELBO):

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import pyro
 import torch
 from pyro.poutine.runtime import _PYRO_STACK, apply_stack
 from pyro.poutine.trace_messenger import TraceMessenger
-
-from .reached import Reached
 
 GRADIENT = "pyro_mm$gradient"
 
@@ -32,20 +27,6 @@ def register(module: torch.nn.Module) -> None:
         if module not in _names:
             _names[module] = f"{type(module).__name__}${next(_count)}"
         pyro.module(_names[module], module)
-
-
-@contextmanager
-def buffers_kept(*programs: Any) -> Iterator[None]:
-    """Keep the buffers of the modules that programs reach, such as running means, as they are."""
-    found = Reached({f"{i}": program for i, program in enumerate(programs)}).modules.values()
-    buffers = [b for module in found for b in module.buffers()]
-    held = [b.clone() for b in buffers]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, before in zip(buffers, held, strict=True):
-                buffer.copy_(before)
 
 
 def announce_gradient() -> None:

@@ -7,13 +7,13 @@ at, which errs too: print its own accuracy beside them. :func:`linear_probe` is 
 with standard errors: :class:`Share`.
 """
 
+from .accuracy import class_probabilities, confusion_matrix, cross_modal_accuracy
+from .classifier import classifier
 from .coherence import cross_modal_coherence, joint_coherence
 from .frechet import frechet_distance, gaussian_frechet
 from .identifiability import MeanCorrelation, mean_correlation
-from .labels import class_probabilities, confusion_matrix, cross_modal_accuracy
-from .networks import classifier
 from .probe import linear_probe
-from .share import Share
+from .proportion import Share
 
 __all__ = [
     "MeanCorrelation", "Share", "class_probabilities", "classifier", "confusion_matrix", "cross_modal_accuracy",

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..arguments import check_counts, check_name, check_names, check_programs, check_tensor
-from ..batch import Batch
-from ..evaluation import check_batch, evaluating, returned
-from ..global_state import settings_kept
-from ..predictive import generate
+from ..batch.batch import Batch, check_batch
+from ..sampling.predictive import generate
+from ..scoring.evaluation import evaluating, returned
+from ..utils.arguments import check_counts, check_name, check_names, check_programs, check_tensor
+from ..utils.global_state import settings_kept
 
 CHUNK = 256  # rows at once: every modality is decoded, and only the target's class probabilities are kept
 
@@ -34,7 +34,7 @@ def class_probabilities(
         target: the modality to predict, a Categorical.
         given: those to predict it from.
         num_samples: S.
-        audit: False spares the audit of the pair on a few rows (:mod:`pyro_mm.audit`), and what it would refuse.
+        audit: False spares the audit of the pair (:mod:`pyro_mm.scoring.audit`), and what it would refuse.
 
     Raises:
         ValueError: the target is among what is given, or is not a Categorical.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_counts, check_number, check_tensor
-from ..seeding import seeded
-from .share import Share
+from ..utils.arguments import check_counts, check_number, check_tensor
+from ..utils.seeding import seeded
+from .proportion import Share
 
 CHUNK = 1024
 

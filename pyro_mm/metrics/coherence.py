@@ -15,7 +15,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ..arguments import (
+from ..batch.batch import Batch, check_batch
+from ..sampling.predictive import generate
+from ..scoring.evaluation import evaluating
+from ..utils.arguments import (
     check_counts,
     check_flags,
     check_function,
@@ -27,11 +30,8 @@ from ..arguments import (
     check_tensor,
     described,
 )
-from ..batch import Batch
-from ..evaluation import check_batch, evaluating
-from ..predictive import generate
-from ..seeding import seeded
-from .share import Share
+from ..utils.seeding import seeded
+from .proportion import Share
 
 Classifier = Callable[[Tensor], Tensor]
 CHUNK = 256  # draws at once: every modality of them is decoded
@@ -67,7 +67,7 @@ def cross_modal_coherence(
         num_samples: S.
         mean: whether f is shown the mean of p(x_t | z) instead of a draw from it.
         seed: of all draws; None goes on with torch's generator.
-        audit: False spares the audit of the pair on a few rows (:mod:`pyro_mm.audit`), and what it would refuse.
+        audit: False spares the audit of the pair (:mod:`pyro_mm.scoring.audit`), and what it would refuse.
 
     Returns:
         The share with its standard error over rows. Shi et al. 2019 (arXiv 1911.03393).
@@ -133,7 +133,7 @@ def joint_coherence(
         n: draws.
         mean: whether f_m is shown the mean of p(x_m | z) instead of a draw from it.
         seed: of all draws; None goes on with torch's generator.
-        audit: False spares the audit of the pair on a few rows (:mod:`pyro_mm.audit`), and what it would refuse.
+        audit: False spares the audit of the pair (:mod:`pyro_mm.scoring.audit`), and what it would refuse.
 
     Returns:
         The share with its standard error. Shi et al. 2019 (arXiv 1911.03393).

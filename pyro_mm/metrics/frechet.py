@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ..arguments import check_function, check_tensor, described
+from ..utils.arguments import check_function, check_tensor, described
 
 CHUNK = 256  # rows at once
 

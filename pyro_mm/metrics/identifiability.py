@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..arguments import check_choice, check_integer, check_tensor
-from ..global_state import settings_kept
+from ..utils.arguments import check_choice, check_integer, check_tensor
+from ..utils.global_state import settings_kept
 
 Kind = Literal["pearson", "spearman", "rdc"]
 WAVES, FREQUENCY = 20, 0.5  # of the randomised dependence coefficient

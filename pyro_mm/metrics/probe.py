@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..arguments import check_flag, check_name, check_names, check_number, check_programs, check_seed
-from ..audit import audit as audited
-from ..batch import Batch
-from ..evaluation import check_batch, evaluating
-from ..global_state import settings_kept
-from ..guides import encode
-from ..seeding import seeded
-from .share import Share
+from ..batch.batch import Batch, check_batch
+from ..sampling.encode import encode
+from ..scoring.audit import audit as audited
+from ..scoring.evaluation import evaluating
+from ..utils.arguments import check_flag, check_name, check_names, check_number, check_programs, check_seed
+from ..utils.global_state import settings_kept
+from ..utils.seeding import seeded
+from .proportion import Share
 
 CHUNK = 1024  # rows encoded at once
 DRAWS = 100  # of a posterior whose mean is not known, such as a flow
@@ -50,7 +50,7 @@ def linear_probe(
             draw (:func:`pyro_mm.encode`) is of one draw, and one that is not known, a flow's, the mean of 100.
         regularisation: C; larger is weaker.
         seed: of such draws; None goes on with torch's generator.
-        audit: False spares the audit of the guide on a few rows (:mod:`pyro_mm.audit`), and what it would refuse.
+        audit: False spares the audit of the guide (:mod:`pyro_mm.scoring.audit`), and what it would refuse.
 
     Returns:
         The share of right test rows with its standard error, over test rows.

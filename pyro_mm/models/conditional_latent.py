@@ -8,11 +8,11 @@ import pyro
 import pyro.distributions as dist
 from torch import nn
 
-from ..arguments import check_function, check_mapping, check_name, described
-from ..batch import Batch
-from ..fixed import as_module
-from ..registration import register
-from ..values import applied
+from ..batch.batch import Batch
+from ..conditionals.unconditional import as_module
+from ..handlers.params import register
+from ..utils.arguments import check_function, check_mapping, check_name, described
+from ..utils.network_calls import applied
 from .decoders import decoders_of
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ..arguments import check_modules
+from ..utils.arguments import check_modules
 
 
 def decoders_of(decoders: Mapping[str, nn.Module], *latents: str) -> dict[str, nn.Module]:

@@ -9,10 +9,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_function, check_mapping, check_name, check_names
-from ..batch import Batch
-from ..fixed import as_module
-from ..registration import register
+from ..batch.batch import Batch
+from ..conditionals.unconditional import as_module
+from ..handlers.params import register
+from ..utils.arguments import check_function, check_mapping, check_name, check_names
 from .decoders import decoders_of
 
 

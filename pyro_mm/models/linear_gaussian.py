@@ -10,16 +10,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..arguments import (
-    check_attribute,
-    check_integer,
-    check_mapping,
-    check_names,
-    check_number,
-    check_tensor,
-)
-from ..batch import Batch, check_batch
-from ..registration import register
+from ..batch.batch import Batch, check_batch
+from ..handlers.params import register
+from ..utils.arguments import check_attribute, check_integer, check_mapping, check_names, check_number, check_tensor
 
 
 class LinearGaussian(nn.Module):

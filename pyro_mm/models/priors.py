@@ -6,10 +6,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_flag, check_function, check_integer, check_name, described
-from .batch import Batch
-from .distributions import Mixture
-from .values import applied
+from ..batch.batch import Batch
+from ..distributions.mixture import Mixture
+from ..utils.arguments import check_flag, check_function, check_integer, check_name, described
+from ..utils.network_calls import applied
 
 __all__ = ["Component", "GivenCovariate", "MixturePrior"]
 

@@ -8,9 +8,9 @@ import pyro
 import pyro.distributions as dist
 from torch import nn
 
-from ..batch import Batch
-from ..fixed import as_module
-from ..registration import register
+from ..batch.batch import Batch
+from ..conditionals.unconditional import as_module
+from ..handlers.params import register
 from .decoders import decoders_of
 
 

@@ -16,8 +16,8 @@ from pyro.infer import (
     TraceTMC_ELBO,
 )
 
-from .estimators import AnalyticKL, PerRow, Renyi, StickTheLanding
-from .presence import MOST, subsets
+from ..batch.masks import MOST, subsets
+from ..estimators import AnalyticKL, PerRow, Renyi, StickTheLanding
 from .terms import ALL, EACH, EVERY, OTHERS, PRIOR, Names, Number, Random, Symbol, Term, members
 
 SETTLED = 10**12  # a step at which every warm-up is over

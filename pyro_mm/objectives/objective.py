@@ -1,4 +1,4 @@
-r"""An objective: a table of terms (:mod:`pyro_mm.terms`), evaluated by an estimator that is chosen apart.
+r"""An objective: a table of terms (:mod:`pyro_mm.objectives.terms`), evaluated by an estimator that is chosen apart.
 
 Its weights belong to the objective: ``poutine.scale`` refuses those that are not positive, forbids enumeration where
 they differ, and lands inside the logarithm of an importance-weighted bound.
@@ -15,16 +15,17 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from . import foreign, subsampling
-from .arguments import check_flag, check_function, described
-from .batch import Batch, check_batch
+from ..batch.batch import Batch, check_batch
+from ..estimators import AnalyticKL, PerRow, check_pairing
+from ..scoring.scores import Scores
+from ..scoring.structure import Callback, Structure, structure
+from ..utils.arguments import check_flag, check_function, described
+from ..utils.tensors import constant
+from . import pyro_elbos as foreign
+from . import subsampling
 from .bounds import Target, is_linear, is_lower_bound, target
-from .estimators import AnalyticKL, PerRow, check_pairing
-from .importance import Scores
-from .pairs import Callback, Structure, structure
-from .presence import constant
-from .stacking import sharing, views
-from .terms import Row, Term, check_modalities, check_table, expand, step_weight
+from .plan import Row, expand, sharing, views
+from .terms import Term, check_modalities, check_table, step_weight
 
 Terms = Sequence[Term] | Callable[[tuple[str, ...]], Sequence[Term]]
 

@@ -23,13 +23,13 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from .batch import Batch
-from .pairs import Callback, Pair, Structure
-from .presence import all_of
-from .registration import GRADIENT, announce_gradient
-from .stacking import views
-from .terms import Row
-from .traceable import own
+from ..batch.batch import Batch
+from ..batch.masks import all_of
+from ..handlers.elbos import own
+from ..handlers.params import GRADIENT, announce_gradient
+from ..scoring.structure import Callback, Structure
+from ..scoring.term_pair import Pair
+from .plan import Row, views
 
 
 def stacks(estimator: ELBO) -> bool:

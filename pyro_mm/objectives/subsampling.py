@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import torch
 
-from .arguments import check_integer
-from .batch import Batch
-from .pairs import Structure
+from ..batch.batch import Batch
+from ..scoring.structure import Structure
+from ..utils.arguments import check_integer
 
 
 def drawn(subsample: int, batch: Batch, info: Structure) -> dict[str, float]:

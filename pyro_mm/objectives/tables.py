@@ -14,16 +14,10 @@ from typing import Any
 
 from pyro.infer import ELBO
 
-from .arguments import check_flag, check_integer, check_number
-from .estimators import IWAE
+from ..estimators import IWAE
+from ..utils.arguments import check_flag, check_integer, check_number
 from .objective import Objective
-from .terms import ALL, EACH, EVERY, OTHERS, PRIOR, Number, Random, Symbol, Term, check_weight, check_weights
-
-__all__ = [
-    "ALL", "EACH", "EVERY", "OTHERS", "PRIOR", "Objective", "Random", "Symbol", "Term", "beta_vae", "dmvae", "elbo",
-    "jmvae_kl", "masked", "mixture_mean", "mmjsd", "mmvae", "mmvm", "mopoe", "mvae", "mvtcae", "subset_mean", "telbo",
-    "unimodal_mean", "vaevae", "warm_up",
-]  # fmt: skip
+from .terms import ALL, EACH, EVERY, OTHERS, PRIOR, Number, Random, Term, check_weight, check_weights
 
 
 def warm_up(steps: int, stop: float = 1.0, start: float = 0.0) -> Callable[[int], float]:

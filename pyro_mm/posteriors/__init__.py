@@ -5,10 +5,12 @@ deleted, and nothing depends on a row's place in the batch. An encoder, or "expe
 of a modality to a Normal of event shape ``(D,)`` unless another kind is named; each runs once a step.
 """
 
-from .classes import Label, ProductOfCategoricals
-from .invariant import PrivateOf, SelfAttention, SumPooling
-from .joint import Either, Given, JointEncoder, Private
-from .pooled import DependentExperts, HoelderPooling, MixtureOfExperts, MixtureOfProducts, ProductOfExperts
+from .categorical import Label, ProductOfCategoricals
+from .conditional_choice import Either, Given
+from .experts import DependentExperts, HoelderPooling, MixtureOfExperts, MixtureOfProducts, ProductOfExperts
+from .joint_encoder import JointEncoder
+from .private import Private, PrivateOf
+from .set_encoders import SelfAttention, SumPooling
 
 __all__ = [
     "DependentExperts", "Either", "Given", "HoelderPooling", "JointEncoder", "Label", "MixtureOfExperts",

@@ -8,10 +8,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_function, check_name
-from ..batch import Batch
-from ..fixed import Fixed
-from .pooled import _Experts, described_family
+from ..batch.batch import Batch
+from ..conditionals.unconditional import Fixed
+from ..utils.arguments import check_function, check_name
+from .experts import _Experts, described_family
 
 
 class ProductOfCategoricals(_Experts):

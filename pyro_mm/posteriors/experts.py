@@ -10,14 +10,16 @@ import torch
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 
-from ..arguments import check_mapping, check_modules, check_names, check_number, described
-from ..batch import Batch
-from ..distributions import Mixture, diagonal, innermost
-from ..fixed import Fixed
-from ..presence import Presence, all_of, constant
-from ..presence import subsets as all_subsets
-from ..products import STANDARD_NORMAL, consensus_of_normals, pairwise_pool, product_of_normals
-from ..sets import per_set, some_of
+from ..batch.batch import Batch
+from ..batch.masks import Presence, all_of
+from ..batch.masks import subsets as all_subsets
+from ..conditionals.unconditional import Fixed
+from ..distributions.base import diagonal, innermost
+from ..distributions.gaussian_experts import STANDARD_NORMAL, consensus_of_normals, pairwise_pool, product_of_normals
+from ..distributions.mixture import Mixture
+from ..utils.arguments import check_mapping, check_modules, check_names, check_number, described
+from ..utils.tensors import constant
+from .per_set import per_set, some_of
 
 
 class _Experts(nn.Module):
@@ -204,7 +206,7 @@ class HoelderPooling(_Experts):
 
     .. math:: q(z | x_S) \propto \Big( \sum_{m \in S} \sqrt{q_m(z | x_m)} \Big)^2
 
-    in closed form (:func:`pyro_mm.products.pairwise_pool`), M (M + 1) / 2 components. Their weights depend on the
+    in closed form (:func:`pyro_mm.distributions.pairwise_pool`), M (M + 1) / 2 components. Their weights depend on the
     experts, and so have a gradient: a draw is differentiated implicitly (:class:`pyro_mm.distributions.Mixture`), and
     ``IWAE(stratified=...)`` takes draws from every component and the weights as they are, with less noise.
 

@@ -6,16 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
-from pyro import poutine
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
-from .arguments import check_attribute, check_function, check_programs, described
-from .batch import Batch
-from .evaluation import evaluating, returned
-from .registration import register
+from ..batch.batch import Batch
+from ..handlers.params import register
+from ..utils.arguments import check_attribute, check_function, described
 
 
 class Guide(nn.Module):
@@ -80,23 +76,3 @@ class _Drawn(Batch):
 
     def encode(self, name: str, module: Callable[[Tensor], Any]) -> Any:
         return module(self._values[name]) if name in self._drawn else super().encode(name, module)
-
-
-def encode(guide: Callable[[Batch], Any], batch: Batch, *, audit: bool = True) -> dict[str, dist.Distribution]:
-    """Return the guide's distributions given what is present: site -> distribution with batch shape ``(N,)``.
-
-    Of a guide that draws a site given another one, the distribution given one draw of that. Modules run in evaluation
-    mode.
-
-    Args:
-        guide: a callable of a batch.
-        batch: N rows.
-        audit: False spares the audit of the guide on a few rows (:mod:`pyro_mm.audit`), and what it would refuse.
-    """
-    check_programs(guide=guide)
-    with evaluating(None, guide, batch, audit=audit, draws=True) as rows:
-        with poutine.block(), poutine.trace() as trace:
-            guide(rows)
-        sites = {n: s for n, s in trace.trace.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
-        found = {n: s["fn"] for n, s in sites.items() if not site_is_subsample(s)}
-        return returned(found, rows, batch)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batch import Batch
-from .memo import has, keep, kept
-from .presence import Presence, any_of, stacked
+from ..batch.batch import Batch
+from ..batch.context import has, keep, kept
+from ..batch.masks import Presence, any_of, stacked
 
 
 def per_set(batch: Batch, owner: object, f: Callable[[Batch], tuple[Tensor, ...]], few: int = 0) -> tuple[Tensor, ...]:

@@ -10,20 +10,17 @@ import torch
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 
-from ..arguments import (
+from ..batch.batch import Batch
+from ..batch.masks import Presence
+from ..conditionals import Conditional
+from ..utils.arguments import (
     check_flag,
-    check_function,
     check_integer,
     check_module,
     check_modules,
-    check_name,
-    described,
 )
-from ..batch import Batch
-from ..conditionals import Conditional
-from ..presence import Presence
-from ..sets import once, per_set
-from ..values import ROWS, Output, by_rows
+from ..utils.network_calls import ROWS, Output, by_rows
+from .per_set import once, per_set
 
 
 class SumPooling(nn.Module):
@@ -146,44 +143,6 @@ class _Attention(nn.Module):
         query, key, value = parts.movedim(-2, -4).unbind(-2)
         seen = nn.functional.scaled_dot_product_attention(query, key, value, answers)
         return states + self.outward(seen.movedim(-3, -2).flatten(-2))
-
-
-class PrivateOf(nn.Module):
-    r"""The posterior of a modality's private latent given all that is present, itself or others.
-
-    .. math:: q(w_m | x_S) = \rho_w\Big( A \sum_{s \in S} h_s + 1[m \in S] \, B h_m \Big)
-
-    with the tokens h of a set posterior. With A, B and :math:`\rho_w` shared, permuting the modalities permutes the
-    private latents: the map is equivariant (Zaheer et al. 2017, arXiv:1703.06114, Lemma 3).
-
-    Args:
-        pool: the :class:`SumPooling` or :class:`SelfAttention` whose tokens it takes.
-        name: the modality m; the latent's site is ``"w_<name>"``.
-        whole, own: A and B, modules from ``(.., N, size)`` to what the head takes.
-        head: :math:`\rho_w`, as a set posterior's.
-
-    Where m is absent and an objective decodes it, w_m is thus inferred from the others; ``generate`` draws it from
-    the model's own p(w_m). Hirt et al. 2024 (arXiv:2309.00380), section 3.
-    """
-
-    def __init__(self, pool: SumPooling, name: str, whole: nn.Module, own: nn.Module, head: nn.Module):
-        super().__init__()
-        if not isinstance(pool, SumPooling):
-            raise TypeError(f"expected pool to be a SumPooling or SelfAttention, got {described(pool)}")
-        self.pool, self.name = pool, check_name("name", name, pool.features)
-        self.whole, self.own = check_function("whole", whole, ("features",)), check_function("own", own, ("features",))
-        self.head = check_function("head", head, ("features",))
-
-    def forward(self, batch: Batch) -> dist.Distribution:
-        return _headed(self.head, batch, self, self.state)
-
-    def state(self, batch: Batch) -> Tensor:
-        """What the head sees, ``(.., N, H)``."""
-        tokens, total = self.pool.of_set(batch)
-        state = self.whole(total)
-        if self.name in tokens:
-            state = state + _where(batch.presence(self.name), self.own(tokens[self.name]))
-        return state
 
 
 def _where(mask: Presence, x: Tensor) -> Tensor:

@@ -12,12 +12,12 @@ class. All papers train other networks on other data; what a docstring says of d
 
 from collections.abc import Callable, Mapping
 
+from .experts import code, hoelder, mmjsd, mmvae, mmvm, mopoe, mvae, mvtcae, unimodal_mean, vaevae
 from .flows import jnf, jnf_second
-from .joint import jmvae_kl, jmvae_zero, telbo, vaevae_joint
-from .parts import Recipe
-from .pooled import code, hoelder, mmjsd, mmvae, mmvm, mopoe, mvae, mvtcae, unimodal_mean, vaevae
-from .private import dmvae, mmvae_plus
-from .single import cvae, vae
+from .joint_encoder import jmvae_kl, jmvae_zero, telbo, vaevae_joint
+from .networks import Recipe
+from .private_latents import dmvae, mmvae_plus
+from .unimodal import cvae, vae
 
 __all__ = [
     "RECIPES", "Recipe", "code", "cvae", "dmvae", "hoelder", "jmvae_kl", "jmvae_zero", "jnf", "jnf_second", "mmjsd",

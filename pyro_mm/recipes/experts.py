@@ -5,10 +5,10 @@ from __future__ import annotations
 import pyro.distributions as dist
 
 from .. import conditionals, estimators, objectives, posteriors
-from ..batch import Batch
-from ..guides import Guide
-from ..terms import Number
-from .parts import (
+from ..batch.batch import Batch
+from ..objectives.terms import Number
+from ..posteriors.guide import Guide
+from .networks import (  # fmt: skip
     HIDDEN,
     LATENT,
     Estimator,
@@ -21,7 +21,7 @@ from .parts import (
     recipe,
     standard,
     story,
-)  # fmt: skip
+)
 
 
 @recipe

@@ -5,14 +5,13 @@ from __future__ import annotations
 from torch import nn
 
 from .. import conditionals, objectives, posteriors
-from ..arguments import described
-from ..batch import Batch
-from ..global_state import import_zuko
-from ..guides import Guide
-from ..objective import Objective
-from ..objectives import ALL, EACH
-from ..terms import Term
-from .parts import HIDDEN, LATENT, Estimator, Hidden, Recipe, features, joint_encoder, recipe, story
+from ..batch.batch import Batch
+from ..objectives.objective import Objective
+from ..objectives.terms import ALL, EACH, Term
+from ..posteriors.guide import Guide
+from ..utils.arguments import described
+from ..utils.global_state import import_zuko
+from .networks import HIDDEN, LATENT, Estimator, Hidden, Recipe, features, joint_encoder, recipe, story
 
 
 @recipe

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from .. import objectives
-from ..batch import Batch
-from ..guides import Guide
-from ..terms import Number
-from .parts import HIDDEN, LATENT, Estimator, Hidden, Recipe, joint, joint_encoder, recipe, story
+from ..batch.batch import Batch
+from ..objectives.terms import Number
+from ..posteriors.guide import Guide
+from .networks import HIDDEN, LATENT, Estimator, Hidden, Recipe, joint, joint_encoder, recipe, story
 
 
 @recipe

@@ -13,12 +13,12 @@ from pyro.infer import ELBO
 from torch import nn
 
 from .. import conditionals, posteriors
-from ..arguments import check_counts, check_name, check_shape, described
-from ..batch import Batch, check_batch
-from ..guides import Guide
+from ..batch.batch import Batch, check_batch
 from ..models import SharedLatent
 from ..nn import MLP
-from ..objective import Objective
+from ..objectives.objective import Objective
+from ..posteriors.guide import Guide
+from ..utils.arguments import check_counts, check_name, check_shape, described
 
 Hidden: TypeAlias = Sequence[int]
 Estimator: TypeAlias = ELBO | None

@@ -6,11 +6,11 @@ import pyro.distributions as dist
 from torch import nn
 
 from .. import conditionals, objectives, posteriors
-from ..batch import Batch
-from ..guides import Guide
+from ..batch.batch import Batch
 from ..models import PrivateLatents
-from ..terms import Number
-from .parts import (
+from ..objectives.terms import Number
+from ..posteriors.guide import Guide
+from .networks import (  # fmt: skip
     HIDDEN,
     LATENT,
     Estimator,
@@ -22,7 +22,7 @@ from .parts import (
     features,
     recipe,
     standard,
-)  # fmt: skip
+)
 
 PRIVATE = 4
 

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from .. import conditionals, objectives, posteriors
-from ..arguments import check_flags
-from ..batch import Batch
-from ..guides import Guide
+from ..batch.batch import Batch
 from ..models import ConditionalLatent, SharedLatent
-from ..objective import Objective
-from ..terms import Number, Term
-from .parts import (
+from ..objectives.objective import Objective
+from ..objectives.terms import Number, Term
+from ..posteriors.guide import Guide
+from ..utils.arguments import check_flags
+from .networks import (  # fmt: skip
     HIDDEN,
     LATENT,
     Estimator,
@@ -27,7 +27,7 @@ from .parts import (
     joint_encoder,
     recipe,
     standard,
-)  # fmt: skip
+)
 
 
 @recipe

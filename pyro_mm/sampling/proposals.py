@@ -10,15 +10,18 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from .arguments import check_choice, check_flag, check_number
-from .distributions import Mixture
-from .importance import Scores, propose
-from .noise import REPLICATES, Antithetic, QuasiRandom, Systematic, has_mixture, quantile
-from .noise import component as component_of
-from .pairs import Pair, Structure, latents
-from .presence import over_events
-from .reduction import Reduce
-from .seeding import part_seed
+from ..batch.masks import over_events
+from ..distributions.mixture import Mixture
+from ..distributions.quantiles import component as component_of
+from ..distributions.quantiles import has_mixture, quantile
+from ..scoring.importance import propose
+from ..scoring.reduction import Reduce
+from ..scoring.scores import Scores
+from ..scoring.structure import Structure, latents
+from ..scoring.term_pair import Pair
+from ..utils.arguments import check_choice, check_flag, check_number
+from ..utils.seeding import part_seed
+from .streams import REPLICATES, Antithetic, QuasiRandom, Systematic
 
 Draws = Literal["independent", "antithetic", "quasi"]
 STREAMS = 2**32  # the parts of a seed that streams of noise are, after any number of blocks of draws

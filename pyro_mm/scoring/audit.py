@@ -13,14 +13,16 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from .batch import Batch
-from .explaining import Explained, explained
-from .pairs import UNBROADCAST, Pair, Structure, Views, is_factor, latents, observed, structure
-from .reached import Fingerprint, Reached, evaluation_mode
-from .registration import buffers_kept
-from .scatter import Stack
-from .seeding import generator_state, seeded
-from .support import Support, has_grey, outside, support_of
+from ..batch.batch import Batch
+from ..batch.restrict import Stack
+from ..distributions.support import Support, has_grey, outside, support_of
+from ..utils.modules import buffers_kept
+from ..utils.reachable import Fingerprint, Reached, evaluation_mode
+from ..utils.seeding import generator_state, seeded
+from .program_errors import Explained, explained
+from .structure import Structure, is_factor, latents, observed, structure
+from .term_pair import UNBROADCAST, Pair
+from .views import Views
 
 FEW = 32  # rows on which `check` exchanges values to see who reads them
 MOST = 64  # kinds of batches remembered for one pair

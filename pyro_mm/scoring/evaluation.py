@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import check_flag, check_function
+from ..batch.batch import Batch, check_batch
+from ..conditionals.unconditional import map_tensors
+from ..utils.arguments import check_flag, check_function
+from ..utils.reachable import Reached, evaluation_mode
 from .audit import audit as audited
-from .batch import Batch, check_batch
-from .explaining import indices_explained
-from .fixed import map_tensors
-from .reached import Reached, evaluation_mode
+from .program_errors import indices_explained
 
 _evaluated: ContextVar[tuple[tuple[Any, torch.device | None], ...]] = ContextVar("programs evaluated", default=())
 
@@ -34,14 +34,14 @@ def evaluating(
 ) -> Iterator[Batch]:
     """Evaluate a pair on a batch: check both, move the rows to the networks, and hold these in evaluation mode.
 
-    The modules are those that model and guide reach (:class:`~pyro_mm.reached.Reached`), and each gets its own mode
+    The modules are those that model and guide reach, and each gets its own mode
     back whatever happens; torch's gradient mode and validation too. An inner call for the same pair, or one of it,
     finds all of this done. Pass what is returned through :func:`returned`, to the device that the batch came from.
 
     Args:
         model, guide: callables of a batch; None for one that the evaluation does not run.
-        batch: a :class:`~pyro_mm.batch.Batch` of one row or more.
-        audit: whether the pair is audited on a few of these rows (:func:`pyro_mm.audit.audit`).
+        batch: a :class:`~pyro_mm.Batch` of one row or more.
+        audit: whether the pair is audited on a few of these rows (:func:`pyro_mm.scoring.audit.audit`).
         stacked, draws, seen: what the audit is to know of the evaluation.
 
     Yields:

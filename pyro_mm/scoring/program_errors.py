@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batch import Batch
-from .reached import Reached
+from ..batch.batch import Batch
+from ..utils.reachable import Reached
 
 OURS = "pyro_mm"
 TO_EVENT = ("Shape mismatch inside plate", "invalid log_prob shape", "to_event", "Expected independent dimensions")

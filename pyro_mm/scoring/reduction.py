@@ -11,8 +11,8 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from .distributions import innermost
-from .pairs import Pair
+from ..distributions.base import innermost
+from .term_pair import Pair
 
 
 class Lazy(Mapping[str, Tensor]):

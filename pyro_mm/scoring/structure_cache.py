@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
-from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_iter
+
+from ..handlers.internals import Dropout, tree_iter
 
 MOST = 256  # forms of a batch kept for one pair
 
@@ -153,4 +153,4 @@ class _State:
 
 def _draws(module: nn.Module) -> bool:
     """Return whether a module is a dropout that draws numbers, which at a rate of 0 it does not."""
-    return isinstance(module, _DropoutNd) and module.p > 0
+    return isinstance(module, Dropout) and module.p > 0

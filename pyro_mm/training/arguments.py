@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
-from .arguments import check_choice, check_function, described
-from .batch import Batch, check_batch
+from ..batch.batch import Batch, check_batch
+from ..utils.arguments import check_choice, check_function, described
 
 PRECISIONS = ("32-true", "bf16-mixed")
 

@@ -13,15 +13,14 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution, constraints
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from .batch import Batch
+from ..batch.batch import Batch
+from ..handlers.internals import TorchDispatchMode, tree_leaves
 
 LISTED = 5  # rows in a message
 NARROW = 1e-15  # a scale below it has underflowed, or is about to
 WIDE = 1e15  # a parameter beyond it gives densities that overflow
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 LIBRARIES = ("/site-packages/", "/dist-packages/", "/lib/python3", "<frozen")
 
 POSITIVE = (constraints.greater_than, constraints.greater_than_eq, type(constraints.lower_cholesky))

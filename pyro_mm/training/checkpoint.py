@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from .arguments import check_seed
-from .batch import Batch
+from ..batch.batch import Batch
+from ..utils.arguments import check_seed
+from ..utils.reachable import held
+from ..utils.seeding import generator_state, set_generator_state
+from ..utils.storage import load_modules, load_tensors, mismatch, save_tensors, unlike
 from .fingerprint import layout, rows_hash
-from .reached import held
-from .seeding import generator_state, set_generator_state
-from .stepping import Problem
-from .storage import load_modules, load_tensors, mismatch, save_tensors, unlike
+from .step import Problem
 
 WRITE_SHARE = 20  # seconds of training between two writings, a second that the latest one took
 FORMAT = 2

@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_function, described
-from .batch import Batch, check_batch
-from .captured import Captured, capturable
+from ..batch.batch import Batch, check_batch
+from ..nn import channels_last
+from ..utils.arguments import check_function, described
+from ..utils.global_state import settings_kept
+from ..utils.seeding import seeded
+from .arguments import check_objective, check_optimizer
 from .changes import Composition, left_out
+from .cuda_graph import Captured, capturable
 from .draw_order import compiled_between_draws
-from .global_state import settings_kept
-from .naming import parameter_names
-from .nn import channels_last
+from .parameter_names import parameter_names
 from .probing import probe
-from .seeding import seeded
-from .stepping import Problem, Running
+from .step import Problem, Running
 from .tracing import Trace, Untraceable, trace
-from .training_arguments import check_objective, check_optimizer
 
 MOST = 8  # graphs of one step: one a shape of the batch, and a compilation each
 

@@ -7,7 +7,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from .batch import Batch
+from ..batch.batch import Batch
 
 LEAST = 64  # rows that are hashed
 BYTES = 2**23  # that are hashed of more rows: of small data sets all

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..batch.batch import Batch
+from ..utils.seeding import generator_state, set_generator_state
 from . import causes
-from .batch import Batch
 from .causes import Cause, Rows
-from .seeding import generator_state, set_generator_state
-from .stepping import Problem, differentiable, loss_and_grads
+from .step import Problem, differentiable, loss_and_grads
 
 EVERY = 100  # steps between two looks at the numbers, each of which waits for the device
 HELD = 2**28  # bytes of minibatches that are held to run their steps again

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,28 +11,20 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
-from .arguments import check_choice, check_flag, check_function, check_integer, check_path, check_seed, described
-from .audit import TrainingAudit, audit_training
-from .batch import Batch
-from .checkpoint import Checkpoint, data_identity
-from .compiled import Staged
-from .explaining import indices_explained
-from .feeding import Feed
-from .finite import Watch, validation_check
-from .global_state import settings_kept
-from .naming import parameter_names
-from .probing import nan_parameters_named, probe
-from .reached import Reached
-from .registration import buffers_kept
-from .seeding import seeded
-from .stepping import Problem, Running, TrainingError
-from .storage import locked
-from .tracing import unchanged
-from .training_arguments import (
+from ..batch.batch import Batch
+from ..handlers.internals import BatchNorm
+from ..scoring.audit import TrainingAudit, audit_training
+from ..scoring.program_errors import indices_explained
+from ..utils.arguments import check_choice, check_flag, check_function, check_integer, check_path, check_seed, described
+from ..utils.global_state import settings_kept
+from ..utils.modules import buffers_kept
+from ..utils.reachable import Reached
+from ..utils.seeding import seeded
+from ..utils.storage import locked
+from .arguments import (
     check_device,
     check_gradients,
     check_objective,
@@ -46,41 +36,16 @@ from .training_arguments import (
     check_scheduler_factory,
     check_validation,
 )
+from .checkpoint import Checkpoint, data_identity
+from .compile import Staged
+from .finite import Watch, validation_check
+from .history import History
+from .loader import Feed
+from .parameter_names import parameter_names
+from .probing import nan_parameters_named, probe
+from .step import Problem, Running, TrainingError
+from .tracing import unchanged
 from .unreached import Unreached
-
-
-class History:
-    """What happened in training, an entry an epoch: columns of equal length.
-
-    ``loss`` is minus the objective in nats a row, over the epoch's own steps; one column for each term of the
-    objective (its value a row, higher is better) follows, and ``validation`` where there is any.
-    """
-
-    def __init__(self) -> None:
-        self.columns: dict[str, list[float]] = {}
-
-    def append(self, entry: dict[str, float]) -> None:
-        length = len(next(iter(self.columns.values()), []))
-        for name in [*self.columns, *(n for n in entry if n not in self.columns)]:
-            self.columns.setdefault(name, [math.nan] * length).append(entry.get(name, math.nan))
-
-    def to_dict(self) -> dict[str, list[float]]:
-        """Column -> values, an entry an epoch."""
-        return {name: list(values) for name, values in self.columns.items()}
-
-    def to_csv(self, path: str | Path) -> None:
-        """Writes the columns as a table."""
-        with open(path, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(self.columns)
-            writer.writerows(zip(*self.columns.values(), strict=True))
-
-    def __len__(self) -> int:
-        return len(next(iter(self.columns.values()), []))
-
-    def __repr__(self) -> str:
-        last = ", ".join(f"{name} {values[-1]:.4g}" for name, values in self.columns.items()) if len(self) else "empty"
-        return f"History({len(self)} epochs: {last})"
 
 
 def fit(
@@ -146,7 +111,7 @@ def fit(
         resume: "strict" goes on from a checkpoint of the same data (size, names, shapes, dtypes, and a hash of some
             rows), batch size and seed alone; "force" from one of others, too, or of an earlier version of this
             package. The parameters have to fit in either case.
-        audit: False spares the audit of the pair on a few rows (:mod:`pyro_mm.audit`), and what it would refuse.
+        audit: False spares the audit of the pair (:mod:`pyro_mm.scoring.audit`), and what it would refuse.
         callback: called after every epoch with its number and its entry of the history. What it raises ends the
             training, and the checkpoint is of that epoch.
 
@@ -455,7 +420,7 @@ def _check_held(
 
 def _check_single_row(problem: Problem, feed: Feed, change: Callable[[Batch], Batch]) -> None:
     """Raise a ValueError if a minibatch of an epoch will be a single row that batch normalisation cannot take."""
-    normalises = any(isinstance(m, _BatchNorm) for root in problem.networks for m in root.modules())
+    normalises = any(isinstance(m, BatchNorm) for root in problem.networks for m in root.modules())
     if feed.smallest != 1 or not normalises:
         return
     networks = _networks(problem.model, problem.guide)

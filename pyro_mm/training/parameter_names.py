@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pyro
 
-from .stepping import Problem
+from .step import Problem
 
 
 def parameter_names(problem: Problem) -> dict[int, str]:

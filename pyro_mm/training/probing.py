@@ -8,14 +8,14 @@ from typing import Any
 
 from pyro import poutine
 
+from ..batch.batch import Batch
+from ..scoring.program_errors import Explained, explanation
+from ..utils.global_state import validation
+from ..utils.reachable import Reached
 from . import causes
-from .batch import Batch
 from .causes import Cause, Rows
-from .explaining import Explained, explanation
 from .finite import NotFinite
-from .global_state import validation
-from .reached import Reached
-from .stepping import Problem, TrainingError, problem_of
+from .step import Problem, TrainingError, problem_of
 
 ERRORS = (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError, ArithmeticError)
 
@@ -32,7 +32,7 @@ def probe(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     unrunnable: Explained | None = None,
 ) -> Problem:
-    """Find the :class:`~pyro_mm.stepping.Problem` by one run on a few rows.
+    """Find the :class:`~pyro_mm.training.step.Problem` by one run on a few rows.
 
     Args:
         objective, model, guide: the training.

@@ -12,15 +12,16 @@ import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from .batch import Batch
-from .fixed import held_tensors
-from .global_state import validation
-from .reached import Reached
-from .registration import announce_gradient, buffers_kept
-from .seeding import seeded
-from .traceable import own
+from ..batch.batch import Batch
+from ..conditionals.unconditional import held_tensors
+from ..handlers.elbos import own
+from ..handlers.internals import BatchNorm
+from ..handlers.params import announce_gradient
+from ..utils.global_state import validation
+from ..utils.modules import buffers_kept
+from ..utils.reachable import Reached
+from ..utils.seeding import seeded
 
 
 class TrainingError(ValueError, RuntimeError):
@@ -92,7 +93,7 @@ class Problem:
         depends on the number of rows, nor in batch normalisation, nor under estimators that are not ours by themselves,
         which mask only what a story does.
         """
-        normalises = any(isinstance(m, _BatchNorm) for root in self.networks for m in root.modules())
+        normalises = any(isinstance(m, BatchNorm) for root in self.networks for m in root.modules())
         return self.local and not normalises and type(self.objective).__module__.startswith("pyro_mm.")
 
     def loss(self, batch: Batch) -> Tensor:

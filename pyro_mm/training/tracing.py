@@ -16,11 +16,11 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
-from .batch import Batch
-from .global_state import settings_kept, validation
-from .registration import buffers_kept
-from .seeding import seeded
-from .stepping import Problem
+from ..batch.batch import Batch
+from ..utils.global_state import settings_kept, validation
+from ..utils.modules import buffers_kept
+from ..utils.seeding import seeded
+from .step import Problem
 
 TOLERANCE = {torch.bfloat16: 3e-2, torch.float16: 1e-2, torch.float32: 1e-3, torch.float64: 1e-6}
 
@@ -52,7 +52,7 @@ def trace(problem: Problem, buffers: list[Tensor], batch: Batch, numbers: Tensor
     Args:
         buffers: the modules' buffers, which a step may change.
         numbers: ``(1 + W,)``; W weights depend on the step.
-        fixed: what of them the graph may depend on (see :meth:`pyro_mm.objective.Objective.weights`).
+        fixed: what of them the graph may depend on (see :meth:`pyro_mm.objectives.Objective.weights`).
 
     Raises:
         Untraceable: the programs look at a value in Python, have shapes that depend on values, or did not do the same

@@ -7,8 +7,8 @@ from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, S
 
 from torch import Tensor, nn
 
-from .batch import Batch
-from .stepping import Problem, TrainingError
+from ..batch.batch import Batch
+from .step import Problem, TrainingError
 
 LISTED = 5  # names in a message
 

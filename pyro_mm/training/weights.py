@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from .arguments import check_path
-from .storage import OpenFile, load_modules, load_tensors, mismatch, save_tensors
+from ..utils.arguments import check_path
+from ..utils.storage import OpenFile, load_modules, load_tensors, mismatch, save_tensors
 
 WHAT = "a file of mm.save"
 

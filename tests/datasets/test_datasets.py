@@ -1,9 +1,7 @@
 """Data sets: shapes, splits, binarisation, the idx format, and what is said of a wrong or missing file."""
 
-import gzip
 import hashlib
 import os
-import struct
 
 import numpy as np
 import pooch
@@ -13,10 +11,7 @@ from sklearn.datasets import load_digits
 
 from pyro_mm import datasets
 from pyro_mm.datasets.images import MIRRORS, _pixels
-
-
-def idx(array):
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+from tests.support.idx_files import idx, write
 
 
 @pytest.fixture
@@ -37,13 +32,6 @@ def tiny(monkeypatch, no_download):
     hashes = tuple(hashlib.sha256(p).hexdigest() for p in payloads.values())
     monkeypatch.setitem(datasets.SHA256, "mnist", hashes)
     return payloads
-
-
-def write(payloads, folder, compress=False):
-    folder.mkdir(exist_ok=True)
-    for name, payload in payloads.items():
-        path = folder / (f"{name}.gz" if compress else name)
-        path.write_bytes(gzip.compress(payload) if compress else payload)
 
 
 def test_digits():

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import scipy.io
 from PIL import Image
-from test_datasets_public import write_celeba, write_polymnist, write_svhn
 
 from pyro_mm import datasets
-from pyro_mm.datasets import files, public
+from pyro_mm.datasets import files
+from pyro_mm.datasets import published as public
 from pyro_mm.datasets.files import arrays, check_inside
+from tests.support.published_files import write_celeba, write_polymnist, write_svhn
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from pyro_mm import Batch, datasets
-from pyro_mm.datasets import letters, pairing, speech
+from pyro_mm.datasets import pairing, speech
+from pyro_mm.datasets import words as letters
 
 LABELS = [np.array([0] * 7 + [1] * 2 + [2] * 3), np.array([1] * 5 + [0] * 3 + [3] * 4)]
 

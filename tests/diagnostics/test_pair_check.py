@@ -10,17 +10,17 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from linear_gaussian import encoders, every_pattern, oracle
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 
 import pyro_mm as mm
-from pyro_mm.comparison import compare
-from pyro_mm.diagnostics import check
-from pyro_mm.export import to_arviz
-from pyro_mm.gap import bounded
-from pyro_mm.gradients import gradient_noise
+from pyro_mm.diagnostics.bound_gap import bounded
+from pyro_mm.diagnostics.comparison import compare
+from pyro_mm.diagnostics.gradient_noise import gradient_noise
+from pyro_mm.diagnostics.inference_data import to_arviz
+from pyro_mm.diagnostics.pair_check import check
+from pyro_mm.experiments.evaluation import evaluated
 from pyro_mm.objectives import ALL, EACH, Term
-from pyro_mm.report import evaluated
+from tests.support.linear_gaussian import encoders, every_pattern, oracle
 
 tables, E = mm.objectives, mm.estimators
 

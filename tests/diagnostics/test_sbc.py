@@ -8,13 +8,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from linear_gaussian import every_pattern, oracle
 from scipy.stats import binom
 
 import pyro_mm as mm
-from pyro_mm.calibration import Calibration, band, calibration, uniformity
-from pyro_mm.predictive import simulate
-from pyro_mm.seeding import seeded
+from pyro_mm.diagnostics.rank_tests import band, uniformity
+from pyro_mm.diagnostics.sbc import Calibration, calibration
+from pyro_mm.sampling.ancestral import simulate
+from pyro_mm.utils.seeding import seeded
+from tests.support.linear_gaussian import every_pattern, oracle
 
 ALPHA = 1e-3  # where uniform ranks are claimed: the chance that a correct implementation fails at another seed
 

@@ -10,8 +10,10 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch.distributions import kl_divergence
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_mm.distributions import STANDARD_NORMAL, Mixture, Where, diagonal, product_of_normals
-from pyro_mm.scatter import Scatter
+from pyro_mm.distributions import STANDARD_NORMAL, Mixture, product_of_normals
+from pyro_mm.distributions.base import diagonal
+from pyro_mm.distributions.scatter import Scatter
+from pyro_mm.distributions.where import Where
 
 F64 = {"dtype": torch.float64}
 EXACT = {"rtol": 1e-10, "atol": 1e-10}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pyro.distributions import Normal
 
-from pyro_mm.products import consensus_of_normals, pairwise_pool, product_of_normals
+from pyro_mm.distributions.gaussian_experts import consensus_of_normals, pairwise_pool, product_of_normals
 
 F64 = {"dtype": torch.float64}
 EXACT = {"rtol": 1e-11, "atol": 1e-11}

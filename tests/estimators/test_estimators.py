@@ -6,10 +6,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from linear_gaussian import encoders, every_pattern, oracle
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 
 import pyro_mm as mm
+from tests.support.linear_gaussian import encoders, every_pattern, oracle
 
 E = mm.estimators
 
@@ -254,9 +254,9 @@ def test_bounds_are_ordered(double):
     truth = model.log_prob(row).item()
 
     def bound(estimator, guide):
-        info = mm.pairs.structure(model, guide, wide)
+        info = mm.scoring.structure.structure(model, guide, wide)
         with torch.no_grad():
-            rows = estimator.bound(estimator.scores(model, guide, mm.pairs.Views.of(wide, info), info))[0]
+            rows = estimator.bound(estimator.scores(model, guide, mm.scoring.views.Views.of(wide, info), info))[0]
         return rows.mean().item(), (rows.std() / len(rows) ** 0.5).item()
 
     ladders = [

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 import pyro_mm as mm
-from pyro_mm.pairs import Views, structure
+from pyro_mm.scoring.structure import structure
+from pyro_mm.scoring.views import Views
 
 E = mm.estimators
 ALL, PRIOR, Term = mm.objectives.ALL, mm.objectives.PRIOR, mm.objectives.Term

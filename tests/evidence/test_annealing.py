@@ -7,11 +7,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from linear_gaussian import every_pattern, oracle
 
 import pyro_mm as mm
-from pyro_mm.annealed import _schedule
-from pyro_mm.bridge import Bridge
+from pyro_mm.evidence.annealing import _schedule
+from pyro_mm.evidence.annealing_target import Bridge
+from tests.support.linear_gaussian import every_pattern, oracle
 
 LONG = bool(os.environ.get("PYRO_MM_LONG"))
 
@@ -66,8 +66,8 @@ def test_the_sandwich_holds_the_truth(linear):
     for temperatures, widest in ((8, math.inf), (100, 0.1)):
         options = {"num_chains": 24, "temperatures": temperatures, "seed": 5}
         lower, upper = mm.bidirectional(linear, guide, batch, **options)
-        with mm.seeding.seeded(5, batch.device):
-            simulated, _ = mm.predictive.simulate(linear, batch)
+        with mm.utils.seeding.seeded(5, batch.device):
+            simulated, _ = mm.sampling.ancestral.simulate(linear, batch)
         truth = linear.log_prob(simulated)
         for below, above in ((lower.log_prob, truth), (truth, upper.log_prob)):
             gap = above - below
@@ -86,8 +86,8 @@ def test_weights_are_unbiased_however_few_the_temperatures(linear):
     ratio = (found.log_prob - linear.log_prob(batch)).exp()
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / 20, "fails with probability 6e-5"
     _, upper = mm.bidirectional(linear, guide, batch, num_chains=20, temperatures=6, leapfrog_steps=2, seed=3)
-    with mm.seeding.seeded(3, batch.device):
-        simulated, _ = mm.predictive.simulate(linear, batch)
+    with mm.utils.seeding.seeded(3, batch.device):
+        simulated, _ = mm.sampling.ancestral.simulate(linear, batch)
     ratio = (linear.log_prob(simulated) - upper.log_prob).exp()
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / 20
 
@@ -247,7 +247,7 @@ def test_seeds_and_callers(linear):
 def test_rows_in_blocks(linear, monkeypatch):
     """More rows than move together: each block has draws of its own, and estimates the same."""
     batch = linear.sample(10)
-    monkeypatch.setattr(mm.annealed, "PAIRS", 64 * 5)
+    monkeypatch.setattr(mm.evidence.annealing, "PAIRS", 64 * 5)
     found = mm.annealed_importance(linear, off(linear, 0.5, 0.8), batch, num_chains=64, temperatures=20, seed=0)
     assert len(found) == 10 and set(found.running) == {1, 2, 4, 8, 16, 32, 64}
     assert ((found.log_prob - linear.log_prob(batch)).abs() < 4.5 * found.standard_error).all()

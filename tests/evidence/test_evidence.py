@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_mm.evidence import Evidence, Sums, evidence_of, joined
+from pyro_mm.evidence.accumulator import Sums, evidence_of
+from pyro_mm.evidence.evidence import Evidence, joined
 
 
 @pytest.fixture

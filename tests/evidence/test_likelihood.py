@@ -10,10 +10,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from linear_gaussian import encoders, every_pattern, oracle
 
 import pyro_mm as mm
-from pyro_mm.pareto import pareto_k, tail_length
+from pyro_mm.evidence.pareto import pareto_k, tail_length
+from tests.support.linear_gaussian import encoders, every_pattern, oracle
 
 LONG = os.environ.get("PYRO_MM_LONG") == "1"
 POSTERIORS = {
@@ -165,7 +165,7 @@ def test_many_blocks_are_one_estimate(trained, monkeypatch):
     model, guides = trained
     batch = every_pattern(model, rows=2)
     one = mm.log_marginal(model, guides["mixture"], batch, num_particles=999, seed=0)
-    monkeypatch.setattr(mm.likelihood, "BLOCK", 16 * 50)
+    monkeypatch.setattr(mm.sampling.weighted, "BLOCK", 16 * 50)
     many = mm.log_marginal(model, guides["mixture"], batch, num_particles=999, seed=0, chunk=100)
     both = (one.standard_error.square() + many.standard_error.square()).sqrt()
     assert ((one.log_prob - many.log_prob).abs() < 4.5 * both + 1e-9).all()
@@ -179,7 +179,7 @@ def test_a_last_block_of_one_particle_is_cut_like_the_others(name, trained, monk
     """25 particles in blocks of 8, and rows in parts of 7: the numbers are those of rows decoded at once."""
     model, guides = trained
     batch = every_pattern(model, rows=2)
-    monkeypatch.setattr(mm.likelihood, "BLOCK", 8 * batch.size)
+    monkeypatch.setattr(mm.sampling.weighted, "BLOCK", 8 * batch.size)
     whole, cut = (
         mm.log_marginal(model, guides[name], batch, num_particles=25, seed=0, chunk=chunk) for chunk in (None, 7)
     )
@@ -190,7 +190,7 @@ def test_statistics_are_those_of_the_weights(trained):
     model, guides = trained
     batch = model.sample(3)
     evidence = mm.log_marginal(model, guides["product"], batch, num_particles=500, seed=4)
-    with mm.seeding.seeded(mm.seeding.part_seed(4, 0), batch.device), torch.no_grad():
+    with mm.utils.seeding.seeded(mm.utils.seeding.part_seed(4, 0), batch.device), torch.no_grad():
         log_w = mm.log_weights(model, guides["product"], batch, 500)
     w = log_w.exp()
     torch.testing.assert_close(evidence.log_prob, w.mean(0).log(), rtol=1e-10, atol=0)
@@ -348,14 +348,14 @@ def test_rows_are_encoded_in_blocks(trained, monkeypatch):
         sizes.append(rows.size)
         guides["mixture"](rows)
 
-    monkeypatch.setattr(mm.likelihood, "ROWS", 10)
+    monkeypatch.setattr(mm.evidence.likelihood, "ROWS", 10)
     found = mm.log_marginal(model, watched, batch, num_particles=4000, seed=0, prior_share=0.2)
     assert max(sizes) == 10 and len(found) == 23 and {k: len(v[0]) for k, v in found.running.items()}[4000] == 23
     trusted = found.pareto_k < 0.7
     error = (found.log_prob - model.log_prob(batch)).abs()
     assert trusted.sum() > 15 and (error < 4.5 * found.standard_error)[trusted].all()
     drawn = mm.posterior_draws(model, guides["mixture"], batch, 5, resample=True, num_particles=50)["z"]
-    monkeypatch.setattr(mm.predictive, "ROWS", 10)
+    monkeypatch.setattr(mm.sampling.predictive, "ROWS", 10)
     parts = mm.posterior_draws(model, guides["mixture"], batch, 5, resample=True, num_particles=50)["z"]
     assert drawn.shape == parts.shape == (5, 23, 2)
 
@@ -380,10 +380,10 @@ def test_parameters_of_each_row_are_its_own_however_rows_are_cut(how, double, mo
     right = dist.Normal(0.0, (slopes.square() + 0.25).sqrt()).log_prob(batch["x"])
     options = {"num_particles": 6, "seed": 0}
     if how in ("rows", "draws"):
-        monkeypatch.setattr("pyro_mm.likelihood.ROWS", 5)
-        monkeypatch.setattr("pyro_mm.predictive.ROWS", 5)
+        monkeypatch.setattr("pyro_mm.evidence.likelihood.ROWS", 5)
+        monkeypatch.setattr("pyro_mm.sampling.predictive.ROWS", 5)
     if how == "annealed":
-        monkeypatch.setattr("pyro_mm.annealed._rows_at_once", lambda *_: 5)
+        monkeypatch.setattr("pyro_mm.evidence.annealing._rows_at_once", lambda *_: 5)
         found = mm.annealed_importance(model, guide, batch, num_chains=2, temperatures=3, seed=0).log_prob
     elif how == "chunks":
         found = mm.log_marginal(model, guide, batch, chunk=7, **options).log_prob

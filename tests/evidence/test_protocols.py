@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import pyro_mm as mm
-from pyro_mm import protocols
+from pyro_mm.evidence import protocols
 
 NAMES = {"target": ("x",), "given": ("w",)}
 

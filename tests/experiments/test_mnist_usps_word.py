@@ -10,13 +10,13 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
-from test_datasets_composites import small  # noqa: F401, a fixture
 from typer.testing import CliRunner
 
 import pyro_mm as mm
-from pyro_mm import reproduce as command
 from pyro_mm.cli import app
-from pyro_mm.studies import pictures
+from pyro_mm.experiments import reproduce as command
+from pyro_mm.experiments.studies import mnist_usps_word as pictures
+from tests.support.small_files import small  # noqa: F401, a fixture
 
 SMALL = {"latent": 2, "hidden": (8,), "size": 8}
 

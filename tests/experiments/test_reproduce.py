@@ -12,9 +12,9 @@ import torch
 from typer.testing import CliRunner
 
 import pyro_mm as mm
-from pyro_mm import reproduce as command
 from pyro_mm.cli import app
-from pyro_mm.recipes import published
+from pyro_mm.experiments import published
+from pyro_mm.experiments import reproduce as command
 
 SMALL = {"latent": 3, "hidden": (8,)}
 

@@ -11,12 +11,13 @@ import torch
 from typer.testing import CliRunner
 
 import pyro_mm as mm
-from pyro_mm import reproduce as command
 from pyro_mm.cli import app
 from pyro_mm.datasets.simulated import clustered, orthonormal_loadings
+from pyro_mm.experiments import reproduce as command
+from pyro_mm.experiments.studies import STUDIES, identifiable, linear, quadrature
+from pyro_mm.experiments.studies import diagonal_optimum as optimum
+from pyro_mm.experiments.studies.study import tabled
 from pyro_mm.models import LinearGaussian
-from pyro_mm.studies import STUDIES, identifiable, linear, optimum, quadrature
-from pyro_mm.studies.study import tabled
 
 
 def loadings(private=2, scale=None, seed=0):

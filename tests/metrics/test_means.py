@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pyro_mm as mm
-from pyro_mm.report import evaluated
+from pyro_mm.experiments.evaluation import evaluated
 
 
 def partial_rows(rows=36):

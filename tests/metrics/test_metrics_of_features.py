@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from pyro_mm import Batch, datasets, metrics
-from pyro_mm.metrics import frechet, networks, probe
+from pyro_mm.metrics import classifier as networks
+from pyro_mm.metrics import frechet, probe
 
 F64 = {"dtype": torch.float64}
 EXACT = {"rel": 1e-9, "abs": 1e-9}

@@ -14,8 +14,8 @@ import torch
 from pyro.infer import Trace_ELBO
 
 import pyro_mm as mm
-import pyro_mm.subsampling
-from pyro_mm.objectives import ALL, EACH, PRIOR, Objective, Term
+import pyro_mm.objectives.subsampling
+from pyro_mm.objectives import ALL, EACH, PRIOR, Objective, Term, plan
 
 LOADINGS, NOISE = {"a": 1.3, "b": -0.8, "c": 0.5}, {"a": 0.7, "b": 0.5, "c": 1.1}
 GRID = torch.linspace(-12, 12, 4001, dtype=torch.float64)
@@ -148,9 +148,9 @@ def test_a_row_of_a_term_that_decodes_nothing_has_it_too(kind, double):
             objective = Objective([Term((), ("a",))], estimator)
             objective.loss(story(kind), exact_given_nothing(kind), batch)
             expected = torch.where(batch.present["a"], math.nan, log_p(kind, batch, ()))
-            weights = mm.importance.score(
+            weights = mm.scoring.importance.score(
                 story(kind), exact_given_nothing(kind),
-                mm.stacking.views(mm.terms.expand(objective.terms, batch, True), batch, info(kind, batch), {}),
+                plan.views(plan.expand(objective.terms, batch, True), batch, info(kind, batch), {}),
                 info(kind, batch),
             ).log_weights()[0, 0]  # fmt: skip
             lacking = ~batch.present["a"]
@@ -158,7 +158,7 @@ def test_a_row_of_a_term_that_decodes_nothing_has_it_too(kind, double):
 
 
 def info(kind, batch):
-    return mm.pairs.structure(story(kind), exact(kind), batch)
+    return mm.scoring.structure.structure(story(kind), exact(kind), batch)
 
 
 def exact_given_nothing(kind):
@@ -173,7 +173,7 @@ def test_decoding_some_modalities_leaves_it_as_it_is(kind, estimator, monkeypatc
     model, guide, batch = story(kind), exact(kind), rows()
     values = []
     for chosen in LOADINGS:
-        monkeypatch.setattr(pyro_mm.subsampling, "_choice", lambda names, k, chosen=chosen: [chosen])
+        monkeypatch.setattr(pyro_mm.objectives.subsampling, "_choice", lambda names, k, chosen=chosen: [chosen])
         torch.manual_seed(4)
         values.append(tables.elbo(ESTIMATORS[estimator]()).subsampled(1).differentiable_loss(model, guide, batch))
     torch.manual_seed(4)
@@ -230,9 +230,9 @@ def test_the_prior_is_that_of_the_latents(kind, double):
     objective = Objective([Term(PRIOR, (), PRIOR), Term(ALL, ALL)], E.IWAE(1))
     objective.loss(model, guide, batch)
     assert abs(objective.by_term["(P, -, P)"]) < 1e-9
-    rows_of = mm.terms.expand([Term(PRIOR, ALL)], batch, True)
-    views = mm.stacking.views(rows_of, batch, info(kind, batch), {})
-    log_w = mm.importance.score(model, guide, views, info(kind, batch)).log_weights()[0, 0]
+    rows_of = plan.expand([Term(PRIOR, ALL)], batch, True)
+    views = plan.views(rows_of, batch, info(kind, batch), {})
+    log_w = mm.scoring.importance.score(model, guide, views, info(kind, batch)).log_weights()[0, 0]
     ratio = (log_w - log_p(kind, rows(), LOADINGS).repeat(3000)).exp()
     assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / len(batch) ** 0.5 and ratio.std() / len(batch) ** 0.5 < 0.1
 

@@ -13,11 +13,9 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import nn
 
 import pyro_mm as mm
-import pyro_mm.stacking
-import pyro_mm.terms
-from pyro_mm.importance import score
-from pyro_mm.objectives import ALL, PRIOR, Objective, Term
-from pyro_mm.pairs import structure
+from pyro_mm.objectives import ALL, PRIOR, Objective, Term, plan
+from pyro_mm.scoring.importance import score
+from pyro_mm.scoring.structure import structure
 
 CENTRES = (-3.0, 0.0, 3.0)
 NOISE = 0.8
@@ -200,8 +198,8 @@ def test_the_sandwich_of_rows_with_a_label(start, double):
     """E[p / w] = 1 above and E[w / p] = 1 below, over 400 simulated rows, within 4.5 standard errors."""
     options = {"num_chains": 4, "pilot_chains": 4, "temperatures": 10, "leapfrog_steps": 2, "seed": 1}
     lower, upper = mm.bidirectional(of_label, guide("label"), data("label", 100), start=start, **options)
-    with mm.seeding.seeded(1, torch.device("cpu")):
-        simulated, _ = mm.predictive.simulate(of_label, data("label", 100))
+    with mm.utils.seeding.seeded(1, torch.device("cpu")):
+        simulated, _ = mm.sampling.ancestral.simulate(of_label, data("label", 100))
     known = truth("label", simulated)
     for ratio in ((lower.log_prob - known).exp(), (known - upper.log_prob).exp()):
         assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / 20 and ratio.std() / 20 < 0.1
@@ -300,8 +298,8 @@ def test_importance_weights_under_the_prior_are_unbiased(name, double):
         (batch, truth(name, batch)),
         (hidden, marginal_of_x(name, batch)),
     ):
-        views = mm.stacking.views(
-            mm.terms.expand([Term(PRIOR, tuple(n for n in batch.names if decoded.presence(n) is True))], batch),
+        views = plan.views(
+            plan.expand([Term(PRIOR, tuple(n for n in batch.names if decoded.presence(n) is True))], batch),
             batch, info, {},
         )  # fmt: skip
         weights = (score(STORIES[name], guide(name), views, info).log_weights()[0, 0] - expected).exp()
@@ -323,7 +321,7 @@ def test_a_particle_of_the_prior_is_scored_again_as_it_was(name, terms, double):
     """With the very label, or latent, that its z was drawn given."""
     batch = data(name)
     info = structure(STORIES[name], guide(name), batch)
-    views = mm.stacking.views(mm.terms.expand(terms, batch), batch, info, {})
+    views = plan.views(plan.expand(terms, batch), batch, info, {})
     if name == "latent" and len(terms) > 1:  # which the other term draws from its prior, anew each time
         with pytest.warns(UserWarning, match="would be drawn anew"):
             assert score(STORIES[name], guide(name), views, info, 5, resample=True).again is None

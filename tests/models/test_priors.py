@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import pyro_mm as mm
-from pyro_mm.priors import Component, GivenCovariate, MixturePrior
+from pyro_mm.models.priors import Component, GivenCovariate, MixturePrior
 
 LATENT, CLASSES = 2, 3
 

@@ -5,11 +5,11 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
-from linear_gaussian import encoders, oracle
 from pyro.infer import RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceTailAdaptive_ELBO, TraceTMC_ELBO
 
 import pyro_mm as mm
 from pyro_mm.objectives import ALL, EACH, EVERY, OTHERS, PRIOR, Objective, Term
+from tests.support.linear_gaussian import encoders, oracle
 
 tables, E = mm.objectives, mm.estimators
 NAMES = ("image", "label")

@@ -7,16 +7,17 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from linear_gaussian import ByHand, Sigma, encoders, every_pattern, oracle
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.distributions import kl_divergence
 
 import pyro_mm as mm
-from pyro_mm import terms
-from pyro_mm.distributions import STANDARD_NORMAL, diagonal
-from pyro_mm.objectives import ALL, EACH, EVERY, OTHERS, PRIOR, Objective, Random, Term
-from pyro_mm.pairs import Views, structure
+from pyro_mm.distributions import STANDARD_NORMAL
+from pyro_mm.distributions.base import diagonal
+from pyro_mm.objectives import ALL, EACH, EVERY, OTHERS, PRIOR, Objective, Random, Term, terms
+from pyro_mm.scoring.structure import structure
+from pyro_mm.scoring.views import Views
+from tests.support.linear_gaussian import ByHand, Sigma, encoders, every_pattern, oracle
 
 LATENT = 3
 AnalyticKL = mm.estimators.AnalyticKL

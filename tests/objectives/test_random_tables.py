@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
-from random_tables import (
+
+import pyro_mm as mm
+from pyro_mm.estimators import IWAE, AnalyticKL, DReG, Renyi, StickTheLanding
+from tests.support.random_tables import (
     ClassFormula,
     ClassGuide,
     ClassStory,
@@ -26,9 +29,6 @@ from random_tables import (
     random_entry,
     subsets,
 )
-
-import pyro_mm as mm
-from pyro_mm.estimators import IWAE, AnalyticKL, DReG, Renyi, StickTheLanding
 
 CASES = 10_000 if os.environ.get("PYRO_MM_LONG") == "1" else 150
 PARTS = 4  # tests that the cases are dealt out to
@@ -186,7 +186,9 @@ def differing(case, monkeypatch):
     """How a table's value differs from its formula: in words, or empty; None where it is refused."""
     GivenNormal.noise = case.noise
     order = iter(case.indices())
-    monkeypatch.setattr("pyro_mm.terms._random_subset", lambda batch, *_: case.random_subset(batch, next(order)))
+    monkeypatch.setattr(
+        "pyro_mm.objectives.plan._random_subset", lambda batch, *_: case.random_subset(batch, next(order))
+    )
     objective, (batch, factor) = case.objective(), case.batch()
     expected = -factor * case.expected()
     evaluate = objective.differentiable_loss if objective.differentiable else objective.loss

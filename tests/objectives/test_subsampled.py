@@ -8,13 +8,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from linear_gaussian import Sigma, encoders, every_pattern, oracle
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import nn
 
 import pyro_mm as mm
-from pyro_mm import subsampling, terms
-from pyro_mm.objectives import ALL, Objective, Term
+from pyro_mm.objectives import ALL, Objective, Term, subsampling, terms
+from tests.support.linear_gaussian import Sigma, encoders, every_pattern, oracle
 
 E = mm.estimators
 tables = mm.objectives

@@ -6,12 +6,12 @@ import pickle
 
 import pytest
 import torch
-from linear_gaussian import encoders, oracle
 from pyro.infer import ReweightedWakeSleep, Trace_ELBO, TraceTailAdaptive_ELBO
 
 import pyro_mm as mm
 from pyro_mm.estimators import IWAE, AnalyticKL
 from pyro_mm.objectives import ALL, EACH, EVERY, OTHERS, PRIOR, Objective, Random, Symbol, Term
+from tests.support.linear_gaussian import encoders, oracle
 
 tables = mm.objectives
 

@@ -6,15 +6,15 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
-from linear_gaussian import encoders, every_pattern, oracle
 from torch import nn
 
 import pyro_mm as mm
-import pyro_mm.stacking
-import pyro_mm.terms
+import pyro_mm.objectives.plan
+import pyro_mm.objectives.terms
+from pyro_mm.batch.restrict import Stack
 from pyro_mm.objectives import Term
-from pyro_mm.pairs import Structure
-from pyro_mm.scatter import Stack
+from pyro_mm.scoring.structure import Structure
+from tests.support.linear_gaussian import encoders, every_pattern, oracle
 
 P, NAMES, LATENT, CLASSES = mm.posteriors, ("a", "b", "c"), 2, 4
 SETS = [s for size in range(4) for s in itertools.combinations(NAMES, size)]
@@ -182,8 +182,8 @@ def test_a_stack_of_terms_sees_what_its_terms_see(kind, double):
     present = {n: torch.tensor([True, True, n != "b", n == "c", True]) for n in NAMES}
     for batch in (mm.Batch(values()), mm.Batch(values(), present)):
         for sets in (SETS, [(), ("a",)], [("a",), ("a", "b", "c")]):
-            terms = pyro_mm.terms.expand([Term(s, NAMES) for s in sets], batch)
-            view = pyro_mm.stacking.views(terms, batch, info, {}).encode
+            terms = pyro_mm.objectives.plan.expand([Term(s, NAMES) for s in sets], batch)
+            view = pyro_mm.objectives.plan.views(terms, batch, info, {}).encode
             found = posterior(view).log_prob(z)
             found = found.expand(len(sets), 5) if found.dim() < 3 else found.squeeze(1)
             for t, some in enumerate(sets):

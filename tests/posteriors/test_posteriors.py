@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import pyro_mm as mm
-from pyro_mm.distributions import Where
-from pyro_mm.global_state import import_zuko
+from pyro_mm.distributions.where import Where
 from pyro_mm.posteriors import DependentExperts, Either, Given, HoelderPooling, JointEncoder
+from pyro_mm.utils.global_state import import_zuko
 
 zuko = import_zuko()  # a plain import would switch off the checks of all distributions, in all tests
 DIMS = {"a": 3, "b": 2, "c": 4}

@@ -6,13 +6,16 @@ from itertools import permutations
 import pyro.distributions as dist
 import pytest
 import torch
-from linear_gaussian import Sigma
 from torch import nn
 
 import pyro_mm as mm
-from pyro_mm import memo, sets
-from pyro_mm.posteriors import invariant, pooled
-from pyro_mm.posteriors.invariant import PrivateOf, SelfAttention, SumPooling, _Attention
+from pyro_mm.batch import context as memo
+from pyro_mm.posteriors import experts as pooled
+from pyro_mm.posteriors import per_set as sets
+from pyro_mm.posteriors import set_encoders as invariant
+from pyro_mm.posteriors.private import PrivateOf
+from pyro_mm.posteriors.set_encoders import SelfAttention, SumPooling, _Attention
+from tests.support.linear_gaussian import Sigma
 
 SIZE, LATENT, N = 8, 2, 6
 NAMES = ("a", "b", "c")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pyro_mm as mm
-from pyro_mm.distributions import diagonal
+from pyro_mm.distributions.base import diagonal
 from pyro_mm.recipes import RECIPES, code, cvae, hoelder, jnf, jnf_second, mmvae, mmvae_plus, mvae, telbo, vae
 
 SMALL = {"latent": 3, "hidden": (8,)}

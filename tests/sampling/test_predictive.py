@@ -6,11 +6,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from linear_gaussian import every_pattern, oracle
 from torch import nn
 
 import pyro_mm as mm
-from pyro_mm.export import to_arviz
+from pyro_mm.diagnostics.inference_data import to_arviz
+from tests.support.linear_gaussian import every_pattern, oracle
 
 S = 6000
 Z = 4.75  # standard errors: a normal error exceeds it with p = 2e-6, and about 10^3 are looked at here
@@ -568,7 +568,7 @@ def test_resampling_picks_by_weight_across_blocks(double, monkeypatch):
             pyro.sample("z", dist.Normal(loc[k.long()], 1e-4))
 
     batch = mm.Batch({"x": torch.tensor([0.9, -0.4])})
-    monkeypatch.setattr(mm.likelihood, "BLOCK", 4)
+    monkeypatch.setattr(mm.sampling.weighted, "BLOCK", 4)
     z = mm.posterior_draws(model, guide, batch, 3000, resample=True, num_particles=600, seed=1)["z"]
     at = lambda c: dist.Normal(0.0, 1.0).log_prob(c) + dist.Normal(c, 0.7).log_prob(batch["x"])  # noqa: E731
     share = torch.sigmoid(at(loc[1]) - at(loc[0]))
@@ -617,7 +617,7 @@ def test_simulated_rows_are_the_models_whatever_its_plates(inner, double):
             batch.observe("x", lambda z: dist.Normal(z[..., None], torch.ones(2)).to_event(1), z)
 
     batch = mm.Batch({"x": torch.zeros(5000, 2)}, present={"x": torch.arange(5000) % 2 == 0})
-    rows, latent = mm.predictive.simulate(model, batch)
+    rows, latent = mm.sampling.ancestral.simulate(model, batch)
     assert rows["x"].shape == (5000, 2) and torch.equal(rows.present["x"], batch.present["x"])
     assert batch["x"].eq(0).all() and latent["z"].shape[-1] == 5000
     z = latent["v"].sum(-2) if inner else latent["z"]

@@ -7,15 +7,17 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from linear_gaussian import every_pattern, oracle
 from torch.distributions import TransformedDistribution
 from torch.distributions.transforms import AffineTransform, ExpTransform
 
 import pyro_mm as mm
-import pyro_mm.noise
-from pyro_mm.distributions import Mixture, Where
-from pyro_mm.noise import REPLICATES, Antithetic, QuasiRandom, Systematic, component, quantile
-from pyro_mm.proposals import Proposal
+import pyro_mm.sampling.streams
+from pyro_mm.distributions.mixture import Mixture
+from pyro_mm.distributions.quantiles import component, quantile
+from pyro_mm.distributions.where import Where
+from pyro_mm.sampling.proposals import Proposal
+from pyro_mm.sampling.streams import REPLICATES, Antithetic, QuasiRandom, Systematic
+from tests.support.linear_gaussian import every_pattern, oracle
 
 CPU = torch.device("cpu")
 HOW = {
@@ -385,7 +387,7 @@ def test_the_two_halves_of_a_conditional_share_no_stream(how, broad, monkeypatch
     ones, who may have made the rows with them, are none of these either.
     """
     model, guides = broad
-    streams, scramblings, Engine, generator = [], [], torch.quasirandom.SobolEngine, pyro_mm.noise.generator
+    streams, scramblings, Engine, generator = [], [], torch.quasirandom.SobolEngine, pyro_mm.sampling.streams.generator
 
     class Seen(Engine):
         def __init__(self, *args, **options):
@@ -396,13 +398,13 @@ def test_the_two_halves_of_a_conditional_share_no_stream(how, broad, monkeypatch
         streams.append(seed % 2**32)
         return generator(seed, device)
 
-    monkeypatch.setattr(pyro_mm.noise, "generator", seen)
+    monkeypatch.setattr(pyro_mm.sampling.streams, "generator", seen)
     monkeypatch.setattr(torch.quasirandom, "SobolEngine", Seen)
     batch = model.sample(3)
     mm.log_conditional(model, guides["mixture"], batch, target="x0", given=["x1"], num_particles=60, seed=4, **HOW[how])
     assert len(streams) == (2 if how == "independent" else 4)
     assert len(scramblings) == (2 * REPLICATES if "quasi" in how else 0)
-    blocks = {mm.seeding.part_seed(seed, 0) % 2**32 for seed in (4, 5)}
+    blocks = {mm.utils.seeding.part_seed(seed, 0) % 2**32 for seed in (4, 5)}
     assert len({*streams, *blocks, *range(100)}) == len(streams) + 102
     assert len(set(scramblings)) == len(scramblings)
 

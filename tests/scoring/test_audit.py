@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import pyro_mm as mm
-from pyro_mm import audit as audits
-from pyro_mm.support import support_of
+from pyro_mm.distributions.support import support_of
+from pyro_mm.scoring import audit as audits
 
 tables = mm.objectives
 LATENT = 2
@@ -403,7 +403,7 @@ def test_grey_levels_are_allowed_and_said_to_be_no_bits():
 ])  # fmt: skip
 def test_supports_of_other_families(d, inside, out):
     """What is inside by torch's own word is, and what has the density zero, or none, is not."""
-    from pyro_mm.support import outside
+    from pyro_mm.distributions.support import outside
 
     support = support_of(d)
     assert outside("v", torch.tensor([inside, inside]), True, support) is None

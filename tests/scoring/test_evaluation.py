@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import pyro_mm as mm
-from pyro_mm.evaluation import evaluating, evaluation_mode, returned
-from pyro_mm.reached import Reached
+from pyro_mm.scoring.evaluation import evaluating, returned
+from pyro_mm.utils.reachable import Reached, evaluation_mode
 
 
 def noisy(inputs, outputs):
@@ -145,7 +145,7 @@ def test_a_module_that_acts_on_its_mode_is_told_of_it_by_train():
 def test_an_inner_evaluation_sees_that_it_is_inside(batch, monkeypatch):
     model, guide = story_of(DECODER), guide_of(NETS["encoder"])
     with evaluating(model, guide, batch, audit=False) as rows:
-        monkeypatch.setattr("pyro_mm.evaluation.Reached", None)  # not called again
+        monkeypatch.setattr("pyro_mm.scoring.evaluation.Reached", None)  # not called again
         with evaluating(model, guide, rows, audit=False), evaluating(None, guide, rows, audit=False):
             pass
     with pytest.raises(TypeError), evaluating(model, guide, batch, audit=False):
@@ -265,7 +265,7 @@ def test_rows_go_where_the_networks_are(batch):
 def test_results_come_back_to_the_device_of_the_batch(batch):
     away = batch.to("meta")
     log_w = torch.randn(30, 12)
-    evidence = mm.evidence.evidence_of(log_w, "log p(x)")
+    evidence = mm.evidence.accumulator.evidence_of(log_w, "log p(x)")
     found = {
         "tensor": log_w,
         "pair": (batch, evidence),

@@ -6,10 +6,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from linear_gaussian import encoders, every_pattern, oracle
 
 import pyro_mm as mm
-from pyro_mm.importance import sum_out
+from pyro_mm.scoring.reduction import sum_out
+from tests.support.linear_gaussian import encoders, every_pattern, oracle
 
 
 @pytest.mark.parametrize("modalities", [1, 2, 5])
@@ -75,7 +75,9 @@ def test_private_latents_of_modalities_not_decoded_do_not_count(double):
     torch.manual_seed(0)
     with_b_missing = mm.log_weights(model, guide, batch.only("a"), 4)
     # whatever stands in for w_b: it is in no density when b is not decoded
-    guide.posteriors["w_b"].missing = mm.fixed.Fixed(dist.Normal(torch.full((2,), -9.0), 5.0).to_event(1))
+    guide.posteriors["w_b"].missing = mm.conditionals.unconditional.Fixed(
+        dist.Normal(torch.full((2,), -9.0), 5.0).to_event(1)
+    )
     torch.manual_seed(0)
     torch.testing.assert_close(mm.log_weights(model, guide, batch.only("a"), 4), with_b_missing, rtol=1e-12, atol=0)
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import pyro_mm as mm
-from pyro_mm.pairs import structure
+from pyro_mm.scoring.structure import structure
 
 E = mm.estimators
 NAMES = ("a", "b", "c")

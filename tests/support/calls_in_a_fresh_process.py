@@ -10,7 +10,8 @@ from pathlib import Path
 import pyro
 import pyro.distributions as dist
 import torch
-from global_state import differences, snapshot
+
+from tests.support.global_state import differences, snapshot
 
 pyro.param("of the user", torch.zeros(2))
 start = snapshot()
@@ -29,7 +30,8 @@ def note(name):
 import pyro_mm as mm  # noqa: E402
 
 note("import pyro_mm")
-from pyro_mm import cli, plots, reproduce  # noqa: E402, F401
+from pyro_mm import cli, plots  # noqa: E402, F401
+from pyro_mm.experiments import reproduce  # noqa: E402, F401
 
 note("import of the command line and of plots")
 

@@ -8,7 +8,7 @@ import torch
 from torch.distributions import kl_divergence
 
 import pyro_mm as mm
-from pyro_mm.distributions import diagonal
+from pyro_mm.distributions.base import diagonal
 
 
 def oracle(modalities=3, latent=3, noise=0.7, seed=0):

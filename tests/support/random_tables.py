@@ -17,7 +17,7 @@ from numpy.polynomial.hermite_e import hermegauss
 from torch import nn
 
 from pyro_mm import objectives as tables
-from pyro_mm.distributions import Mixture
+from pyro_mm.distributions.mixture import Mixture
 
 SYMBOLS = {"all": tables.ALL, "each": tables.EACH, "others": tables.OTHERS, "every": tables.EVERY}
 LOG_2PI = math.log(2 * math.pi)

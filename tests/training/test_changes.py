@@ -4,13 +4,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from test_compiled import assert_same, eager, gradients
 from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
 import pyro_mm as mm
-from pyro_mm.changes import Composition
-from pyro_mm.stepping import problem_of
+from pyro_mm.training.changes import Composition
+from pyro_mm.training.step import problem_of
+from tests.support.compiled import assert_same, eager, gradients
 
 
 class Story(nn.Module):

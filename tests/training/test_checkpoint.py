@@ -6,12 +6,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from test_train import data, pair
 from torch import nn
 
 import pyro_mm as mm
-from pyro_mm.checkpoint import data_identity, difference
-from pyro_mm.fingerprint import rows_hash
+from pyro_mm.training.checkpoint import data_identity, difference
+from pyro_mm.training.fingerprint import rows_hash
+from tests.support.training_pair import data, pair
 
 QUIET = {"progress": False, "batch_size": 32, "seed": 0}
 

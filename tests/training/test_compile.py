@@ -1,6 +1,5 @@
 """A staged step does what the programs do: the same numbers under the same draws, and no others."""
 
-import itertools
 import os
 import random
 import shutil
@@ -14,14 +13,15 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
-from test_contract import ESTIMATORS, MODELS, OBJECTIVES, POSTERIORS, data, pair
 from torch import nn
 from torch._dynamo.utils import counters
 
 import pyro_mm as mm
-from pyro_mm.compiled import MOST
-from pyro_mm.stepping import problem_of
-from pyro_mm.traceable import own
+from pyro_mm.handlers.elbos import own
+from pyro_mm.training.compile import MOST
+from pyro_mm.training.step import problem_of
+from tests.support.compiled import TRACED, agree, assert_same, cases, eager, gradients
+from tests.support.contract import OBJECTIVES, data, pair
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))), reason="inductor needs a C++ compiler"
@@ -30,58 +30,6 @@ needs_compiler = pytest.mark.skipif(
 
 def complete(rows=6):
     return mm.Batch({n: data(rows)[n] for n in ("a", "b", "c")})
-
-
-def gradients(parameters):
-    return [None if p.grad is None else p.grad.clone() for p in parameters]
-
-
-def eager(objective, model, guide, batch, parameters, seed):
-    """The loss and gradients of the programs, under a seed."""
-    for p in parameters:
-        p.grad = None
-    torch.manual_seed(seed)
-    loss = objective.differentiable_loss(model, guide, batch)
-    loss.backward()
-    return loss.detach(), gradients(parameters)
-
-
-def assert_same(one, other):
-    torch.testing.assert_close(one[0], other[0])
-    for g, h in zip(one[1], other[1], strict=True):
-        assert (g is None) == (h is None)
-        if g is not None:
-            torch.testing.assert_close(g, h, rtol=2e-4, atol=2e-5)
-
-
-def agree(objective, model, guide, batches, backend=None):
-    """The staged step on several batches against the programs, by value, by term and by gradient."""
-    parameters = [*model.parameters(), *guide.parameters()]
-    step = mm.stage(objective, model, guide, batches[0], backend=backend)
-    for seed, batch in enumerate(batches):
-        steps = getattr(objective, "steps", None)
-        torch.manual_seed(seed)
-        staged = step(batch).detach().clone(), gradients(parameters)
-        terms = dict(getattr(objective, "by_term", {}))
-        assert step.reasons == []
-        if steps is not None:
-            assert objective.steps == steps + 1
-            objective.steps = steps
-        assert_same(staged, eager(objective, model, guide, batch, parameters, seed))
-        for name, value in getattr(objective, "by_term", {}).items():
-            torch.testing.assert_close(terms[name], value, rtol=1e-4, atol=1e-4)
-
-
-TRACED = {name: make for name, make in ESTIMATORS.items() if name != "graph"}
-
-
-def cases():
-    """Every objective and every estimator, with posteriors and stories dealt out; all of them in the long mode."""
-    if os.environ.get("PYRO_MM_LONG") == "1":
-        return list(itertools.product(MODELS, POSTERIORS, OBJECTIVES, TRACED))
-    count = max(len(OBJECTIVES), len(TRACED), len(POSTERIORS))
-    deal = lambda names, shift=0: [list(names)[(i + shift) % len(names)] for i in range(count)]  # noqa: E731
-    return list(zip(deal(MODELS), deal(POSTERIORS), deal(OBJECTIVES), deal(TRACED), strict=True))
 
 
 @pytest.mark.parametrize("names", cases(), ids=" | ".join)
@@ -438,7 +386,7 @@ class partial_backend:
     """fit without inductor: what it compiles to is tested apart."""
 
     def __enter__(self):
-        import pyro_mm.train as train
+        import pyro_mm.training.loop as train
 
         self.train, self.staged = train, train.Staged
         train.Staged = partial(self.staged, backend=None)

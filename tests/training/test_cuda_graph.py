@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pyro_mm import captured
-from pyro_mm.compiled import _Step
-from pyro_mm.tracing import Trace
+from pyro_mm.training import cuda_graph as captured
+from pyro_mm.training.compile import _Step
+from pyro_mm.training.tracing import Trace
 
 
 def loss_and_gradients(scale, x, weight, other):

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from test_compiled import TRACED, agree, cases
-from test_contract import OBJECTIVES, data, pair
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import pyro_mm as mm
-from pyro_mm import compiled
-from pyro_mm.draw_order import compiled_between_draws, draws
+from pyro_mm.training import compile as compiled
+from pyro_mm.training.draw_order import compiled_between_draws, draws
+from tests.support.compiled import TRACED, agree, cases
+from tests.support.contract import OBJECTIVES, data, pair
 
 
 class Compiler:

@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyro_mm as mm
-from pyro_mm import finite
-from pyro_mm.finite import NotFinite
+from pyro_mm.training import finite
+from pyro_mm.training.finite import NotFinite
 
 ADAM = lambda ps: torch.optim.Adam(ps, 0.01)  # noqa: E731
 QUIET = {"progress": False, "batch_size": 8, "seed": 0, "optimizer": ADAM}
@@ -53,7 +53,7 @@ def held(*modules):
 @pytest.fixture
 def traced_only(monkeypatch):
     """Without inductor, whose compilation takes seconds."""
-    monkeypatch.setattr("pyro_mm.compiled.Staged._compiled", lambda self, traced, inputs: traced.graph)
+    monkeypatch.setattr("pyro_mm.training.compile.Staged._compiled", lambda self, traced, inputs: traced.graph)
 
 
 # -- the state is that before the step ---------------------------------------------------------------

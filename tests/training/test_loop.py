@@ -13,26 +13,10 @@ from pyro.infer import SVI, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import nn
 
 import pyro_mm as mm
+from tests.support.training_pair import data, pair
 
 ADAM = lambda ps: torch.optim.Adam(ps, 0.02)  # noqa: E731
 QUIET = {"progress": False, "optimizer": ADAM, "batch_size": 32}
-
-
-def pair():
-    """A shared-latent model of two modalities, and its guide: fresh weights each time."""
-    normal = lambda i, o: mm.conditionals.Normal(nn.Linear(i, 2 * o))  # noqa: E731
-    z = dist.Normal(torch.zeros(2), 1.0).to_event(1)
-    model = mm.models.SharedLatent(z, {"a": normal(2, 3), "b": normal(2, 1)})
-    return model, mm.Guide(z=mm.posteriors.ProductOfExperts({"a": normal(3, 2), "b": normal(1, 2)}))
-
-
-def data(n=100, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    z = torch.randn(n, 1, generator=generator)
-    a = z * torch.tensor([2.0, -1.0, 0.5]) + 0.3 * torch.randn(n, 3, generator=generator) + 1
-    b = 1.5 * z + 0.3 * torch.randn(n, 1, generator=generator)
-    i = torch.arange(n)
-    return mm.Batch({"a": a, "b": b}, {"a": i % 5 != 1, "b": i % 5 != 2})
 
 
 def weights(*modules):
@@ -499,7 +483,7 @@ def test_a_training_that_was_stopped_goes_on_with_the_same_numbers(tmp_path, fun
 
 
 def test_a_checkpoint_of_short_epochs_takes_little_time_and_has_the_last(tmp_path, monkeypatch):
-    monkeypatch.setattr(mm.checkpoint, "WRITE_SHARE", 1e9)
+    monkeypatch.setattr(mm.training.checkpoint, "WRITE_SHARE", 1e9)
     file, seen = tmp_path / "checkpoint.pt", []
 
     def at(epoch, entry):

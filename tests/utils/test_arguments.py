@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_mm.arguments import (
+from pyro_mm.utils.arguments import (
     check_attribute,
     check_choice,
     check_flag,

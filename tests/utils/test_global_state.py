@@ -16,18 +16,18 @@ import torch
 from torch.distributions import Distribution
 
 import pyro_mm as mm
-from pyro_mm.global_state import VALIDATION, import_zuko, settings_kept
+from pyro_mm.utils.global_state import VALIDATION, import_zuko, settings_kept
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def fresh_process():
     """The report of a process that imports the package and makes a call of each kind."""
-    paths = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""}  # its stories lie on the CPU
-    command = [sys.executable, "-W", "ignore", str(HERE / "calls_in_a_fresh_process.py")]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=HERE)
+    command = [sys.executable, "-W", "ignore", str(ROOT / "tests/support/calls_in_a_fresh_process.py")]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
 

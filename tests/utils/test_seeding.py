@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pyro_mm as mm
-from pyro_mm.seeding import seeded, settled
+from pyro_mm.utils.seeding import seeded, settled
 
 CPU = torch.device("cpu")
 

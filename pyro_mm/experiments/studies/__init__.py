@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from . import identifiable, linear, pictures
+from . import identifiable, linear
+from . import mnist_usps_word as pictures
 from .study import Study
 
 STUDIES: Mapping[str, Study] = {

@@ -15,7 +15,7 @@ from itertools import combinations, pairwise
 import torch
 from torch import Tensor
 
-from ..models import LinearGaussian
+from ...models import LinearGaussian
 
 Subset = tuple[int, ...]
 ITERATIONS = 4000

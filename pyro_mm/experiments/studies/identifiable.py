@@ -11,19 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from .. import conditionals
-from ..batch import Batch
-from ..datasets.simulated import SLOPE, clustered, missing
-from ..guides import Guide, encode
-from ..likelihood import log_marginal
-from ..metrics import mean_correlation
-from ..models import SharedLatent
-from ..nn import MLP
-from ..posteriors import Given
-from ..priors import Component, GivenCovariate, MixturePrior
-from ..recipes.invariant import aggregated, objective, rectifier
-from ..recipes.parts import Recipe, classes
+from ... import conditionals
+from ...batch.batch import Batch
+from ...datasets.simulated import SLOPE, clustered, missing
+from ...evidence.likelihood import log_marginal
+from ...metrics import mean_correlation
+from ...models import SharedLatent
+from ...models.priors import Component, GivenCovariate, MixturePrior
+from ...nn import MLP
+from ...posteriors import Given
+from ...posteriors.guide import Guide
+from ...recipes.networks import Recipe, classes
+from ...sampling.encode import encode
 from .quadrature import posterior as exact
+from .set_posteriors import aggregated, objective, rectifier
 from .study import Measured, Sample, Study
 
 CLUSTERS, NOISE = 5, 0.1

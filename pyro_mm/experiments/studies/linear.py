@@ -11,17 +11,17 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .. import estimators, objectives
-from ..batch import Batch
-from ..datasets.simulated import dimensions, orthonormal_loadings
-from ..guides import Guide
-from ..likelihood import log_marginal
-from ..models import LinearGaussian
-from ..nn import MLP
-from ..recipes.invariant import aggregated, objective, rectifier
-from ..recipes.parts import Recipe
-from ..seeding import seeded
-from .optimum import diagonal_optimum
+from ... import estimators, objectives
+from ...batch.batch import Batch
+from ...datasets.simulated import dimensions, orthonormal_loadings
+from ...evidence.likelihood import log_marginal
+from ...models import LinearGaussian
+from ...nn import MLP
+from ...posteriors.guide import Guide
+from ...recipes.networks import Recipe
+from ...utils.seeding import seeded
+from .diagonal_optimum import diagonal_optimum
+from .set_posteriors import aggregated, objective, rectifier
 from .study import Measured, Number, Sample, Study
 
 ROWS, SHARED, PARTICLES = 5000, 5, 500

@@ -9,16 +9,16 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor, nn
 
-from .. import conditionals, datasets, metrics
-from ..batch import Batch
-from ..datasets.letters import LENGTH, LETTERS, NAMES
-from ..evidence import Evidence
-from ..guides import Guide
-from ..likelihood import log_marginal
-from ..models import SharedLatent
-from ..nn import MLP
-from ..recipes.invariant import aggregated, objective, rectifier
-from ..recipes.parts import Hidden, Recipe, standard
+from ... import conditionals, datasets, metrics
+from ...batch.batch import Batch
+from ...datasets.words import LENGTH, LETTERS, NAMES
+from ...evidence.evidence import Evidence
+from ...evidence.likelihood import log_marginal
+from ...models import SharedLatent
+from ...nn import MLP
+from ...posteriors.guide import Guide
+from ...recipes.networks import Hidden, Recipe, standard
+from .set_posteriors import aggregated, objective, rectifier
 from .study import Measured, Number, Sample, Study
 
 PICTURES, WORD = ("mnist", "usps"), "word"

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..datasets.simulated import SLOPE, Sources
+from ...datasets.simulated import SLOPE, Sources
 
 NODES = 401  # of either dimension
 WIDE = 8.0  # standard deviations of the noise that the grid reaches on either side

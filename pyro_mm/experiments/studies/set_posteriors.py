@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from torch import nn
 
-from .. import conditionals, estimators, objectives, posteriors
-from ..nn import MLP
-from ..objective import Objective
+from ... import conditionals, estimators, objectives, posteriors
+from ...nn import MLP
+from ...objectives.objective import Objective
 
 Networks = Callable[[str, int], nn.Module]
 """From a modality and a size to a network from its values to ``(.., size)``."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..batch import Batch
-from ..recipes.parts import Recipe
+from ...batch.batch import Batch
+from ...recipes.networks import Recipe
 
 
 class Sample(NamedTuple):

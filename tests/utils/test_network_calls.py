@@ -14,7 +14,7 @@ from torch import nn
 
 import pyro_mm as mm
 from pyro_mm import conditionals, posteriors
-from pyro_mm.values import ROWS, as_scored
+from pyro_mm.utils.network_calls import ROWS, as_scored
 
 NAN = math.nan
 
@@ -387,7 +387,7 @@ def test_encoders_see_so_many_rows_at_once_and_give_the_same_numbers(route, post
         found = ROUTES[route](model, guide, batch)
     assert max(net.most for net in nets) <= ROWS
     if route in ("generate", "encode", "posterior_draws"):
-        monkeypatch.setattr("pyro_mm.values.ROWS", 10**9)  # where all of them ask whether to cut
+        monkeypatch.setattr("pyro_mm.utils.network_calls.ROWS", 10**9)  # where all of them ask whether to cut
         with torch.no_grad():
             torch.testing.assert_close(found, ROUTES[route](model, guide, batch))
         assert max(net.most for net in nets) > ROWS

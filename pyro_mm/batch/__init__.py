@@ -1,0 +1,1 @@
+"""Rows of multimodal data: values, masks, and how programs observe them."""

@@ -1,0 +1,1 @@
+"""Reports on a pair: bounds, gradients, calibration, comparisons."""

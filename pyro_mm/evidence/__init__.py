@@ -1,0 +1,1 @@
+"""Estimates of marginal log-likelihoods, with standard errors and diagnostics."""

@@ -1,0 +1,8 @@
+"""Private names of torch that other folders use, under public ones: a release that moves them breaks here."""
+
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.nn.modules.dropout import _DropoutNd as Dropout
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter, tree_leaves
+
+__all__ = ["BatchNorm", "Dropout", "TorchDispatchMode", "tree_iter", "tree_leaves"]

@@ -1,0 +1,35 @@
+r"""The multimodal objectives of the literature, each a table of terms ``(encode, decode, given)``.
+
+``*`` is all present modalities, ``m`` each of them in turn, ``others`` all but that one, ``P`` the prior, ``-`` the
+empty set. ``estimator=`` takes any ``pyro.infer.ELBO``; by default the KL is analytic where the posterior has one.
+``print(objective)`` shows the table and what it bounds. Weights are finite and not negative, at every step; a table of
+one's own, of Terms, may have negative ones. Other arguments raise a ``ValueError`` or a ``TypeError``.
+"""
+
+from .objective import Objective
+from .tables import (
+    beta_vae,
+    dmvae,
+    elbo,
+    jmvae_kl,
+    masked,
+    mixture_mean,
+    mmjsd,
+    mmvae,
+    mmvm,
+    mopoe,
+    mvae,
+    mvtcae,
+    subset_mean,
+    telbo,
+    unimodal_mean,
+    vaevae,
+    warm_up,
+)
+from .terms import ALL, EACH, EVERY, OTHERS, PRIOR, Random, Symbol, Term
+
+__all__ = [
+    "ALL", "EACH", "EVERY", "OTHERS", "PRIOR", "Objective", "Random", "Symbol", "Term", "beta_vae", "dmvae", "elbo",
+    "jmvae_kl", "masked", "mixture_mean", "mmjsd", "mmvae", "mmvm", "mopoe", "mvae", "mvtcae", "subset_mean", "telbo",
+    "unimodal_mean", "vaevae", "warm_up",
+]  # fmt: skip

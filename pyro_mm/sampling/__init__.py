@@ -1,0 +1,1 @@
+"""Drawing from a pair: streams of noise, proposals, predictive samples."""

@@ -1,0 +1,41 @@
+"""The rows of a batch as the three sets of a term show them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..batch.batch import Batch
+from ..batch.masks import Presence
+from ..batch.restrict import Stack
+from .structure import Structure
+
+
+@dataclass(frozen=True)
+class Views:
+    """The rows as the three sets of a term show them, T terms stacked at batch dim ``-(nesting + 1)``.
+
+    ``encode_prior`` (``given_prior``) says where the model's prior takes the place of the guide given A (C): a
+    bool, or a boolean tensor ``(T, 1, .., 1)``. ``scale`` maps modalities to what their own sites are scaled by.
+    ``joint`` says where observed sites that are no modality, such as a ``pyro.factor``, count. ``prior_terms`` are the
+    terms that encode the prior, by number.
+    """
+
+    encode: Batch
+    decode: Batch
+    given: Batch
+    nesting: int
+    encode_prior: Presence = False
+    given_prior: Presence = True
+    terms: int = 1
+    modalities: frozenset[str] = frozenset()
+    scale: Mapping[str, float] = field(default_factory=dict)
+    joint: Presence = True
+    prior_terms: frozenset[int] = frozenset()
+
+    @staticmethod
+    def of(batch: Batch, info: Structure, memo: dict[Any, Any] | None = None) -> Views:
+        """The single term (*, *, prior): encode and decode all that is present."""
+        view = batch.view({n: batch.presence(n) for n in batch.names}, Stack({}), {} if memo is None else memo)
+        return Views(view, view, view, info.nesting, modalities=info.modalities)

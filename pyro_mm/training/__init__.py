@@ -1,0 +1,1 @@
+"""Gradient descent on any (model, guide, objective)."""
