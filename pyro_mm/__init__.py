@@ -1,5 +1,9 @@
 """Multimodal deep generative models in Pyro: stories, posteriors, objectives and estimators as four separate values."""
 
+import sys
+from importlib import import_module
+from typing import Any
+
 from . import conditionals, datasets, distributions, estimators, metrics, models, nn, objectives, posteriors, recipes
 from .batch.batch import Batch
 from .diagnostics.check_report import Check
@@ -28,6 +32,22 @@ __all__ = [
     "Batch", "Calibration", "Check", "Comparison", "Evidence", "Guide", "History", "annealed_importance",
     "bidirectional", "calibration", "check", "compare", "conditionals", "datasets", "distributions", "encode",
     "estimators", "fit", "generate", "load", "log_conditional", "log_marginal", "log_weights", "metrics", "models",
-    "nn", "objectives", "posterior_draws", "posteriors", "priors", "protocols", "recipes", "save", "simulate",
+    "nn", "objectives", "plots", "posterior_draws", "posteriors", "priors", "protocols", "recipes", "save", "simulate",
     "stage", "to_arviz",
 ]  # fmt: skip
+
+# Modules that have moved into a folder, under the names that they are known by.
+sys.modules[f"{__name__}.priors"] = priors
+sys.modules[f"{__name__}.protocols"] = protocols
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``plots`` at its first use: matplotlib takes longer to load than everything else of the package."""
+    if name == "plots":
+        return import_module(f"{__name__}.plots")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List what is public, and not the folders that it comes from."""
+    return [*__all__, "__version__"]

@@ -20,8 +20,8 @@ from .distributions.base import gumbel
 from .scoring.importance import score
 from .scoring.reduction import average
 from .scoring.scores import Scores
-from .scoring.structure import Callback, Structure, structure
-from .scoring.views import Views
+from .scoring.structure import Callback, PairStructure, pair_structure
+from .scoring.views import TermViews
 from .utils.arguments import check_choice, check_counts, check_flags, check_number
 
 Weight = float | Tensor | Mapping[str, float | Tensor]
@@ -53,7 +53,7 @@ class PerRow(ELBO):
         """The bound of every term and row, ``(T, N)``, with weights broadcastable to ``(T, N)``."""
         raise NotImplementedError
 
-    def scores(self, model: Callback, guide: Callback, views: Views, info: Structure) -> Scores:
+    def scores(self, model: Callback, guide: Callback, views: TermViews, info: PairStructure) -> Scores:
         """Draws the particles that :meth:`bound` needs.
 
         Raises:
@@ -75,9 +75,9 @@ class PerRow(ELBO):
 
     def differentiable_loss(self, model: Callback, guide: Callback, batch: Batch) -> Tensor:  # type: ignore[override]
         """Minus the bound, summed over rows and scaled by the data plate; differentiable."""
-        info = structure(model, guide, batch, self.stratified is not None)
+        info = pair_structure(model, guide, batch, self.stratified is not None)
         check_pairing(self, info)
-        scores = self.scores(model, guide, Views.of(batch, info), info)
+        scores = self.scores(model, guide, TermViews.of(batch, info), info)
         return -self.bound(scores).sum() * scores.factor
 
     def loss(self, model: Callback, guide: Callback, batch: Batch) -> float:  # type: ignore[override]
@@ -305,7 +305,7 @@ def weighted(scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tens
     return _likelihood(scores, likelihood) + kl * (scores.log_prior - scores.log_proposal)  # type: ignore[operator]
 
 
-def check_pairing(estimator: ELBO, info: Structure) -> None:
+def check_pairing(estimator: ELBO, info: PairStructure) -> None:
     """Refuses an estimator that would be wrong, or silently not train, for sites such as these.
 
     Raises:
@@ -357,7 +357,7 @@ def check_pairing(estimator: ELBO, info: Structure) -> None:
                 raise ValueError(f"guide site {site!r} has no rsample, so {name} gives its parameters no gradient")
 
 
-def _check_derivatives(scores: Scores, info: Structure) -> None:
+def _check_derivatives(scores: Scores, info: PairStructure) -> None:
     """Refuse, or warn of, draws of the story's own that a gradient would pass by."""
     for name in scores.undifferentiated:
         if name in info.model_only:

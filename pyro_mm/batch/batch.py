@@ -13,14 +13,14 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ..handlers.deferred import Deferred
-from ..handlers.plates import draw, plate_shape
+from ..handlers.deferred import LazyTensor
+from ..handlers.plates import plate_shape, sample_in_plates
 from ..utils.arguments import check_integer, check_mapping, described
 from ..utils.network_calls import as_scored, encoded
-from .context import kept
+from .context import cached
 from .masks import Presence, all_of, any_of, over_events
 from .parsing import dropped, read_covariate, read_lengths, read_mask, read_modality
-from .restrict import Stack, restricted
+from .restrict import TermStack, decode_for_terms
 
 RESERVED = {"data", "particles", "terms"}  # names of plates
 
@@ -95,7 +95,7 @@ class Batch:
         self.total: int | None = None  # rows of the whole data set, where this batch is a subsample of one
         self._index: Tensor | None = None
         self._rows: Presence | None = None
-        self._stack: Stack | None = None
+        self._stack: TermStack | None = None
         self._memo: dict[Any, Any] | None = None
         self._each: Sequence[Mapping[str, Presence]] | None = None
         self._hear: Callable[[str], Any] | None = None  # is told of a modality when its observed values are used
@@ -368,7 +368,7 @@ class Batch:
         if not isinstance(name, str):
             raise TypeError(f"observe: expected the name of a modality first, got {described(name)}")
         value, hear = self._observed(name, fn, *parents), self._hear
-        return value if hear is None else Deferred(lambda: (hear(name), value)[1])
+        return value if hear is None else LazyTensor(lambda: (hear(name), value)[1])
 
     def _observed(self, name: str, fn: Any, *parents: Tensor) -> Tensor:
         mask = self.presence(name)
@@ -376,18 +376,18 @@ class Batch:
         plates = () if mask is True else plate_shape()
 
         def drawn(d: Any) -> Tensor:
-            return draw(d, plates) if self._drawer is None else self._drawer(name, d, plates)
+            return sample_in_plates(d, plates) if self._drawer is None else self._drawer(name, d, plates)
 
         if mask is False and (self._stack is not None or self._unscored):
-            return Deferred(lambda: drawn(decode(*parents)))
+            return LazyTensor(lambda: drawn(decode(*parents)))
         if mask is False:
             d = _distribution(name, decode(*parents))
             return pyro.sample(name, d.mask(False), obs=drawn(d), infer={"is_auxiliary": True})
         if self._unscored and mask is True:
             return self._values[name]
         if self._unscored:
-            return Deferred(lambda: self._mixed(name, decode(*parents), drawn))
-        d = _distribution(name, restricted(name, decode, parents, self._stack, self.size))
+            return LazyTensor(lambda: self._mixed(name, decode(*parents), drawn))
+        d = _distribution(name, decode_for_terms(name, decode, parents, self._stack, self.size))
         value = self._values[name]
         scored = as_scored(d, value)
         observed = pyro.sample(name, d if mask is True else d.mask(mask), obs=scored)
@@ -395,7 +395,7 @@ class Batch:
             return observed
         if not isinstance(mask, Tensor):
             return value
-        return Deferred(lambda: self._mixed(name, decode(*parents), drawn))
+        return LazyTensor(lambda: self._mixed(name, decode(*parents), drawn))
 
     def _mixed(self, name: str, d: Any, drawn: Callable[[Any], Tensor]) -> Tensor:
         """The values of a modality where it is present, and draws from d elsewhere."""
@@ -408,14 +408,14 @@ class Batch:
             raise ValueError(f"encode: no values of modality {name!r}: this batch holds {list(self._values)}")
         if self._memo is None:
             return encoded(name, module, self._values[name])
-        return kept(self._memo, (name, id(module)), lambda: encoded(name, module, self._values[name]), module)
+        return cached(self._memo, (name, id(module)), lambda: encoded(name, module, self._values[name]), module)
 
     # -- for objectives -----------------------------------------------------------------------------------------
 
     def view(
         self,
         masks: Mapping[str, Presence],
-        stack: Stack,
+        stack: TermStack,
         memo: dict[Any, Any] | None,
         rows: Presence | None = None,
         each: Sequence[Mapping[str, Presence]] | None = None,

@@ -8,21 +8,21 @@ from typing import Any
 import torch
 
 
-def kept(memo: dict[Any, Any], key: Hashable, f: Callable[[], Any], *alive: object) -> Any:
+def cached(memo: dict[Any, Any], key: Hashable, f: Callable[[], Any], *alive: object) -> Any:
     """``f()``, or what it gave under this key before.
 
     ``alive`` is kept too: objects whose identity is in the key, so that no others can come by it.
     """
-    if not has(memo, key):
-        keep(memo, key, f(), *alive)
+    if not is_cached(memo, key):
+        cache(memo, key, f(), *alive)
     return memo[key][0]
 
 
-def has(memo: dict[Any, Any], key: Hashable) -> bool:
+def is_cached(memo: dict[Any, Any], key: Hashable) -> bool:
     """Whether a value is there; one computed without gradient is not, where a gradient is asked for."""
     return key in memo and (memo[key][1] or not torch.is_grad_enabled())
 
 
-def keep(memo: dict[Any, Any], key: Hashable, value: Any, *alive: object) -> None:
-    """Puts a value under a key, see :func:`kept`."""
+def cache(memo: dict[Any, Any], key: Hashable, value: Any, *alive: object) -> None:
+    """Puts a value under a key, see :func:`cached`."""
     memo[key] = value, torch.is_grad_enabled(), alive

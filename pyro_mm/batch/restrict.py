@@ -14,7 +14,7 @@ from ..utils.tensors import constant
 
 
 @dataclass(frozen=True)
-class Stack:
+class TermStack:
     """How an objective stacks its terms to the left of a story's plates.
 
     ``decodes[m]`` are the terms, of ``terms``, that decode modality m; ``dim`` is the batch dimension of the terms.
@@ -25,8 +25,8 @@ class Stack:
     dim: int = -2
 
 
-def restricted(
-    name: str, decode: Callable[..., Any], parents: tuple[Tensor, ...], stack: Stack | None, size: int
+def decode_for_terms(
+    name: str, decode: Callable[..., Any], parents: tuple[Tensor, ...], stack: TermStack | None, size: int
 ) -> Any:
     """``decode(*parents)``, run only for those terms of a stack that decode a modality."""
     terms = stack.decodes.get(name, ()) if stack is not None else ()
@@ -41,7 +41,7 @@ def restricted(
     return Scatter(d, terms, stack.terms, stack.dim)
 
 
-def _places(parent: Tensor, stack: Stack, size: int) -> list[int]:
+def _places(parent: Tensor, stack: TermStack, size: int) -> list[int]:
     """The dimensions of a parent that may be that of the terms: of its size, and at its distance from the rows.
 
     Dimensions of particles and of enumerated sites may stand to the left of it, and event dimensions to the right.

@@ -14,7 +14,7 @@ from ..distributions.gaussian_experts import STANDARD_NORMAL
 from ..utils.arguments import described
 
 
-class Fixed(nn.Module):
+class Unconditional(nn.Module):
     """A distribution with fixed parameters as a module that ignores its inputs, so that it moves with a model.
 
     Args:
@@ -33,7 +33,7 @@ class Fixed(nn.Module):
     def forward(self, *_: Any) -> dist.Distribution:
         return self.distribution
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Fixed:
+    def _apply(self, fn: Any, recurse: bool = True) -> Unconditional:
         if self.distribution is not STANDARD_NORMAL:  # plain numbers, at home on every device
             self.distribution = map_tensors(self.distribution, fn)
         return super()._apply(fn, recurse)
@@ -47,7 +47,7 @@ def as_module(argument: str, value: Any) -> nn.Module:
         raise TypeError(
             f"expected {argument} to be a distribution, or a module that gives one of a batch, got {described(value)}"
         )
-    return Fixed(value)
+    return Unconditional(value)
 
 
 def held_tensors(d: Any) -> Iterator[Tensor]:

@@ -9,12 +9,12 @@ import torch
 
 from ..batch.batch import Batch, check_batch
 from ..utils.arguments import check_integer, check_number
-from ..utils.seeding import settled
+from ..utils.seeding import normalize_seed
 
 
 def generator(seed: int, part: int) -> np.random.Generator:
     """NumPy's generator under a seed, another one for each part (0 train, 1 test): alike on every device."""
-    return np.random.default_rng((settled(seed), part))
+    return np.random.default_rng((normalize_seed(seed), part))
 
 
 def matched(

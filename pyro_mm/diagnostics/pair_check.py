@@ -14,13 +14,13 @@ from ..estimators import PerRow, check_pairing
 from ..evidence.evidence import Evidence
 from ..evidence.likelihood import log_marginal
 from ..objectives.objective import Objective
-from ..scoring.audit import look
+from ..scoring.audit import inspect_sites
 from ..scoring.evaluation import evaluating
-from ..scoring.structure import structure
+from ..scoring.structure import pair_structure
 from ..training.arguments import check_objective
 from ..training.unreached import reasons
 from ..utils.arguments import check_counts, check_programs, check_seed
-from ..utils.reachable import Reached
+from ..utils.reachable import ReachableObjects
 from .bound_gap import bound_of, elbo_gap, gap_of, why_no_gap
 from .check_report import Check, _findings, _objective_text
 from .comparison import Comparison, compare
@@ -96,7 +96,7 @@ def check(
             return None
 
     with unchanged(model, guide), _quiet(), evaluating(model, guide, batch, audit=False) as batch:
-        sites = look(model, guide, batch, seed, stacked=vectorize)
+        sites = inspect_sites(model, guide, batch, seed, stacked=vectorize)
         joint = attempt("the likelihood", evidence, frozenset(batch.names))
         alone = [n for n in sites.observed if batch.presence(n) is not False]
         for name in alone if len(alone) > 1 and joint is not None else []:
@@ -117,7 +117,7 @@ def check(
     why = " ".join(
         reasons(
             gradients.unused if gradients is not None else (),
-            Reached({"model": model, "guide": guide}).modules,
+            ReachableObjects({"model": model, "guide": guide}).modules,
             batch.names,
             [name for name in batch.names if batch.presence(name) is False],
             sites.summed_out,
@@ -131,7 +131,7 @@ def check(
 def _clash(estimator: Any, model: Any, guide: Any, batch: Batch) -> str:
     """Why one of Pyro's own estimators, which do not ask, is wrong for a pair."""
     try:
-        check_pairing(estimator, structure(model, guide, batch))
+        check_pairing(estimator, pair_structure(model, guide, batch))
     except ValueError as error:
         return str(error)
     return ""

@@ -17,12 +17,12 @@ from ..sampling.ancestral import simulate
 from ..scoring.audit import audit as audited
 from ..scoring.evaluation import evaluating, returned
 from ..scoring.importance import score_model
-from ..scoring.reduction import Reduce
-from ..scoring.structure import Callback, Structure, latents, private, structure
-from ..scoring.term_pair import Pair
-from ..scoring.views import Views
+from ..scoring.reduction import SiteReducer
+from ..scoring.structure import Callback, PairStructure, latent_sites, pair_structure, private_modality
+from ..scoring.term_pair import TermPair
+from ..scoring.views import TermViews
 from ..utils.arguments import check_counts, check_flags, check_function, check_mapping, check_programs
-from ..utils.seeding import seeded, settled
+from ..utils.seeding import normalize_seed, seeded
 from .rank_tests import LEVEL, Finding, _finding, _holm, p_text, uniformity
 
 CHUNK = 2**14  # (row, draw) pairs at once, on CUDA four times as many
@@ -168,13 +168,13 @@ def _calibration(
     there = torch.stack(list(batch.present.values())).any(0)
     if not there.any():
         raise ValueError("no row of the batch has anything present, so there is no posterior to look at")
-    seed, parts = settled(seed), []
+    seed, parts = normalize_seed(seed), []
     chunk = chunk or CHUNK * (4 if batch.device.type == "cuda" else 1)
     with seeded(seed, batch.device):
         simulated, truth = simulate(model, batch, audit=False)
         if audit:
             audited(model, guide, simulated, stacked=vectorize)
-        info = structure(model, guide, simulated)
+        info = pair_structure(model, guide, simulated)
         truth = {name: value for name, value in truth.items() if name in info.latents}
         if not truth:
             raise ValueError(f"the guide's latent sites {sorted(info.latents)} are none of the model's")
@@ -187,13 +187,13 @@ def _calibration(
         for rows in torch.arange(batch.size, device=batch.device).split(max(1, chunk // (num_draws + 1))):
             here = torch.arange(num_draws + 1, device=batch.device)[:, None] == place[rows]
             part = simulated.excerpt(rows)
-            views = Views.of(part, info)
+            views = TermViews.of(part, info)
             passes = [here] if vectorize else here.split(1)
-            found = [_values(Pair(model, guide, views, len(h)), info, h, truth, rows, part, own) for h in passes]
+            found = [_values(TermPair(model, guide, views, len(h)), info, h, truth, rows, part, own) for h in passes]
             parts.append({name: _ranks(torch.cat([f[name] for f in found]), place[rows]) for name in found[0]})
     ranks = {}
     for name in parts[0]:
-        modality, use = private(name, info.modalities), there
+        modality, use = private_modality(name, info.modalities), there
         if modality is not None:
             use = there & batch.present[modality] if modality in batch else torch.zeros_like(there)
         if use.any():
@@ -204,8 +204,8 @@ def _calibration(
 
 
 def _values(
-    pair: Pair,
-    info: Structure,
+    pair: TermPair,
+    info: PairStructure,
     here: Tensor,
     truth: Mapping[str, Tensor],
     rows: Tensor,
@@ -217,8 +217,8 @@ def _values(
     mask = here.reshape(k, *[1] * (info.nesting - 1), n) if pair.plated else here[0]
     with poutine.block():
         pair.guide()
-    values, sites, shape = {}, {}, Reduce(pair, unscaled=True)
-    for name, site in latents(pair.trace).items():
+    values, sites, shape = {}, {}, SiteReducer(pair, unscaled=True)
+    for name, site in latent_sites(pair.trace).items():
         if name in truth:
             shape.scale(site)  # which refuses a site outside the plate "data"
             event_dim, drawn = site["fn"].event_dim, site["value"]

@@ -14,12 +14,12 @@ from .pareto import FLAT, pareto_k, tail_length
 
 def evidence_of(log_w: Tensor, quantity: str) -> Evidence:
     """The evidence that independent log-weights ``(K, N)`` give."""
-    sums = Sums(len(log_w))
+    sums = WeightAccumulator(len(log_w))
     sums.add(log_w)
     return sums.evidence(quantity)
 
 
-class Sums:
+class WeightAccumulator:
     r"""What is kept of the log-weights of K particles that come in blocks: a few sums, and the largest weights.
 
     Particles come in groups of ``group`` successive ones that depend on each other, the last one maybe smaller. With

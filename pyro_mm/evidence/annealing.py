@@ -15,9 +15,9 @@ from ..scoring.audit import audit as audited
 from ..scoring.evaluation import evaluating, returned
 from ..scoring.structure import Callback
 from ..utils.arguments import check_choice, check_counts, check_flags, check_programs
-from ..utils.seeding import seeded, settled
+from ..utils.seeding import normalize_seed, seeded
 from .accumulator import evidence_of
-from .annealing_target import Bridge, State
+from .annealing_target import State, TemperedDensity
 from .evidence import Evidence, joined
 from .likelihood import counting, described, quantity_of
 
@@ -80,7 +80,7 @@ def annealed_importance(
     """
     _check_options(model, guide, batch, num_chains, temperatures, leapfrog_steps, start, pilot_chains, vectorize)
     check_flags(audit=audit)
-    seed, parts = settled(seed), []
+    seed, parts = normalize_seed(seed), []
     with evaluating(model, guide, batch, audit=audit, stacked=vectorize) as whole:
         size = _rows_at_once(whole, num_chains, pilot_chains)
         for first in range(0, whole.size, size):
@@ -125,7 +125,7 @@ def bidirectional(
     """
     _check_options(model, guide, batch, num_chains, temperatures, leapfrog_steps, start, pilot_chains, vectorize)
     check_flags(audit=audit)
-    seed = settled(seed)
+    seed = normalize_seed(seed)
     parts: list[tuple[Evidence, Evidence]] = []
     with evaluating(model, guide, batch, audit=False) as whole:
         size = _rows_at_once(whole, num_chains, pilot_chains)
@@ -184,7 +184,7 @@ class _Path:
         pilot_chains: int,
         vectorize: bool,
     ):
-        self.bridge = Bridge(model, guide, batch, start, vectorize)
+        self.bridge = TemperedDensity(model, guide, batch, start, vectorize)
         self.leapfrog_steps = leapfrog_steps
         self._tune(pilot_chains, temperatures)
 

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ..batch.batch import Batch
-from ..batch.restrict import Stack
+from ..batch.restrict import TermStack
 from ..scoring.importance import score_model
-from ..scoring.reduction import Reduce
-from ..scoring.structure import Callback, latents, structure
-from ..scoring.term_pair import Pair
-from ..scoring.views import Views
+from ..scoring.reduction import SiteReducer
+from ..scoring.structure import Callback, latent_sites, pair_structure
+from ..scoring.term_pair import TermPair
+from ..scoring.views import TermViews
 from ..utils.global_state import validation
 from ..utils.seeding import generator_state
 
@@ -38,7 +38,7 @@ class State:
         return -(1 - beta) * self.log_q - beta * self.log_p
 
 
-class Bridge:
+class TemperedDensity:
     """log q_0(u) and log p(x, u) of a pair on the rows of a batch, u being its latents without their constraints.
 
     Raises:
@@ -50,16 +50,16 @@ class Bridge:
     ):
         if start not in ("guide", "prior"):
             raise ValueError(f"expected start 'guide' or 'prior', got {start!r}")
-        self.start, self.vectorize, self.info = start, vectorize, structure(model, guide, batch)
+        self.start, self.vectorize, self.info = start, vectorize, pair_structure(model, guide, batch)
         if lonely := [name for name, enumerable in self.info.model_only.items() if not enumerable]:
             raise ValueError(f"annealing moves the guide's latents, and it lacks {lonely[0]!r}, which the model has")
-        view = batch.view({n: batch.presence(n) for n in batch.names}, Stack({}), {}, batch.rows)
-        self.views = Views(view, view, view, self.info.nesting, modalities=self.info.modalities)
+        view = batch.view({n: batch.presence(n) for n in batch.names}, TermStack({}), {}, batch.rows)
+        self.views = TermViews(view, view, view, self.info.nesting, modalities=self.info.modalities)
         self.model, self.guide = model, guide
         pair = self._pair(1)
         with torch.no_grad():
             pair.guide()  # which leaves what the encoders say in the view's memory, without a graph
-        sites = latents(pair.trace)
+        sites = latent_sites(pair.trace)
         if discrete := [n for n, s in sites.items() if getattr(s["fn"].support, "is_discrete", False)]:
             raise ValueError(f"annealing moves continuous latents, and {discrete[0]!r} is discrete: sum it out instead")
         self.trace = pair.trace.copy()
@@ -160,15 +160,15 @@ class Bridge:
             pick(new.slope_p, old.slope_p),
         )
 
-    def _pair(self, num_chains: int) -> Pair:
-        return Pair(self.model, self.guide, self.views, num_chains, plated=self.vectorize)
+    def _pair(self, num_chains: int) -> TermPair:
+        return TermPair(self.model, self.guide, self.views, num_chains, plated=self.vectorize)
 
-    def _drawn(self, pair: Pair) -> Values:
+    def _drawn(self, pair: TermPair) -> Values:
         if self.start == "prior":
             drawn = pair.draw_prior()
             return {n: drawn[n]["value"] for n in self.transforms}
         pair.guide()
-        return {n: s["value"] for n, s in latents(pair.trace).items()}
+        return {n: s["value"] for n, s in latent_sites(pair.trace).items()}
 
     def _free(self, values: Values) -> Values:
         return {n: t.inv(values[n]) for n, t in self.transforms.items()}
@@ -186,7 +186,7 @@ class Bridge:
         log_q, log_p = zip(*each, strict=True)
         return torch.cat(log_q), torch.cat(log_p)
 
-    def _scored_by(self, pair: Pair, z: Values) -> tuple[Tensor, Tensor]:
+    def _scored_by(self, pair: TermPair, z: Values) -> tuple[Tensor, Tensor]:
         pair.trace = self.trace.copy()
         for name, value in z.items():
             pair.trace.nodes[name] = pair.trace.nodes[name] | {"value": value}
@@ -194,8 +194,8 @@ class Bridge:
             if not self.factorises:
                 with poutine.replay(trace=pair.trace):
                     pair.guide()
-            shape = Reduce(pair)
-            pair.log_q = {name: shape.log_prob(site) for name, site in latents(pair.trace).items()}
+            shape = SiteReducer(pair)
+            pair.log_q = {name: shape.log_prob(site) for name, site in latent_sites(pair.trace).items()}
         scores = score_model(pair, self.info, unscaled=True)
         log_q = scores.log_proposal if self.start == "guide" else scores.log_prior
         return log_q[:, 0], sum(scores.likelihood.values(), scores.log_prior)[:, 0]

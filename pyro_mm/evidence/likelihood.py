@@ -15,7 +15,7 @@ from ..sampling.weighted import weighted
 from ..scoring.audit import audit as audited
 from ..scoring.audit import notes, read_by
 from ..scoring.evaluation import evaluating, returned
-from ..scoring.structure import Callback, structure
+from ..scoring.structure import Callback, pair_structure
 from ..utils.arguments import (
     check_counts,
     check_flag,
@@ -26,8 +26,8 @@ from ..utils.arguments import (
     check_seed,
 )
 from ..utils.network_calls import ROWS
-from ..utils.seeding import settled
-from .accumulator import Sums
+from ..utils.seeding import normalize_seed
+from .accumulator import WeightAccumulator
 from .evidence import Evidence, joined
 
 
@@ -79,7 +79,7 @@ def log_marginal(
     _check_options(num_particles, seed, chunk, vectorize)
     sampler = proposal if proposal is not None and not isinstance(proposal, Batch) else guide
     how = Proposal(draws, stratify, prior_share)
-    seed = settled(seed)
+    seed = normalize_seed(seed)
     seen = proposal if isinstance(proposal, Batch) else batch
     if check_batch(seen, "proposal").size != check_batch(batch).size:
         raise ValueError(f"the proposal's batch has {seen.size} rows, and the batch {batch.size}")
@@ -110,7 +110,7 @@ def _log_marginal(
         sums: Any = None
         blocks = weighted(model, sampler, rows, shown, num_particles, how, seed + start, chunk, vectorize)
         for each, _, log_w in blocks:
-            sums = sums or Sums(num_particles, each.group)
+            sums = sums or WeightAccumulator(num_particles, each.group)
             sums.add(log_w)
         parts.append(sums.evidence(""))
     return parts[0] if len(parts) == 1 else joined(parts)
@@ -150,7 +150,7 @@ def log_conditional(
     targets, givens = check_names("target", target, batch), check_names("given", given, batch)
     if set(targets) & set(givens) or not targets:
         raise ValueError(f"expected targets, and none of them given: target={targets}, given={givens}")
-    seed = settled(seed)
+    seed = normalize_seed(seed)
     options: dict[str, Any] = {
         "num_particles": num_particles, "draws": draws, "stratify": stratify, "prior_share": prior_share,
         "chunk": chunk, "vectorize": vectorize, "audit": audit,
@@ -160,7 +160,7 @@ def log_conditional(
             shown, stacked = rows.only(*targets, *givens), vectorize and num_particles > 1
             audited(model, guide, shown, targets=targets, givens=givens, stacked=stacked)
         joint = log_marginal(model, guide, rows.only(*targets, *givens), seed=seed, **options)
-        factors = sorted(structure(model, guide, rows).factors)
+        factors = sorted(pair_structure(model, guide, rows).factors)
         if factors and givens and bool((rows.having(targets) & ~rows.having(givens)).any()):
             raise ValueError(
                 f"some rows have a target and nothing of what is given, {list(givens)}, where a conditional would need "
@@ -210,7 +210,7 @@ def counting(found: Evidence, rows: Tensor) -> Evidence:
 def described(found: Evidence, model: Callback, guide: Callback, batch: Batch, seen: Batch | None = None) -> Evidence:
     """Return an evidence with the name of its quantity, the rows that have it, and what the audit says of it."""
     quantity = quantity_of(model, guide, batch, seen)
-    scored = structure(model, guide, batch if seen is None else seen).modalities
+    scored = pair_structure(model, guide, batch if seen is None else seen).modalities
     observed = [n for n in batch.names if n in scored and batch.presence(n) is not False]
     rows = batch.having(observed) if observed else batch.having()
     return counting(replace(found, quantity=quantity, notes=notes(model, guide, batch, seen)), rows)
@@ -221,7 +221,7 @@ def quantity_of(model: Callback, guide: Callback, batch: Batch, seen: Batch | No
 
     What the model observes besides modalities is named too.
     """
-    info = structure(model, guide, batch if seen is None else seen)
+    info = pair_structure(model, guide, batch if seen is None else seen)
     there = [n for n in batch.names if batch.presence(n) is not False]
     observed = [n for n in there if n in info.modalities]
     read = read_by(model, guide, batch, seen) if observed != there else frozenset()

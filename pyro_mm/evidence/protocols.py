@@ -24,7 +24,7 @@ from ..batch.batch import Batch, check_batch
 from ..scoring.audit import audit as audited
 from ..scoring.evaluation import evaluating, returned
 from ..utils.arguments import check_counts, check_names, check_programs
-from ..utils.seeding import settled
+from ..utils.seeding import normalize_seed
 from .evidence import Evidence
 from .likelihood import conditional_of, counting, log_conditional, log_marginal
 
@@ -99,7 +99,7 @@ def conditional(
     """
     target, given = _names(model, guide, batch, target, given)
     check_counts(prior_draws=prior_draws)
-    seed = settled(seed)
+    seed = normalize_seed(seed)
     quantity = f"log p({', '.join(target)} | {', '.join(given)})"
     with evaluating(model, guide, batch, audit=False) as rows:
         if options.get("audit", True):
@@ -128,7 +128,7 @@ def both_ways(
     Each of the two is :func:`pyro_mm.log_conditional`'s, with draws of its own. Arguments as of :func:`joint`.
     """
     target, given = _names(model, guide, batch, target, given)
-    seed = settled(seed)
+    seed = normalize_seed(seed)
     x, w = ", ".join(target), ", ".join(given)
     with evaluating(model, guide, batch, audit=False) as rows:
         one = log_conditional(model, guide, rows, target=target, given=given, seed=seed, **options)

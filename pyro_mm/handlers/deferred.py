@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 
-class Deferred(torch.Tensor):
+class LazyTensor(torch.Tensor):
     """A tensor that is computed when somebody first uses it: most draws of missing modalities never are."""
 
     _compute: Callable[[], Tensor]
     _value: Tensor | None
 
     @staticmethod
-    def __new__(cls, compute: Callable[[], Tensor]) -> Deferred:
+    def __new__(cls, compute: Callable[[], Tensor]) -> LazyTensor:
         new = torch.Tensor._make_subclass(cls, torch.empty(0))
         new._compute, new._value = compute, None
         return new
@@ -29,7 +29,7 @@ class Deferred(torch.Tensor):
 
 
 def _computed(x: Any) -> Any:
-    if not isinstance(x, Deferred):
+    if not isinstance(x, LazyTensor):
         return x
     if x._value is None:
         x._value = x._compute()

@@ -15,7 +15,7 @@ from pyro.infer.trace_elbo import _compute_log_r
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from .plates import Counted
+from .plates import KnownPlates
 
 
 class _Trace(Trace_ELBO):
@@ -24,7 +24,7 @@ class _Trace(Trace_ELBO):
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         loss: Any = 0.0
         surrogate: Any = 0.0
-        with Counted():
+        with KnownPlates():
             for traces in self._get_traces(model, guide, args, kwargs):
                 value, differentiable = self._particle(*traces)
                 loss = loss - value / self.num_particles
@@ -70,7 +70,7 @@ class _MeanField(TraceMeanField_ELBO, _Trace):
         return value, value
 
 
-def own(estimator: ELBO) -> ELBO:
+def traceable_form(estimator: ELBO) -> ELBO:
     """The estimator of this module that does what one of Pyro's does; any other one as it is."""
     forms = {Trace_ELBO: _Trace, TraceMeanField_ELBO: _MeanField}
     form = forms.get(type(estimator))  # type: ignore[type-abstract]

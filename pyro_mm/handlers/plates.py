@@ -14,10 +14,10 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from .deferred import Deferred
+from .deferred import LazyTensor
 
 
-class Plate(pyro.plate):
+class FixedPlate(pyro.plate):
     """``pyro.plate`` of terms or particles, all of which are there, without its sample site that says so.
 
     That site is no part of any density, and passing it through the handlers shows in the time of a small step. The
@@ -31,14 +31,14 @@ class Plate(pyro.plate):
         return size, size, None
 
 
-class Counter(Deferred):
+class PlateIndices(LazyTensor):
     """The indices ``0..size-1`` of a plate: iterated, they are Python's integers, with no tensor to read them from."""
 
     _size: int
 
     @staticmethod
-    def __new__(cls, size: int, device: torch.device | str) -> Counter:  # type: ignore[override]
-        new: Any = Deferred.__new__(cls, lambda: torch.arange(size, device=device))
+    def __new__(cls, size: int, device: torch.device | str) -> PlateIndices:  # type: ignore[override]
+        new: Any = LazyTensor.__new__(cls, lambda: torch.arange(size, device=device))
         new._size = size
         return new
 
@@ -52,14 +52,14 @@ class Counter(Deferred):
         return torch.Size([self._size]) if dim is None else self._size
 
 
-class Counted(Messenger):
-    """Hands plates that are not subsampled a :class:`Counter`, which spares a sequential one a read per step."""
+class KnownPlates(Messenger):
+    """Hands plates that are not subsampled a :class:`PlateIndices`, which spares a sequential one a read per step."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["value"] is None and site_is_subsample(msg):
             fn = msg["fn"]
             if fn.subsample_size in (None, fn.size):
-                msg["value"], msg["done"] = Counter(fn.size, fn.device), True
+                msg["value"], msg["done"] = PlateIndices(fn.size, fn.device), True
 
 
 def plate_shape() -> tuple[int, ...]:
@@ -69,7 +69,7 @@ def plate_shape() -> tuple[int, ...]:
     return tuple(sizes.get(dim, 1) for dim in range(min(dims, default=0), 0))
 
 
-def draw(d: Any, plates: tuple[int, ...]) -> Tensor:
+def sample_in_plates(d: Any, plates: tuple[int, ...]) -> Tensor:
     """A draw for every element of the plates, also of a distribution that is the same for all of them."""
     d = d.expand(broadcast_shape(d.batch_shape, plates))
     return d.rsample() if d.has_rsample else d.sample()

@@ -9,7 +9,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
 
-class Rewrite(Messenger):
+class EditSites(Messenger):
     """Hands every latent site's message to a function, which may change it; and every observed one's to another."""
 
     def __init__(

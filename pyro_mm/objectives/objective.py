@@ -18,13 +18,13 @@ from torch import Tensor
 from ..batch.batch import Batch, check_batch
 from ..estimators import AnalyticKL, PerRow, check_pairing
 from ..scoring.scores import Scores
-from ..scoring.structure import Callback, Structure, structure
+from ..scoring.structure import Callback, PairStructure, pair_structure
 from ..utils.arguments import check_flag, check_function, described
 from ..utils.tensors import constant
 from . import pyro_elbos as foreign
 from . import subsampling
 from .bounds import Target, is_linear, is_lower_bound, target
-from .plan import Row, expand, sharing, views
+from .plan import ConcreteTerm, expand, sharing, views
 from .terms import Term, check_modalities, check_table, step_weight
 
 Terms = Sequence[Term] | Callable[[tuple[str, ...]], Sequence[Term]]
@@ -216,7 +216,7 @@ class Objective(ELBO):
         self._names = check_batch(batch).names
         self.by_term = {}
         estimator = self.estimator
-        info = structure(model, guide, batch, getattr(estimator, "stratified", None) is not None)
+        info = pair_structure(model, guide, batch, getattr(estimator, "stratified", None) is not None)
         memo: dict[Any, Any] = {}
         check_pairing(estimator, info)
         self._check_modalities(batch, info)
@@ -249,18 +249,18 @@ class Objective(ELBO):
             loss = part if loss is None else loss + part
         return torch.zeros(()) if loss is None else loss
 
-    def _groups(self, rows: list[Row], info: Structure) -> list[list[Row]]:
+    def _groups(self, rows: list[ConcreteTerm], info: PairStructure) -> list[list[ConcreteTerm]]:
         """The rows by the pass that evaluates them: one for all, but where some of them cannot share it.
 
         A resampled pass has no gradient to give to penalties; and a site that the guide enumerates is drawn where the
         prior takes the guide's place.
         """
-        apart: list[Callable[[Row], bool]] = []
+        apart: list[Callable[[ConcreteTerm], bool]] = []
         if getattr(self.estimator, "resample", False):
             apart.append(lambda row: row.penalty)
         if "enumerated" in info.latents.values():
             apart.append(lambda row: row.encode_prior)
-        groups: dict[tuple[bool, ...], list[Row]] = {}
+        groups: dict[tuple[bool, ...], list[ConcreteTerm]] = {}
         for row in rows:
             groups.setdefault(tuple(is_so(row) for is_so in apart), []).append(row)
         return list(groups.values())
@@ -271,8 +271,8 @@ class Objective(ELBO):
         model: Callback,
         guide: Callback,
         batch: Batch,
-        rows: list[Row],
-        info: Structure,
+        rows: list[ConcreteTerm],
+        info: PairStructure,
         memo: Any,
         drawn: Mapping[str, float] | None,
     ) -> Tensor:
@@ -300,7 +300,7 @@ class Objective(ELBO):
     def _table(self, names: tuple[str, ...] | None) -> Sequence[Term]:
         return check_table(self.terms(names or ())) if callable(self.terms) else self.terms
 
-    def _check_modalities(self, batch: Batch, info: Structure) -> None:
+    def _check_modalities(self, batch: Batch, info: PairStructure) -> None:
         if self._known != (batch.names, info.modalities):
             check_modalities(self._table(batch.names), batch.names, info.modalities)
             self._known = (batch.names, info.modalities)
@@ -320,12 +320,12 @@ def _check_estimator(value: Any) -> ELBO:
     raise TypeError(f"{wanted}, got {described(value)}{hint}")
 
 
-def _bound(estimator: PerRow, scores: Scores, rows: list[Row]) -> Tensor:
+def _bound(estimator: PerRow, scores: Scores, rows: list[ConcreteTerm]) -> Tensor:
     """The bound of every term, ``(T, N)``; where a row has nothing to decode, minus its KL."""
     outer = [row.outer for row in rows]
     kl = _column([row.kl / w for row, w in zip(rows, outer, strict=True)], scores)
 
-    def inner(row: Row, weight: Any, name: str) -> Any:
+    def inner(row: ConcreteTerm, weight: Any, name: str) -> Any:
         if isinstance(row.likelihood, dict):
             return row.likelihood.get(name, 1.0)
         return 1.0 if weight is row.likelihood else row.likelihood / weight
@@ -346,7 +346,7 @@ def _bound(estimator: PerRow, scores: Scores, rows: list[Row]) -> Tensor:
     return bound * _column(outer, scores)
 
 
-def _decodes(row: Row, like: Tensor) -> Tensor:
+def _decodes(row: ConcreteTerm, like: Tensor) -> Tensor:
     if row.joint:
         return torch.ones_like(like[0], dtype=torch.bool)
     full = lambda m: m if isinstance(m, Tensor) else torch.full(like.shape[1:], m, device=like.device)  # noqa: E731

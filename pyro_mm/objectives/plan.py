@@ -11,15 +11,15 @@ from torch import Tensor
 
 from ..batch.batch import Batch
 from ..batch.masks import Presence, all_of, any_of, flags, negated, stacked, subsets
-from ..batch.restrict import Stack
-from ..scoring.structure import Structure, private
-from ..scoring.views import Views
+from ..batch.restrict import TermStack
+from ..scoring.structure import PairStructure, private_modality
+from ..scoring.views import TermViews
 from .terms import ALL, EACH, EVERY, PRIOR, Names, Random, Term, _text, members
 
 
 def views(
-    rows: Sequence[Row], batch: Batch, info: Structure, memo: Any, drawn: Mapping[str, float] | None = None
-) -> Views:
+    rows: Sequence[ConcreteTerm], batch: Batch, info: PairStructure, memo: Any, drawn: Mapping[str, float] | None = None
+) -> TermViews:
     """The batch as T concrete terms show it, stacked at batch dim ``-(nesting + 1)`` when there are several.
 
     What holds for whole terms stays Python; a tensor is made only where rows of the data differ. Where modalities are
@@ -29,7 +29,7 @@ def views(
     if drawn is not None:
         rows = [replace(row, decode={n: n in drawn and m for n, m in row.decode.items()}) for row in rows]
     decodes = {n: tuple(t for t, row in enumerate(rows) if row.decode[n] is not False) for n in batch.names}
-    stack = Stack(decodes, len(rows), -nesting - 1)
+    stack = TermStack(decodes, len(rows), -nesting - 1)
     # a row in which a term does not count is, for that term, a row with nothing present
     everywhere = stacked([all_of([batch.rows, row.counts]) for row in rows], batch.size, batch.device, nesting)
 
@@ -37,7 +37,7 @@ def views(
         full = {n: stacked([m[n] for m in each], batch.size, batch.device, nesting) for n in batch.names}
         return batch.view(full, stack, memo, everywhere, each)
 
-    return Views(
+    return TermViews(
         encode=view([row.encode for row in _guided(rows, lambda row: row.encode_prior)]),
         decode=view([row.decode for row in rows]),
         given=view([row.given for row in _guided(rows, lambda row: row.given_prior)]),
@@ -52,14 +52,14 @@ def views(
     )
 
 
-def _guided(rows: Sequence[Row], prior: Callable[[Row], bool]) -> Sequence[Row]:
+def _guided(rows: Sequence[ConcreteTerm], prior: Callable[[ConcreteTerm], bool]) -> Sequence[ConcreteTerm]:
     """The rows, with the first of those that the guide is asked for in the place of the prior's, where it is not: so it
     computes nothing for these alone."""
     first = next((row for row in rows if not prior(row)), None)
     return rows if first is None else [first if prior(row) else row for row in rows]
 
 
-def sharing(rows: Sequence[Row], info: Structure) -> tuple[Sequence[Row], list[int] | None]:
+def sharing(rows: Sequence[ConcreteTerm], info: PairStructure) -> tuple[Sequence[ConcreteTerm], list[int] | None]:
     """Rows of which one decodes for all that encode the same set, and for each row which one does; None if none can.
 
     The expectation of a log-likelihood is the same whichever term asks for it, so one draw serves them all where a
@@ -71,7 +71,7 @@ def sharing(rows: Sequence[Row], info: Structure) -> tuple[Sequence[Row], list[i
         info.chained
         or info.enumerates
         or info.factors
-        or any(private(site, info.modalities) is not None for site in info.latents)
+        or any(private_modality(site, info.modalities) is not None for site in info.latents)
     ):
         return rows, None
     first: dict[Any, int] = {}
@@ -82,7 +82,7 @@ def sharing(rows: Sequence[Row], info: Structure) -> tuple[Sequence[Row], list[i
         carriers.append(carrier if rows[carrier].counts is True else t)
     if not any(c != t and not rows[t].penalty for t, c in enumerate(carriers)):
         return rows, None
-    groups: list[list[Row]] = [[] for _ in rows]
+    groups: list[list[ConcreteTerm]] = [[] for _ in rows]
     for row, c in zip(rows, carriers, strict=True):
         groups[c].append(row)
     shared = []
@@ -96,7 +96,7 @@ def _flags(values: list[bool], batch: Batch, nesting: int) -> Presence:
 
 
 @dataclass
-class Row:
+class ConcreteTerm:
     """One concrete term: which modalities of which rows it encodes, decodes and is given; step weights filled in.
 
     A weight that is a tensor is a single number that may change where the term's table is traced once and run often;
@@ -132,7 +132,7 @@ class Row:
         return weight if isinstance(weight, Tensor) or (isinstance(weight, float) and weight > 0) else 1.0
 
 
-def expand(terms: Sequence[Term], batch: Batch, factors: bool = False) -> list[Row]:
+def expand(terms: Sequence[Term], batch: Batch, factors: bool = False) -> list[ConcreteTerm]:
     """The concrete terms of an evaluated table for a batch, those that count in none of its rows left out.
 
     Args:
@@ -143,7 +143,7 @@ def expand(terms: Sequence[Term], batch: Batch, factors: bool = False) -> list[R
     names = batch.names
     there = {name: batch.presence(name) for name in names}
     draws: dict[int, dict[str, Tensor]] = {}
-    rows: list[Row] = []
+    rows: list[ConcreteTerm] = []
     known: dict[Any, Any] = {}
     for term in terms:
         for symbol in (term.encode, term.decode, term.given):
@@ -169,7 +169,9 @@ def expand(terms: Sequence[Term], batch: Batch, factors: bool = False) -> list[R
     return rows
 
 
-def _row(term: Term, chosen: Sequence[str], there: dict[str, Presence], draws: Any, known: dict[Any, Any]) -> Row:
+def _row(
+    term: Term, chosen: Sequence[str], there: dict[str, Presence], draws: Any, known: dict[Any, Any]
+) -> ConcreteTerm:
     def masks(names: Names) -> dict[str, Presence]:
         if isinstance(names, Random):
             # the same tensors for all terms of one draw, by which a set is known again
@@ -189,7 +191,7 @@ def _row(term: Term, chosen: Sequence[str], there: dict[str, Presence], draws: A
             counts = all_of([counts, any_of(there.get(n, False) for n in those)])
     decode = {n: all_of([m, counts]) for n, m in masks(term.decode).items()}
     text = ", ".join(_text(_concrete(names, chosen, tuple(there))) for names in (term.encode, term.decode, term.given))
-    return Row(
+    return ConcreteTerm(
         label=f"({text})",
         encode=masks(term.encode),
         decode=decode,

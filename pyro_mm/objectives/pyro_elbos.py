@@ -25,11 +25,11 @@ from torch import Tensor
 
 from ..batch.batch import Batch
 from ..batch.masks import all_of
-from ..handlers.elbos import own
+from ..handlers.elbos import traceable_form
 from ..handlers.params import GRADIENT, announce_gradient
-from ..scoring.structure import Callback, Structure
-from ..scoring.term_pair import Pair
-from .plan import Row, views
+from ..scoring.structure import Callback, PairStructure
+from ..scoring.term_pair import TermPair
+from .plan import ConcreteTerm, views
 
 
 def stacks(estimator: ELBO) -> bool:
@@ -42,7 +42,7 @@ def differentiable(estimator: ELBO) -> bool:
     return not isinstance(estimator, TraceGraph_ELBO | RenyiELBO)
 
 
-def check_penalty(estimator: ELBO, info: Structure) -> None:
+def check_penalty(estimator: ELBO, info: PairStructure) -> None:
     """Refuse the gradient of a penalty on several latents of which one is drawn without a derivative.
 
     Raises:
@@ -62,8 +62,8 @@ def loss(
     model: Callback,
     guide: Callback,
     batch: Batch,
-    rows: Sequence[Row],
-    info: Structure,
+    rows: Sequence[ConcreteTerm],
+    info: PairStructure,
     memo: Any,
     backward: bool,
     drawn: Mapping[str, float] | None = None,
@@ -99,7 +99,7 @@ def loss(
             "pyro.infer.TraceEnum_ELBO takes that of the latents given one class: use AnalyticKL or IWAE of "
             "pyro_mm.estimators"
         )
-    estimator = copy.copy(own(estimator))
+    estimator = copy.copy(traceable_form(estimator))
     if not stacks(estimator) and rows[0].encode_prior:
         estimator.vectorize_particles = False  # Pyro's plate of particles is hidden from where the prior is drawn
     particles = estimator.num_particles if estimator.vectorize_particles else 1
@@ -109,7 +109,7 @@ def loss(
         estimator.num_particles, estimator.vectorize_particles = 1, False
     else:
         particles = 1
-    pair = Pair(model, guide, views(rows, batch, info, {} if backward else memo, drawn), particles)
+    pair = TermPair(model, guide, views(rows, batch, info, {} if backward else memo, drawn), particles)
     scale = _Scale(rows, info.nesting, batch, 1 / particles)
 
     def weighted_model(*_: Any) -> None:
@@ -166,7 +166,7 @@ def _frozen(model: Callback, frozen: list[bool], name: str) -> Iterator[None]:
 class _Scale(Messenger):
     """Multiplies the scale of every site by its term's weight: ``likelihood`` for data, ``kl`` for latents."""
 
-    def __init__(self, rows: Sequence[Row], nesting: int, batch: Batch, weight: float):
+    def __init__(self, rows: Sequence[ConcreteTerm], nesting: int, batch: Batch, weight: float):
         super().__init__()
         self.rows, self.nesting, self.batch, self.weight = rows, nesting, batch, weight
         self._shares: list[float | Tensor] | None = None
@@ -197,13 +197,13 @@ class _Scale(Messenger):
             self._shares = [_share(row, self.batch) for row in self.rows]
         return self._shares
 
-    def _site_weight(self, row: Row, msg: Any) -> float | Tensor:
+    def _site_weight(self, row: ConcreteTerm, msg: Any) -> float | Tensor:
         if not msg["is_observed"]:
             return row.kl
         return row.likelihood.get(msg["name"], 1.0) if isinstance(row.likelihood, dict) else row.likelihood
 
 
-def _share(row: Row, batch: Batch) -> float | Tensor:
+def _share(row: ConcreteTerm, batch: Batch) -> float | Tensor:
     """Weigh a term by its share in a mean, averaged over the rows for which there is one.
 
     A site outside the data plate is of no row, so that a mean over terms counts it once, whatever the rows have.

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 import torch
 
 from ..batch.batch import Batch
-from ..scoring.structure import Structure
+from ..scoring.structure import PairStructure
 from ..utils.arguments import check_integer
 
 
-def drawn(subsample: int, batch: Batch, info: Structure) -> dict[str, float]:
+def drawn(subsample: int, batch: Batch, info: PairStructure) -> dict[str, float]:
     """The modalities drawn, ``subsample`` of the M that a batch has and the model observes -> M / ``subsample``.
 
     They are drawn from torch's generator of the CPU, so a device is not waited for.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batch.batch import Batch
-from ..conditionals.unconditional import Fixed
+from ..conditionals.unconditional import Unconditional
 from ..utils.arguments import check_function, check_name
 from .experts import _Experts, described_family
 
@@ -28,7 +28,7 @@ class ProductOfCategoricals(_Experts):
         super().__init__(experts)
         if prior is not None and not isinstance(prior, torch.distributions.Categorical):
             raise TypeError(f"expected prior to be a Categorical or None, got {described_family(prior)}")
-        self.prior = None if prior is None else Fixed(prior)
+        self.prior = None if prior is None else Unconditional(prior)
 
     def forward(self, batch: Batch) -> dist.Categorical:
         experts, masks = self.encoded(batch)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..batch.batch import Batch
 from ..batch.masks import Presence, all_of
 from ..batch.masks import subsets as all_subsets
-from ..conditionals.unconditional import Fixed
+from ..conditionals.unconditional import Unconditional
 from ..distributions.base import diagonal, innermost
 from ..distributions.gaussian_experts import STANDARD_NORMAL, consensus_of_normals, pairwise_pool, product_of_normals
 from ..distributions.mixture import Mixture
@@ -226,7 +226,7 @@ def described_family(d: Any) -> str:
     return type(innermost(d)).__name__ if isinstance(d, torch.distributions.Distribution) else described(d)
 
 
-def prior_expert(prior: Any) -> Fixed | None:
+def prior_expert(prior: Any) -> Unconditional | None:
     """Return a prior expert as a module, None for none. Raises a TypeError for what is no diagonal Normal."""
     if prior is None:
         return None
@@ -234,7 +234,7 @@ def prior_expert(prior: Any) -> Fixed | None:
         innermost(prior), torch.distributions.Normal
     ):
         raise TypeError(f"expected prior to be a diagonal Normal or None, got {described_family(prior)}")
-    return Fixed(prior)
+    return Unconditional(prior)
 
 
 def _subsets(subsets: Any, experts: Mapping[str, nn.Module]) -> list[tuple[str, ...]]:
@@ -244,7 +244,7 @@ def _subsets(subsets: Any, experts: Mapping[str, nn.Module]) -> list[tuple[str, 
     return [check_names("subsets", subset, experts) for subset in subsets]
 
 
-def _normal(prior: Fixed | None) -> dist.Distribution | None:
+def _normal(prior: Unconditional | None) -> dist.Distribution | None:
     if prior is None or prior() is STANDARD_NORMAL:
         return None if prior is None else STANDARD_NORMAL
     return dist.Normal(*diagonal(prior()))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..batch.batch import Batch
-from ..batch.context import has, keep, kept
+from ..batch.context import cache, cached, is_cached
 from ..batch.masks import Presence, any_of, stacked
 
 
@@ -30,14 +30,14 @@ def per_set(batch: Batch, owner: object, f: Callable[[Batch], tuple[Tensor, ...]
         return f(batch)
     memo, nesting = batch._memo, -batch._stack.dim - 1
     keys = [_key(owner, masks) for masks in batch._each]
-    new = {key: t for t, key in enumerate(keys) if not has(memo, key)}
+    new = {key: t for t, key in enumerate(keys) if not is_cached(memo, key)}
     if new:
         each = [batch._each[t] for t in new.values()]
         masks = {n: stacked([m[n] for m in each], batch.size, batch.device, nesting) for n in batch.names}
         out = f(batch.view(masks, batch._stack, memo, each=each))
         for place, (key, those) in enumerate(zip(new, each, strict=True)):
             # a tensor without the stack's dimension does not depend on the set
-            keep(memo, key, tuple(x[place] if x.dim() - 1 > nesting else x for x in out), owner, those)
+            cache(memo, key, tuple(x[place] if x.dim() - 1 > nesting else x for x in out), owner, those)
         if list(new) == keys:
             return out
     found = [memo[key][0] for key in keys]
@@ -55,7 +55,7 @@ def once(batch: Batch, owner: object, f: Callable[[Batch], Any]) -> Any:
     if batch._memo is None or batch._each is None or getattr(batch, "_drawn", None):
         return f(batch)
     key = ("once", *(_key(owner, masks) for masks in batch._each))
-    return kept(batch._memo, key, lambda: f(batch), owner, batch._each)
+    return cached(batch._memo, key, lambda: f(batch), owner, batch._each)
 
 
 def some_of(batch: Batch, names: Iterable[str]) -> Presence:

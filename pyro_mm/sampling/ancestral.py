@@ -16,7 +16,7 @@ from ..batch.batch import Batch
 from ..batch.masks import Presence, over_events
 from ..distributions.base import innermost
 from ..scoring.evaluation import evaluating, returned
-from ..scoring.structure import factors_of, latents, observed, private
+from ..scoring.structure import factor_sites, latent_sites, observed_sites, private_modality
 from ..utils.arguments import check_programs
 
 Drawn = dict[str, Tensor]
@@ -51,14 +51,14 @@ def simulate(model: Callable[[Batch], Any], batch: Batch, *, audit: bool = True)
     with evaluating(model, None, batch, audit=audit) as rows:
         with poutine.block(), poutine.trace() as drawn:
             model(rows.only())
-        if weighed := factors_of(drawn.trace, rows):
+        if weighed := factor_sites(drawn.trace, rows):
             raise ValueError(
                 f"the story observes {sorted(weighed)[0]!r}, which is no modality of the batch, so that rows cannot be "
                 "simulated: a draw of its latents would have to be weighed by it. Make it a modality, or leave it out"
             )
-        sites = {name: site for name, site in observed(drawn.trace).items() if name in rows}
+        sites = {name: site for name, site in observed_sites(drawn.trace).items() if name in rows}
         values = {name: _of_rows(site, rows.size)[0] for name, site in sites.items()}
-        found = rows.replaced(values), {name: site["value"] for name, site in latents(drawn.trace).items()}
+        found = rows.replaced(values), {name: site["value"] for name, site in latent_sites(drawn.trace).items()}
         return returned(found, rows, batch)
 
 
@@ -75,7 +75,7 @@ class _Ancestral(Messenger):
 
     def informed(self, site: Any) -> Presence:
         """The rows in which something that is present informs on a latent."""
-        modality = private(site["name"], self._modalities)
+        modality = private_modality(site["name"], self._modalities)
         there = self.batch.rows if modality is None else self.batch.presence(modality)
         return there if isinstance(there, bool) or _in_rows(site) else True
 

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from ..batch.batch import Batch, check_batch
 from ..batch.masks import Presence, all_of, over_events
-from ..handlers.plates import Plate
-from ..handlers.rewrite import Rewrite
+from ..handlers.plates import FixedPlate
+from ..handlers.rewrite import EditSites
 from ..scoring.evaluation import evaluating, returned
-from ..scoring.structure import Structure, latents, structure
-from ..scoring.term_pair import Pair
+from ..scoring.structure import PairStructure, latent_sites, pair_structure
+from ..scoring.term_pair import TermPair
 from ..utils.arguments import check_counts, check_flags, check_programs, check_seed
 from ..utils.network_calls import ROWS
-from ..utils.seeding import seeded, settled
+from ..utils.seeding import normalize_seed, seeded
 from .ancestral import Drawn, _Ancestral, _of_rows
 from .proposals import Proposal
 from .weighted import weighted
@@ -140,7 +140,7 @@ def draw(
     vectorize: bool = True,
 ) -> tuple[Drawn, Drawn, Drawn]:
     """Draws of the guide's latents, and with ``decode`` of the model's and of modalities with these very latents."""
-    info, chosen = structure(model, guide, batch), Drawn()
+    info, chosen = pair_structure(model, guide, batch), Drawn()
     if info.factors and not bool(torch.as_tensor(batch.rows).all()):
         raise ValueError(
             f"the story observes {sorted(info.factors)[0]!r}, which is no modality of the batch, and a row in which "
@@ -163,7 +163,7 @@ def _by_weight(
     model: Any, guide: Any, batch: Batch, num_samples: int, num_particles: int, proposal: Proposal, vectorize: bool
 ) -> Drawn:
     """Draws of the guide's latents by their importance weights."""
-    seed, parts = settled(None), []
+    seed, parts = normalize_seed(None), []
     for start in range(0, batch.size, ROWS):
         rows = batch if batch.size <= ROWS else batch.excerpt(slice(start, start + ROWS))
         chosen = _Chosen(num_samples)
@@ -182,7 +182,7 @@ class _Chosen:
         self.values: Drawn = {}
         self.total: Tensor | None = None
 
-    def add(self, pair: Pair, log_w: Tensor) -> None:
+    def add(self, pair: TermPair, log_w: Tensor) -> None:
         block = log_w.double().logsumexp(0)
         total = block if self.total is None else torch.logaddexp(self.total, block)
         # a row whose weights are all zero has no posterior to draw from, and keeps the guide's
@@ -190,7 +190,7 @@ class _Chosen:
         index = torch.multinomial(share, self.num_samples, replacement=True).T
         new = torch.rand(index.shape, dtype=total.dtype, device=total.device) < (block - total).exp().nan_to_num(1.0)
         rows = torch.arange(index.shape[1], device=index.device)
-        for name, site in latents(pair.trace).items():
+        for name, site in latent_sites(pair.trace).items():
             taken = _of_rows(site, len(rows))[index, rows]
             if self.total is not None:
                 taken = torch.where(over_events(new, taken.dim() - 2), taken, self.values[name])
@@ -199,12 +199,12 @@ class _Chosen:
 
 
 def _run(
-    model: Any, guide: Any, batch: Batch, info: Structure, num_samples: int, chosen: Drawn, mean: bool, decode: bool
+    model: Any, guide: Any, batch: Batch, info: PairStructure, num_samples: int, chosen: Drawn, mean: bool, decode: bool
 ) -> tuple[Drawn, Drawn, Drawn]:
     """What :func:`draw` returns, from one run of the guide, or given draws in its place, and one of the model."""
 
     def particles() -> Any:
-        return Plate("particles", num_samples, dim=-info.nesting - 1) if num_samples > 1 else nullcontext()
+        return FixedPlate("particles", num_samples, dim=-info.nesting - 1) if num_samples > 1 else nullcontext()
 
     with poutine.block(), poutine.trace() as drawn, particles():
         guide(batch)
@@ -213,14 +213,14 @@ def _run(
         site = trace.nodes[name]
         inner = z.dim() - 2 - site["fn"].event_dim
         trace.nodes[name] = site | {"value": z.movedim(1, 1 + inner).reshape(site["value"].shape)}
-    theirs = latents(trace)
+    theirs = latent_sites(trace)
     if decode or not all(ancestral.informed(site) is True for site in theirs.values()):
         if discrete := {name for name, enumerable in info.model_only.items() if enumerable}:
             first = -info.nesting - 1 - (num_samples > 1)
             trace = _with_discrete(trace, model, batch, discrete, ancestral.informed, particles, first)
         with poutine.block(), poutine.trace() as run, ancestral, poutine.replay(trace=trace), particles():
             model(batch)
-        ours = latents(run.trace)
+        ours = latent_sites(run.trace)
         theirs = {name: ours.get(name, site) for name, site in theirs.items()}
     placed = lambda sites: {name: _of_rows(site, batch.size) for name, site in sites.items()}  # noqa: E731
     return placed(theirs), placed(ours), ancestral.modalities
@@ -244,10 +244,10 @@ def _with_discrete(
             msg["mask"] = there if msg["mask"] is None else all_of([there, msg["mask"]])
 
     # not by a replay alone: what is done already hides from Pyro which enumerated sites its prior depends on
-    given = {name: site["value"] for name, site in latents(trace).items()}
+    given = {name: site["value"] for name, site in latent_sites(trace).items()}
 
     def conditioned() -> None:
-        with poutine.replay(trace=trace), poutine.condition(data=given), Rewrite(edit), particles():
+        with poutine.replay(trace=trace), poutine.condition(data=given), EditSites(edit), particles():
             model(batch)
 
     with poutine.block(), poutine.trace() as discrete:

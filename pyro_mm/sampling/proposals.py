@@ -15,10 +15,10 @@ from ..distributions.mixture import Mixture
 from ..distributions.quantiles import component as component_of
 from ..distributions.quantiles import has_mixture, quantile
 from ..scoring.importance import propose
-from ..scoring.reduction import Reduce
+from ..scoring.reduction import SiteReducer
 from ..scoring.scores import Scores
-from ..scoring.structure import Structure, latents
-from ..scoring.term_pair import Pair
+from ..scoring.structure import PairStructure, latent_sites
+from ..scoring.term_pair import TermPair
 from ..utils.arguments import check_choice, check_flag, check_number
 from ..utils.seeding import part_seed
 from .streams import REPLICATES, Antithetic, QuasiRandom, Systematic
@@ -56,14 +56,14 @@ class Sampler:
     ``group`` is the number of successive draws that depend on each other.
     """
 
-    def __init__(self, proposal: Proposal, info: Structure, pair: Pair, num_particles: int, seed: int):
+    def __init__(self, proposal: Proposal, info: PairStructure, pair: TermPair, num_particles: int, seed: int):
         self.proposal, self.info = proposal, info
         if proposal.prior_share and "enumerated" in info.latents.values():
             raise ValueError("prior_share needs a guide without enumerated sites: let the model alone have them")
         with torch.no_grad(), poutine.block():
             pair.guide()
         rows, device = pair.views.encode.size, pair.views.encode.device
-        sites, shape = latents(pair.trace), Reduce(pair, unscaled=True)
+        sites, shape = latent_sites(pair.trace), SiteReducer(pair, unscaled=True)
         for site in sites.values():
             shape.scale(site)  # which refuses a site outside the plate "data"
         mixed = [name for name, site in sites.items() if has_mixture(site["fn"])]
@@ -91,7 +91,7 @@ class Sampler:
         of_strata = part_seed(seed, STREAMS + 1)
         self.strata = Systematic(num_particles, rows, strata, repeat, of_strata, device) if uses else None
 
-    def propose(self, pair: Pair) -> None:
+    def propose(self, pair: TermPair) -> None:
         """Draws the next block, as many particles as the pair has, and leaves trace and log q in the pair."""
         k, share = pair.num_particles, self.proposal.prior_share
         u = None if self.noise is None else self.noise.take(k)
@@ -130,10 +130,10 @@ class Sampler:
             log_q = torch.logaddexp(math.log1p(-share) + log_q, math.log(share) + scores.log_prior)
         return (sum(scores.likelihood.values(), scores.log_prior) - log_q)[:, 0]
 
-    def _mix(self, pair: Pair, prior: Tensor) -> None:
+    def _mix(self, pair: TermPair, prior: Tensor) -> None:
         """Puts draws from the model's prior where ``prior`` holds, and scores all of them under the guide."""
         drawn, trace = pair.draw_prior(), pair.trace.copy()
-        for name, site in latents(trace).items():
+        for name, site in latent_sites(trace).items():
             if name not in drawn:
                 raise ValueError(f"prior_share needs latents that the model has, and {name!r} is in the guide only")
             shape, event_dim = site["fn"].batch_shape, site["fn"].event_dim
@@ -142,21 +142,21 @@ class Sampler:
         pair.trace = trace
         with poutine.replay(trace=trace):
             pair.guide()
-        shape = Reduce(pair)
-        pair.log_q = {name: shape.log_prob(site) for name, site in latents(pair.trace).items()}
+        shape = SiteReducer(pair)
+        pair.log_q = {name: shape.log_prob(site) for name, site in latent_sites(pair.trace).items()}
 
 
-def _inner(fn: Any, pair: Pair) -> int:
+def _inner(fn: Any, pair: TermPair) -> int:
     """The size of the plates within a row at a site."""
     return math.prod(fn.batch_shape[pair.plated : -1])
 
 
-def _placed(x: Tensor, batch_shape: torch.Size, pair: Pair) -> Tensor:
+def _placed(x: Tensor, batch_shape: torch.Size, pair: TermPair) -> Tensor:
     """``(k, N)`` to broadcast with a site's batch shape: particles leftmost, rows last, plates in between."""
     return x.reshape(x.shape[0], *[1] * (len(batch_shape) - 2), x.shape[1]) if pair.plated else x[0]
 
 
-def _made(name: str, fn: Any, u: Tensor, own: Tensor | None, pair: Pair) -> Tensor:
+def _made(name: str, fn: Any, u: Tensor, own: Tensor | None, pair: TermPair) -> Tensor:
     """The draw of a site from its uniforms ``(k, N, D)``; the last of them choose components, unless ``own`` does."""
     like, batch, event = fn.sample(), fn.batch_shape, fn.event_shape
     inner, numel = batch[pair.plated : -1], event.numel()

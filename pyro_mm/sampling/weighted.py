@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ..batch.batch import Batch
-from ..batch.restrict import Stack
+from ..batch.restrict import TermStack
 from ..scoring.importance import score_model
-from ..scoring.structure import Callback, Structure, latents, structure
-from ..scoring.term_pair import Pair
-from ..scoring.views import Views
+from ..scoring.structure import Callback, PairStructure, latent_sites, pair_structure
+from ..scoring.term_pair import TermPair
+from ..scoring.views import TermViews
 from ..utils.seeding import generator_state, part_seed, seeded, set_generator_state
 from .proposals import Proposal, Sampler
 
@@ -38,25 +38,27 @@ def weighted(
     seed: int,
     chunk: int | None = None,
     vectorize: bool = True,
-) -> Iterator[tuple[Sampler, Pair, Tensor]]:
+) -> Iterator[tuple[Sampler, TermPair, Tensor]]:
     """Draws in canonical blocks of particles, each under a seed of its own, with their log-weights ``(k, N)``.
 
     The latents are those of the pair's trace, at the particles' dimension and the plates of the story.
     """
-    info = structure(model, guide, seen)
+    info = pair_structure(model, guide, seen)
     chunk = chunk or _chunk(batch)
     memo: dict[Any, Any] = {}
     masks = lambda b: {n: b.presence(n) for n in b.names}  # noqa: E731
-    shown = seen.view(masks(seen), Stack({}), memo, batch.rows)
-    decoded = batch.view(masks(batch), Stack({}), {})
-    views = Views(shown, decoded, shown, info.nesting, modalities=info.modalities)
+    shown = seen.view(masks(seen), TermStack({}), memo, batch.rows)
+    decoded = batch.view(masks(batch), TermStack({}), {})
+    views = TermViews(shown, decoded, shown, info.nesting, modalities=info.modalities)
     block = max(1, BLOCK // batch.size) if vectorize else 1
     with seeded(seed, batch.device):
-        sampler = Sampler(proposal, info, Pair(model, guide, views), num_particles, seed)
+        sampler = Sampler(proposal, info, TermPair(model, guide, views), num_particles, seed)
     whole = False
     for index, start in enumerate(range(0, num_particles, block)):
         with seeded(part_seed(seed, index), batch.device):
-            pair = Pair(model, guide, views, min(block, num_particles - start), plated=vectorize and num_particles > 1)
+            pair = TermPair(
+                model, guide, views, min(block, num_particles - start), plated=vectorize and num_particles > 1
+            )
             sampler.propose(pair)
             before = generator_state(batch.device)
             if not whole:
@@ -82,7 +84,7 @@ def _chunk(batch: Batch) -> int:
     return min(CHUNK, max(1, NUMBERS // widest))
 
 
-def _in_chunks(pair: Pair, info: Structure, sampler: Sampler, chunk: int) -> Tensor:
+def _in_chunks(pair: TermPair, info: PairStructure, sampler: Sampler, chunk: int) -> Tensor:
     """The log-weights of a block, decoding at most ``chunk`` (row, particle) pairs at once."""
     size, particles = pair.views.decode.size, pair.num_particles
     if size * particles <= chunk:
@@ -95,12 +97,12 @@ def _in_chunks(pair: Pair, info: Structure, sampler: Sampler, chunk: int) -> Ten
     return torch.cat(parts)
 
 
-def _part(pair: Pair, info: Structure, sampler: Sampler, particles: slice, rows: slice) -> Tensor:
+def _part(pair: TermPair, info: PairStructure, sampler: Sampler, particles: slice, rows: slice) -> Tensor:
     """The log-weights of some particles and rows of a block, ``(k, n)``."""
     size, k = pair.views.decode.size, pair.num_particles
 
     views = replace(pair.views, decode=pair.views.decode.excerpt(rows))
-    part = Pair(pair._model, pair._guide, views, len(range(*particles.indices(k))), plated=pair.plated)
+    part = TermPair(pair._model, pair._guide, views, len(range(*particles.indices(k))), plated=pair.plated)
 
     def cut(x: Tensor, event_dim: int = 0) -> Tensor:
         for dim, full, kept in ((-1, size, rows), (pair.particle_dim, k, particles)):
@@ -112,7 +114,7 @@ def _part(pair: Pair, info: Structure, sampler: Sampler, particles: slice, rows:
     part.trace = pair.trace.copy()
     for plate in {"data", "particles"} & set(part.trace.nodes):
         part.trace.remove_node(plate)  # its index set, which a replay would bring back whole
-    for name, site in latents(pair.trace).items():
+    for name, site in latent_sites(pair.trace).items():
         part.trace.nodes[name] = site | {"value": cut(site["value"], site["fn"].event_dim)}
     part.log_q = {name: cut(x) for name, x in pair.log_q.items()}
     return sampler.log_weights(score_model(part, info, unscaled=True))

@@ -14,15 +14,15 @@ from pyro import poutine
 from torch import Tensor
 
 from ..batch.batch import Batch
-from ..batch.restrict import Stack
+from ..batch.restrict import TermStack
 from ..distributions.support import Support, has_grey, outside, support_of
 from ..utils.modules import buffers_kept
-from ..utils.reachable import Fingerprint, Reached, evaluation_mode
+from ..utils.reachable import Fingerprint, ReachableObjects, evaluation_mode
 from ..utils.seeding import generator_state, seeded
 from .program_errors import Explained, explained
-from .structure import Structure, is_factor, latents, observed, structure
-from .term_pair import UNBROADCAST, Pair
-from .views import Views
+from .structure import PairStructure, is_factor, latent_sites, observed_sites, pair_structure
+from .term_pair import UNBROADCAST, TermPair
+from .views import TermViews
 
 FEW = 32  # rows on which `check` exchanges values to see who reads them
 MOST = 64  # kinds of batches remembered for one pair
@@ -245,7 +245,7 @@ def audit(
         ValueError, TypeError: what is amiss and what mends it.
     """
     programs = {name: f for name, f in (("model", model), ("guide", guide)) if f is not None}
-    reached = Reached(programs)
+    reached = ReachableObjects(programs)
     known = _known_of(model, guide, batch, seen, reached, hides)
     wrong = list(known.sites.refusals(batch, targets, givens, hides, draws))
     wrong = wrong or _unsupported(batch, known.sites.supports)
@@ -361,7 +361,9 @@ def _remembered(model: Any, guide: Any) -> dict[Hashable, _Known]:
         return {}
 
 
-def _known_of(model: Any, guide: Any, batch: Batch, seen: Batch | None, reached: Reached, hides: bool) -> _Known:
+def _known_of(
+    model: Any, guide: Any, batch: Batch, seen: Batch | None, reached: ReachableObjects, hides: bool
+) -> _Known:
     remembered, fingerprint = _remembered(model, guide), reached.fingerprint()
     kind = _kind(batch, seen, hides)
     known = remembered.get(kind)
@@ -393,7 +395,7 @@ def _kind(batch: Batch, seen: Batch | None, hides: bool) -> Hashable:
 class _quietly:
     """Holds a pair in evaluation mode, without gradient, its buffers as they are."""
 
-    def __init__(self, reached: Reached, programs: dict[str, Any]):
+    def __init__(self, reached: ReachableObjects, programs: dict[str, Any]):
         self.contexts = [
             torch.inference_mode(False),
             torch.no_grad(),
@@ -411,7 +413,7 @@ class _quietly:
             context.__exit__(*error)
 
 
-def _probe(batch: Batch, seen: Batch | None, reached: Reached) -> tuple[Batch, Batch]:
+def _probe(batch: Batch, seen: Batch | None, reached: ReachableObjects) -> tuple[Batch, Batch]:
     """A few rows of both batches on the device of the networks, their number unlike any size in data and networks.
 
     They have and lack every modality that some rows have and others lack.
@@ -466,8 +468,8 @@ def _sites(
     heard: dict[str, _Heard],
     peeks: Sequence[tuple[str, str]],
 ) -> Sites:
-    theirs = {} if of_guide is None else latents(of_guide)
-    ours, seen = ({}, {}) if of_model is None else (latents(of_model), observed(of_model))
+    theirs = {} if of_guide is None else latent_sites(of_guide)
+    ours, seen = ({}, {}) if of_model is None else (latent_sites(of_model), observed_sites(of_model))
     sites = [*theirs.items(), *ours.items(), *seen.items()]
     auxiliary = {n for n, site in seen.items() if site["infer"].get("is_auxiliary", False)}
     marked = {n for n, site in theirs.items() if site["infer"].get("is_auxiliary", False)}
@@ -492,7 +494,7 @@ def _sites(
         read=frozenset(heard["model"].read),
         unknown=tuple(unknown),
         unasked=tuple(n for n in few.names if n not in heard["guide"].asked) if of_guide is not None else (),
-        swapped=both and not seen and any(n in few for n in observed(of_guide)),
+        swapped=both and not seen and any(n in few for n in observed_sites(of_guide)),
         misfits=tuple(_misfits(seen, few)),
         supports={n: s for n, site in seen.items() if n in few and (s := support_of(site["fn"])) is not None},
     )
@@ -674,7 +676,7 @@ def _changed(model: Any, guide: Any, one: Batch, two: Batch, seen: Batch | None 
 
 
 @torch.no_grad()
-def look(
+def inspect_sites(
     model: Callable[[Batch], Any],
     guide: Callable[[Batch], Any],
     batch: Batch,
@@ -692,7 +694,7 @@ def look(
         stacked: whether particles will stand to the left of the rows.
     """
     whole, batch = batch, batch[: min(FEW, batch.size)]
-    structure(model, guide, batch)
+    pair_structure(model, guide, batch)
     heard = {name: _Heard() for name in ("model", "guide")}
     of_guide = _run(guide, heard["guide"].listening(batch), seed)
     of_model = _run(model, heard["model"].listening(batch), seed, of_guide)
@@ -703,7 +705,7 @@ def look(
     mixing = ""
     if stacked:
         programs = {"model": model, "guide": guide}
-        reached = Reached(programs)
+        reached = ReachableObjects(programs)
         with _quietly(reached, programs):
             mixing = _stacking(model, guide, *_probe(whole, None, reached))
     return replace(sites, peeks=tuple(peeks), blind=tuple(blind), mixing=mixing)
@@ -755,8 +757,8 @@ def _reading(model: Any, guide: Any, batch: Batch, seed: int) -> tuple[list[tupl
 
 def _densities(trace: Any) -> dict[str, Tensor]:
     """The log-densities of a trace's sites, and its draws as one number each."""
-    sites = {**latents(trace), **observed(trace)}
-    drawn = {f"{n}'s value": _flat(site) for n, site in latents(trace).items()}
+    sites = {**latent_sites(trace), **observed_sites(trace)}
+    drawn = {f"{n}'s value": _flat(site) for n, site in latent_sites(trace).items()}
     return drawn | {n: site["fn"].log_prob(site["value"]) for n, site in sites.items()}
 
 
@@ -785,7 +787,7 @@ def _stacking(model: Any, guide: Any, few: Batch, seen: Batch) -> str:
     Everything is shown that there are values of, since a modality that is hidden may be decoded for draws of it; and
     what is hidden stays so for a pair that cannot be run otherwise.
     """
-    info: Structure = structure(model, guide, seen)
+    info: PairStructure = pair_structure(model, guide, seen)
     for shown in (few._copy(_masks={n: few.holds(n) for n in few.names}), few):
         try:
             return _compared(model, guide, shown, info)
@@ -798,7 +800,7 @@ class _Incomparable(Exception):
     """Rows on which particles cannot be told from rows."""
 
 
-def _compared(model: Any, guide: Any, shown: Batch, info: Structure) -> str:
+def _compared(model: Any, guide: Any, shown: Batch, info: PairStructure) -> str:
     """Give the reason that two particles in one pass differ from the second by itself; empty if they do not.
 
     Raises:
@@ -817,7 +819,7 @@ def _compared(model: Any, guide: Any, shown: Batch, info: Structure) -> str:
             "the story or the guide fails with particles or terms to the left of the rows, a dimension that its "
             f"networks may take for that of rows: {error}. Pass vectorize=False, or write it for (.., N, *event)."
         )
-    stacked = {**latents(pair.trace), **latents(of_model)}
+    stacked = {**latent_sites(pair.trace), **latent_sites(of_model)}
     alone: dict[str, Tensor] = {}
     try:
         with seeded(1, shown.device):
@@ -825,14 +827,16 @@ def _compared(model: Any, guide: Any, shown: Batch, info: Structure) -> str:
             traces = _alone(model, guide, shown, stacked)
             random = not torch.equal(state, generator_state(shown.device))
             for trace in traces:
-                alone |= {n: s["fn"].log_prob(s["value"]) for n, s in {**latents(trace), **observed(trace)}.items()}
+                alone |= {
+                    n: s["fn"].log_prob(s["value"]) for n, s in {**latent_sites(trace), **observed_sites(trace)}.items()
+                }
             again = _alone(model, guide, shown, stacked)
     except Exception as error:
         raise _Incomparable from error
     if random:
         raise _Incomparable
     dim = pair.particle_dim
-    sites = {**latents(pair.trace), **latents(of_model), **observed(of_model)}
+    sites = {**latent_sites(pair.trace), **latent_sites(of_model), **observed_sites(of_model)}
     for name, one in alone.items():
         if name not in sites:
             continue
@@ -842,7 +846,7 @@ def _compared(model: Any, guide: Any, shown: Batch, info: Structure) -> str:
             second.reshape(one.shape), one, atol=_rounding(one)[0], rtol=_rounding(one)[1], equal_nan=True
         )
         if not fits and _repeats(name, one, again):
-            what = f"p({name} | ..)" if name in observed(of_model) else f"the density of {name}"
+            what = f"p({name} | ..)" if name in observed_sites(of_model) else f"the density of {name}"
             return (
                 f"{name}: {what} of a particle is another one among particles than by itself, so a network takes "
                 "particles, a dimension to the left of the rows, for rows (a LogSoftmax(dim=1), say, where dim=-1 is "
@@ -851,14 +855,14 @@ def _compared(model: Any, guide: Any, shown: Batch, info: Structure) -> str:
     return ""
 
 
-def _stacked(model: Any, guide: Any, shown: Batch, info: Structure) -> tuple[Pair, Any]:
-    view = shown.view({n: shown.presence(n) for n in shown.names}, Stack({}), {})
-    pair = Pair(model, guide, Views(view, view, view, info.nesting, modalities=info.modalities), 2, plated=True)
+def _stacked(model: Any, guide: Any, shown: Batch, info: PairStructure) -> tuple[TermPair, Any]:
+    view = shown.view({n: shown.presence(n) for n in shown.names}, TermStack({}), {})
+    pair = TermPair(model, guide, TermViews(view, view, view, info.nesting, modalities=info.modalities), 2, plated=True)
     with poutine.block():
         pair.guide()
         with poutine.trace() as trace, poutine.replay(trace=pair.trace):
             pair.model()
-    for site in observed(trace.trace).values():
+    for site in observed_sites(trace.trace).values():
         site["fn"].log_prob(site["value"])
     return pair, trace.trace
 
@@ -874,7 +878,7 @@ def _alone(model: Any, guide: Any, shown: Batch, stacked: dict[str, dict[str, An
             value = value.select(place, 1) if value.shape[place] == 2 else value.select(place, 0)
         second[name] = value
     given = _Given(second)
-    view = shown.view({n: shown.presence(n) for n in shown.names}, Stack({}), None)  # what is missing is not drawn
+    view = shown.view({n: shown.presence(n) for n in shown.names}, TermStack({}), None)  # what is missing is not drawn
     with poutine.block():
         with poutine.trace() as of_guide, given:
             guide(view)

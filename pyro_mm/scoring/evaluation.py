@@ -14,7 +14,7 @@ from torch import Tensor
 from ..batch.batch import Batch, check_batch
 from ..conditionals.unconditional import map_tensors
 from ..utils.arguments import check_flag, check_function
-from ..utils.reachable import Reached, evaluation_mode
+from ..utils.reachable import ReachableObjects, evaluation_mode
 from .audit import audit as audited
 from .program_errors import indices_explained
 
@@ -60,7 +60,7 @@ def evaluating(
     if programs and all(any(known is f for known, _ in inside) for f in programs.values()):
         yield _placed(batch, inside[0][1])
         return
-    reached = Reached(programs)
+    reached = ReachableObjects(programs)
     device = reached.device()
     token = _evaluated.set((*((f, device) for f in programs.values()), *inside))
     try:

@@ -24,18 +24,18 @@ from ..batch.batch import Batch, check_batch
 from ..distributions.mixture import stratum
 from ..utils.arguments import check_counts, check_flags, check_programs
 from .evaluation import evaluating, returned
-from .reduction import Lazy, Reduce, average, eliminate, expect, sum_out
+from .reduction import LazyMapping, SiteReducer, average, eliminate, expect, sum_out
 from .scores import Path, Scores
-from .structure import Callback, Structure, lacks_derivative, latents, observed, structure
-from .term_pair import Pair
-from .views import Views
+from .structure import Callback, PairStructure, lacks_derivative, latent_sites, observed_sites, pair_structure
+from .term_pair import TermPair
+from .views import TermViews
 
 
 def score(
     model: Callback,
     guide: Callback,
-    views: Views,
-    info: Structure,
+    views: TermViews,
+    info: PairStructure,
     num_particles: int = 1,
     *,
     vectorize: bool = True,
@@ -61,7 +61,7 @@ def score(
         resample = False
         warnings.warn(f"resample=True differentiates all particles here, and saves no time: {reason}", stacklevel=4)
     strata = _Strata(info, views, num_particles) if stratify else None
-    pair = Pair(model, guide, views, num_particles if strata is None else strata.particles)
+    pair = TermPair(model, guide, views, num_particles if strata is None else strata.particles)
     propose(pair, info, None if strata is None else partial(strata.draw, pair))
     with torch.set_grad_enabled(torch.is_grad_enabled() and not resample):
         scores = score_model(pair, info, stand_ins=_stand_ins(pair) if paths and torch.is_grad_enabled() else {})
@@ -76,7 +76,7 @@ def score(
     return scores
 
 
-def redrawn(info: Structure, views: Views) -> str | None:
+def redrawn(info: PairStructure, views: TermViews) -> str | None:
     """Say why a particle that is scored twice is not scored the same: what is drawn or normalised while it is."""
     if info.random:
         return "networks draw random numbers, as dropout does in training mode, and would draw others"
@@ -105,7 +105,7 @@ def _resampled_kl(of_all: Callable[[], Tensor], of_some: Callable[[], Tensor]) -
 class _Strata:
     """Draws from the components of a guide's mixture in turn, and keeps their log-weights."""
 
-    def __init__(self, info: Structure, views: Views, num_particles: int):
+    def __init__(self, info: PairStructure, views: TermViews, num_particles: int):
         if info.strata is None:
             raise ValueError("stratified draws need a mixture posterior, and the guide has none")
         self.site, self.components = info.strata.site, info.strata.components
@@ -113,7 +113,7 @@ class _Strata:
         self.device = views.encode.device
         self.log_weight: Tensor | None = None
 
-    def draw(self, pair: Pair, msg: dict[str, Any]) -> None:
+    def draw(self, pair: TermPair, msg: dict[str, Any]) -> None:
         """Give the mixture's message its value; other sites draw as they do."""
         if msg["name"] != self.site:
             return
@@ -123,9 +123,9 @@ class _Strata:
         msg["value"], self.log_weight = stratum(fn, index.expand(fn.batch_shape), self.components)
         msg["done"] = True
 
-    def log_weights(self, pair: Pair) -> Tensor:
+    def log_weights(self, pair: TermPair) -> Tensor:
         """The log-weight of each particle's stratum, ``(K, T, N)``."""
-        shape, alike = Reduce(pair), -math.log(self.components)
+        shape, alike = SiteReducer(pair), -math.log(self.components)
         if self.log_weight is None:
             raise ValueError(
                 f"stratified draws need the guide's mixture {self.site!r}, and it did not sample that site"
@@ -143,13 +143,13 @@ class _Strata:
         return shape.full(torch.where(of_prior, alike, self.log_weight))
 
 
-def _stand_ins(pair: Pair) -> dict[str, Tensor]:
+def _stand_ins(pair: TermPair) -> dict[str, Tensor]:
     """Copy the values of pathwise sites as leaves, each to differentiate by and cut from what it was drawn from."""
-    sites = latents(pair.trace)
+    sites = latent_sites(pair.trace)
     return {n: s["value"].detach().requires_grad_() for n, s in sites.items() if s["value"].requires_grad}
 
 
-def _sources(pair: Pair, name: str, stand_in: Tensor, summed: bool) -> list[Tensor]:
+def _sources(pair: TermPair, name: str, stand_in: Tensor, summed: bool) -> list[Tensor]:
     """The tensors by which log q depends on the value of a site, where it is evaluated at stand-ins.
 
     They are the stand-in and what the guide went on with to latents drawn given this one. Where the model's prior is in
@@ -162,9 +162,9 @@ def _sources(pair: Pair, name: str, stand_in: Tensor, summed: bool) -> list[Tens
     return list({id(x): x for x in sources if x.requires_grad}.values())
 
 
-def _again(pair: Pair, info: Structure, log_component: Tensor | None, index: Tensor) -> Scores:
+def _again(pair: TermPair, info: PairStructure, log_component: Tensor | None, index: Tensor) -> Scores:
     """The scores of some of a pair's particles, ``index`` of shape ``(C, T, N)``, with their gradient."""
-    some = Pair(pair._model, pair._guide, pair.views, len(index))
+    some = TermPair(pair._model, pair._guide, pair.views, len(index))
     terms = index.shape[1:2] if pair.views.terms > 1 else ()
 
     def taken(value: Tensor, events: int) -> Tensor:
@@ -183,7 +183,7 @@ def _again(pair: Pair, info: Structure, log_component: Tensor | None, index: Ten
             chosen.add_node(name, **site | {"value": taken(value, value.dim() - len(site["fn"].batch_shape))})
         return chosen
 
-    chosen = at_chosen(latents(pair.trace))
+    chosen = at_chosen(latent_sites(pair.trace))
     if pair.views.encode_prior is not False:
         missing = {name: (taken(x, events), events) for name, (x, events) in pair.missing_of_prior.items()}
         some.prior = some.draw_prior(at_chosen(pair.prior or {}), missing)
@@ -194,7 +194,7 @@ def _again(pair: Pair, info: Structure, log_component: Tensor | None, index: Ten
     return scores
 
 
-def propose(pair: Pair, info: Structure, draw: Callable[[dict[str, Any]], None] | None = None) -> None:
+def propose(pair: TermPair, info: PairStructure, draw: Callable[[dict[str, Any]], None] | None = None) -> None:
     """Runs the pair's guide; leaves its trace, each pathwise value a graph node of its own, and log q in the pair.
 
     ``draw`` may give the messages of latent sites values of its own.
@@ -208,14 +208,14 @@ def propose(pair: Pair, info: Structure, draw: Callable[[dict[str, Any]], None] 
     if pair.prior and torch.is_grad_enabled():
         _check_prior_gradient(pair.prior)
     trace = pair.trace.copy()
-    pair.drawn = latents(pair.trace)
+    pair.drawn = latent_sites(pair.trace)
     for name, site in pair.drawn.items():
         if site["value"].requires_grad:
             # a node that only the scores hang on: its gradient is theirs, not that of sites sampled after it
             trace.nodes[name] = site | {"value": site["value"].view_as(site["value"])}
     pair.trace = trace
-    shape = Reduce(pair)
-    pair.log_q = Lazy({name: partial(shape.log_prob, site) for name, site in latents(pair.trace).items()})
+    shape = SiteReducer(pair)
+    pair.log_q = LazyMapping({name: partial(shape.log_prob, site) for name, site in latent_sites(pair.trace).items()})
 
 
 def _check_prior_gradient(prior: Mapping[str, Any]) -> None:
@@ -230,7 +230,7 @@ def _check_prior_gradient(prior: Mapping[str, Any]) -> None:
 
 
 def score_model(
-    pair: Pair, info: Structure, unscaled: bool = False, stand_ins: Mapping[str, Tensor] | None = None
+    pair: TermPair, info: PairStructure, unscaled: bool = False, stand_ins: Mapping[str, Tensor] | None = None
 ) -> Scores:
     """Runs the pair's model against ``pair.trace`` and adds up what both say.
 
@@ -240,7 +240,7 @@ def score_model(
     Raises:
         ValueError: with ``unscaled``, a site with a scale of its own, whose likelihood would be no likelihood.
     """
-    theirs = latents(pair.trace)
+    theirs = latent_sites(pair.trace)
     dims = {name: site["infer"]["_enumerate_dim"] for name, site in theirs.items() if "_enumerate_dim" in site["infer"]}
     free_dim = min([pair.enum_dim + 1, *dims.values()]) - 1  # to the left of what the guide enumerates
     with ExitStack() as stack:
@@ -249,9 +249,9 @@ def score_model(
             stack.enter_context(poutine.enum(first_available_dim=free_dim))
         stack.enter_context(poutine.replay(trace=pair.trace))
         pair.model()
-    shape, ours = Reduce(pair, unscaled), latents(traced.trace)
+    shape, ours = SiteReducer(pair, unscaled), latent_sites(traced.trace)
     proposal = pair.log_q
-    likelihood = {name: shape.log_prob(site) for name, site in observed(traced.trace).items()}
+    likelihood = {name: shape.log_prob(site) for name, site in observed_sites(traced.trace).items()}
     enumerated = {name for name, site in {**ours, **theirs}.items() if "_enumerate_dim" in site["infer"]}
     undifferentiated = set(pair.without_derivative)
     for name in set(ours) - set(theirs) - enumerated:
@@ -259,7 +259,7 @@ def score_model(
         if lacks_derivative(ours[name]["fn"], ours[name]["value"]):
             undifferentiated.add(name)
     shared = {name: site for name, site in ours.items() if name in theirs or name in enumerated}
-    prior = Lazy({name: partial(shape.log_prob, site) for name, site in shared.items()})
+    prior = LazyMapping({name: partial(shape.log_prob, site) for name, site in shared.items()})
     for site in ours.values():
         shape.scale(site)  # which may refuse it, and finds the factor
     stand_ins = stand_ins or {}
@@ -268,7 +268,7 @@ def score_model(
         return {n: site | {"value": stand_ins.get(n, site["value"])} for n, site in sites.items()}
 
     at_stand_ins = {n: partial(shape.log_prob, site) for n, site in moved(theirs).items()}
-    log_q = Lazy(at_stand_ins) if stand_ins else proposal
+    log_q = LazyMapping(at_stand_ins) if stand_ins else proposal
     if enumerated:
         # an enumerated site is summed out, whatever the guide's weights; sites drawn given it go into the sum
         inside = {n for n, x in proposal.items() if n in enumerated or x.dim() > -pair.enum_dim - 1}
@@ -310,7 +310,7 @@ def score_model(
     return scores
 
 
-def _or_prior(pair: Pair, shape: Reduce, sites: Mapping[str, Any], log_q: Tensor) -> Tensor:
+def _or_prior(pair: TermPair, shape: SiteReducer, sites: Mapping[str, Any], log_q: Tensor) -> Tensor:
     """The log-density of the prior, enumerated sites summed out, in the terms that encode it, and log q in the others.
 
     Not that of the latents given the one class which they were drawn given.
@@ -356,8 +356,8 @@ def log_weights(
     check_flags(vectorize=vectorize)
     stacked = vectorize and num_particles > 1
     with evaluating(model, guide, batch, audit=audit, stacked=stacked) as rows:
-        info = structure(model, guide, rows)
-        scores = score(model, guide, Views.of(rows, info), info, num_particles, vectorize=vectorize)
+        info = pair_structure(model, guide, rows)
+        scores = score(model, guide, TermViews.of(rows, info), info, num_particles, vectorize=vectorize)
         return returned(scores.log_weights()[:, 0], rows, batch)
 
 

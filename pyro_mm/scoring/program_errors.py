@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batch.batch import Batch
-from ..utils.reachable import Reached
+from ..utils.reachable import ReachableObjects
 
 OURS = "pyro_mm"
 TO_EVENT = ("Shape mismatch inside plate", "invalid log_prob shape", "to_event", "Expected independent dimensions")
@@ -123,7 +123,7 @@ def _paths(programs: Mapping[str, Any]) -> dict[int, str]:
     """Every module by its path."""
     return {
         id(module): f"{root}.{path}" if path else root
-        for root, outer in Reached(programs).modules.items()
+        for root, outer in ReachableObjects(programs).modules.items()
         for path, module in outer.named_modules()
     }
 

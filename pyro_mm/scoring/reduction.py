@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ..distributions.base import innermost
-from .term_pair import Pair
+from .term_pair import TermPair
 
 
-class Lazy(Mapping[str, Tensor]):
+class LazyMapping(Mapping[str, Tensor]):
     """Values by name, each computed when somebody first asks for it."""
 
     def __init__(self, makers: Mapping[str, Callable[[], Tensor]]):
@@ -93,10 +93,10 @@ def _density(site: dict[str, Any]) -> Tensor:
         ) from error
 
 
-class Reduce:
+class SiteReducer:
     """Brings the log-probabilities of a pair's sites to ``(K, T, N)``."""
 
-    def __init__(self, pair: Pair, unscaled: bool = False):
+    def __init__(self, pair: TermPair, unscaled: bool = False):
         self.pair, self.unscaled, self.factor = pair, unscaled, 1.0
         self.size = pair.views.decode.size
 
@@ -148,7 +148,7 @@ class Reduce:
         return self.full(sum(terms[1:], terms[0]) if terms else torch.zeros((), device=self.pair.views.decode.device))
 
     def kl(
-        self, name: str, q: dict[str, Any], r: dict[str, Any] | None, log_q: Mapping[str, Tensor], log_r: Lazy
+        self, name: str, q: dict[str, Any], r: dict[str, Any] | None, log_q: Mapping[str, Tensor], log_r: LazyMapping
     ) -> Tensor:
         if r is None:
             return log_q[name]

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ..batch.batch import Batch
 from ..batch.masks import Presence
-from ..batch.restrict import Stack
+from ..batch.restrict import TermStack
 from ..distributions.mixture import widest_mixture
-from ..handlers.plates import draw
+from ..handlers.plates import sample_in_plates
 from ..handlers.repeatability import BatchNormalisation, RandomNumbers, depends
-from ..handlers.rewrite import Rewrite
+from ..handlers.rewrite import EditSites
 from ..utils.modules import buffers_kept
 from .program_errors import explained
 from .structure_cache import PairCache
@@ -27,10 +27,10 @@ Callback = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Structure:
+class PairStructure:
     """Properties of a pair that one run on two rows shows.
 
-    ``nesting`` is the number of batch dimensions of its plates; ``latents`` says of each guide site how it can be
+    ``nesting`` is the number of batch dimensions of its plates; ``latent_sites`` says of each guide site how it can be
     differentiated ("pathwise", "enumerated" or "score"); ``model_only`` maps each latent site that the guide lacks
     to whether it can be enumerated; ``strata`` is the guide's mixture whose components can be taken in turn, if any;
     ``in_order`` says that guide and model sample the sites that they share in one order; ``modalities`` are the
@@ -73,8 +73,8 @@ class Strata:
     varying: bool
 
 
-def structure(model: Callback, guide: Callback, batch: Batch, stratified: bool = False) -> Structure:
-    """Return the :class:`Structure` of a pair on batches like this one, from one run on two rows.
+def pair_structure(model: Callback, guide: Callback, batch: Batch, stratified: bool = False) -> PairStructure:
+    """Return the :class:`PairStructure` of a pair on batches like this one, from one run on two rows.
 
     It is cached while both live, per form of the batch (modalities held, present in all rows, in none or in some), and
     found again once a parameter was frozen or freed, a module replaced, or its mode changed.
@@ -101,7 +101,7 @@ def _form(batch: Batch) -> tuple[Hashable, ...]:
     return where(batch.rows), batch.device, torch.get_default_dtype(), *modalities, *values, *others
 
 
-def _structure(model: Callback, guide: Callback, batch: Batch) -> Structure:
+def _structure(model: Callback, guide: Callback, batch: Batch) -> PairStructure:
     devices = [batch.device] if batch.device.type == "cuda" else []
     # with gradients on: whether a distribution can be differentiated may depend on whether its parameters are
     no_inference, fork = torch.inference_mode(False), torch.random.fork_rng(devices=devices)
@@ -114,30 +114,34 @@ def _structure(model: Callback, guide: Callback, batch: Batch) -> Structure:
         guide_trace, in_guide = watch.run(guide, batch)
         model_trace, in_model = watch.run(model, batch, guide_trace)
         random = in_model or (in_guide and _draws_again(guide, batch))
-        strata = _strata(latents(guide_trace))
+        strata = _strata(latent_sites(guide_trace))
     if not read:
         batch.warn_unread_lengths()
-    if weighed := [name for name, site in observed(guide_trace).items() if _scores(site)]:
+    if weighed := [name for name, site in observed_sites(guide_trace).items() if _scores(site)]:
         raise ValueError(
             f"the guide has the observed site {weighed[0]!r}, a pyro.factor or a sample with obs=: its log-probability "
             "is of no latent, and no bound or likelihood counts it. Take it out of the guide, or put it into the model"
         )
-    sites = [*latents(guide_trace).values(), *latents(model_trace).values(), *observed(model_trace).values()]
+    sites = [
+        *latent_sites(guide_trace).values(),
+        *latent_sites(model_trace).values(),
+        *observed_sites(model_trace).values(),
+    ]
     frames = [frame for site in sites for frame in site["cond_indep_stack"]]
     kinds = {}
-    for name, site in latents(guide_trace).items():
+    for name, site in latent_sites(guide_trace).items():
         enumerated = site["infer"].get("enumerate") == "parallel"
         kinds[name] = "enumerated" if enumerated else "pathwise" if site["fn"].has_rsample else "score"
-    ours = latents(model_trace)
-    return Structure(
+    ours = latent_sites(model_trace)
+    return PairStructure(
         nesting=max([1, *(-frame.dim for frame in frames if frame.vectorized)]),
         latents=kinds,
         model_only={n: bool(s["fn"].has_enumerate_support) for n, s in ours.items() if n not in kinds},
         strata=strata,
         in_order=[n for n in ours if n in kinds] == [n for n in kinds if n in ours],
-        modalities=frozenset(observed(model_trace)),
+        modalities=frozenset(observed_sites(model_trace)),
         parents=frozenset(used),
-        factors=factors_of(model_trace, batch),
+        factors=factor_sites(model_trace, batch),
         random=random,
         normalises=watch.normalisation.found,
     )
@@ -154,7 +158,7 @@ class _Watch:
         """Return the trace of a run, replayed against another one's, and whether its networks drew random numbers."""
         self.random.found()
         replayed = poutine.replay(trace=values or poutine.Trace())
-        with self.normalisation, poutine.trace() as traced, replayed, Rewrite(self.draw):
+        with self.normalisation, poutine.trace() as traced, replayed, EditSites(self.draw):
             program(batch)
         return traced.trace, self.random.found()
 
@@ -172,12 +176,12 @@ class _Watch:
     def draw_missing(self, name: str, d: Any, plates: tuple[int, ...]) -> Tensor:
         """Draw a missing modality."""
         with self.random.paused():
-            return draw(d, plates)
+            return sample_in_plates(d, plates)
 
 
 def _draws_again(guide: Callback, batch: Batch) -> bool:
     """Return whether a guide's networks draw random numbers when it runs a second time on what a step has cached."""
-    view, watch = batch.view({n: batch.presence(n) for n in batch.names}, Stack({}), {}), _Watch(batch)
+    view, watch = batch.view({n: batch.presence(n) for n in batch.names}, TermStack({}), {}), _Watch(batch)
     trace, _ = watch.run(guide, view)
     _, again = watch.run(guide, view, trace)
     return again
@@ -196,7 +200,7 @@ def _strata(sites: Mapping[str, dict[str, Any]]) -> Strata | None:
     return None
 
 
-def _structure_with_strata(model: Callback, guide: Callback, batch: Batch) -> Structure:
+def _structure_with_strata(model: Callback, guide: Callback, batch: Batch) -> PairStructure:
     """Look for a mixture that a guide has only where a modality is missing, as a joint encoder with experts has.
 
     Where it has none its draws are all of one stratum; a guide that cannot be run so is one that has no mixture.
@@ -211,12 +215,12 @@ def _structure_with_strata(model: Callback, guide: Callback, batch: Batch) -> St
         return found
 
 
-def latents(trace: Any) -> dict[str, dict[str, Any]]:
+def latent_sites(trace: Any) -> dict[str, dict[str, Any]]:
     """The unobserved sample sites of a trace, by name; the index sets of subsampled plates are left out."""
     return {n: s for n, s in _sites(trace) if not s["is_observed"]}
 
 
-def observed(trace: Any) -> dict[str, dict[str, Any]]:
+def observed_sites(trace: Any) -> dict[str, dict[str, Any]]:
     """The observed sample sites of a trace, by name; a ``pyro.deterministic`` is none."""
     return {n: s for n, s in _sites(trace) if s["is_observed"] and not s["infer"].get("_deterministic", False)}
 
@@ -226,12 +230,12 @@ def is_factor(site: Mapping[str, Any]) -> bool:
     return isinstance(site["fn"], dist.Unit)
 
 
-def factors_of(model_trace: Any, batch: Batch) -> frozenset[str]:
+def factor_sites(model_trace: Any, batch: Batch) -> frozenset[str]:
     """Name the observed sites that are no modality of a batch: a ``pyro.factor``, or data that it does not hold.
 
     A modality that the batch does not hold is neither, where the story observes it by ``batch.observe``.
     """
-    return frozenset(n for n, s in observed(model_trace).items() if n not in batch and _scores(s))
+    return frozenset(n for n, s in observed_sites(model_trace).items() if n not in batch and _scores(s))
 
 
 def _scores(site: Mapping[str, Any]) -> bool:
@@ -253,6 +257,6 @@ def lacks_derivative(d: Any, value: Tensor) -> bool:
         return False
 
 
-def private(site: str, modalities: frozenset[str]) -> str | None:
+def private_modality(site: str, modalities: frozenset[str]) -> str | None:
     """The modality whose private latent this site is (``"w_<modality>"``), or None."""
     return site[2:] if site.startswith("w_") and site[2:] in modalities else None

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ..batch.masks import all_of, any_of, negated, over_events
 from ..distributions.where import Where
-from ..handlers.plates import Counted, Plate, draw
-from ..handlers.rewrite import Rewrite
-from .structure import Callback, lacks_derivative, latents, private
-from .views import Views
+from ..handlers.plates import FixedPlate, KnownPlates, sample_in_plates
+from ..handlers.rewrite import EditSites
+from .structure import Callback, lacks_derivative, latent_sites, private_modality
+from .views import TermViews
 
 UNBROADCAST = (
     "Particles and terms are dimensions to the left of the rows here. If the story or the guide does not broadcast "
@@ -34,7 +34,7 @@ UNBROADCAST = (
 # -- a term of an objective as a (model, guide) pair -----------------------------------------------------------------
 
 
-class Pair:
+class TermPair:
     """The (model, guide) pair whose ELBO is one term, or a stack of terms, of another pair's objective.
 
     ``guide()`` samples q(z | x_A); ``model()``, run after it, scores p(x_B | z) and r(z). The values at which r is
@@ -42,7 +42,7 @@ class Pair:
     """
 
     def __init__(
-        self, model: Callback, guide: Callback, views: Views, num_particles: int = 1, plated: bool | None = None
+        self, model: Callback, guide: Callback, views: TermViews, num_particles: int = 1, plated: bool | None = None
     ):
         self._model, self._guide, self.views = model, guide, views
         self.num_particles = num_particles
@@ -66,11 +66,11 @@ class Pair:
     @contextmanager
     def plates(self) -> Iterator[None]:
         try:
-            with Counted(), ExitStack() as stack:
+            with KnownPlates(), ExitStack() as stack:
                 if self.plated:
-                    stack.enter_context(Plate("particles", self.num_particles, dim=self.particle_dim))
+                    stack.enter_context(FixedPlate("particles", self.num_particles, dim=self.particle_dim))
                 if self.views.terms > 1:
-                    stack.enter_context(Plate("terms", self.views.terms, dim=-self.views.nesting - 1))
+                    stack.enter_context(FixedPlate("terms", self.views.terms, dim=-self.views.nesting - 1))
                 yield
         except (RuntimeError, IndexError, ValueError) as error:
             if self.plated or self.views.terms > 1:
@@ -92,8 +92,8 @@ class Pair:
                     msg["fn"] = Where(mask, p["fn"], fn)
                     msg["value"] = torch.where(over_events(mask, fn.event_dim), p["value"], value)
 
-        draw = nullcontext() if self.draw is None else Rewrite(self.draw)
-        with poutine.trace() as trace, Rewrite(edit), draw, self.plates():
+        sample_in_plates = nullcontext() if self.draw is None else EditSites(self.draw)
+        with poutine.trace() as trace, EditSites(edit), sample_in_plates, self.plates():
             self._guide(self.views.encode)
         self.trace = trace.trace
 
@@ -114,12 +114,12 @@ class Pair:
 
         def drawer(name: str, d: Any, plates: tuple[int, ...]) -> Tensor:
             if name not in self.missing_of_prior:
-                self.missing_of_prior[name] = draw(d, plates), d.event_dim
+                self.missing_of_prior[name] = sample_in_plates(d, plates), d.event_dim
             return self.missing_of_prior[name][0]
 
         with poutine.block(), poutine.trace() as trace, poutine.replay(trace=values or poutine.Trace()), self.plates():
             self._model(self.views.decode.drawn_by(drawer, unscored=True))
-        return latents(trace.trace)
+        return latent_sites(trace.trace)
 
     def _of_prior(self, of_prior: Tensor | None, event_dim: int, otherwise: Callable[[], Tensor]) -> Tensor:
         """The value that the prior's latents were drawn with in the terms that encode the prior, else another one."""
@@ -132,7 +132,7 @@ class Pair:
 
     def _draw_missing(self, name: str, d: Any, plates: tuple[int, ...]) -> Tensor:
         of_prior, _ = self.missing_of_prior.get(name, (None, 0))
-        value = self._of_prior(of_prior, d.event_dim, lambda: draw(d, plates))
+        value = self._of_prior(of_prior, d.event_dim, lambda: sample_in_plates(d, plates))
         if lacks_derivative(d, value):
             self.without_derivative.add(name)
         return value
@@ -142,7 +142,7 @@ class Pair:
         if self.views.given_prior is not True:
             with poutine.block(), poutine.trace() as trace, poutine.replay(trace=self.trace), self.plates():
                 self._guide(self.views.given)
-            given = latents(trace.trace)
+            given = latent_sites(trace.trace)
 
         prior = self.prior or {}
 
@@ -152,7 +152,7 @@ class Pair:
                 self.own_prior[msg["name"]] = msg["fn"]
             if msg["name"] in given:
                 mask, fn = self.views.given_prior, given[msg["name"]]["fn"]
-                if (modality := private(msg["name"], self.views.modalities)) is not None:
+                if (modality := private_modality(msg["name"], self.views.modalities)) is not None:
                     mask = any_of([mask, negated(self.views.given.presence(modality))])
                 if mask is not True:
                     msg["fn"] = Where(mask, msg["fn"], fn) if isinstance(mask, Tensor) else fn
@@ -162,12 +162,12 @@ class Pair:
                 value, event_dim = prior[msg["name"]]["value"], msg["fn"].event_dim
                 msg["value"], msg["done"] = self._of_prior(value, event_dim, lambda: msg["fn"](*msg["args"])), True
 
-        with Rewrite(edit, self._weigh), self.plates():
+        with EditSites(edit, self._weigh), self.plates():
             self._model(self.views.decode.drawn_by(self._draw_missing))
 
     def _weigh(self, msg: dict[str, Any]) -> None:
         """A row with nothing present scores nothing, nor does the private latent of a modality not decoded."""
-        own = private(msg["name"], self.views.modalities)
+        own = private_modality(msg["name"], self.views.modalities)
         modality: Any = msg["name"] if msg["is_observed"] else own
         if modality in self.views.scale:
             msg["scale"] = msg["scale"] * self.views.scale[modality]

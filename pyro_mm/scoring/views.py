@@ -8,12 +8,12 @@ from typing import Any
 
 from ..batch.batch import Batch
 from ..batch.masks import Presence
-from ..batch.restrict import Stack
-from .structure import Structure
+from ..batch.restrict import TermStack
+from .structure import PairStructure
 
 
 @dataclass(frozen=True)
-class Views:
+class TermViews:
     """The rows as the three sets of a term show them, T terms stacked at batch dim ``-(nesting + 1)``.
 
     ``encode_prior`` (``given_prior``) says where the model's prior takes the place of the guide given A (C): a
@@ -35,7 +35,7 @@ class Views:
     prior_terms: frozenset[int] = frozenset()
 
     @staticmethod
-    def of(batch: Batch, info: Structure, memo: dict[Any, Any] | None = None) -> Views:
+    def of(batch: Batch, info: PairStructure, memo: dict[Any, Any] | None = None) -> TermViews:
         """The single term (*, *, prior): encode and decode all that is present."""
-        view = batch.view({n: batch.presence(n) for n in batch.names}, Stack({}), {} if memo is None else memo)
-        return Views(view, view, view, info.nesting, modalities=info.modalities)
+        view = batch.view({n: batch.presence(n) for n in batch.names}, TermStack({}), {} if memo is None else memo)
+        return TermViews(view, view, view, info.nesting, modalities=info.modalities)

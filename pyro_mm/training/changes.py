@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from ..utils.reachable import Reached
+from ..utils.reachable import ReachableObjects
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 OF_ALL_MODULES = [
@@ -31,7 +31,7 @@ class Composition:
     """
 
     def __init__(self, programs: Mapping[str, Any]):
-        reached = Reached(programs)
+        reached = ReachableObjects(programs)
         self.modules = list(reached.all_modules())
         functions = [x for x in reached._seen.values() if isinstance(x, FunctionType)]
         self.cells = [cell for f in functions for cell in f.__closure__ or () if isinstance(_held(cell), WATCHED)]

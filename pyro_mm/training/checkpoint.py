@@ -21,7 +21,7 @@ from ..utils.reachable import held
 from ..utils.seeding import generator_state, set_generator_state
 from ..utils.storage import load_modules, load_tensors, mismatch, save_tensors, unlike
 from .fingerprint import layout, rows_hash
-from .step import Problem
+from .step import TrainingProblem
 
 WRITE_SHARE = 20  # seconds of training between two writings, a second that the latest one took
 FORMAT = 2
@@ -108,7 +108,7 @@ class Checkpoint:
     def __init__(
         self,
         path: str | Path,
-        problem: Problem,
+        problem: TrainingProblem,
         optimizer: torch.optim.Optimizer,
         columns: dict[str, list[float]],
         device: torch.device,

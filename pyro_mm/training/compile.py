@@ -17,12 +17,12 @@ from ..utils.global_state import settings_kept
 from ..utils.seeding import seeded
 from .arguments import check_objective, check_optimizer
 from .changes import Composition, left_out
-from .cuda_graph import Captured, capturable
+from .cuda_graph import CUDAGraphStep, capturable
 from .draw_order import compiled_between_draws
 from .parameter_names import parameter_names
 from .probing import probe
-from .step import Problem, Running
-from .tracing import Trace, Untraceable, trace
+from .step import EagerStep, TrainingProblem
+from .tracing import TracedStep, Untraceable, trace_step
 
 MOST = 8  # graphs of one step: one a shape of the batch, and a compilation each
 
@@ -89,7 +89,7 @@ class Staged:
 
     def __init__(
         self,
-        problem: Problem,
+        problem: TrainingProblem,
         optimizer: torch.optim.Optimizer | None,
         backend: str | None = "inductor",
         validate: bool = False,
@@ -106,12 +106,12 @@ class Staged:
         self._numbers: dict[Any, Tensor] = {}
         self._start(problem)
 
-    def _start(self, problem: Problem) -> None:
+    def _start(self, problem: TrainingProblem) -> None:
         self.problem = problem
         self.buffers = list({id(b): b for m in problem.networks for b in m.buffers()}.values())
         self._all_modules = [m for module in problem.networks for m in module.modules()]
-        self._graphs: dict[Hashable, tuple[Any, Trace] | None] = {}
-        self._eager = Running(problem, self.optimizer, validate=self.validate)
+        self._graphs: dict[Hashable, tuple[Any, TracedStep] | None] = {}
+        self._eager = EagerStep(problem, self.optimizer, validate=self.validate)
         self._composition = Composition({"model": problem.model, "guide": problem.guide})
 
     def retrace(self) -> None:
@@ -166,13 +166,13 @@ class Staged:
             objective.steps += 1
         return loss
 
-    def _build(self, batch: Batch, numbers: Tensor, fixed: dict[int, float]) -> tuple[Any, Trace] | None:
+    def _build(self, batch: Batch, numbers: Tensor, fixed: dict[int, float]) -> tuple[Any, TracedStep] | None:
         try:
             if len(self._graphs) >= MOST:
                 raise Untraceable(f"batches of more than {MOST} shapes came: pad them to a few sizes")
             if (why := refused(self.problem.objective)) is not None:
                 raise Untraceable(why)
-            traced = trace(self.problem, self.buffers, batch, numbers, fixed)
+            traced = trace_step(self.problem, self.buffers, batch, numbers, fixed)
         except Untraceable as reason:
             if str(reason) not in self.reasons:
                 self.reasons.append(str(reason))
@@ -184,9 +184,9 @@ class Staged:
             with settings_kept():
                 graph = self._compiled(traced, [numbers, *batch.parts()[1], *held])
         step = _Step(graph, traced, self.problem.parameters, held, self.optimizer if self._inside else None)
-        return (Captured(step) if self._captures else step), traced
+        return (CUDAGraphStep(step) if self._captures else step), traced
 
-    def _compiled(self, traced: Trace, inputs: list[Any]) -> Any:
+    def _compiled(self, traced: TracedStep, inputs: list[Any]) -> Any:
         import torch._inductor as inductor
         from torch._guards import TracingContext, tracing
         from torch._subclasses import FakeTensorMode
@@ -232,7 +232,7 @@ class _Step:
     def __init__(
         self,
         graph: Any,
-        traced: Trace,
+        traced: TracedStep,
         parameters: list[Tensor],
         held: list[Tensor],
         optimizer: torch.optim.Optimizer | None,
@@ -279,7 +279,7 @@ def _check_autocast(autocast: Any) -> None:
         raise TypeError(f"{wanted}, and it gives {described(made)}")
 
 
-def _problem(objective: Any, model: Any, guide: Any, batch: Batch, autocast: Any) -> Problem:
+def _problem(objective: Any, model: Any, guide: Any, batch: Batch, autocast: Any) -> TrainingProblem:
     few = batch[: min(2, batch.size)]
     with torch.enable_grad(), seeded(0, batch.device):
         return probe(objective, model, guide, few, autocast)

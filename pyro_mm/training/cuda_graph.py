@@ -10,7 +10,7 @@ from torch import Tensor
 WARM = 3  # steps on a side stream before the capture, as torch's notes on CUDA graphs ask for
 
 
-class Captured:
+class CUDAGraphStep:
     """Takes the first steps as they are, then captures one and replays it.
 
     Inputs are copied to fixed places; the gradients lie in the graph's own memory and are overwritten by the next step.

@@ -16,7 +16,7 @@ from ..batch.batch import Batch
 from ..utils.seeding import generator_state, set_generator_state
 from . import causes
 from .causes import Cause, Rows
-from .step import Problem, differentiable, loss_and_grads
+from .step import TrainingProblem, differentiable, loss_and_grads
 
 EVERY = 100  # steps between two looks at the numbers, each of which waits for the device
 HELD = 2**28  # bytes of minibatches that are held to run their steps again
@@ -75,7 +75,7 @@ class Watch:
 
     def __init__(
         self,
-        problem: Problem,
+        problem: TrainingProblem,
         optimizer: torch.optim.Optimizer,
         step: Stepping,
         names: dict[int, str],
@@ -321,7 +321,7 @@ class Watch:
 
 @contextmanager
 def validation_check(
-    problem: Problem, batch: Batch, device: torch.device, epoch: int
+    problem: TrainingProblem, batch: Batch, device: torch.device, epoch: int
 ) -> Iterator[Callable[[float], None]]:
     """Check the loss of validation rows, and explain one that is NaN or infinite.
 
@@ -370,7 +370,7 @@ def _devices(device: torch.device) -> list[torch.device]:
 
 
 def _cause_of(
-    problem: Problem, batch: Batch, numbered: bool, loss: Callable[[Batch], Any], place: Callable[[], None]
+    problem: TrainingProblem, batch: Batch, numbered: bool, loss: Callable[[Batch], Any], place: Callable[[], None]
 ) -> Cause:
     """Find where NaN or infinity comes from in a loss; nothing if it is finite or cannot be computed.
 
@@ -405,7 +405,7 @@ def _error(head: str, cause: Cause, state: str) -> NotFinite:
 class _State:
     """A copy of the parameters, buffers and moments of a training."""
 
-    def __init__(self, problem: Problem, optimizer: torch.optim.Optimizer):
+    def __init__(self, problem: TrainingProblem, optimizer: torch.optim.Optimizer):
         self.problem = problem
         self.optimizer = optimizer
         self._tensors: list[Tensor] = []

@@ -15,7 +15,7 @@ from ..batch.batch import Batch
 SHARE = 0.5  # of a GPU's free memory that data may take
 
 
-class Feed:
+class MinibatchLoader:
     """The rows of a data set, an epoch at a time, in minibatches drawn without replacement.
 
     Rows that fit stay on the device as one batch and are shuffled by index. Others stay where they are, and are

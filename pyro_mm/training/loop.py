@@ -21,7 +21,7 @@ from ..scoring.program_errors import indices_explained
 from ..utils.arguments import check_choice, check_flag, check_function, check_integer, check_path, check_seed, described
 from ..utils.global_state import settings_kept
 from ..utils.modules import buffers_kept
-from ..utils.reachable import Reached
+from ..utils.reachable import ReachableObjects
 from ..utils.seeding import seeded
 from ..utils.storage import locked
 from .arguments import (
@@ -40,10 +40,10 @@ from .checkpoint import Checkpoint, data_identity
 from .compile import Staged
 from .finite import Watch, validation_check
 from .history import History
-from .loader import Feed
+from .loader import MinibatchLoader
 from .parameter_names import parameter_names
 from .probing import nan_parameters_named, probe
-from .step import Problem, Running, TrainingError
+from .step import EagerStep, TrainingError, TrainingProblem
 from .tracing import unchanged
 from .unreached import Unreached
 
@@ -159,7 +159,7 @@ def fit(
     placement = _Placement(_device(networks, device, both), precision)
     for network in networks:
         network.to(placement.device)
-    feed = Feed(train, batch_size, placement.device, resident, workers, drop_last)
+    feed = MinibatchLoader(train, batch_size, placement.device, resident, workers, drop_last)
     history = History()
     if hasattr(objective, "steps"):
         objective.steps = 0  # a warm-up is one of this training
@@ -186,7 +186,7 @@ def fit(
         _check_held(optimiser, list(problem.required.values()), names)
         _check_single_row(problem, feed, change)
         unreached = Unreached(problem, names)
-        running = Running(problem, optimiser, validate)
+        running = EagerStep(problem, optimiser, validate)
         staged = Staged(problem, optimiser, validate=bool(validate)) if compile else None
         step = _Stepping(problem, feed, running, staged)
         saved, done = None, 0
@@ -262,7 +262,7 @@ def _networks(model: Any, guide: Any) -> list[nn.Module]:
 
     One that a function refers to and that is frozen as a whole, such as a network trained before, is left as it is.
     """
-    reached = Reached({"model": model, "guide": guide}).modules.values()
+    reached = ReachableObjects({"model": model, "guide": guide}).modules.values()
 
     def frozen(module: nn.Module) -> bool:
         parameters = list(module.parameters())
@@ -292,7 +292,7 @@ def _left_in_evaluation(networks: list[nn.Module]) -> Iterator[None]:
 class _Stepping:
     """A step of training, by running the programs or compiled, that knows how many rows its loss stands for."""
 
-    def __init__(self, problem: Problem, feed: Feed, running: Running, staged: Staged | None):
+    def __init__(self, problem: TrainingProblem, feed: MinibatchLoader, running: EagerStep, staged: Staged | None):
         self.problem = problem
         self.feed = feed
         self.running = running
@@ -384,7 +384,9 @@ def _scheduled(
     return step
 
 
-def _validation_loss(problem: Problem, rows: Batch, batch_size: int, placement: _Placement, epoch: int) -> float:
+def _validation_loss(
+    problem: TrainingProblem, rows: Batch, batch_size: int, placement: _Placement, epoch: int
+) -> float:
     total = 0.0
     with seeded(0, placement.device), torch.no_grad(), placement.autocast():
         for index in torch.arange(rows.size, device=rows.device).split(batch_size):
@@ -418,7 +420,7 @@ def _check_held(
         )
 
 
-def _check_single_row(problem: Problem, feed: Feed, change: Callable[[Batch], Batch]) -> None:
+def _check_single_row(problem: TrainingProblem, feed: MinibatchLoader, change: Callable[[Batch], Batch]) -> None:
     """Raise a ValueError if a minibatch of an epoch will be a single row that batch normalisation cannot take."""
     normalises = any(isinstance(m, BatchNorm) for root in problem.networks for m in root.modules())
     if feed.smallest != 1 or not normalises:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pyro
 
-from .step import Problem
+from .step import TrainingProblem
 
 
-def parameter_names(problem: Problem) -> dict[int, str]:
+def parameter_names(problem: TrainingProblem) -> dict[int, str]:
     """Name every parameter of a problem, by identity.
 
     A parameter of a module has its path; one that several places share has all of them. What a function uses of
@@ -26,7 +26,7 @@ def parameter_names(problem: Problem) -> dict[int, str]:
     return names
 
 
-def _paths(problem: Problem) -> Iterator[tuple[int, str]]:
+def _paths(problem: TrainingProblem) -> Iterator[tuple[int, str]]:
     for what, module in problem.reached.items():
         for path, p in module.named_parameters(remove_duplicate=False):
             yield id(p), f"{what}.{path}"

@@ -11,11 +11,11 @@ from pyro import poutine
 from ..batch.batch import Batch
 from ..scoring.program_errors import Explained, explanation
 from ..utils.global_state import validation
-from ..utils.reachable import Reached
+from ..utils.reachable import ReachableObjects
 from . import causes
 from .causes import Cause, Rows
 from .finite import NotFinite
-from .step import Problem, TrainingError, problem_of
+from .step import TrainingError, TrainingProblem, problem_of
 
 ERRORS = (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError, ArithmeticError)
 
@@ -31,8 +31,8 @@ def probe(
     batch: Batch,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     unrunnable: Explained | None = None,
-) -> Problem:
-    """Find the :class:`~pyro_mm.training.step.Problem` by one run on a few rows.
+) -> TrainingProblem:
+    """Find the :class:`~pyro_mm.training.step.TrainingProblem` by one run on a few rows.
 
     Args:
         objective, model, guide: the training.
@@ -79,7 +79,7 @@ def nan_parameters_named(model: Any, guide: Any) -> Iterator[None]:
 
 def _of_parameters(model: Any, guide: Any) -> Cause:
     """Find a parameter that holds NaN."""
-    for path, module in Reached({"model": model, "guide": guide}).modules.items():
+    for path, module in ReachableObjects({"model": model, "guide": guide}).modules.items():
         for name, p in module.named_parameters():
             if p.requires_grad and p.is_floating_point() and p.isnan().any():
                 return Cause([f"{path}.{name} holds NaN before training"], "Initialise it anew")

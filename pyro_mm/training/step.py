@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from ..batch.batch import Batch
 from ..conditionals.unconditional import held_tensors
-from ..handlers.elbos import own
+from ..handlers.elbos import traceable_form
 from ..handlers.internals import BatchNorm
 from ..handlers.params import announce_gradient
 from ..utils.global_state import validation
 from ..utils.modules import buffers_kept
-from ..utils.reachable import Reached
+from ..utils.reachable import ReachableObjects
 from ..utils.seeding import seeded
 
 
@@ -29,7 +29,7 @@ class TrainingError(ValueError, RuntimeError):
 
 
 @dataclass
-class Problem:
+class TrainingProblem:
     """A training problem: an objective of a (model, guide) pair, and the parameters that it moves.
 
     ``leaves`` are the leaves of the loss's autograd graph, by identity; ``scaled`` says that the data plate scales a
@@ -56,7 +56,7 @@ class Problem:
     @cached_property
     def reached(self) -> dict[str, nn.Module]:
         """The modules that model and guide are or refer to, by path."""
-        return Reached({"model": self.model, "guide": self.guide}).modules
+        return ReachableObjects({"model": self.model, "guide": self.guide}).modules
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -99,7 +99,7 @@ class Problem:
     def loss(self, batch: Batch) -> Tensor:
         """The differentiable loss of a batch, under autocast."""
         with self.autocast():
-            return own(self.objective).differentiable_loss(self.model, self.guide, batch)
+            return traceable_form(self.objective).differentiable_loss(self.model, self.guide, batch)
 
     def backward(self, batch: Batch, rows: float) -> Tensor:
         """The loss, its gradient over ``rows`` put in the place of the parameters'."""
@@ -135,8 +135,8 @@ def problem_of(
     guide: Callable[[Batch], Any],
     batch: Batch,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> Problem:
-    """The :class:`Problem`, found by one run of all on a batch (a few rows of it will do)."""
+) -> TrainingProblem:
+    """The :class:`TrainingProblem`, found by one run of all on a batch (a few rows of it will do)."""
     roots, possible, scaled, local = [], [], False, True
     discrete: dict[str, None] = {}
     with buffers_kept(model, guide):
@@ -163,7 +163,7 @@ def problem_of(
             if latent and (site["infer"].get("enumerate") == "parallel" or not site["fn"].has_rsample):
                 discrete[site["name"]] = None
     leaves, others = _leaves(roots), _leaves(possible)
-    return Problem(objective, model, guide, leaves, scaled, local, tuple(discrete), autocast, others)
+    return TrainingProblem(objective, model, guide, leaves, scaled, local, tuple(discrete), autocast, others)
 
 
 def _leaves(roots: list[Any]) -> dict[int, Tensor]:
@@ -202,13 +202,13 @@ def loss_and_grads(objective: Any, model: Any, guide: Any, batch: Batch) -> floa
     return float(objective.loss_and_grads(model, guide if ours else announced, batch))
 
 
-class Running:
+class EagerStep:
     """A step by running the programs: gradients, and the optimiser. Its first one validates shapes and supports.
 
     Pyro's validation is off afterwards, unless ``validate``: of a batch of 128 it takes as long as the step itself.
     """
 
-    def __init__(self, problem: Problem, optimizer: torch.optim.Optimizer | None, validate: bool | None = None):
+    def __init__(self, problem: TrainingProblem, optimizer: torch.optim.Optimizer | None, validate: bool | None = None):
         self.problem, self.optimizer, self.validate, self.steps = problem, optimizer, validate, 0
 
     def check(self, batch: Batch, rows: float) -> None:

@@ -20,7 +20,7 @@ from ..batch.batch import Batch
 from ..utils.global_state import settings_kept, validation
 from ..utils.modules import buffers_kept
 from ..utils.seeding import seeded
-from .step import Problem
+from .step import TrainingProblem
 
 TOLERANCE = {torch.bfloat16: 3e-2, torch.float16: 1e-2, torch.float32: 1e-3, torch.float64: 1e-6}
 
@@ -30,7 +30,7 @@ class Untraceable(Exception):
 
 
 @dataclass
-class Trace:
+class TracedStep:
     """A function of ``(numbers, *batch, *parameters, *buffers)``, all tensors.
 
     It returns the loss, the value of each term in ``labels``, and the gradients of the parameters in ``places``.
@@ -42,7 +42,9 @@ class Trace:
     places: list[int]
 
 
-def trace(problem: Problem, buffers: list[Tensor], batch: Batch, numbers: Tensor, fixed: dict[int, float]) -> Trace:
+def trace_step(
+    problem: TrainingProblem, buffers: list[Tensor], batch: Batch, numbers: Tensor, fixed: dict[int, float]
+) -> TracedStep:
     """The step on batches like this one, traced by one run on it.
 
     Randomness stays random: a draw is an operation of the graph. So do masks that are drawn. What Python decided on
@@ -87,10 +89,10 @@ def trace(problem: Problem, buffers: list[Tensor], batch: Batch, numbers: Tensor
     _check_shapes(graph)
     _fold(graph)
     _check_values(problem, graph, len(labels), buffers, batch, numbers, fixed)
-    return Trace(graph, labels, places)
+    return TracedStep(graph, labels, places)
 
 
-def loss_of(problem: Problem, batch: Batch, numbers: Tensor, fixed: dict[int, float]) -> Tensor:
+def loss_of(problem: TrainingProblem, batch: Batch, numbers: Tensor, fixed: dict[int, float]) -> Tensor:
     """The loss as a function of tensors: of the batch's, and of the weights that depend on the step."""
     if not hasattr(problem.objective, "loss_with"):
         return problem.loss(batch)
@@ -99,7 +101,7 @@ def loss_of(problem: Problem, batch: Batch, numbers: Tensor, fixed: dict[int, fl
 
 
 @contextmanager
-def unchanged(problem: Problem, device: torch.device) -> Iterator[None]:
+def unchanged(problem: TrainingProblem, device: torch.device) -> Iterator[None]:
     """Generators (which are under a seed meanwhile), buffers and the objective's counts are afterwards as before."""
     counts = {name: getattr(problem.objective, name, None) for name in ("steps", "by_term")}
     try:
@@ -126,7 +128,7 @@ def _uncollected() -> Iterator[None]:
 
 
 @contextmanager
-def _counting(problem: Problem) -> Iterator[None]:
+def _counting(problem: TrainingProblem) -> Iterator[None]:
     """Raises where a run moved something of Python's that the graph cannot move again."""
     kept: list[Any] = []
 
@@ -214,7 +216,7 @@ def _mutates(node: Node) -> bool:
 
 
 def _check_values(
-    problem: Problem,
+    problem: TrainingProblem,
     graph: GraphModule,
     terms: int,
     buffers: list[Tensor],

@@ -8,7 +8,7 @@ from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, S
 from torch import Tensor, nn
 
 from ..batch.batch import Batch
-from .step import Problem, TrainingError
+from .step import TrainingError, TrainingProblem
 
 LISTED = 5  # names in a message
 
@@ -23,7 +23,7 @@ class Unreached:
         names: parameter, by identity, to its name in a message.
     """
 
-    def __init__(self, problem: Problem, names: dict[int, str]):
+    def __init__(self, problem: TrainingProblem, names: dict[int, str]):
         self.problem = problem
         self.names = names
         self.pending: dict[int, Tensor] = {id(p): p for p in problem.required.values() if p.requires_grad}

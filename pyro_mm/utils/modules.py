@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from .reachable import Reached
+from .reachable import ReachableObjects
 
 
 @contextmanager
 def buffers_kept(*programs: Any) -> Iterator[None]:
     """Keep the buffers of the modules that programs reach, such as running means, as they are."""
-    found = Reached({f"{i}": program for i, program in enumerate(programs)}).modules.values()
+    found = ReachableObjects({f"{i}": program for i, program in enumerate(programs)}).modules.values()
     buffers = [b for module in found for b in module.buffers()]
     held = [b.clone() for b in buffers]
     try:

@@ -20,7 +20,7 @@ SCALARS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
 INTERNAL = frozenset(vars(nn.Module())) | {"_pyro_name", "_is_full_backward_hook"}
 
 
-class Reached:
+class ReachableObjects:
     """The modules that programs reach, and a fingerprint by which a change of the programs is noticed.
 
     Args:
@@ -173,7 +173,7 @@ class Fingerprint:
     Nothing is kept alive by it. Values of parameters do not count, their shapes, types and devices do.
     """
 
-    def __init__(self, reached: Reached):
+    def __init__(self, reached: ReachableObjects):
         objects = [*reached.all_modules(), *(x for x in reached._seen.values() if isinstance(x, FunctionType))]
         self.objects = [weakref.ref(x) for x in objects]
         self.codes = [x.__code__ for x in objects if isinstance(x, FunctionType)]
@@ -225,7 +225,7 @@ def modules(model: Any, guide: Any) -> dict[str, nn.Module]:
 def held(model: Any, guide: Any) -> dict[str, nn.Module]:
     """Return the modules that model and guide refer to without being them, by path."""
     own = set(map(id, modules(model, guide).values()))
-    found = Reached({"model": model, "guide": guide}).modules
+    found = ReachableObjects({"model": model, "guide": guide}).modules
     return {path: module for path, module in found.items() if id(module) not in own}
 
 

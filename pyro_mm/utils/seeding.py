@@ -12,7 +12,7 @@ from torch import Tensor
 from .arguments import check_seed
 
 
-def settled(seed: int | None) -> int:
+def normalize_seed(seed: int | None) -> int:
     """The seed, any integer, as one that every generator takes; of None, one from torch's generator."""
     seed = check_seed(seed)
     return int(torch.randint(2**62, ())) if seed is None else seed % 2**62
@@ -36,10 +36,10 @@ def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     cuda = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if cuda else []):
         # not torch.manual_seed, which seeds the generators of all devices, and those are not put back
-        torch.default_generator.manual_seed(settled(seed))
+        torch.default_generator.manual_seed(normalize_seed(seed))
         if cuda:
             with torch.cuda.device(device):
-                torch.cuda.manual_seed(settled(seed))
+                torch.cuda.manual_seed(normalize_seed(seed))
         yield
 
 

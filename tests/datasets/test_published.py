@@ -11,7 +11,7 @@ from torch import nn
 
 import pyro_mm as mm
 from pyro_mm import datasets
-from pyro_mm.training.loader import Feed
+from pyro_mm.training.loader import MinibatchLoader
 from tests.support.idx_files import idx, write
 from tests.support.published_files import write_celeba, write_polymnist, write_svhn
 
@@ -132,7 +132,7 @@ def test_faces_come_from_disk(tmp_path):
     with pytest.raises(IndexError):
         train[5]
     for workers in (0, 1):
-        feed = Feed(train.loader(2, workers=workers, seed=1), 2, torch.device("cpu"))
+        feed = MinibatchLoader(train.loader(2, workers=workers, seed=1), 2, torch.device("cpu"))
         assert (feed.size, len(feed)) == (5, 3)
         batches = list(feed)
         assert [b.size for b in batches] == [2, 2, 1] and {b.total for b in batches} == {5}

@@ -254,9 +254,9 @@ def test_bounds_are_ordered(double):
     truth = model.log_prob(row).item()
 
     def bound(estimator, guide):
-        info = mm.scoring.structure.structure(model, guide, wide)
+        info = mm.scoring.structure.pair_structure(model, guide, wide)
         with torch.no_grad():
-            rows = estimator.bound(estimator.scores(model, guide, mm.scoring.views.Views.of(wide, info), info))[0]
+            rows = estimator.bound(estimator.scores(model, guide, mm.scoring.views.TermViews.of(wide, info), info))[0]
         return rows.mean().item(), (rows.std() / len(rows) ** 0.5).item()
 
     ladders = [

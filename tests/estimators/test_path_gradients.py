@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import pyro_mm as mm
-from pyro_mm.scoring.structure import structure
-from pyro_mm.scoring.views import Views
+from pyro_mm.scoring.structure import pair_structure
+from pyro_mm.scoring.views import TermViews
 
 E = mm.estimators
 ALL, PRIOR, Term = mm.objectives.ALL, mm.objectives.PRIOR, mm.objectives.Term
@@ -69,10 +69,10 @@ def test_the_gradient_is_that_of_the_value(likelihood, kl, double):
 
     AtNodes.nodes, weights = gauss_hermite(40, 1)
     batch = mm.Batch({"x": torch.full((len(weights), 1), OBSERVED)})
-    info = structure(story, guide, batch)
+    info = pair_structure(story, guide, batch)
     found = {}
     for estimator in (E.DReG(2), E.StickTheLanding(2)):
-        scores = estimator.scores(story, guide, Views.of(batch, info), info)
+        scores = estimator.scores(story, guide, TermViews.of(batch, info), info)
         rows = estimator.bound(scores, likelihood, kl)[0]
         (found[type(estimator)],) = torch.autograd.grad((weights * rows).sum(), q)
     z = torch.linspace(-9, 9, 601)
@@ -116,10 +116,10 @@ def test_a_latent_drawn_given_another_one(kl, double):
     guide = Chain()
     AtNodes.nodes, weights = gauss_hermite(16, 2)
     batch = mm.Batch({"x": torch.full((len(weights), 1), OBSERVED)})
-    info = structure(chained_story, guide, batch)
+    info = pair_structure(chained_story, guide, batch)
 
     def gradient(estimator):
-        scores = estimator.scores(chained_story, guide, Views.of(batch, info), info)
+        scores = estimator.scores(chained_story, guide, TermViews.of(batch, info), info)
         total = (weights * estimator.bound(scores, 1.0, kl)[0]).sum()
         return torch.cat([g.flatten() for g in torch.autograd.grad(total, list(guide.parameters()))])
 
@@ -147,7 +147,7 @@ def test_dropout_in_a_guide_of_several_latents(estimator, double):
     plain = E.IWAE(3) if isinstance(estimator, E.DReG) else _MeanOfLogWeights(3)
     values = []
     for each in (estimator, plain):
-        structure(chained_story, guide, batch)
+        pair_structure(chained_story, guide, batch)
         guide.runs = 0
         torch.manual_seed(0)
         values.append(each.differentiable_loss(chained_story, guide, batch).item())

@@ -98,9 +98,9 @@ def test_the_mean_weight_is_the_evidence(name, double):
     """E exp(bound) = p(x) for draws that are weighed rightly."""
     rows = 20_000
     batch = mm.Batch({"x": torch.full((rows,), 0.6)})
-    info = mm.scoring.structure.structure(two_latents, GUIDES[name], batch)
+    info = mm.scoring.structure.pair_structure(two_latents, GUIDES[name], batch)
     estimator = E.IWAE(2, stratified="inside")
-    scores = estimator.scores(two_latents, GUIDES[name], mm.scoring.views.Views.of(batch, info), info)
+    scores = estimator.scores(two_latents, GUIDES[name], mm.scoring.views.TermViews.of(batch, info), info)
     ratio = (estimator.bound(scores)[0] - dist.Normal(0.0, 1.5).log_prob(batch["x"])).exp()
     error = ratio.std().item() / rows**0.5
     assert error < 0.02

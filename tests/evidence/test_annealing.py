@@ -10,7 +10,7 @@ import torch
 
 import pyro_mm as mm
 from pyro_mm.evidence.annealing import _schedule
-from pyro_mm.evidence.annealing_target import Bridge
+from pyro_mm.evidence.annealing_target import TemperedDensity
 from tests.support.linear_gaussian import every_pattern, oracle
 
 LONG = bool(os.environ.get("PYRO_MM_LONG"))
@@ -173,7 +173,7 @@ def test_private_latents_of_missing_modalities_do_not_wander(double):
     )
     present = {"a": torch.tensor([True, True, False, False]), "b": torch.tensor([True, False, True, False])}
     batch = mm.Batch({"a": torch.randn(4, 3), "b": torch.randn(4, 3)}, present=present)
-    bridge = Bridge(model, guide, batch, "guide")
+    bridge = TemperedDensity(model, guide, batch, "guide")
     assert bridge.masses["w_a"][:, 0].tolist() == [1, 1, 0, 0] and bridge.masses["z"][:, 0].tolist() == [1, 1, 1, 0]
     momenta = bridge.momenta(bridge.draws(5))
     assert momenta["w_a"][:, 2:].eq(0).all() and momenta["z"][:, 3].eq(0).all() and momenta["w_a"][:, :2].ne(0).all()
@@ -199,7 +199,7 @@ def test_constrained_private_latents_of_missing_modalities_do_not_wander_either(
             pyro.sample("w_a", dist.LogNormal(0.0, 1.0).expand([len(batch)]))
 
     batch = mm.Batch({"a": torch.zeros(30), "b": 3 * torch.randn(30)}).without("a")
-    assert Bridge(model, guide, batch, "guide").masses["w_a"].eq(0).all()
+    assert TemperedDensity(model, guide, batch, "guide").masses["w_a"].eq(0).all()
     found = mm.annealed_importance(model, guide, batch, num_chains=64, temperatures=100, seed=0)
     error = (found.log_prob - dist.Normal(0.0, 9.09**0.5).log_prob(batch["b"])).abs()
     assert found.standard_error.max() < 0.6 and (error < 4.5 * found.standard_error).all()
@@ -207,7 +207,7 @@ def test_constrained_private_latents_of_missing_modalities_do_not_wander_either(
 
 def test_slopes_are_those_of_the_densities(linear):
     batch = linear.sample(3)
-    bridge = Bridge(linear, off(linear), batch, "guide")
+    bridge = TemperedDensity(linear, off(linear), batch, "guide")
     at = bridge.at(bridge.draws(2))
     z = at.u["z"]
 

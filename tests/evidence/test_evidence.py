@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_mm.evidence.accumulator import Sums, evidence_of
+from pyro_mm.evidence.accumulator import WeightAccumulator, evidence_of
 from pyro_mm.evidence.evidence import Evidence, joined
 
 
@@ -19,7 +19,7 @@ def log_w(double):
 @pytest.mark.parametrize("blocks", [(1000,), (1, 2, 3, 994), (333, 333, 334), (5,) * 200])
 def test_sums_are_those_of_all_weights_however_they_come(group, blocks, log_w):
     """Against the formulas on the whole array: 7 and 300 leave a smaller last group."""
-    sums = Sums(1000, group)
+    sums = WeightAccumulator(1000, group)
     for part in log_w.split(blocks):
         sums.add(part)
     found = sums.evidence("log p(x)")

@@ -158,7 +158,7 @@ def test_a_row_of_a_term_that_decodes_nothing_has_it_too(kind, double):
 
 
 def info(kind, batch):
-    return mm.scoring.structure.structure(story(kind), exact(kind), batch)
+    return mm.scoring.structure.pair_structure(story(kind), exact(kind), batch)
 
 
 def exact_given_nothing(kind):

@@ -15,7 +15,7 @@ from torch import nn
 import pyro_mm as mm
 from pyro_mm.objectives import ALL, PRIOR, Objective, Term, plan
 from pyro_mm.scoring.importance import score
-from pyro_mm.scoring.structure import structure
+from pyro_mm.scoring.structure import pair_structure
 
 CENTRES = (-3.0, 0.0, 3.0)
 NOISE = 0.8
@@ -292,7 +292,7 @@ def test_the_prior_against_a_guide(name, alone, double):
 def test_importance_weights_under_the_prior_are_unbiased(name, double):
     """E[w] = p(x): of (P, *, P), and of (P, x, P), which hides the label. 4 rows 3000 times, 4.5 standard errors."""
     batch = data(name, 3000)
-    info = structure(STORIES[name], guide(name), batch)
+    info = pair_structure(STORIES[name], guide(name), batch)
     hidden = batch.without("label") if "label" in batch else batch
     for decoded, expected in (
         (batch, truth(name, batch)),
@@ -320,7 +320,7 @@ def marginal_of_x(name, batch):
 def test_a_particle_of_the_prior_is_scored_again_as_it_was(name, terms, double):
     """With the very label, or latent, that its z was drawn given."""
     batch = data(name)
-    info = structure(STORIES[name], guide(name), batch)
+    info = pair_structure(STORIES[name], guide(name), batch)
     views = plan.views(plan.expand(terms, batch), batch, info, {})
     if name == "latent" and len(terms) > 1:  # which the other term draws from its prior, anew each time
         with pytest.warns(UserWarning, match="would be drawn anew"):

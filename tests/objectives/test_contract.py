@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 
 import pyro_mm as mm
-from pyro_mm.scoring.structure import latents
+from pyro_mm.scoring.structure import latent_sites
 from tests.support.contract import DIMS, ESTIMATORS, MODELS, OBJECTIVES, POSTERIORS, E, data, pair, tables
 from tests.support.linear_gaussian import oracle
 
@@ -55,7 +55,7 @@ class TestEveryPair:
         model, guide = pair(model, posterior)
         drawn = poutine.trace(guide).get_trace(data())
         modelled = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(data())
-        assert set(latents(drawn)) == set(latents(modelled))
+        assert set(latent_sites(drawn)) == set(latent_sites(modelled))
 
     def test_state_dict_round_trips(self, model, posterior):
         first, second = pair(model, posterior), pair(model, posterior)

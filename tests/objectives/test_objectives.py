@@ -15,8 +15,8 @@ import pyro_mm as mm
 from pyro_mm.distributions import STANDARD_NORMAL
 from pyro_mm.distributions.base import diagonal
 from pyro_mm.objectives import ALL, EACH, EVERY, OTHERS, PRIOR, Objective, Random, Term, terms
-from pyro_mm.scoring.structure import structure
-from pyro_mm.scoring.views import Views
+from pyro_mm.scoring.structure import pair_structure
+from pyro_mm.scoring.views import TermViews
 from tests.support.linear_gaussian import ByHand, Sigma, encoders, every_pattern, oracle
 
 LATENT = 3
@@ -758,9 +758,9 @@ def test_the_kl_of_stratified_draws_weighs_components(stratified, resample, doub
     model = mm.models.SharedLatent(dist.Normal(torch.zeros(1), 1.0).to_event(1), decoders)
     values = {n: torch.zeros(50_000, 1) for n in names}
     batch = mm.Batch(values, {"c": torch.zeros(50_000, dtype=torch.bool)})
-    info = structure(model, guide, batch)
+    info = pair_structure(model, guide, batch)
     estimator = mm.estimators.IWAE(2, stratified=stratified, resample=resample)
-    kl = estimator.scores(model, guide, Views.of(batch, info), info).kl().mean().item()
+    kl = estimator.scores(model, guide, TermViews.of(batch, info), info).kl().mean().item()
     z = torch.linspace(-12, 14, 200_001)
     q = 0.5 * sum(dist.Normal(at, 1.0).log_prob(z).exp() for at in (0.0, 2.0))
     exact = torch.trapezoid(q * (q.log() - dist.Normal(0.0, 1.0).log_prob(z)), z).item()

@@ -11,9 +11,9 @@ from torch import nn
 import pyro_mm as mm
 import pyro_mm.objectives.plan
 import pyro_mm.objectives.terms
-from pyro_mm.batch.restrict import Stack
+from pyro_mm.batch.restrict import TermStack
 from pyro_mm.objectives import Term
-from pyro_mm.scoring.structure import Structure
+from pyro_mm.scoring.structure import PairStructure
 from tests.support.linear_gaussian import encoders, every_pattern, oracle
 
 P, NAMES, LATENT, CLASSES = mm.posteriors, ("a", "b", "c"), 2, 4
@@ -123,7 +123,7 @@ def as_bools(names):
 
 def as_tensors(names):
     batch = mm.Batch(values())
-    return batch.view({n: torch.full((5,), n in names) for n in batch.names}, Stack({}), None)
+    return batch.view({n: torch.full((5,), n in names) for n in batch.names}, TermStack({}), None)
 
 
 def deleted(kind, names):
@@ -178,7 +178,7 @@ def test_rows_that_lack_different_modalities(kind, double):
 def test_a_stack_of_terms_sees_what_its_terms_see(kind, double):
     """All sets of modalities at once, the empty one among them, in rows that have all and in rows that do not."""
     posterior, z = KINDS[kind](), points(kind)
-    info = Structure(1, {"z": "pathwise"}, {}, 0, True, frozenset(NAMES))
+    info = PairStructure(1, {"z": "pathwise"}, {}, 0, True, frozenset(NAMES))
     present = {n: torch.tensor([True, True, n != "b", n == "c", True]) for n in NAMES}
     for batch in (mm.Batch(values()), mm.Batch(values(), present)):
         for sets in (SETS, [(), ("a",)], [("a",), ("a", "b", "c")]):

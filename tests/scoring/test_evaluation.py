@@ -9,7 +9,7 @@ import torch
 
 import pyro_mm as mm
 from pyro_mm.scoring.evaluation import evaluating, returned
-from pyro_mm.utils.reachable import Reached, evaluation_mode
+from pyro_mm.utils.reachable import ReachableObjects, evaluation_mode
 
 
 def noisy(inputs, outputs):
@@ -84,7 +84,7 @@ def test_evaluations_run_in_evaluation_mode_and_put_back_every_mode(name, form, 
         decoders = {n: mm.conditionals.Normal(noisy(2, k), scale=1.0) for n, k in (("x", 3), ("y", 2))}
         model = mm.models.SharedLatent(dist.Normal(torch.zeros(2), 1.0).to_event(1), decoders)
         guide = mm.Guide(z=mm.posteriors.ProductOfExperts({"x": mm.conditionals.Normal(encoder)}))
-    modules = list(Reached({"model": model, "guide": guide}).all_modules())
+    modules = list(ReachableObjects({"model": model, "guide": guide}).all_modules())
     for module in modules:
         module.eval()
     torch.manual_seed(0)
@@ -209,13 +209,13 @@ def reaching(net):
 @pytest.mark.parametrize("how", reaching(torch.nn.Identity()))
 def test_a_network_is_reached_however_it_is_held(how):
     net = torch.nn.Sequential(torch.nn.Dropout())
-    assert net[0] in list(Reached({"model": reaching(net)[how]}).all_modules())
+    assert net[0] in list(ReachableObjects({"model": reaching(net)[how]}).all_modules())
 
 
 def test_globals_are_reached_and_no_others():
-    found = Reached({"model": of_globals}).modules
+    found = ReachableObjects({"model": of_globals}).modules
     assert found == {"model.DECODER": DECODER, "model.NETS.encoder": NETS["encoder"]}
-    assert not Reached({"model": lambda batch: torch.tanh(batch)}).modules
+    assert not ReachableObjects({"model": lambda batch: torch.tanh(batch)}).modules
 
 
 def test_a_fingerprint_tells_programs_that_changed():
@@ -226,7 +226,7 @@ def test_a_fingerprint_tells_programs_that_changed():
         return nets["x"](batch) if wide else batch
 
     def fingerprint():
-        return Reached({"model": story}).fingerprint()
+        return ReachableObjects({"model": story}).fingerprint()
 
     first = fingerprint()
     assert first == fingerprint()
@@ -247,10 +247,10 @@ def test_a_fingerprint_tells_programs_that_changed():
 def test_a_parameter_in_no_module_tells_the_device_where_no_module_does():
     loose = torch.nn.Parameter(torch.zeros(2, device="meta"))
     constant = torch.zeros(2)
-    assert Reached({"model": lambda batch: constant + loose}).device() == torch.device("meta")
-    assert Reached({"model": lambda batch: constant}).device() is None
+    assert ReachableObjects({"model": lambda batch: constant + loose}).device() == torch.device("meta")
+    assert ReachableObjects({"model": lambda batch: constant}).device() is None
     inside = torch.nn.Linear(1, 1)
-    assert Reached({"model": lambda batch: inside(loose)}).device() == torch.device("cpu")
+    assert ReachableObjects({"model": lambda batch: inside(loose)}).device() == torch.device("cpu")
 
 
 def test_rows_go_where_the_networks_are(batch):

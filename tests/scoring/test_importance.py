@@ -75,7 +75,7 @@ def test_private_latents_of_modalities_not_decoded_do_not_count(double):
     torch.manual_seed(0)
     with_b_missing = mm.log_weights(model, guide, batch.only("a"), 4)
     # whatever stands in for w_b: it is in no density when b is not decoded
-    guide.posteriors["w_b"].missing = mm.conditionals.unconditional.Fixed(
+    guide.posteriors["w_b"].missing = mm.conditionals.unconditional.Unconditional(
         dist.Normal(torch.full((2,), -9.0), 5.0).to_event(1)
     )
     torch.manual_seed(0)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import pyro_mm as mm
-from pyro_mm.scoring.structure import structure
+from pyro_mm.scoring.structure import pair_structure
 
 E = mm.estimators
 NAMES = ("a", "b", "c")
@@ -52,7 +52,7 @@ def test_a_posterior_that_is_replaced(double):
     model, guide = pair()
     value("inside", model, guide, batch)
     guide.posteriors["z"] = mm.posteriors.MixtureOfProducts({n: Expert() for n in NAMES})
-    assert structure(model, guide, batch).strata.components == 7
+    assert pair_structure(model, guide, batch).strata.components == 7
     assert value("inside", model, guide, batch) == value("inside", model, mm.Guide(z=guide.posteriors["z"]), batch)
 
 
@@ -93,7 +93,7 @@ def test_a_parameter_that_is_frozen_and_freed(kind, double):
         with pytest.raises(ValueError, match="'z' has neither rsample nor enumeration"):
             estimator.differentiable_loss(story, guide, batch)
         leaf.requires_grad_(False)
-        assert structure(story, guide, batch).latents == {"z": "pathwise"}
+        assert pair_structure(story, guide, batch).latents == {"z": "pathwise"}
         estimator.differentiable_loss(story, guide, batch)
         leaf.requires_grad_(True)
 
@@ -106,9 +106,9 @@ def test_a_mode_that_decides_what_is_sampled(double):
                 pyro.sample("z", fn if self.training else mm.distributions.Mixture(fn.expand([2]), torch.zeros(2)))
 
     guide, batch = Guide(), mm.Batch({"x": torch.randn(4, 1)})
-    assert structure(story, guide, batch).strata is None
+    assert pair_structure(story, guide, batch).strata is None
     guide.eval()
-    assert structure(story, guide, batch).strata.components == 2
+    assert pair_structure(story, guide, batch).strata.components == 2
 
 
 def test_tensors_that_a_run_makes_do_not_count_as_used(double):
@@ -127,7 +127,7 @@ def test_tensors_that_a_run_makes_do_not_count_as_used(double):
             pyro.sample("z", dist.Normal(torch.zeros(len(batch), 1), 1.0).to_event(1))
 
     for rows in (4, 6):
-        structure(story, guide, mm.Batch({"x": torch.randn(rows, 1)}))
+        pair_structure(story, guide, mm.Batch({"x": torch.randn(rows, 1)}))
     assert runs == 1
 
 
@@ -137,7 +137,7 @@ def test_it_is_found_once(double):
     expert = guide.posteriors["z"].experts["a"]
     for rows in (5, 9, 5):
         batch = mm.Batch({n: torch.randn(rows, 1) for n in NAMES})
-        found = structure(model, guide, batch)
+        found = pair_structure(model, guide, batch)
         del batch
     assert expert.runs == 1
     assert found.strata.components == 3

@@ -17,7 +17,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 import pyro_mm as mm
-from pyro_mm.handlers.elbos import own
+from pyro_mm.handlers.elbos import traceable_form
 from pyro_mm.training.compile import MOST
 from pyro_mm.training.step import problem_of
 from tests.support.compiled import TRACED, agree, assert_same, cases, eager, gradients
@@ -567,7 +567,7 @@ def test_ours_of_pyros_estimators_are_pyros(form, particles, double):
     model, guide, batch = model.double(), guide.double(), complete()
     parameters = [*model.parameters(), *guide.parameters()]
     results = []
-    for make in (lambda e: e, own):
+    for make in (lambda e: e, traceable_form):
         estimator = make(form(num_particles=particles))
         results.append(eager(estimator, model, guide, batch, parameters, seed=2))
     assert float(results[0][0]) == pytest.approx(float(results[1][0]), rel=1e-12)
@@ -587,7 +587,9 @@ def test_ours_of_trace_elbo_takes_the_score_of_discrete_latents(double):
             pyro.sample("y", dist.Categorical(logits=logits))
 
     batch = mm.Batch({"x": torch.randn(6)})
-    results = [eager(make(Trace_ELBO()), model, guide, batch, [logits, means], 3) for make in (lambda e: e, own)]
+    results = [
+        eager(make(Trace_ELBO()), model, guide, batch, [logits, means], 3) for make in (lambda e: e, traceable_form)
+    ]
     assert_same(*results)
     assert results[0][1][0].abs().sum() > 0
 

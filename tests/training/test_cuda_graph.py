@@ -8,7 +8,7 @@ import torch
 
 from pyro_mm.training import cuda_graph as captured
 from pyro_mm.training.compile import _Step
-from pyro_mm.training.tracing import Trace
+from pyro_mm.training.tracing import TracedStep
 
 
 def loss_and_gradients(scale, x, weight, other):
@@ -39,9 +39,9 @@ def played(monkeypatch):
 
 def build(played, optimizer=None):
     weight, other = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(1))
-    traced = Trace(None, ["term"], [0])
+    traced = TracedStep(None, ["term"], [0])
     step = _Step(loss_and_gradients, traced, [weight, other], [weight, other], optimizer and optimizer([weight]))
-    run = captured.Captured(step)
+    run = captured.CUDAGraphStep(step)
 
     def replays():
         with torch.no_grad():

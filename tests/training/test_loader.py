@@ -18,7 +18,7 @@ from torch.utils.data import (
 )
 
 import pyro_mm as mm
-from pyro_mm.training.loader import Feed
+from pyro_mm.training.loader import MinibatchLoader
 
 CPU = torch.device("cpu")
 
@@ -48,7 +48,7 @@ def rows_of(feed):
 
 @pytest.mark.parametrize("resident", [True, False])
 def test_every_row_comes_once(resident):
-    feed = Feed(data(), 5, CPU, resident)
+    feed = MinibatchLoader(data(), 5, CPU, resident)
     assert (feed.size, len(feed), feed.batch_size, feed.ragged) == (23, 5, 5, True)
     seen = []
     for batch in feed:
@@ -64,14 +64,14 @@ def test_fetched_rows_come_in_the_order_of_resident_ones(workers):
     orders = []
     for resident in (True, False):
         torch.manual_seed(3)
-        feed = Feed(data(), 4, CPU, resident, 0 if resident else workers)
+        feed = MinibatchLoader(data(), 4, CPU, resident, 0 if resident else workers)
         orders.append([rows_of(feed), rows_of(feed)])
     assert orders[0] == orders[1] and orders[0][0] != orders[0][1]
 
 
 def test_a_loader_is_a_data_set():
     loader = DataLoader(Stored(), batch_size=6, shuffle=True, collate_fn=collated)
-    feed = Feed(loader, 1, CPU)
+    feed = MinibatchLoader(loader, 1, CPU)
     assert (feed.size, len(feed), feed.batch_size) == (23, 4, 6)
     assert sorted(row for rows in rows_of(feed) for row in rows) == list(range(23))
     assert all(batch.total == 23 and len(batch._index) == batch.size for batch in feed)
@@ -98,7 +98,7 @@ def test_fit_takes_a_loader():
 
 def test_what_is_no_loader_of_batches_is_told():
     with pytest.raises(TypeError, match="collate_fn"):
-        list(Feed(DataLoader(Stored(), batch_size=4), 4, CPU))
+        list(MinibatchLoader(DataLoader(Stored(), batch_size=4), 4, CPU))
 
 
 def test_a_loader_that_drops_rows_has_the_loss_of_those_it_gave():
@@ -151,7 +151,7 @@ SAMPLERS = {
 @pytest.mark.parametrize("kind", SAMPLERS)
 def test_the_plate_has_the_size_of_the_rows_that_a_loader_gives(kind):
     made, size = SAMPLERS[kind]
-    feed = Feed(made(), 1, CPU)
+    feed = MinibatchLoader(made(), 1, CPU)
     batches = list(feed)
     assert feed.size == size == sum(batch.size for batch in batches)
     assert all(batch.total == size for batch in batches)
@@ -202,10 +202,10 @@ def test_a_loader_that_miscounts_its_rows_is_refused_where_it_matters():
 def test_a_loader_of_nothing_is_refused():
     for empty in (loader([], batch_size=4), loader(Streamed(0, 4), batch_size=4)):
         with pytest.raises(ValueError, match="at least"):
-            feed = Feed(empty, 4, CPU)
+            feed = MinibatchLoader(empty, 4, CPU)
             feed.head()
     with pytest.raises(ValueError, match="one row at least"):
-        Feed(data()[torch.zeros(0, dtype=torch.long)], 4, CPU)
+        MinibatchLoader(data()[torch.zeros(0, dtype=torch.long)], 4, CPU)
 
 
 # -- the last minibatch ----------------------------------------------------------------------------
@@ -213,18 +213,18 @@ def test_a_loader_of_nothing_is_refused():
 
 @pytest.mark.parametrize("resident", [True, False])
 def test_the_last_smaller_minibatch_can_be_left_out(resident):
-    feed = Feed(data(), 5, CPU, resident, drop_last=True)
+    feed = MinibatchLoader(data(), 5, CPU, resident, drop_last=True)
     batches = rows_of(feed)
     assert [len(rows) for rows in batches] == [5] * 4 and len(feed) == 4
     assert (feed.ragged, feed.smallest, feed.size) == (False, 5, 23)
     assert len({row for rows in batches for row in rows}) == 20
-    few = Feed(data()[:3], 5, CPU, resident, drop_last=True)
+    few = MinibatchLoader(data()[:3], 5, CPU, resident, drop_last=True)
     assert [len(rows) for rows in rows_of(few)] == [3]
 
 
 def test_a_loader_has_its_own_setting_for_it():
     with pytest.raises(ValueError, match=r"drop_last=None for a loader"):
-        Feed(loader(batch_size=4), 4, CPU, drop_last=True)
+        MinibatchLoader(loader(batch_size=4), 4, CPU, drop_last=True)
 
 
 def normalised(functions):

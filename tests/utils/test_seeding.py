@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pyro_mm as mm
-from pyro_mm.utils.seeding import seeded, settled
+from pyro_mm.utils.seeding import normalize_seed, seeded
 
 CPU = torch.device("cpu")
 
@@ -92,5 +92,5 @@ def test_a_seed_is_any_integer(name):
 
 
 def test_seeds_are_kept_as_they_are_where_every_generator_takes_them():
-    assert [settled(seed) for seed in (0, 5, 2**62 - 1, -1)] == [0, 5, 2**62 - 1, 2**62 - 1]
-    assert len({settled(None) for _ in range(100)}) == 100 and math.log2(settled(None)) < 62
+    assert [normalize_seed(seed) for seed in (0, 5, 2**62 - 1, -1)] == [0, 5, 2**62 - 1, 2**62 - 1]
+    assert len({normalize_seed(None) for _ in range(100)}) == 100 and math.log2(normalize_seed(None)) < 62
