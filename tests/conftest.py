@@ -6,6 +6,8 @@ import pyro
 import pytest
 import torch
 
+from tests.support.small_files import small  # noqa: F401, a fixture
+
 collect_ignore = ["support/calls_in_a_fresh_process.py"]  # a program, which looking for doctests would run
 
 

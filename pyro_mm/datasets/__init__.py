@@ -39,7 +39,7 @@ from .images import FILES, SHA256, Split, digits, drawn, fashion, mnist, parse_i
 from .pairing import paired
 from .published import celeba, celeba_pictures, polymnist, polymnist_pictures, svhn
 from .speech import log_mel
-from .words import spell, word_logits, words
+from .spelling import spell, word_logits, words
 
 __all__ = [
     "FILES", "SHA256", "Pictures", "celeba", "celeba_pictures", "digits", "drawn", "fashion", "load", "log_mel",

@@ -21,7 +21,7 @@ from .images import Binarize, Split, mnist
 from .pairing import generator, matched
 from .published import svhn
 from .speech import clipped, log_mel
-from .words import words
+from .spelling import words
 
 PHOTOGRAPHS = ("coffee", "cat", "hubble", "ihc", "retina", "rocket", "china", "flower")
 SIDE = 28

@@ -8,7 +8,6 @@ from itertools import zip_longest
 
 import torch
 import typer
-from rich.console import Console
 
 from ..utils.global_state import settings_kept
 
@@ -48,6 +47,7 @@ def _last_words(interrupted: Callable[[], str]) -> str:
 
 
 def _say(title: str, text: str, colour: str) -> None:
+    from rich.console import Console
     from rich.panel import Panel
     from rich.text import Text
 

@@ -8,7 +8,7 @@ with standard errors: :class:`Share`.
 """
 
 from .accuracy import class_probabilities, confusion_matrix, cross_modal_accuracy
-from .classifier import classifier
+from .classifiers import classifier
 from .coherence import cross_modal_coherence, joint_coherence
 from .frechet import frechet_distance, gaussian_frechet
 from .identifiability import MeanCorrelation, mean_correlation

@@ -6,7 +6,7 @@ import torch
 
 from pyro_mm import Batch, datasets
 from pyro_mm.datasets import pairing, speech
-from pyro_mm.datasets import words as letters
+from pyro_mm.datasets.spelling import LETTERS, NAMES
 
 LABELS = [np.array([0] * 7 + [1] * 2 + [2] * 3), np.array([1] * 5 + [0] * 3 + [3] * 4)]
 
@@ -101,9 +101,9 @@ def test_a_fraction_is_one(fraction):
 
 def test_words_are_spelled():
     tokens, lengths = datasets.words(torch.arange(10))
-    assert datasets.spell(tokens) == list(letters.NAMES)
-    assert tokens.dtype == torch.int64 and tokens.shape == (10, 6) and tokens.max() < letters.LETTERS
-    assert lengths.tolist() == [len(name) + 1 for name in letters.NAMES]
+    assert datasets.spell(tokens) == list(NAMES)
+    assert tokens.dtype == torch.int64 and tokens.shape == (10, 6) and tokens.max() < LETTERS
+    assert lengths.tolist() == [len(name) + 1 for name in NAMES]
     for row, n in zip(tokens, lengths, strict=True):
         assert (row[: n - 1] > 0).all() and (row[n - 1 :] == 0).all()
     assert datasets.spell([[1, 0, 2, 3], [26, 26, 26, 26], [0, 0, 0, 0]]) == ["a", "zzzz", ""]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ... import conditionals, datasets, metrics
 from ...batch.batch import Batch
-from ...datasets.words import LENGTH, LETTERS, NAMES
+from ...datasets.spelling import LENGTH, LETTERS, NAMES
 from ...evidence.evidence import Evidence
 from ...evidence.likelihood import log_marginal
 from ...models import SharedLatent
@@ -53,8 +53,8 @@ def judges(directory: str | None = None) -> Judges:
     """
     (train, test), (pairs, others) = datasets.mnist(directory, binarize=None), datasets.mnist_usps_word(directory)
     label, other = pairs.covariates["label"], others.covariates["label"]
-    mnist, _ = metrics.classifier(train["image"], train["label"], test["image"], test["label"], epochs=2)
-    usps, _ = metrics.classifier(pairs["usps"], label, others["usps"], other, epochs=20)
+    mnist, _ = metrics.classifiers(train["image"], train["label"], test["image"], test["label"], epochs=2)
+    usps, _ = metrics.classifiers(pairs["usps"], label, others["usps"], other, epochs=20)
     return Judges({"mnist": mnist, "usps": usps, WORD: datasets.word_logits})
 
 

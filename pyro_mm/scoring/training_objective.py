@@ -1,0 +1,146 @@
+r"""The contract between an objective and those that train, compile and check it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from ..batch.batch import Batch
+
+Program = Callable[[Batch], Any]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Value of an objective on a batch.
+
+    Attributes:
+        total: scalar to minimise, in nats: minus the objective, summed over rows and scaled by a subsampled data plate.
+        by_term: label -> scalar value of a part of the objective, without gradient; higher is better.
+    """
+
+    total: Tensor
+    by_term: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StepWeights:
+    """Weights of an objective that depend on the step, at one step.
+
+    Attributes:
+        values: the weights, in the objective's own order.
+        fixed: place in ``values`` -> value, of the weights on whose value the form of the loss depends.
+        form: everything else that the loss depends on besides tensors; a compiled loss is used again for an equal form.
+    """
+
+    values: tuple[float, ...] = ()
+    fixed: Mapping[int, float] = field(default_factory=dict)
+    form: Hashable = ()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an evaluation shows a batch to model and guide.
+
+    Attributes:
+        stacked: True if particles or terms stand to the left of the rows.
+        hides: True if some evaluation hides, or does not decode, modalities that rows have.
+    """
+
+    stacked: bool = False
+    hides: bool = False
+
+
+@runtime_checkable
+class TrainingObjective(Protocol):
+    """The one method that ``fit``, ``stage``, ``check`` and ``compare`` ask of an objective.
+
+    An object, an ``nn.Module`` or a function serves that is called in this way; a function is ``evaluate`` itself.
+    Parameters of an objective that is an ``nn.Module`` are trained with those of model and guide.
+
+    Example::
+
+        class Squared(torch.nn.Module):
+            def evaluate(self, model, guide, batch, *, step):
+                trace = pyro.poutine.trace(guide).get_trace(batch)
+                ...
+                return mm.Loss(total, {"reconstruction": -error.detach()})
+    """
+
+    def evaluate(self, model: Program, guide: Program, batch: Batch, *, step: int | Tensor) -> Loss:
+        """Return the loss of a batch, with the graph of its gradient where gradients are enabled.
+
+        Args:
+            model, guide: callables of a batch.
+            batch: N rows.
+            step: gradient steps taken so far in this training. In a step that is compiled, a scalar tensor: arithmetic
+                with it is traced; a program that branches on it runs uncompiled.
+        """
+        ...
+
+
+class PreparedObjective(ABC):
+    """Everything that training, compilation and checks ask of an objective, with an answer for each.
+
+    :class:`~pyro_mm.objectives.Objective` is one; ``prepare_objective`` makes one of anything else that trains.
+    It keeps no state between evaluations.
+    """
+
+    differentiable: bool = True  # False: it takes its gradient itself, by evaluate_with_gradient alone
+    ignores_padding: bool = False  # True: rows that weigh nothing leave its value as it is
+    untraceable: str | None = None  # reason why its step cannot be compiled
+
+    @property
+    @abstractmethod
+    def estimator_name(self) -> str:
+        """Name of the estimator, for messages."""
+
+    @abstractmethod
+    def evaluate(self, model: Program, guide: Program, batch: Batch, *, step: int | Tensor) -> Loss:
+        """Return the loss of a batch; see :class:`TrainingObjective`."""
+
+    def evaluate_with_gradient(self, model: Program, guide: Program, batch: Batch, *, step: int) -> Loss:
+        """Return the loss without a graph, after its gradient was added to the parameters'."""
+        loss = self.evaluate(model, guide, batch, step=step)
+        if loss.total.requires_grad:
+            loss.total.backward()
+        return Loss(loss.total.detach(), loss.by_term)
+
+    def step_weights(self, names: tuple[str, ...], step: int) -> StepWeights:
+        """Return the weights that depend on the step, for modalities of these names."""
+        return StepWeights()
+
+    def evaluate_with_weights(
+        self, weights: Tensor, fixed: Mapping[int, float], model: Program, guide: Program, batch: Batch, step: Tensor
+    ) -> Loss:
+        """Return the loss as a function of tensors alone, to be traced once for many steps.
+
+        Args:
+            weights: the values of :meth:`step_weights`, ``(W,)``.
+            fixed: those of them that may be read as numbers.
+            step: scalar.
+        """
+        return self.evaluate(model, guide, batch, step=step)
+
+    def layout(self, batch: Batch) -> Layout:
+        """Return how an evaluation shows a batch to model and guide."""
+        return Layout()
+
+    def decoding_all(self) -> PreparedObjective:
+        """Return the objective that decodes all modalities, if this one decodes a random choice of them."""
+        return self
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Modules of the objective itself, whose parameters are trained with those of model and guide."""
+        return [self] if isinstance(self, nn.Module) else []
+
+
+def detached(values: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return label -> value as tensors without gradient."""
+    return {label: torch.as_tensor(value).detach() for label, value in values.items()}
