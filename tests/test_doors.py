@@ -82,7 +82,7 @@ def evaluations(m, g, b):
         metrics.mean_correlation: {"latents": x, "estimates": x, "kind": "pearson", "fitted": 10},
         metrics.frechet_distance: {"real": x, "fake": x, "features": None},
         metrics.confusion_matrix: {"true": b["y"], "predicted": b["y"], "num_classes": 3},
-        metrics.classifiers: {
+        metrics.classifier: {
             "values": b["x"], "labels": b["y"], "test_values": b["x"], "test_labels": b["y"], "epochs": 1,
             "batch_size": 6, "lr": 0.1, "hidden": 2, "seed": 0,
         },

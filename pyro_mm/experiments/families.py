@@ -47,7 +47,7 @@ class Judge:
         options: dict[str, Any] = {"directory": directory} if directory else {}
         train, test = (batch.to(device) for batch in what.data(binarize=None, **options))
         epochs = max(2, JUDGED // train.size)
-        return Judge(*metrics.classifiers(train["image"], train["label"], test["image"], test["label"], epochs=epochs))
+        return Judge(*metrics.classifier(train["image"], train["label"], test["image"], test["label"], epochs=epochs))
 
 
 def measured(

@@ -1,6 +1,6 @@
 """Whether what is generated is of the right class, by the judgement of a classifier.
 
-A classifier is a callable ``(B, *event) -> logits (B, C)``, as :func:`pyro_mm.metrics.classifiers` trains one. By
+A classifier is a callable ``(B, *event) -> logits (B, C)``, as :func:`pyro_mm.metrics.classifier` trains one. By
 default it is shown the mean of each p(x_m | z), as is usual for pictures: pixels drawn around that mean are noise to a
 classifier that was trained on clean ones. Means of a Categorical are probabilities, which ``lambda p: p`` and
 :func:`pyro_mm.datasets.word_logits` judge.

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import pyro_mm as mm
 from pyro_mm.cli import app
-from pyro_mm.experiments import published
+from pyro_mm.experiments import families, published
 from pyro_mm.experiments import reproduce as command
 
 SMALL = {"latent": 3, "hidden": (8,)}
@@ -35,7 +35,7 @@ def small(monkeypatch):
     one = replace(
         one, data=partial(digits, binarize="dynamic"), recipe=partial(mm.recipes.jmvae_kl, **SMALL), num_particles=20
     )
-    family = published.FAMILIES["family-mnist"]
+    family = families.FAMILIES["family-mnist"]
     members = {
         name: replace(family.members[name], recipe=partial(family.members[name].recipe, **SMALL))
         for name in ("VAE", "CVAE", "JMVAE-kl", "JNF")
@@ -59,7 +59,7 @@ def read(path):
 
 def test_the_list_names_all():
     text = run("--list")
-    assert all(name in text for name in (*published.REPRODUCTIONS, *published.FAMILIES))
+    assert all(name in text for name in (*published.REPRODUCTIONS, *families.FAMILIES))
     assert "expected one of jmvae-mnist" in " ".join(run("nothing", code=2).replace("│", "").split())
 
 

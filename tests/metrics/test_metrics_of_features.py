@@ -121,7 +121,7 @@ def test_a_classifier_of_real_digits(pictures):
     train, test = datasets.digits()
     x, y = (batch["image"] if pictures else batch["image"].flatten(1) for batch in (train, test))
     state = torch.get_rng_state()
-    net, share = metrics.classifiers(x, train["label"], y, test["label"], epochs=6, batch_size=32, lr=3e-3)
+    net, share = metrics.classifier(x, train["label"], y, test["label"], epochs=6, batch_size=32, lr=3e-3)
     assert torch.equal(state, torch.get_rng_state())
     assert share.value > 0.9 and share.size == 360
     logits = net(y)
@@ -135,30 +135,30 @@ def test_a_classifier_of_real_digits(pictures):
 
 def test_a_classifier_is_that_of_its_seed():
     x, y = torch.randn(40, 3, 9, 8), torch.arange(40) % 3
-    nets = [metrics.classifiers(x, y, x, y, epochs=1, seed=s)[0] for s in (0, 0, 1)]
+    nets = [metrics.classifier(x, y, x, y, epochs=1, seed=s)[0] for s in (0, 0, 1)]
     logits = [net(x) for net in nets]
     assert logits[0].shape == (40, 3) and torch.equal(logits[0], logits[1]) and not torch.equal(logits[0], logits[2])
     for wrong in ((y[:9], x, y), (y, x[:, :2], y), (y, x[:0], y[:0])):
         with pytest.raises(ValueError, match="alike values"):
-            metrics.classifiers(x, *wrong)
+            metrics.classifier(x, *wrong)
 
 
 def test_values_are_standardised_by_the_training_rows():
     """The same network, whatever the unit: large numbers alone would not be learned at this step size."""
     x, y = torch.randn(60, 4), torch.arange(60) % 2
     x[:, 0] += 4 * y
-    one, _ = metrics.classifiers(x, y, x, y, epochs=2)
-    other, _ = metrics.classifiers(1024 * x + 4096, y, x, y, epochs=2)
+    one, _ = metrics.classifier(x, y, x, y, epochs=2)
+    other, _ = metrics.classifier(1024 * x + 4096, y, x, y, epochs=2)
     torch.testing.assert_close(one(x), other(1024 * x + 4096), rtol=1e-2, atol=1e-3)
-    whole, _ = metrics.classifiers(torch.arange(12).reshape(6, 2), torch.arange(6) % 2, x[:, :2], y, epochs=1)
+    whole, _ = metrics.classifier(torch.arange(12).reshape(6, 2), torch.arange(6) % 2, x[:, :2], y, epochs=1)
     assert whole.mean == 5.5 and isinstance(whole, nn.Module)
 
 
 def test_test_rows_come_in_chunks(monkeypatch):
     x, y = torch.randn(50, 4), torch.arange(50) % 2
-    whole = metrics.classifiers(x, y, x, y, epochs=1)[1]
+    whole = metrics.classifier(x, y, x, y, epochs=1)[1]
     monkeypatch.setattr("pyro_mm.metrics.classifiers.CHUNK", 7)
-    assert metrics.classifiers(x, y, x, y, epochs=1)[1] == whole
+    assert metrics.classifier(x, y, x, y, epochs=1)[1] == whole
 
 
 # -- probes ---------------------------------------------------------------------------------------------------------

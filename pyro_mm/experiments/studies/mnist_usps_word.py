@@ -53,8 +53,8 @@ def judges(directory: str | None = None) -> Judges:
     """
     (train, test), (pairs, others) = datasets.mnist(directory, binarize=None), datasets.mnist_usps_word(directory)
     label, other = pairs.covariates["label"], others.covariates["label"]
-    mnist, _ = metrics.classifiers(train["image"], train["label"], test["image"], test["label"], epochs=2)
-    usps, _ = metrics.classifiers(pairs["usps"], label, others["usps"], other, epochs=20)
+    mnist, _ = metrics.classifier(train["image"], train["label"], test["image"], test["label"], epochs=2)
+    usps, _ = metrics.classifier(pairs["usps"], label, others["usps"], other, epochs=20)
     return Judges({"mnist": mnist, "usps": usps, WORD: datasets.word_logits})
 
 
