@@ -41,8 +41,8 @@ from .training.history import History
 from .training.loop import fit
 from .training.weights import save
 from .utils.modules import buffers_kept
-from .utils.seeding import seeded
-from .utils.storage import locked
+from .utils.seeding import temporary_seed
+from .utils.storage import lock_path
 
 EPOCHS = {"digits": 200, "mnist": 20, "fashion": 20}
 WITHOUT_FILES = ("digits",)
@@ -141,7 +141,7 @@ def train(
     with command(lambda: last_words[0]):
         batches = _load(settings)
         run = _build(settings, batches[0])
-        with locked(where / CONFIG):
+        with lock_path(where / CONFIG):
             if begin(where, settings, force):
                 typer.echo(f"going on with the run in {where}")
             try:
@@ -265,7 +265,7 @@ def _build(settings: Settings, batch: Batch) -> Recipe:
     if estimator is None and k:
         run.objective.estimator.num_particles = settings.num_particles
     try:
-        with seeded(settings.seed, torch.device("cpu")), buffers_kept(run.model, run.guide):
+        with temporary_seed(settings.seed, torch.device("cpu")), buffers_kept(run.model, run.guide):
             run.objective.differentiable_loss(run.model, run.guide, batch[:2])
     except (ValueError, TypeError) as error:
         raise typer.BadParameter(str(error)) from error
@@ -308,7 +308,7 @@ def _predict(run: Recipe, test: Batch, settings: Settings) -> tuple[Tensor, floa
     """The predicted label of every row given its image, and the share of right ones."""
     from .metrics import class_probabilities
 
-    with seeded(settings.seed, test.device):
+    with temporary_seed(settings.seed, test.device):
         probabilities = class_probabilities(run.model, run.guide, test, "label", "image", PREDICTIONS)
     return probabilities, (probabilities.argmax(-1) == test["label"]).float().mean().item()
 
@@ -328,7 +328,7 @@ def _pictures(run: Recipe, test: Batch, history: History, probabilities: Tensor,
     label, classes = test["label"], probabilities.shape[-1]
     found = [(label == c).nonzero()[:1, 0] for c in range(classes)]
     first = torch.cat(found)
-    with seeded(seed, test.device):
+    with temporary_seed(seed, test.device):
         images = generate(run.model, run.guide, test[first].only("label"), 8, mean=True)["image"].transpose(0, 1)
     points = encode(run.guide, test)["z"].mean
     matrix = metrics.confusion_matrix(label, probabilities.argmax(-1), classes)

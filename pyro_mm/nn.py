@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .utils.arguments import check_counts, check_integer, check_module, check_shape, described
+from .utils.arguments import check_counts, check_integer, check_module, check_shape, describe
 
 __all__ = ["MLP", "Blocks", "Convolutional", "Deconvolutional", "Recurrent"]
 
@@ -211,14 +211,14 @@ def channels_last(net: nn.Module) -> nn.Module:
 def _sizes(argument: str, value: Any) -> tuple[int, ...]:
     """Return sizes of layers; a number alone is a mistake that torch would name far from here."""
     if isinstance(value, str) or not isinstance(value, Iterable):
-        raise TypeError(f"expected {argument} to be sizes of layers, such as (256, 256), got {described(value)}")
+        raise TypeError(f"expected {argument} to be sizes of layers, such as (256, 256), got {describe(value)}")
     return tuple(check_integer(f"every size in {argument}", size, least=1) for size in value)
 
 
 def _check_activation(value: Any) -> None:
     if isinstance(value, nn.Module) or not callable(value):
         hint = f": pass {type(value).__name__} itself" if isinstance(value, nn.Module) else ""
-        raise TypeError(f"expected activation to make a module, as torch.nn.ReLU does, got {described(value)}{hint}")
+        raise TypeError(f"expected activation to make a module, as torch.nn.ReLU does, got {describe(value)}{hint}")
 
 
 def _in_blocks(net: Callable[[Tensor], Tensor], x: Tensor, rows: int) -> Tensor:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from .utils.arguments import check_names, check_tensor, described
-from .utils.global_state import settings_kept
+from .utils.arguments import check_names, check_tensor, describe
+from .utils.global_state import preserve_process_settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +29,7 @@ def training_curve(history: History | Mapping[str, Sequence[float]]) -> Figure:
         history: what ``fit`` returned, or its columns.
     """
     if not isinstance(history, Mapping) and not hasattr(history, "to_dict"):
-        raise TypeError(f"expected history to be what fit returned, or its columns, got {described(history)}")
+        raise TypeError(f"expected history to be what fit returned, or its columns, got {describe(history)}")
     columns = dict(history) if isinstance(history, Mapping) else history.to_dict()
     if "loss" not in columns or not len(columns["loss"]):
         raise ValueError(f"expected a history with a loss of one epoch at least, got columns {list(columns)}")
@@ -100,7 +100,7 @@ def confusion(matrix: np.ndarray, classes: Sequence[Any] | None = None, title: s
     """Counts of true classes (down) against predicted ones (across), coloured by their share of the true class."""
     counts = np.asarray(matrix)
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or not counts.size or counts.dtype.kind not in "iufb":
-        raise ValueError(f"expected a matrix of counts (C, C), got {described(matrix)}")
+        raise ValueError(f"expected a matrix of counts (C, C), got {describe(matrix)}")
     if classes is not None and len(classes) != len(counts):
         raise ValueError(f"expected names of {len(counts)} classes, got {len(classes)}")
     names = list(map(str, range(len(counts)) if classes is None else classes))
@@ -172,7 +172,7 @@ def ranks(calibration: Calibration, names: Sequence[str] | None = None, title: s
     from .diagnostics.rank_tests import band, p_text
 
     if not hasattr(calibration, "findings"):
-        raise TypeError(f"expected calibration to be what pyro_mm.calibration returned, got {described(calibration)}")
+        raise TypeError(f"expected calibration to be what pyro_mm.calibration returned, got {describe(calibration)}")
     found, draws = calibration.findings, calibration.num_draws
     if names is not None:
         names = check_names("names", names, found, least=1, what="coordinate")
@@ -235,7 +235,7 @@ def convergence(
     """
     several = dict(evidence) if isinstance(evidence, Mapping) else {"": evidence}
     if not several or not all(hasattr(one, "running") for one in several.values()):
-        raise TypeError(f"expected evidence to be an Evidence, or several by name, got {described(evidence)}")
+        raise TypeError(f"expected evidence to be an Evidence, or several by name, got {describe(evidence)}")
     first = next(iter(several.values()))
     if not all(one.running for one in several.values()):
         raise ValueError("expected evidence with its running estimate, as log_marginal gives it")
@@ -286,7 +286,7 @@ def convergence(
 
 
 def _figure(width: float, height: float, gap: float = 0.05) -> Figure:
-    with settings_kept():
+    with preserve_process_settings():
         from matplotlib.figure import Figure  # here, because it takes a second
         from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -295,7 +295,7 @@ def _figure(width: float, height: float, gap: float = 0.05) -> Figure:
 
 
 def _colours(n: int) -> list[Any]:
-    with settings_kept():
+    with preserve_process_settings():
         from matplotlib import colormaps
 
     return [colormaps["tab10"](i) if n <= 10 else colormaps["viridis"](i / max(n - 1, 1)) for i in range(n)]

@@ -188,7 +188,7 @@ def test_a_folder_that_cannot_be_written_shows_before_training(tmp_path, monkeyp
 
 def test_a_folder_is_of_one_training_at_a_time(tmp_path):
     out = tmp_path / "a"
-    with storage.locked(out / "config.json"):
+    with storage.lock_path(out / "config.json"):
         result = run("train", "digits", *FAST, "--out", out)
     assert result.exit_code == 1 and "is in use" in text_of(result)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..handlers.deferred import LazyTensor
 from ..handlers.plates import plate_shape, sample_in_plates
-from ..utils.arguments import check_integer, check_mapping, described
+from ..utils.arguments import check_integer, check_mapping, describe
 from ..utils.network_calls import as_scored, encoded
 from .context import cached
 from .masks import Presence, all_of, any_of, over_events
@@ -178,7 +178,7 @@ class Batch:
             there = {True: "all", False: "none"}[mask] if isinstance(mask, bool) else f"{mask.float().mean():.0%}"
             return f"{name}{shape} present: {there}"
 
-        return f"Batch(size={self.size}, {', '.join(map(described, self._masks))})"
+        return f"Batch(size={self.size}, {', '.join(map(describe, self._masks))})"
 
     def __getitem__(self, key: Any) -> Any:
         """``batch["image"]``: the values (filler where missing). ``batch[rows]``: a batch of those rows."""
@@ -281,7 +281,7 @@ class Batch:
         self._known(tuple(values), "replaced")
         for name, value in values.items():
             if not isinstance(value, Tensor):
-                raise TypeError(f"modality {name!r}: expected a tensor, got {described(value)}")
+                raise TypeError(f"modality {name!r}: expected a tensor, got {describe(value)}")
             if value.dim() == 0 or len(value) != self.size:
                 raise ValueError(f"modality {name!r}: expected {self.size} rows, got shape {tuple(value.shape)}")
         return self._copy(_values=self._values | values, _memo=None)
@@ -366,7 +366,7 @@ class Batch:
             ``(.., N, *event)``: the values, with draws in place of missing ones.
         """
         if not isinstance(name, str):
-            raise TypeError(f"observe: expected the name of a modality first, got {described(name)}")
+            raise TypeError(f"observe: expected the name of a modality first, got {describe(name)}")
         value, hear = self._observed(name, fn, *parents), self._hear
         return value if hear is None else LazyTensor(lambda: (hear(name), value)[1])
 
@@ -461,7 +461,7 @@ class Batch:
         if isinstance(key, bool | np.bool_ | float | complex) or not isinstance(
             key, int | np.integer | Tensor | np.ndarray | Sequence
         ):
-            raise TypeError(f"{wanted}, got {described(key)}")
+            raise TypeError(f"{wanted}, got {describe(key)}")
         if isinstance(key, int | np.integer) or (isinstance(key, Tensor | np.ndarray) and key.ndim == 0):
             row = check_integer("row", key)
             if not -self.size <= row < self.size:
@@ -470,10 +470,10 @@ class Batch:
         try:
             rows = torch.as_tensor(key, device=self.device)
         except (TypeError, ValueError, RuntimeError):
-            raise TypeError(f"{wanted}, got {described(key)}") from None
+            raise TypeError(f"{wanted}, got {describe(key)}") from None
         rows = rows.long() if rows.numel() == 0 and rows.dtype != torch.bool else rows
         if rows.is_floating_point() or rows.is_complex() or rows.dim() != 1:
-            raise TypeError(f"{wanted}, got {described(key)}")
+            raise TypeError(f"{wanted}, got {describe(key)}")
         if rows.dtype == torch.bool and len(rows) != self.size:
             raise ValueError(f"expected a mask of {self.size} rows, got one of {len(rows)}")
         return rows if rows.dtype == torch.bool else rows.long()
@@ -486,7 +486,7 @@ class Batch:
     def _known(self, names: tuple[str, ...], what: str) -> None:
         for name in names:
             if not isinstance(name, str):
-                raise TypeError(f"{what}: expected names of modalities one by one, got {described(name)}")
+                raise TypeError(f"{what}: expected names of modalities one by one, got {describe(name)}")
             if name not in self._masks:
                 raise ValueError(f"unknown modality {name!r}: this batch holds {list(self._masks)}")
 
@@ -507,7 +507,7 @@ def check_batch(value: Any, argument: str = "batch", least: int = 1) -> Batch:
             hint = ": make one of it, Batch({'image': values}), with a name of yours"
         elif hasattr(value, "__iter__") and hasattr(value, "dataset"):
             hint = ": a Batch holds all rows, and fit takes minibatches of it by itself"
-        raise TypeError(f"expected {argument} to be a pyro_mm.Batch, got {described(value)}{hint}")
+        raise TypeError(f"expected {argument} to be a pyro_mm.Batch, got {describe(value)}{hint}")
     if value.size < least:
         wanted = "one row" if least == 1 else f"{least} rows"
         raise ValueError(f"expected {argument} to have {wanted} at least, got {value.size or 'none'}")
@@ -518,7 +518,7 @@ def _distribution(name: str, d: Any) -> Any:
     if isinstance(d, torch.distributions.Distribution):
         return d
     raise TypeError(
-        f"site {name!r}: expected a distribution, or a module or function that gives one, got {described(d)}"
+        f"site {name!r}: expected a distribution, or a module or function that gives one, got {describe(d)}"
     )
 
 
@@ -533,7 +533,7 @@ def _masked(value: Tensor, mask: Tensor) -> tuple[Presence, Tensor]:
 
 def _device(value: Any) -> torch.device:
     if not isinstance(value, str | int | torch.device) or isinstance(value, bool):
-        raise TypeError(f"expected device to be the name of a device, got {described(value)}")
+        raise TypeError(f"expected device to be the name of a device, got {describe(value)}")
     try:
         return torch.device(value)
     except RuntimeError as error:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..utils.arguments import described
+from ..utils.arguments import describe
 
 WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}  # torch computes with few
 NUMBERS = {
@@ -236,7 +236,7 @@ def _array(what: str, value: Any) -> Any:
             f"{what}: expected a dense array, got a sparse {type(value).__name__} of shape {shape}: give its .toarray()"
         )
     if isinstance(value, str | bytes | dict | set | frozenset):
-        raise TypeError(f"{what}: expected numbers, got {described(value)}")
+        raise TypeError(f"{what}: expected numbers, got {describe(value)}")
     if not isinstance(value, np.ndarray):
         if hasattr(value, "to_numpy"):  # polars, xarray
             value = value.to_numpy()
@@ -257,6 +257,6 @@ def _array(what: str, value: Any) -> Any:
 def _kind(value: Any) -> str:
     kind = getattr(value, "dtype", None)
     if kind is None:
-        return described(value)
+        return describe(value)
     hint = ": encode categories as integers first" if getattr(kind, "kind", "") in "OUS" else ""
     return f"{kind}{hint}"

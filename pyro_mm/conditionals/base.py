@@ -6,7 +6,7 @@ import torch
 from pyro.distributions.util import broadcast_shape
 from torch import Size, Tensor, nn
 
-from ..utils.arguments import check_function, check_shape, described
+from ..utils.arguments import check_function, check_shape, describe
 from ..utils.network_calls import OfOutput, Output
 
 
@@ -36,7 +36,7 @@ class Conditional(OfOutput):
             parents = (torch.cat([parent.expand(*lead, -1) for parent in parents], -1),)
         out = self.net(*parents)
         if not isinstance(out, Tensor):
-            raise TypeError(f"{type(self).__name__}: expected a tensor from the network, got {described(out)}")
+            raise TypeError(f"{type(self).__name__}: expected a tensor from the network, got {describe(out)}")
         return out.to(torch.promote_types(out.dtype, torch.float32))
 
     def _parameters_of(self, parents: tuple[Tensor, ...], number: int) -> tuple[Tensor, ...]:

@@ -7,7 +7,7 @@ import torch
 from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 
-from ..utils.arguments import check_function, described
+from ..utils.arguments import check_function, describe
 from .base import Conditional
 
 
@@ -34,7 +34,7 @@ class Flow(Conditional):
         context = self.output(parents)
         d = self.flow(context)
         if not hasattr(d, "transform") or not hasattr(d, "base"):
-            raise TypeError(f"expected a flow of zuko, with a transform and a base, got one that gives {described(d)}")
+            raise TypeError(f"expected a flow of zuko, with a transform and a base, got one that gives {describe(d)}")
         return _Flowing(d.base, [_Drawn(d.transform, context.dtype)], validate_args=False)
 
 

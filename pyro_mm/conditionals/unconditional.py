@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributions.gaussian_experts import STANDARD_NORMAL
-from ..utils.arguments import described
+from ..utils.arguments import describe
 
 
 class Unconditional(nn.Module):
@@ -45,7 +45,7 @@ def as_module(argument: str, value: Any) -> nn.Module:
         return value
     if not isinstance(value, torch.distributions.Distribution):
         raise TypeError(
-            f"expected {argument} to be a distribution, or a module that gives one of a batch, got {described(value)}"
+            f"expected {argument} to be a distribution, or a module that gives one of a batch, got {describe(value)}"
         )
     return Unconditional(value)
 

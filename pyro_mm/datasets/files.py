@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from ..utils.arguments import check_integer, check_path, described
+from ..utils.arguments import check_integer, check_path, describe
 
 Directory = str | os.PathLike[str] | None
 Shape = tuple[int | str, ...]
@@ -37,7 +37,7 @@ def check_rows(rows: Any) -> tuple[int | None, int | None]:
         TypeError, ValueError: anything else than two such numbers.
     """
     if not isinstance(rows, tuple | list) or len(rows) != 2:
-        raise TypeError(f"expected rows to be two numbers or None, (training, others), got {described(rows)}")
+        raise TypeError(f"expected rows to be two numbers or None, (training, others), got {describe(rows)}")
     train, others = (None if n is None else check_integer("every number in rows", n, least=1) for n in rows)
     return train, others
 

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from ..batch.batch import Batch
-from ..utils.global_state import settings_kept
+from ..utils.global_state import preserve_process_settings
 from .files import data_folder, unzipped
 
 Binarize = Literal["static", "threshold", "dynamic"] | None
@@ -77,7 +77,7 @@ def digits() -> Split:
     scikit-learn ships them. A pixel is 1 where it is above 7 of 16. The split is a fixed one, drawn with
     equal shares of each label.
     """
-    with settings_kept():
+    with preserve_process_settings():
         from sklearn.datasets import load_digits  # here, because it takes seconds
         from sklearn.model_selection import train_test_split
 
@@ -185,7 +185,7 @@ def _find(name: str, file: str, directory: str | os.PathLike[str] | None) -> Pat
         for path in (folder / f"{file}.gz", folder / file):
             if path.is_file():
                 return path
-    with settings_kept():
+    with preserve_process_settings():
         import pooch  # here, because it takes seconds
 
     errors: list[OSError] = []

@@ -13,7 +13,7 @@ import torch
 
 from ..batch.batch import Batch
 from ..utils.arguments import check_choice, check_integer, check_names
-from ..utils.global_state import settings_kept
+from ..utils.global_state import preserve_process_settings
 from .files import BadFile, Directory, check_inside, check_rows, located, read_lines
 from .image_files import Pictures, read_rgb
 from .images import Split
@@ -44,7 +44,7 @@ def svhn(directory: Directory = None) -> Split:
 
 
 def _cropped(path: Path) -> Batch:
-    with settings_kept():
+    with preserve_process_settings():
         from scipy.io import loadmat, whosmat  # here, because it takes a second
 
     try:

@@ -8,7 +8,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from ..utils.arguments import check_tensor, described
+from ..utils.arguments import check_tensor, describe
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LENGTH = 6  # the longest name and an end mark
@@ -36,7 +36,7 @@ def words(labels: Tensor) -> tuple[Tensor, Tensor]:
     labels = check_tensor("labels", labels).cpu()
     whole = labels.long()
     if labels.dtype == torch.bool or labels.dim() != 1 or not torch.equal(whole.to(labels.dtype), labels):
-        raise ValueError(f"expected labels of digits, whole numbers (N,), got {described(labels)}")
+        raise ValueError(f"expected labels of digits, whole numbers (N,), got {describe(labels)}")
     if len(labels) and not 0 <= int(whole.min()) <= int(whole.max()) < len(NAMES):
         raise ValueError(f"expected labels from 0 to 9, got {int(whole.min())} to {int(whole.max())}")
     labels = whole
@@ -52,10 +52,10 @@ def spell(tokens: Iterable[Iterable[int]] | Tensor) -> list[str]:
     rows = tokens.tolist() if isinstance(tokens, Tensor) else tokens
     wanted = "expected tokens (N, L), integers from 0 to 26"
     if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
-        raise TypeError(f"{wanted}, got {described(tokens)}")
+        raise TypeError(f"{wanted}, got {describe(tokens)}")
     rows = [list(row) if isinstance(row, Iterable) and not isinstance(row, str) else None for row in rows]
     if any(row is None or not all(isinstance(t, Integral) and 0 <= int(t) <= 26 for t in row) for row in rows):
-        raise ValueError(f"{wanted}, got {described(tokens)}")
+        raise ValueError(f"{wanted}, got {describe(tokens)}")
     return ["".join(chr(96 + t) if t else " " for t in row).split(" ")[0] for row in rows]
 
 

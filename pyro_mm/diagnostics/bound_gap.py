@@ -19,7 +19,7 @@ from ..objectives.objective import Objective
 from ..objectives.tables import elbo
 from ..scoring.importance import log_weights
 from ..scoring.structure import Callback
-from ..utils.seeding import seeded
+from ..utils.seeding import temporary_seed
 
 DRAWS = 20  # evaluations of a bound, whose spread is its standard error
 
@@ -62,7 +62,7 @@ def bounded(target: Target, evidence: Callable[[frozenset[str]], Evidence]) -> t
 
 def averaged(value: Callable[[], float], batch: Batch, seed: int) -> tuple[float, float]:
     """The mean of a random number over 20 draws under a seed, and its standard error."""
-    with seeded(seed, batch.device):
+    with temporary_seed(seed, batch.device):
         values = torch.tensor([value() for _ in range(DRAWS)], dtype=torch.float64)
     return values.mean().item(), (values.std() / DRAWS**0.5).item()
 

@@ -11,7 +11,7 @@ from ..estimators import PerRow
 from ..evidence.evidence import THRESHOLD, WIDE, Evidence
 from ..objectives.bounds import Target
 from ..scoring.audit import Sites
-from ..utils.text import aligned, plus_minus, wrapped
+from ..utils.text import align_columns, plus_minus, wrap_remark
 from .bound_gap import Gap
 from .gradient_noise import Gradients
 
@@ -53,7 +53,7 @@ class Check:
 
     def __repr__(self) -> str:
         parts = [_sites_text(self), _gap_text(self), _evidence_text(self), _gradient_text(self)]
-        findings = [wrapped(f"{i}. ", text) for i, text in enumerate(self.findings, 1)] or ["  nothing to remark"]
+        findings = [wrap_remark(f"{i}. ", text) for i, text in enumerate(self.findings, 1)] or ["  nothing to remark"]
         return "\n\n".join([f"Check of {self.rows} rows", *filter(None, parts), "\n".join(["Findings", *findings])])
 
 
@@ -86,7 +86,7 @@ def _gap_text(found: Check) -> str:
         if gap is not None:
             numbers = ((gap.bound, gap.bound_error), (gap.evidence, gap.evidence_error), (gap.value, gap.error))
             rows.append([name, *(plus_minus(*n) for n in numbers)])
-    lines = [aligned(["Bound, nats a row", "bound", "evidence", "gap"], rows)] if rows else ["Bound"]
+    lines = [align_columns(["Bound, nats a row", "bound", "evidence", "gap"], rows)] if rows else ["Bound"]
     lines.append(f"  objective: {found.objective}" + (f", {found.remark}" if found.remark else ""))
     if found.gap is not None and found.gap.rows < found.rows:
         lines.append(f"  training objective: over the {found.gap.rows} rows that its bound holds for")
@@ -106,7 +106,7 @@ def _evidence_text(found: Check) -> str:
         for e in found.evidence.values()
         if bool(e.counted.any())
     ]
-    return aligned(["Guide as a proposal", "nats a row", "median ESS", "doubtful rows"], rows) if rows else ""
+    return align_columns(["Guide as a proposal", "nats a row", "median ESS", "doubtful rows"], rows) if rows else ""
 
 
 def _gradient_text(found: Check) -> str:
@@ -123,7 +123,7 @@ def _gradient_text(found: Check) -> str:
         "noise",
         "entries",
     ]
-    text = aligned(header, rows) if rows else "Gradient\n  no parameter wants one"
+    text = align_columns(header, rows) if rows else "Gradient\n  no parameter wants one"
     text += f"\n  and {more} more, of larger ratios" if more > 0 else ""
     text += "\n  norms of the mean gradient and of one draw's departure from it, in nats a row" if rows else ""
     frozen = found.gradients.frozen

@@ -14,8 +14,8 @@ from ..batch.batch import Batch, check_batch
 from ..evidence.evidence import THRESHOLD, Evidence
 from ..evidence.likelihood import log_conditional, log_marginal
 from ..utils.arguments import check_mapping, check_names, check_seed
-from ..utils.arviz import compared
-from ..utils.text import aligned, plus_minus, wrapped
+from ..utils.arviz import compare_log_likelihoods
+from ..utils.text import align_columns, plus_minus, wrap_remark
 
 HEAVY = 0.1  # the share of rows with k-hat > 0.7 that is worth a remark
 DIFFERENT = 2.0  # standard errors
@@ -80,7 +80,7 @@ class Comparison:
         ``arviz.compare``.
         """
         column = lambda x: x[self.rows.to(x.device)].double().cpu().numpy()  # noqa: E731
-        return compared(
+        return compare_log_likelihoods(
             {name: column(e.log_prob) for name, e in self.evidence.items()},
             {name: column(e.pareto_k) for name, e in self.evidence.items()},
             {name: e.num_particles for name, e in self.evidence.items()},
@@ -103,8 +103,8 @@ class Comparison:
         legend = (
             f"  means over {kept}{of} rows; errors by the choice of rows, paired, and by the draws of the estimation"
         )
-        remarks = [wrapped("- ", text) for text in self.remarks()]
-        return "\n".join([aligned(header, lines), legend, *remarks])
+        remarks = [wrap_remark("- ", text) for text in self.remarks()]
+        return "\n".join([align_columns(header, lines), legend, *remarks])
 
     def remarks(self) -> list[str]:
         """What to beware of, in words."""

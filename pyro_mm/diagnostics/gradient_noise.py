@@ -17,7 +17,7 @@ from ..batch.batch import Batch
 from ..training.step import differentiable, loss_and_grads, problem_of
 from ..utils.modules import buffers_kept
 from ..utils.reachable import held, modules
-from ..utils.seeding import seeded
+from ..utils.seeding import temporary_seed
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def gradient_noise(
     if repeats < 2:
         raise ValueError(f"expected at least 2 repeats, which have a variance, got {repeats}")
     objective, step = copy.copy(objective), getattr(objective, "steps", None)
-    with torch.inference_mode(False), torch.enable_grad(), seeded(seed, batch.device), unchanged(model, guide):
+    with torch.inference_mode(False), torch.enable_grad(), temporary_seed(seed, batch.device), unchanged(model, guide):
         problem = problem_of(objective, model, guide, batch[: min(2, batch.size)])
         rows = batch.total if problem.scaled and batch.total else batch.size
         named = list(_named(model, guide, problem.leaves))

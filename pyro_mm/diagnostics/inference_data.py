@@ -13,9 +13,9 @@ from ..batch.batch import Batch, check_batch
 from ..evidence.evidence import Evidence
 from ..sampling.predictive import draw
 from ..scoring.evaluation import evaluating
-from ..utils.arguments import check_counts, check_flags, check_programs, check_seed, described
-from ..utils.arviz import inference_data
-from ..utils.seeding import seeded
+from ..utils.arguments import check_counts, check_flags, check_programs, check_seed, describe
+from ..utils.arviz import build_inference_data
+from ..utils.seeding import temporary_seed
 
 STATS = ("standard_error", "ess", "pareto_k")
 
@@ -66,12 +66,15 @@ def to_arviz(
     check_flags(resample=resample, prior=prior, vectorize=vectorize)
     check_seed(seed)
     if evidence is not None and not isinstance(evidence, Evidence):
-        raise TypeError(f"expected evidence to be an Evidence or None, got {described(evidence)}")
+        raise TypeError(f"expected evidence to be an Evidence or None, got {describe(evidence)}")
     if evidence is not None and len(evidence) != batch.size:
         raise ValueError(f"expected an evidence of the batch's {batch.size} rows, got one of {len(evidence)}")
     draws: dict[str, dict[str, Tensor]] = {}
     stacked = vectorize and (num_samples > 1 or resample)
-    with evaluating(model, guide, batch, audit=audit, stacked=stacked, draws=True) as rows, seeded(seed, rows.device):
+    with (
+        evaluating(model, guide, batch, audit=audit, stacked=stacked, draws=True) as rows,
+        temporary_seed(seed, rows.device),
+    ):
         _, *found = draw(model, guide, rows, num_samples, resample=resample, vectorize=vectorize)
         draws["posterior"], draws["posterior_predictive"] = found
         if prior:
@@ -90,7 +93,9 @@ def to_arviz(
         for group, of in groups.items()
         for name, x in of.items()
     }
-    return inference_data({g: of for g, of in groups.items() if of}, coords={"row": np.arange(batch.size)}, dims=dims)
+    return build_inference_data(
+        {g: of for g, of in groups.items() if of}, coords={"row": np.arange(batch.size)}, dims=dims
+    )
 
 
 def _data(batch: Batch) -> dict[str, dict[str, np.ndarray]]:

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..utils.global_state import settings_kept
+from ..utils.global_state import preserve_process_settings
 
 LEVEL = 0.05  # the chance that a table names anything at all where nothing is wrong
 
@@ -57,7 +57,7 @@ def uniformity(counts: np.ndarray) -> float:
 
     Säilynoja, Bürkner & Vehtari 2022 (arXiv:2103.10522).
     """
-    with settings_kept():
+    with preserve_process_settings():
         from scipy.stats import binom  # here, because it takes most of a second
 
     n, cells = int(counts.sum()), len(counts)
@@ -84,7 +84,7 @@ def band(num_rows: int, num_draws: int, prob: float = 0.95) -> tuple[np.ndarray,
 
 def _limits(gamma: float, n: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
     """The smallest and the largest count below each rank whose tail probabilities are above gamma / 2."""
-    with settings_kept():
+    with preserve_process_settings():
         from scipy.stats import binom
 
     at = np.arange(1, cells) / cells
@@ -94,7 +94,7 @@ def _limits(gamma: float, n: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _inside(lower: np.ndarray, upper: np.ndarray, n: int) -> float:
     """The probability that uniform ranks have counts within limits: independent Poisson counts given their sum."""
-    with settings_kept():
+    with preserve_process_settings():
         from scipy.stats import poisson
 
     if (lower > upper).any():
@@ -109,7 +109,7 @@ def _inside(lower: np.ndarray, upper: np.ndarray, n: int) -> float:
 
 def _finding(counts: np.ndarray, p_value: float, adjusted: float) -> Finding:
     """The maximum-likelihood shift and width, by the classes' probabilities under a normal; and the verdict."""
-    with settings_kept():
+    with preserve_process_settings():
         from scipy.optimize import minimize
         from scipy.special import ndtr, ndtri
 

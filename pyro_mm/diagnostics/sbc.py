@@ -22,7 +22,7 @@ from ..scoring.structure import Callback, PairStructure, latent_sites, pair_stru
 from ..scoring.term_pair import TermPair
 from ..scoring.views import TermViews
 from ..utils.arguments import check_counts, check_flags, check_function, check_mapping, check_programs
-from ..utils.seeding import normalize_seed, seeded
+from ..utils.seeding import normalize_seed, temporary_seed
 from .rank_tests import LEVEL, Finding, _finding, _holm, p_text, uniformity
 
 CHUNK = 2**14  # (row, draw) pairs at once, on CUDA four times as many
@@ -170,7 +170,7 @@ def _calibration(
         raise ValueError("no row of the batch has anything present, so there is no posterior to look at")
     seed, parts = normalize_seed(seed), []
     chunk = chunk or CHUNK * (4 if batch.device.type == "cuda" else 1)
-    with seeded(seed, batch.device):
+    with temporary_seed(seed, batch.device):
         simulated, truth = simulate(model, batch, audit=False)
         if audit:
             audited(model, guide, simulated, stacked=vectorize)

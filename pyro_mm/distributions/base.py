@@ -14,7 +14,7 @@ from pyro.distributions.util import broadcast_shape
 from torch import Size, Tensor
 from torch.distributions import Distribution, Independent, constraints
 
-from ..utils.arguments import check_tensor, described
+from ..utils.arguments import check_tensor, describe
 
 
 def gumbel(uniform: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def diagonal(d: Distribution) -> tuple[Tensor, Tensor]:
 
 def _check_distribution(argument: str, d: Any) -> None:
     if not isinstance(d, Distribution):
-        raise TypeError(f"expected {argument} to be a distribution, got {described(d)}")
+        raise TypeError(f"expected {argument} to be a distribution, got {describe(d)}")
 
 
 def innermost(d: Distribution) -> Distribution:

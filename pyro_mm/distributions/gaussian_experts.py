@@ -11,7 +11,7 @@ import torch
 from pyro.distributions import Normal
 from torch import Tensor
 
-from ..utils.arguments import check_number, check_tensor, described
+from ..utils.arguments import check_number, check_tensor, describe
 
 STANDARD_NORMAL = Normal(0.0, 1.0)
 
@@ -46,7 +46,7 @@ def product_of_normals(
     """
     masks = _checked(locs, scales, masks)
     if prior is not None and not isinstance(prior, torch.distributions.Normal):
-        raise TypeError(f"expected prior to be a Normal or None, got {described(prior)}")
+        raise TypeError(f"expected prior to be a Normal or None, got {describe(prior)}")
     total: float | Tensor = 0.0
     weighted: float | Tensor = 0.0
     if prior is STANDARD_NORMAL:
@@ -190,10 +190,10 @@ def _checked(
 ) -> Sequence[bool | Tensor]:
     for argument, each in (("locs", locs), ("scales", scales)):
         if not isinstance(each, Sequence):
-            raise TypeError(f"expected {argument} to be a sequence of tensors, got {described(each)}")
+            raise TypeError(f"expected {argument} to be a sequence of tensors, got {describe(each)}")
     masks = [True] * len(locs) if masks is None else masks
     if not isinstance(masks, Sequence):
-        raise TypeError(f"expected masks to be a sequence of booleans or boolean tensors, got {described(masks)}")
+        raise TypeError(f"expected masks to be a sequence of booleans or boolean tensors, got {describe(masks)}")
     if not len(locs) == len(scales) == len(masks) > 0:
         sizes = f"{len(locs)}, {len(scales)} and {len(masks)}"
         raise ValueError(f"expected equally many locs, scales and masks, one at least; got {sizes}")

@@ -15,7 +15,7 @@ from ..scoring.audit import audit as audited
 from ..scoring.evaluation import evaluating, returned
 from ..scoring.structure import Callback
 from ..utils.arguments import check_choice, check_counts, check_flags, check_programs
-from ..utils.seeding import normalize_seed, seeded
+from ..utils.seeding import normalize_seed, temporary_seed
 from .accumulator import evidence_of
 from .annealing_target import State, TemperedDensity
 from .evidence import Evidence, joined
@@ -85,7 +85,7 @@ def annealed_importance(
         size = _rows_at_once(whole, num_chains, pilot_chains)
         for first in range(0, whole.size, size):
             rows = whole if whole.size <= size else whole.excerpt(slice(first, first + size))
-            with seeded(seed + first, whole.device):
+            with temporary_seed(seed + first, whole.device):
                 path = _Path(model, guide, rows, temperatures, leapfrog_steps, start, pilot_chains, vectorize)
                 parts.append(evidence_of(path.run(path.bridge.draws(num_chains)), ""))
         found = described(parts[0] if len(parts) == 1 else joined(parts), model, guide, whole)
@@ -131,7 +131,7 @@ def bidirectional(
         size = _rows_at_once(whole, num_chains, pilot_chains)
         for first in range(0, whole.size, size):
             rows = whole if whole.size <= size else whole.excerpt(slice(first, first + size))
-            with seeded(seed + first, whole.device):
+            with temporary_seed(seed + first, whole.device):
                 simulated, exact = simulate(model, rows, audit=False)
                 if audit and not parts:
                     audited(model, guide, simulated, stacked=vectorize)

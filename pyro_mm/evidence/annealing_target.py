@@ -17,7 +17,7 @@ from ..scoring.reduction import SiteReducer
 from ..scoring.structure import Callback, latent_sites, pair_structure
 from ..scoring.term_pair import TermPair
 from ..scoring.views import TermViews
-from ..utils.global_state import validation
+from ..utils.global_state import override_validation
 from ..utils.seeding import generator_state
 
 Values = dict[str, Tensor]
@@ -82,7 +82,7 @@ class TemperedDensity:
 
         Nothing would hold these back, the least so where a constraint's Jacobian draws them outwards.
         """
-        with torch.enable_grad(), validation(False):
+        with torch.enable_grad(), override_validation(False):
             z = {n: t(u[n]).detach().requires_grad_() for n, t in self.transforms.items()}
             of_q, of_p = (_slopes(x, z) for x in self._scored(z))
         masses = {}
@@ -114,7 +114,7 @@ class TemperedDensity:
 
     def at(self, u: Values) -> State:
         """The state of chains at coordinates u."""
-        with torch.enable_grad(), validation(False):  # a move may end anywhere, and is then rejected
+        with torch.enable_grad(), override_validation(False):  # a move may end anywhere, and is then rejected
             u = {n: x.detach().requires_grad_() for n, x in u.items()}
             z = {n: t(u[n]) for n, t in self.transforms.items()}
             jacobian = sum(self._rows(n, t.log_abs_det_jacobian(u[n], z[n])) for n, t in self.transforms.items())

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..utils.arviz import inference_data
+from ..utils.arviz import build_inference_data
 from .pareto import LEAST, tail_length
 
 THRESHOLD = 0.7  # of k-hat (Vehtari et al. 2024): the variance of heavier tails is too large, or infinite
@@ -192,7 +192,7 @@ class Evidence:
         """As ArviZ's inference data: group ``log_likelihood``, and the diagnostics under ``sample_stats``."""
         column = lambda x: x.detach().cpu().numpy()[None, None]  # noqa: E731  # chain, draw, row
         stats = {name: column(getattr(self, name)) for name in ("standard_error", "ess", "pareto_k")}
-        return inference_data({"log_likelihood": {self.quantity: column(self.log_prob)}, "sample_stats": stats})
+        return build_inference_data({"log_likelihood": {self.quantity: column(self.log_prob)}, "sample_stats": stats})
 
 
 def _rows(n: int) -> str:

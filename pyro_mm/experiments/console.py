@@ -9,7 +9,7 @@ from itertools import zip_longest
 import torch
 import typer
 
-from ..utils.global_state import settings_kept
+from ..utils.global_state import preserve_process_settings
 
 FAILED, INTERRUPTED = 1, 130  # 2, a mistake in the command itself, is typer's
 FAILURES = (ValueError, TypeError, RuntimeError, OSError, ArithmeticError, MemoryError)
@@ -66,7 +66,7 @@ def torch_device(name: str | None) -> torch.device:
 
 def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a table."""
-    with settings_kept():
+    with preserve_process_settings():
         from rich import box
         from rich.console import Console
         from rich.table import Table

@@ -20,7 +20,7 @@ from ..recipes.flows import jnf, jnf_second
 from ..recipes.joint_encoder import jmvae_kl, jmvae_zero, telbo, vaevae_joint
 from ..recipes.private_latents import dmvae, mmvae_plus
 from ..recipes.unimodal import cvae, vae
-from ..utils.seeding import seeded
+from ..utils.seeding import temporary_seed
 from .evaluation import share
 from .published import Data
 
@@ -77,7 +77,7 @@ def measured(
         )
         found["image from label"] = pictures[:2]
     if member.knows_label and member.encodes_image:
-        with seeded(seed, test.device):
+        with temporary_seed(seed, test.device):
             right = metrics.class_probabilities(model, guide, test, "label", "image", PREDICTIONS).argmax(-1)
         found["label from image"] = metrics.Share.of(right == test["label"])[:2]
     if member.encodes_image:

@@ -13,7 +13,7 @@ from ..batch.batch import Batch, check_batch
 from ..sampling.predictive import generate
 from ..scoring.evaluation import evaluating, returned
 from ..utils.arguments import check_counts, check_name, check_names, check_programs, check_tensor
-from ..utils.global_state import settings_kept
+from ..utils.global_state import preserve_process_settings
 
 CHUNK = 256  # rows at once: every modality is decoded, and only the target's class probabilities are kept
 
@@ -96,7 +96,7 @@ def confusion_matrix(true: Tensor, predicted: Tensor, num_classes: int) -> np.nd
     for argument, labels in (("true", true), ("predicted", predicted)):
         if check_tensor(argument, labels, ("N",)).shape != true.shape or not len(true):
             raise ValueError(f"expected {argument} of shape {tuple(true.shape)}, got {tuple(labels.shape)}")
-    with settings_kept():
+    with preserve_process_settings():
         from sklearn import metrics  # here, because it takes a second
 
     return metrics.confusion_matrix(true.cpu(), predicted.cpu(), labels=range(num_classes))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..utils.arguments import check_counts, check_number, check_tensor
-from ..utils.seeding import seeded
+from ..utils.seeding import temporary_seed
 from .proportion import Share
 
 CHUNK = 1024
@@ -61,7 +61,7 @@ def classifier(
     labels, test_labels = labels.long(), test_labels.long()
     device, event = values.device, values.shape[1:]
     labels, test_labels = labels.to(device), test_labels.to(device)
-    with torch.inference_mode(False), torch.enable_grad(), seeded(seed, device):
+    with torch.inference_mode(False), torch.enable_grad(), temporary_seed(seed, device):
         net = _Network(values, int(labels.max()) + 1, event, hidden).to(device)
         optimizer = torch.optim.Adam(net.parameters(), lr)
         steps = epochs * -(-len(values) // batch_size)

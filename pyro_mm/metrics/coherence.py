@@ -28,9 +28,9 @@ from ..utils.arguments import (
     check_programs,
     check_seed,
     check_tensor,
-    described,
+    describe,
 )
-from ..utils.seeding import seeded
+from ..utils.seeding import temporary_seed
 from .proportion import Share
 
 Classifier = Callable[[Tensor], Tensor]
@@ -96,7 +96,7 @@ def cross_modal_coherence(
     shown, stacked = batch.only(*names), num_samples > 1
     with (
         evaluating(model, guide, shown, audit=audit, stacked=stacked, draws=True) as whole,
-        seeded(seed, whole.device),
+        temporary_seed(seed, whole.device),
     ):
         labels, rows = labels.to(whole.device), rows.to(whole.device)
         for part in rows.split(max(1, CHUNK // num_samples)):
@@ -158,7 +158,7 @@ def joint_coherence(
             model(batch)
 
     agreed = []
-    with evaluating(model, prior, like, audit=audit) as whole, seeded(seed, whole.device):
+    with evaluating(model, prior, like, audit=audit) as whole, temporary_seed(seed, whole.device):
         for size in _parts(n):
             drawn = generate(model, prior, Batch.empty(size, whole), mean=mean, audit=False)
             classes = torch.stack([_classes(f, _of(drawn, name), name)[0] for name, f in classifiers.items()])
@@ -180,7 +180,7 @@ def _classes(classifier: Classifier, x: Tensor, name: str) -> Tensor:
     """The likeliest class of each of ``(S, N, *event)``: ``(S, N)``."""
     logits = classifier(x.flatten(0, 1))
     if not isinstance(logits, Tensor):
-        raise TypeError(f"expected logits from the classifier of {name!r}, got {described(logits)}")
+        raise TypeError(f"expected logits from the classifier of {name!r}, got {describe(logits)}")
     if logits.dim() != 2 or len(logits) != x.shape[0] * x.shape[1]:
         expected = f"({x.shape[0] * x.shape[1]}, C)"
         raise ValueError(f"expected logits {expected} from the classifier of {name!r}, got {tuple(logits.shape)}")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ..utils.arguments import check_function, check_tensor, described
+from ..utils.arguments import check_function, check_tensor, describe
 
 CHUNK = 256  # rows at once
 
@@ -82,7 +82,7 @@ def _moments(
 ) -> tuple[Tensor, Tensor]:
     """Mean ``(D,)`` and covariance ``(D, D)`` of features, in one pass and float64."""
     if isinstance(data, str | Mapping) or not isinstance(data, Tensor | Iterable):
-        raise TypeError(f"expected {what} to be a tensor (N, ..) or an iterable of them, got {described(data)}")
+        raise TypeError(f"expected {what} to be a tensor (N, ..) or an iterable of them, got {describe(data)}")
     blocks = [data] if isinstance(data, Tensor) else data
     count, shift, first, second = 0, torch.zeros(()), torch.zeros(()), torch.zeros(())
     for part in (part for block in blocks for part in _rows(block, what).split(CHUNK)):

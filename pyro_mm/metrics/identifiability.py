@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..utils.arguments import check_choice, check_integer, check_tensor
-from ..utils.global_state import settings_kept
+from ..utils.global_state import preserve_process_settings
 
 Kind = Literal["pearson", "spearman", "rdc"]
 WAVES, FREQUENCY = 20, 0.5  # of the randomised dependence coefficient
@@ -95,7 +95,7 @@ def _without_rounding(x: Tensor) -> Tensor:
 def _correlations(x: Tensor, y: Tensor, kind: Kind) -> np.ndarray:
     """``|corr(x_i, y_j)|``, ``(D, D)``; of an entry that does not vary, 0."""
     if kind != "pearson":
-        with settings_kept():
+        with preserve_process_settings():
             from scipy.stats import rankdata
 
         x, y = (torch.from_numpy(rankdata(v.numpy(), axis=0)) for v in (x, y))
@@ -125,7 +125,7 @@ def _waves(ranks: Tensor) -> list[Tensor]:
 
 
 def _assigned(correlations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    with settings_kept():
+    with preserve_process_settings():
         from scipy.optimize import linear_sum_assignment
 
     return linear_sum_assignment(correlations, maximize=True)

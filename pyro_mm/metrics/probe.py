@@ -14,8 +14,8 @@ from ..sampling.encode import encode
 from ..scoring.audit import audit as audited
 from ..scoring.evaluation import evaluating
 from ..utils.arguments import check_flag, check_name, check_names, check_number, check_programs, check_seed
-from ..utils.global_state import settings_kept
-from ..utils.seeding import seeded
+from ..utils.global_state import preserve_process_settings
+from ..utils.seeding import temporary_seed
 from .proportion import Share
 
 CHUNK = 1024  # rows encoded at once
@@ -67,14 +67,14 @@ def linear_probe(
     check_seed(seed)
     sites = check_names("sites", sites, least=1, what="latent site")
     names = [n for n in train.names if n != label] if given is None else check_names("given", given, train)
-    with settings_kept():
+    with preserve_process_settings():
         from sklearn.linear_model import LogisticRegression  # here, because it takes seconds
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
     if label in names:
         raise ValueError(f"the label {label!r} is what is to be told: it cannot be given")
-    with evaluating(None, guide, train, audit=False) as rows, seeded(seed, rows.device):
+    with evaluating(None, guide, train, audit=False) as rows, temporary_seed(seed, rows.device):
         if audit:
             audited(None, guide, rows.only(*names), draws=True)
         both = rows, test.to(rows.device)

@@ -11,7 +11,7 @@ from torch import nn
 from ..batch.batch import Batch
 from ..conditionals.unconditional import as_module
 from ..handlers.params import register
-from ..utils.arguments import check_function, check_mapping, check_name, described
+from ..utils.arguments import check_function, check_mapping, check_name, describe
 from ..utils.network_calls import applied
 from .decoders import decoders_of
 
@@ -49,7 +49,7 @@ class ConditionalLatent(nn.Module):
         super().__init__()
         if not isinstance(condition, tuple) or len(condition) != 2:
             raise TypeError(
-                f"expected condition to be a modality's name and its distribution, got {described(condition)}"
+                f"expected condition to be a modality's name and its distribution, got {describe(condition)}"
             )
         self.name, root = check_name("condition", condition[0]), condition[1]
         if self.name in check_mapping("decoders", decoders, "modules"):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..batch.batch import Batch
 from ..distributions.mixture import Mixture
-from ..utils.arguments import check_flag, check_function, check_integer, check_name, described
+from ..utils.arguments import check_flag, check_function, check_integer, check_name, describe
 from ..utils.network_calls import applied
 
 __all__ = ["Component", "GivenCovariate", "MixturePrior"]
@@ -74,7 +74,7 @@ class Component(nn.Module):
     def __init__(self, prior: MixturePrior):
         super().__init__()
         if not isinstance(prior, MixturePrior):
-            raise TypeError(f"expected prior to be a MixturePrior, got {described(prior)}")
+            raise TypeError(f"expected prior to be a MixturePrior, got {describe(prior)}")
         self.prior = prior
 
     def forward(self, z: Tensor) -> dist.Distribution:

@@ -19,7 +19,7 @@ from ..batch.batch import Batch, check_batch
 from ..estimators import AnalyticKL, PerRow, check_pairing
 from ..scoring.scores import Scores
 from ..scoring.structure import Callback, PairStructure, pair_structure
-from ..utils.arguments import check_flag, check_function, described
+from ..utils.arguments import check_flag, check_function, describe
 from ..utils.tensors import constant
 from . import pyro_elbos as foreign
 from . import subsampling
@@ -317,7 +317,7 @@ def _check_estimator(value: Any) -> ELBO:
     if isinstance(value, ELBO):
         return value
     hint = f": make an instance, {value.__name__}(..)" if isinstance(value, type) and issubclass(value, ELBO) else ""
-    raise TypeError(f"{wanted}, got {described(value)}{hint}")
+    raise TypeError(f"{wanted}, got {describe(value)}{hint}")
 
 
 def _bound(estimator: PerRow, scores: Scores, rows: list[ConcreteTerm]) -> Tensor:

@@ -22,7 +22,7 @@ from ..utils.arguments import (
     check_mapping,
     check_names,
     check_number,
-    described,
+    describe,
 )
 
 
@@ -75,7 +75,7 @@ class Random(Symbol):
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
-            raise TypeError(f"expected Random's arguments by name, as in Random(index=1), got {described(self.text)}")
+            raise TypeError(f"expected Random's arguments by name, as in Random(index=1), got {describe(self.text)}")
         check_integer("index", self.index, least=0)
         check_flag("empty", self.empty)
         check_flag("rest", self.rest)
@@ -235,13 +235,13 @@ def check_table(terms: Any) -> tuple[Term, ...]:
     if isinstance(terms, str | Term | Mapping) or not isinstance(terms, Iterable):
         hint = ", one term alone: put it in a list" if isinstance(terms, Term) else ""
         raise TypeError(
-            f"expected a list of terms, or a function from the modalities' names, got {described(terms)}{hint}"
+            f"expected a list of terms, or a function from the modalities' names, got {describe(terms)}{hint}"
         )
     table = tuple(terms)
     empty: dict[int, bool] = {}
     for term in table:
         if not isinstance(term, Term):
-            raise TypeError(f"expected a table to consist of Terms, got {described(term)}")
+            raise TypeError(f"expected a table to consist of Terms, got {describe(term)}")
         for drawn in (term.encode, term.decode, term.given):
             if isinstance(drawn, Random) and empty.setdefault(drawn.index, drawn.empty) != drawn.empty:
                 raise ValueError(

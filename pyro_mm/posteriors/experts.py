@@ -17,7 +17,7 @@ from ..conditionals.unconditional import Unconditional
 from ..distributions.base import diagonal, innermost
 from ..distributions.gaussian_experts import STANDARD_NORMAL, consensus_of_normals, pairwise_pool, product_of_normals
 from ..distributions.mixture import Mixture
-from ..utils.arguments import check_mapping, check_modules, check_names, check_number, described
+from ..utils.arguments import check_mapping, check_modules, check_names, check_number, describe
 from ..utils.tensors import constant
 from .per_set import per_set, some_of
 
@@ -223,7 +223,7 @@ class HoelderPooling(_Experts):
 
 def described_family(d: Any) -> str:
     """Name the family of a distribution, or say what stands in its place."""
-    return type(innermost(d)).__name__ if isinstance(d, torch.distributions.Distribution) else described(d)
+    return type(innermost(d)).__name__ if isinstance(d, torch.distributions.Distribution) else describe(d)
 
 
 def prior_expert(prior: Any) -> Unconditional | None:
@@ -240,7 +240,7 @@ def prior_expert(prior: Any) -> Unconditional | None:
 def _subsets(subsets: Any, experts: Mapping[str, nn.Module]) -> list[tuple[str, ...]]:
     """Return sets of modalities, each with an expert."""
     if isinstance(subsets, str) or not isinstance(subsets, Sequence) or not subsets:
-        raise TypeError(f"expected subsets to be a list of sets of modalities, got {described(subsets)}")
+        raise TypeError(f"expected subsets to be a list of sets of modalities, got {describe(subsets)}")
     return [check_names("subsets", subset, experts) for subset in subsets]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..batch.batch import Batch
 from ..handlers.params import register
-from ..utils.arguments import check_attribute, check_function, described
+from ..utils.arguments import check_attribute, check_function, describe
 
 
 class Guide(nn.Module):
@@ -60,7 +60,7 @@ class Guide(nn.Module):
 def _distribution(site: str, d: Any) -> Any:
     if isinstance(d, torch.distributions.Distribution):
         return d
-    raise TypeError(f"site {site!r}: expected a posterior that gives a distribution of a batch, got {described(d)}")
+    raise TypeError(f"site {site!r}: expected a posterior that gives a distribution of a batch, got {describe(d)}")
 
 
 class _Drawn(Batch):

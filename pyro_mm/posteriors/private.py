@@ -10,7 +10,7 @@ from ..batch.batch import Batch
 from ..conditionals.unconditional import as_module
 from ..distributions.gaussian_experts import STANDARD_NORMAL
 from ..distributions.where import Where
-from ..utils.arguments import check_function, check_name, described
+from ..utils.arguments import check_function, check_name, describe
 from .set_encoders import SumPooling, _headed, _where
 
 
@@ -70,7 +70,7 @@ class PrivateOf(nn.Module):
     def __init__(self, pool: SumPooling, name: str, whole: nn.Module, own: nn.Module, head: nn.Module):
         super().__init__()
         if not isinstance(pool, SumPooling):
-            raise TypeError(f"expected pool to be a SumPooling or SelfAttention, got {described(pool)}")
+            raise TypeError(f"expected pool to be a SumPooling or SelfAttention, got {describe(pool)}")
         self.pool, self.name = pool, check_name("name", name, pool.features)
         self.whole, self.own = check_function("whole", whole, ("features",)), check_function("own", own, ("features",))
         self.head = check_function("head", head, ("features",))

@@ -9,7 +9,7 @@ from ..batch.batch import Batch
 from ..objectives.objective import Objective
 from ..objectives.terms import ALL, EACH, Term
 from ..posteriors.guide import Guide
-from ..utils.arguments import described
+from ..utils.arguments import describe
 from ..utils.global_state import import_zuko
 from .networks import HIDDEN, LATENT, Estimator, Hidden, Recipe, features, joint_encoder, recipe, story
 
@@ -56,7 +56,7 @@ def jnf_second(run: Recipe) -> Recipe:
         TypeError: the posterior of z is no joint encoder with a ``partial``.
     """
     if not isinstance(run, Recipe):
-        raise TypeError(f"expected run to be a Recipe, got {described(run)}")
+        raise TypeError(f"expected run to be a Recipe, got {describe(run)}")
     posterior = dict(run.guide.posteriors.items()).get("z")
     if not isinstance(posterior, posteriors.JointEncoder) or posterior.partial is None:
         raise TypeError(f"expected a JointEncoder with a partial posterior for z, got {type(posterior).__name__}")

@@ -18,7 +18,7 @@ from ..models import SharedLatent
 from ..nn import MLP
 from ..objectives.objective import Objective
 from ..posteriors.guide import Guide
-from ..utils.arguments import check_counts, check_name, check_shape, described
+from ..utils.arguments import check_counts, check_name, check_shape, describe
 
 Hidden: TypeAlias = Sequence[int]
 Estimator: TypeAlias = ELBO | None
@@ -49,7 +49,7 @@ def recipe(make: Callable[P, Recipe]) -> Callable[P, Recipe]:
         check_shape("hidden", given.arguments["hidden"])
         estimator = given.arguments["estimator"]
         if estimator is not None and not isinstance(estimator, ELBO):
-            raise TypeError(f"expected estimator to be a pyro.infer.ELBO or None, got {described(estimator)}")
+            raise TypeError(f"expected estimator to be a pyro.infer.ELBO or None, got {describe(estimator)}")
         return make(*args, **kwargs)
 
     return checked

@@ -21,7 +21,7 @@ from ..scoring.structure import PairStructure, latent_sites, pair_structure
 from ..scoring.term_pair import TermPair
 from ..utils.arguments import check_counts, check_flags, check_programs, check_seed
 from ..utils.network_calls import ROWS
-from ..utils.seeding import normalize_seed, seeded
+from ..utils.seeding import normalize_seed, temporary_seed
 from .ancestral import Drawn, _Ancestral, _of_rows
 from .proposals import Proposal
 from .weighted import weighted
@@ -71,7 +71,10 @@ def generate(
     check_seed(seed)
     options: dict[str, Any] = {"resample": resample, "num_particles": num_particles, "vectorize": vectorize}
     stacked = vectorize and (num_samples > 1 or resample)
-    with evaluating(model, guide, batch, audit=audit, stacked=stacked, draws=True) as rows, seeded(seed, rows.device):
+    with (
+        evaluating(model, guide, batch, audit=audit, stacked=stacked, draws=True) as rows,
+        temporary_seed(seed, rows.device),
+    ):
         return returned(draw(model, guide, rows, num_samples, mean=mean, **options)[2], rows, batch)
 
 
@@ -122,7 +125,10 @@ def posterior_draws(
         raise ValueError(f"{', '.join(options)}: for draws by weight, with resample=True")
     how: dict[str, Any] = {"proposal": Proposal(**options), "resample": resample, "num_particles": num_particles}
     stacked = vectorize and (num_samples > 1 or resample)
-    with evaluating(model, guide, batch, audit=audit, stacked=stacked, draws=True) as rows, seeded(seed, rows.device):
+    with (
+        evaluating(model, guide, batch, audit=audit, stacked=stacked, draws=True) as rows,
+        temporary_seed(seed, rows.device),
+    ):
         return returned(draw(model, guide, rows, num_samples, decode=False, vectorize=vectorize, **how)[0], rows, batch)
 
 

@@ -15,7 +15,7 @@ from ..scoring.importance import score_model
 from ..scoring.structure import Callback, PairStructure, latent_sites, pair_structure
 from ..scoring.term_pair import TermPair
 from ..scoring.views import TermViews
-from ..utils.seeding import generator_state, part_seed, seeded, set_generator_state
+from ..utils.seeding import generator_state, part_seed, set_generator_state, temporary_seed
 from .proposals import Proposal, Sampler
 
 BLOCK = 2**16  # draws of a (row, particle) pair that share a seed: the canonical block, whatever the chunk
@@ -51,11 +51,11 @@ def weighted(
     decoded = batch.view(masks(batch), TermStack({}), {})
     views = TermViews(shown, decoded, shown, info.nesting, modalities=info.modalities)
     block = max(1, BLOCK // batch.size) if vectorize else 1
-    with seeded(seed, batch.device):
+    with temporary_seed(seed, batch.device):
         sampler = Sampler(proposal, info, TermPair(model, guide, views), num_particles, seed)
     whole = False
     for index, start in enumerate(range(0, num_particles, block)):
-        with seeded(part_seed(seed, index), batch.device):
+        with temporary_seed(part_seed(seed, index), batch.device):
             pair = TermPair(
                 model, guide, views, min(block, num_particles - start), plated=vectorize and num_particles > 1
             )

@@ -18,7 +18,7 @@ from ..batch.restrict import TermStack
 from ..distributions.support import Support, has_grey, outside, support_of
 from ..utils.modules import buffers_kept
 from ..utils.reachable import Fingerprint, ReachableObjects, evaluation_mode
-from ..utils.seeding import generator_state, seeded
+from ..utils.seeding import generator_state, temporary_seed
 from .program_errors import Explained, explained
 from .structure import PairStructure, is_factor, latent_sites, observed_sites, pair_structure
 from .term_pair import UNBROADCAST, TermPair
@@ -713,7 +713,7 @@ def inspect_sites(
 
 def _run(story: Any, batch: Batch, seed: int, trace: Any = None) -> Any:
     """The trace of a run, of a model replayed against its guide's."""
-    with torch.inference_mode(False), seeded(seed, batch.device), poutine.block():
+    with torch.inference_mode(False), temporary_seed(seed, batch.device), poutine.block():
         return poutine.trace(story if trace is None else poutine.replay(story, trace=trace)).get_trace(batch)
 
 
@@ -807,7 +807,7 @@ def _compared(model: Any, guide: Any, shown: Batch, info: PairStructure) -> str:
         _Incomparable: the pair draws as it is scored, or cannot be run on these rows without particles either.
     """
     try:
-        with seeded(0, shown.device):
+        with temporary_seed(0, shown.device):
             pair, of_model = _stacked(model, guide, shown, info)
     except Exception as error:
         try:
@@ -822,7 +822,7 @@ def _compared(model: Any, guide: Any, shown: Batch, info: PairStructure) -> str:
     stacked = {**latent_sites(pair.trace), **latent_sites(of_model)}
     alone: dict[str, Tensor] = {}
     try:
-        with seeded(1, shown.device):
+        with temporary_seed(1, shown.device):
             state = generator_state(shown.device)
             traces = _alone(model, guide, shown, stacked)
             random = not torch.equal(state, generator_state(shown.device))

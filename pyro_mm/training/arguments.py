@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
 from ..batch.batch import Batch, check_batch
-from ..utils.arguments import check_choice, check_function, described
+from ..utils.arguments import check_choice, check_function, describe
 
 PRECISIONS = ("32-true", "bf16-mixed")
 
@@ -43,7 +43,7 @@ def check_objective(objective: Any) -> Any:
         getattr(objective, "loss_and_grads", None)
     )
     if not isinstance(objective, ELBO) and not has_loss:
-        raise TypeError(f"{wanted}, got {described(objective)}")
+        raise TypeError(f"{wanted}, got {describe(objective)}")
     return objective
 
 
@@ -67,7 +67,7 @@ def check_rows(train: Any) -> Batch | DataLoader[Any]:
         hint = ": unpack it, as in train, test = pyro_mm.datasets.load(..)"
     elif isinstance(train, Iterable) and not isinstance(train, str):
         hint = ": batches in a list go into DataLoader(batches, batch_size=None)"
-    raise TypeError(f"expected train to be a pyro_mm.Batch or a torch DataLoader of them, got {described(train)}{hint}")
+    raise TypeError(f"expected train to be a pyro_mm.Batch or a torch DataLoader of them, got {describe(train)}{hint}")
 
 
 def check_validation(validation: Any, names: Iterable[str]) -> Batch | None:
@@ -106,7 +106,7 @@ def check_optimizer_factory(optimizer: Any) -> Any:
     if isinstance(optimizer, type):
         return optimizer
     if not callable(optimizer):
-        raise TypeError(f"{wanted}, got {described(optimizer)}")
+        raise TypeError(f"{wanted}, got {describe(optimizer)}")
     return check_function("optimizer", optimizer, ("parameters",))
 
 
@@ -121,7 +121,7 @@ def check_optimizer(optimizer: Any) -> torch.optim.Optimizer:
         raise TypeError("expected a torch.optim.Optimizer, got one of Pyro's optimisers: use torch.optim")
     if not isinstance(optimizer, torch.optim.Optimizer):
         made = ": call it with the parameters" if callable(optimizer) else ""
-        raise TypeError(f"expected a torch.optim.Optimizer, got {described(optimizer)}{made}")
+        raise TypeError(f"expected a torch.optim.Optimizer, got {describe(optimizer)}{made}")
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError("LBFGS evaluates the loss several times a step, which minibatches and draws do not allow")
     return optimizer
@@ -138,7 +138,7 @@ def check_scheduler_factory(scheduler: Any) -> Any:
     if isinstance(scheduler, LRScheduler):
         raise TypeError(f"{wanted}, got a schedule, {type(scheduler).__name__}, which holds an optimiser already")
     if not callable(scheduler):
-        raise TypeError(f"{wanted}, got {described(scheduler)}")
+        raise TypeError(f"{wanted}, got {describe(scheduler)}")
     return scheduler if isinstance(scheduler, type) else check_function("scheduler", scheduler, ("optimiser",))
 
 
@@ -146,7 +146,7 @@ def check_schedule(plan: Any) -> Any:
     """Return what a scheduler's function made, which has a ``step``. Raises a TypeError if it has none."""
     if not callable(getattr(plan, "step", None)):
         raise TypeError(
-            f"expected scheduler to return one of torch.optim.lr_scheduler, got {described(plan)} from it: is a return "
+            f"expected scheduler to return one of torch.optim.lr_scheduler, got {describe(plan)} from it: is a return "
             "missing?"
         )
     return plan
@@ -172,7 +172,7 @@ def check_device(device: Any) -> torch.device | None:
     if device is None:
         return None
     if not isinstance(device, str | torch.device | int) or isinstance(device, bool):
-        raise TypeError(f'expected device to be a torch.device or its name, such as "cpu", got {described(device)}')
+        raise TypeError(f'expected device to be a torch.device or its name, such as "cpu", got {describe(device)}')
     try:
         found = torch.device(device)
     except RuntimeError as error:

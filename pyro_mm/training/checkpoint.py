@@ -19,7 +19,7 @@ from ..batch.batch import Batch
 from ..utils.arguments import check_seed
 from ..utils.reachable import held
 from ..utils.seeding import generator_state, set_generator_state
-from ..utils.storage import load_modules, load_tensors, mismatch, save_tensors, unlike
+from ..utils.storage import describe_mismatch, describe_tensor_mismatch, load_modules, load_tensors, save_tensors
 from .fingerprint import layout, rows_hash
 from .step import TrainingProblem
 
@@ -177,7 +177,7 @@ class Checkpoint:
         if len(state["modules"]) != len(modules):
             raise self._unfit(f"it is of {len(state['modules'])} modules, and not of {len(modules)}")
         for module, saved in zip(modules, state["modules"], strict=True):
-            if text := mismatch(saved, module):
+            if text := describe_mismatch(saved, module):
                 raise self._unfit(f"{type(module).__name__}: {text}")
         names, here = self._loose_names(), self._loose
         if len(state["loose"]) != len(here):
@@ -188,7 +188,7 @@ class Checkpoint:
         if state.get("loose names", names) != names:
             raise self._unfit(f"its parameters outside of modules are {state['loose names']}, and not {names}")
         for place, (saved, p) in enumerate(zip(state["loose"], here, strict=True)):
-            if text := unlike(saved, p):
+            if text := describe_tensor_mismatch(saved, p):
                 raise self._unfit(f"parameter {names[place] or place} outside of modules is {text}")
         self._check_buffers(state)
         self._check_optimizer(state["optimizer"])
@@ -205,7 +205,7 @@ class Checkpoint:
             names = ", ".join(map(str, saved.keys() ^ here.keys()))
             raise self._unfit(f"functions hold other buffers than its own: {names}")
         for name, buffer in here.items():
-            if text := unlike(saved[name], buffer):
+            if text := describe_tensor_mismatch(saved[name], buffer):
                 raise self._unfit(f"buffer {name} is {text}")
 
     def _check_optimizer(self, state: dict[str, Any]) -> None:
@@ -239,7 +239,7 @@ class Checkpoint:
             if name not in moment:
                 raise self._unfit(f"its optimiser has no {name} of parameter {number}")
             if isinstance(here, Tensor):
-                text = unlike(moment[name], p if here.shape == SMALL else here)
+                text = describe_tensor_mismatch(moment[name], p if here.shape == SMALL else here)
             else:
                 text = "" if isinstance(moment[name], type(here)) else f"a {type(moment[name]).__name__}"
             if text:
@@ -392,7 +392,7 @@ def load_weights(path: Path, modules: Sequence[nn.Module]) -> tuple[dict[str, li
     if len(state["modules"]) != len(modules):
         raise ValueError(f"{path} is of {len(state['modules'])} modules, and not of {len(modules)}")
     for module, saved in zip(modules, state["modules"], strict=True):
-        if text := mismatch(saved, module):
+        if text := describe_mismatch(saved, module):
             raise ValueError(f"{path} does not fit, {type(module).__name__}: {text}")
     load_modules(modules, state["modules"])
     for module in modules:

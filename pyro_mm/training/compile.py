@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..batch.batch import Batch, check_batch
 from ..nn import channels_last
-from ..utils.arguments import check_function, described
-from ..utils.global_state import settings_kept
-from ..utils.seeding import seeded
+from ..utils.arguments import check_function, describe
+from ..utils.global_state import preserve_process_settings
+from ..utils.seeding import temporary_seed
 from .arguments import check_objective, check_optimizer
 from .changes import Composition, left_out
 from .cuda_graph import CUDAGraphStep, capturable
@@ -181,7 +181,7 @@ class Staged:
         held = [*self.problem.parameters, *self.buffers]
         graph: Any = traced.graph
         if self.backend is not None:
-            with settings_kept():
+            with preserve_process_settings():
                 graph = self._compiled(traced, [numbers, *batch.parts()[1], *held])
         step = _Step(graph, traced, self.problem.parameters, held, self.optimizer if self._inside else None)
         return (CUDAGraphStep(step) if self._captures else step), traced
@@ -270,18 +270,18 @@ def _check_autocast(autocast: Any) -> None:
     """Raise a TypeError unless this is a function that gives a context manager."""
     wanted = 'expected autocast to be a function that gives a context manager, such as lambda: torch.autocast("cuda")'
     if not callable(autocast) or isinstance(autocast, torch.autocast | nn.Module):
-        raise TypeError(f"{wanted}, got {described(autocast)}")
+        raise TypeError(f"{wanted}, got {describe(autocast)}")
     try:
         made = autocast()
     except TypeError as error:
-        raise TypeError(f"{wanted}, got {described(autocast)}, which cannot be called without arguments") from error
+        raise TypeError(f"{wanted}, got {describe(autocast)}, which cannot be called without arguments") from error
     if not hasattr(made, "__enter__"):
-        raise TypeError(f"{wanted}, and it gives {described(made)}")
+        raise TypeError(f"{wanted}, and it gives {describe(made)}")
 
 
 def _problem(objective: Any, model: Any, guide: Any, batch: Batch, autocast: Any) -> TrainingProblem:
     few = batch[: min(2, batch.size)]
-    with torch.enable_grad(), seeded(0, batch.device):
+    with torch.enable_grad(), temporary_seed(0, batch.device):
         return probe(objective, model, guide, few, autocast)
 
 

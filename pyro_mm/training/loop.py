@@ -18,12 +18,12 @@ from ..batch.batch import Batch
 from ..handlers.internals import BatchNorm
 from ..scoring.audit import TrainingAudit, audit_training
 from ..scoring.program_errors import indices_explained
-from ..utils.arguments import check_choice, check_flag, check_function, check_integer, check_path, check_seed, described
-from ..utils.global_state import settings_kept
+from ..utils.arguments import check_choice, check_flag, check_function, check_integer, check_path, check_seed, describe
+from ..utils.global_state import preserve_process_settings
 from ..utils.modules import buffers_kept
 from ..utils.reachable import ReachableObjects
-from ..utils.seeding import seeded
-from ..utils.storage import locked
+from ..utils.seeding import temporary_seed
+from ..utils.storage import lock_path
 from .arguments import (
     check_device,
     check_gradients,
@@ -165,8 +165,8 @@ def fit(
         objective.steps = 0  # a warm-up is one of this training
     with (
         _left_in_evaluation(networks),
-        locked(checkpoint),
-        seeded(seed, placement.device),
+        lock_path(checkpoint),
+        temporary_seed(seed, placement.device),
         _bar(progress, epochs, len(feed)) as bar,
     ):
         change = (lambda batch: batch) if transform is None else _changing(transform)
@@ -180,7 +180,7 @@ def fit(
             with nan_parameters_named(model, guide):
                 audited = audit_training(model, guide, objective, whole, validation)
         problem = probe(objective, model, guide, first, placement.autocast, audited.unrunnable)
-        with settings_kept():  # a process's first optimiser imports torch's compiler
+        with preserve_process_settings():  # a process's first optimiser imports torch's compiler
             optimiser = check_optimizer((_adam if optimizer is None else optimizer)(problem.parameters))
         names = parameter_names(problem)
         _check_held(optimiser, list(problem.required.values()), names)
@@ -342,7 +342,7 @@ def _changing(transform: Callable[[Batch], Batch]) -> Callable[[Batch], Batch]:
         new = transform(batch)
         if not isinstance(new, Batch):
             raise TypeError(
-                f"expected transform to return a pyro_mm.Batch, got {described(new)} from it: return "
+                f"expected transform to return a pyro_mm.Batch, got {describe(new)} from it: return "
                 "batch.replaced({...})"
             )
         if new.size != batch.size or new.total != batch.total:
@@ -388,7 +388,7 @@ def _validation_loss(
     problem: TrainingProblem, rows: Batch, batch_size: int, placement: _Placement, epoch: int
 ) -> float:
     total = 0.0
-    with seeded(0, placement.device), torch.no_grad(), placement.autocast():
+    with temporary_seed(0, placement.device), torch.no_grad(), placement.autocast():
         for index in torch.arange(rows.size, device=rows.device).split(batch_size):
             part = rows.subsample(index)
             with validation_check(problem, part, placement.device, epoch) as check:
@@ -428,7 +428,7 @@ def _check_single_row(problem: TrainingProblem, feed: MinibatchLoader, change: C
     networks = _networks(problem.model, problem.guide)
     steps = getattr(problem.objective, "steps", None)
     try:
-        with seeded(0, feed.device), buffers_kept(*problem.networks), torch.no_grad():
+        with temporary_seed(0, feed.device), buffers_kept(*problem.networks), torch.no_grad():
             _set_training(networks, True)
             problem.objective.loss(problem.model, problem.guide, change(feed.head()[:1]))
     except ValueError as error:
@@ -481,7 +481,7 @@ def _bar(show: bool, epochs: int, steps: int) -> Iterator[Callable[..., None]]:
     if not show:
         yield lambda entry=None, done=0: None
         return
-    with settings_kept():
+    with preserve_process_settings():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (

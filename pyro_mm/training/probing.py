@@ -10,7 +10,7 @@ from pyro import poutine
 
 from ..batch.batch import Batch
 from ..scoring.program_errors import Explained, explanation
-from ..utils.global_state import validation
+from ..utils.global_state import override_validation
 from ..utils.reachable import ReachableObjects
 from . import causes
 from .causes import Cause, Rows
@@ -101,7 +101,7 @@ def _not_finite(model: Any, guide: Any, batch: Batch) -> Cause:
         modelled.trace.compute_log_prob()
 
     try:
-        with validation(False):
+        with override_validation(False):
             return causes.of_run(batch, Rows(), run)
     except ERRORS:
         return Cause()

@@ -18,10 +18,10 @@ from ..conditionals.unconditional import held_tensors
 from ..handlers.elbos import traceable_form
 from ..handlers.internals import BatchNorm
 from ..handlers.params import announce_gradient
-from ..utils.global_state import validation
+from ..utils.global_state import override_validation
 from ..utils.modules import buffers_kept
 from ..utils.reachable import ReachableObjects
-from ..utils.seeding import seeded
+from ..utils.seeding import temporary_seed
 
 
 class TrainingError(ValueError, RuntimeError):
@@ -124,7 +124,7 @@ class TrainingProblem:
             return set()
         if not differentiable(self.objective):
             return set(self.leaves)
-        with seeded(0, batch.device), buffers_kept(*self.networks), self.autocast():
+        with temporary_seed(0, batch.device), buffers_kept(*self.networks), self.autocast():
             loss = self.objective.subsampled(None).differentiable_loss(self.model, self.guide, batch)
         return set(_leaves([loss]))
 
@@ -213,12 +213,12 @@ class EagerStep:
 
     def check(self, batch: Batch, rows: float) -> None:
         """Take the gradient with validation, and leave the parameters as they are."""
-        with validation(self.validate is not False):
+        with override_validation(self.validate is not False):
             self.problem.backward(batch, rows)
 
     def __call__(self, batch: Batch, rows: float) -> Tensor:
         first = self.steps == 0
-        with validation(first if self.validate is None else self.validate):
+        with override_validation(first if self.validate is None else self.validate):
             loss = self.problem.backward(batch, rows)
         if self.optimizer is not None:
             self.optimizer.step()

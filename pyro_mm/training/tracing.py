@@ -17,9 +17,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from ..batch.batch import Batch
-from ..utils.global_state import settings_kept, validation
+from ..utils.global_state import override_validation, preserve_process_settings
 from ..utils.modules import buffers_kept
-from ..utils.seeding import seeded
+from ..utils.seeding import temporary_seed
 from .step import TrainingProblem
 
 TOLERANCE = {torch.bfloat16: 3e-2, torch.float16: 1e-2, torch.float32: 1e-3, torch.float64: 1e-6}
@@ -76,11 +76,11 @@ def trace_step(
         return (loss.detach(), *terms.values(), *(g for g in gradients if g is not None))
 
     inputs = [numbers, *rows, *parameters, *buffers]
-    with settings_kept():
+    with preserve_process_settings():
         from torch import _dynamo  # noqa: F401, which a process's first trace imports
     with unchanged(problem, batch.device):
         try:
-            with validation(False), torch.enable_grad(), _uncollected(), _Watch(), _counting(problem):
+            with override_validation(False), torch.enable_grad(), _uncollected(), _Watch(), _counting(problem):
                 graph = make_fx(step)(*inputs)
         except Untraceable:
             raise
@@ -105,7 +105,7 @@ def unchanged(problem: TrainingProblem, device: torch.device) -> Iterator[None]:
     """Generators (which are under a seed meanwhile), buffers and the objective's counts are afterwards as before."""
     counts = {name: getattr(problem.objective, name, None) for name in ("steps", "by_term")}
     try:
-        with buffers_kept(*problem.networks), seeded(1, device):
+        with buffers_kept(*problem.networks), temporary_seed(1, device):
             yield
     finally:
         for name, value in counts.items():
@@ -232,7 +232,7 @@ def _check_values(
             return run().double()
 
     def programs() -> Tensor:
-        with validation(False), torch.enable_grad():
+        with override_validation(False), torch.enable_grad():
             loss = loss_of(problem, other, numbers, fixed)
         moving = [p for p in problem.parameters if p.requires_grad]
         gradients = torch.autograd.grad(loss, moving, allow_unused=True)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..utils.arguments import check_path
-from ..utils.storage import OpenFile, load_modules, load_tensors, mismatch, save_tensors
+from ..utils.storage import OpenFile, describe_mismatch, load_modules, load_tensors, save_tensors
 
 WHAT = "a file of mm.save"
 
@@ -43,7 +43,7 @@ def load(path: str | Path | OpenFile, model: Any, guide: Any) -> None:
     if state.keys() != parts.keys():
         raise ValueError(f"{path} is not {WHAT}: it holds {', '.join(map(str, state)) or 'nothing'}")
     for part, module in parts.items():
-        if text := mismatch(state[part], module, cast=True):
+        if text := describe_mismatch(state[part], module, cast=True):
             raise ValueError(f"{path} does not fit the {part}, a {type(module).__name__}: {text}")
     try:
         load_modules(list(parts.values()), [state[part] for part in parts])

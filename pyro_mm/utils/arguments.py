@@ -21,7 +21,7 @@ from torch import Tensor, nn
 LONGEST = 60  # characters of a value that are printed
 
 
-def described(value: Any) -> str:
+def describe(value: Any) -> str:
     """Describe a value in a few words, for the end of an error message: ``got ..``."""
     if value is None or isinstance(value, bool | str):
         return _short(value)
@@ -59,7 +59,7 @@ def check_integer(argument: str, value: Any, least: int | None = None, most: int
             raise TypeError
         found = operator.index(value)
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{wanted}, got {described(value)}") from None
+        raise TypeError(f"{wanted}, got {describe(value)}") from None
     if (least is not None and found < least) or (most is not None and found > most):
         raise ValueError(f"expected {argument}{_range(least, most)}, got {found}")
     return found
@@ -90,11 +90,11 @@ def check_number(
     single = isinstance(value, Tensor | np.ndarray | np.generic) and math.prod(value.shape) == 1
     boolean = isinstance(value, bool | np.bool_) or (single and value.dtype in (torch.bool, np.bool_))
     if boolean or not (single or isinstance(value, numbers.Real)):
-        raise TypeError(f"{wanted}, got {described(value)}")
+        raise TypeError(f"{wanted}, got {describe(value)}")
     try:
         found = float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{wanted}, got {described(value)}") from None
+        raise TypeError(f"{wanted}, got {describe(value)}") from None
     inside = (
         math.isfinite(found)
         and (least is None or found >= least)
@@ -111,7 +111,7 @@ def check_number(
 def check_flag(argument: str, value: Any) -> bool:
     """Return True or False. Raises a TypeError for anything else."""
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"expected {argument} to be True or False, got {described(value)}")
+        raise TypeError(f"expected {argument} to be True or False, got {describe(value)}")
     return bool(value)
 
 
@@ -132,7 +132,7 @@ def check_choice(argument: str, value: Any, choices: Iterable[str]) -> str:
     choices = list(choices)
     wanted = f"expected {argument} to be one of {', '.join(map(repr, choices))}"
     if not isinstance(value, str):
-        raise TypeError(f"{wanted}, got {described(value)}")
+        raise TypeError(f"{wanted}, got {describe(value)}")
     if value not in choices:
         raise ValueError(f"{wanted}, got {_short(value)}")
     return value
@@ -152,7 +152,7 @@ def check_name(argument: str, value: Any, known: Iterable[str] | None = None, wh
         ValueError: an unknown name.
     """
     if not isinstance(value, str):
-        raise TypeError(f"expected {argument} to be the name of a {what}, got {described(value)}")
+        raise TypeError(f"expected {argument} to be the name of a {what}, got {describe(value)}")
     if known is not None and value not in (known := list(known)):
         raise ValueError(f"{argument}: unknown {what} {_short(value)}, expected one of {', '.join(map(repr, known))}")
     return value
@@ -177,7 +177,7 @@ def check_names(
     if isinstance(value, str):
         value = (value,)
     if isinstance(value, Mapping | Tensor) or not isinstance(value, Iterable):
-        raise TypeError(f"expected {argument} to be names, each of a {what}, got {described(value)}")
+        raise TypeError(f"expected {argument} to be names, each of a {what}, got {describe(value)}")
     known = None if known is None else list(known)
     found = tuple(check_name(argument, name, known, what) for name in value)
     if len(set(found)) < len(found):
@@ -205,7 +205,7 @@ def check_function(argument: str, value: Any, parameters: Sequence[str] | None =
     if not callable(value):
         unpack = isinstance(value, tuple) and any(callable(x) for x in value)
         hint = f": unpack it, as in model, guide, *_ = {type(value).__name__.lower()}" if unpack else ""
-        raise TypeError(f"{wanted}, got {described(value)}{hint}")
+        raise TypeError(f"{wanted}, got {describe(value)}{hint}")
     signature = _signature(value)
     if parameters is None or signature is None:
         return value
@@ -228,9 +228,9 @@ def check_module(argument: str, value: Any) -> nn.Module:
     if isinstance(value, nn.Module):
         return value
     if isinstance(value, type):
-        raise TypeError(f"expected {argument} to be a module, got {described(value)}: make an instance of it")
+        raise TypeError(f"expected {argument} to be a module, got {describe(value)}: make an instance of it")
     hint = ", whose parameters nobody would find: make it the forward of a torch.nn.Module" if callable(value) else ""
-    raise TypeError(f"expected {argument} to be a torch.nn.Module, got {described(value)}{hint}")
+    raise TypeError(f"expected {argument} to be a torch.nn.Module, got {describe(value)}{hint}")
 
 
 def check_mapping(argument: str, value: Any, what: str = "values", *, least: int = 0) -> dict[str, Any]:
@@ -249,11 +249,11 @@ def check_mapping(argument: str, value: Any, what: str = "values", *, least: int
     wanted = f"expected {argument} to map names to {what}"
     # torch's dictionaries of modules and pandas' frames are mappings in all but Python's register of them
     if isinstance(value, type) or not (hasattr(value, "keys") and hasattr(value, "items")):
-        raise TypeError(f"{wanted}, got {described(value)}")
+        raise TypeError(f"{wanted}, got {describe(value)}")
     value = dict(value.items())
     for name in value:
         if not isinstance(name, str):
-            raise TypeError(f"{wanted}, got the key {described(name)}")
+            raise TypeError(f"{wanted}, got the key {describe(name)}")
     if len(value) < least:
         raise ValueError(f"{wanted}, {least} at least, got {len(value)}")
     return value
@@ -309,7 +309,7 @@ def check_seed(value: Any, argument: str = "seed") -> int | None:
 def check_path(argument: str, value: Any) -> Path:
     """Return a path. Raises a TypeError for what is none, a ValueError for an empty one or one with a null byte."""
     if not isinstance(value, str | os.PathLike):
-        raise TypeError(f"expected {argument} to be a path, got {described(value)}")
+        raise TypeError(f"expected {argument} to be a path, got {describe(value)}")
     text = os.fspath(value)
     if isinstance(text, bytes):
         text = os.fsdecode(text)
@@ -331,7 +331,7 @@ def check_tensor(argument: str, value: Any, shape: Sequence[int | str | None] | 
         ValueError: another shape.
     """
     if not isinstance(value, Tensor):
-        raise TypeError(f"expected {argument} to be a tensor{_shape_text(shape)}, got {described(value)}")
+        raise TypeError(f"expected {argument} to be a tensor{_shape_text(shape)}, got {describe(value)}")
     if shape is None:
         return value
     fits = len(shape) == value.dim() and all(
@@ -345,7 +345,7 @@ def check_tensor(argument: str, value: Any, shape: Sequence[int | str | None] | 
 def check_shape(argument: str, value: Any) -> torch.Size:
     """Return the shape of one value, sizes of one at least. Raises a TypeError or a ValueError for anything else."""
     if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
-        raise TypeError(f"expected {argument} to be a shape, such as (28, 28), got {described(value)}")
+        raise TypeError(f"expected {argument} to be a shape, such as (28, 28), got {describe(value)}")
     return torch.Size([check_integer(f"every size in {argument}", size, least=1) for size in value])
 
 

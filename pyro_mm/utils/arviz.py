@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from .global_state import settings_kept
+from .global_state import preserve_process_settings
 
 
-def inference_data(
+def build_inference_data(
     groups: Mapping[str, Mapping[str, Any]],
     *,
     coords: Mapping[str, Any] | None = None,
@@ -22,7 +22,7 @@ def inference_data(
     ``observed_data`` and ``constant_data`` have neither chain nor draw. ``dims`` names the dimensions after these, the
     first ones at least, and ``coords`` are the coordinates of such a dimension.
     """
-    with settings_kept():
+    with preserve_process_settings():
         import arviz as az  # here, because it takes seconds
 
     data = {group: dict(variables) for group, variables in groups.items()}
@@ -30,7 +30,7 @@ def inference_data(
     return az.from_dict(data, **options) if _new(az) else az.from_dict(**data, **options)
 
 
-def compared(
+def compare_log_likelihoods(
     log_prob: Mapping[str, np.ndarray],
     pareto_k: Mapping[str, np.ndarray],
     num_particles: Mapping[str, int],
@@ -50,7 +50,7 @@ def compared(
         reference: the model that differences are to; ArviZ 0.x has no other than the best one.
         options: of ``arviz.compare``.
     """
-    with settings_kept():
+    with preserve_process_settings():
         import arviz as az
         from xarray import DataArray
 
@@ -75,12 +75,12 @@ def compared(
 def _elpd(az: Any, fields: dict[str, Any]) -> Any:
     """The log-likelihoods as what ArviZ's ``loo`` returns, which is what its ``compare`` takes."""
     if _new(az):
-        with settings_kept():
+        with preserve_process_settings():
             from arviz_stats import utils
 
         # older ones have one class for all kinds
         return utils.ELPDDataLOO(**fields) if hasattr(utils, "ELPDDataLOO") else utils.ELPDData(kind="loo", **fields)
-    with settings_kept():
+    with preserve_process_settings():
         from arviz.stats.stats_utils import ELPDData
 
     names = {"elpd": "elpd_loo", "p": "p_loo", "elpd_i": "loo_i"}

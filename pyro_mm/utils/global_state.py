@@ -16,7 +16,7 @@ from torch.distributions import Distribution
 VALIDATION = ("validate_distributions_pyro", "validate_distributions_torch", "validate_infer", "validate_poutine")
 
 
-def validation(on: bool) -> AbstractContextManager[None]:
+def override_validation(on: bool) -> AbstractContextManager[None]:
     """Switches the checks of Pyro and of ``torch.distributions`` on or off for a while.
 
     ``pyro.validation_enabled`` puts torch's setting back to what Pyro's was, and not to what torch's was.
@@ -25,7 +25,7 @@ def validation(on: bool) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def settings_kept() -> Iterator[None]:
+def preserve_process_settings() -> Iterator[None]:
     """Puts back what importing a library, or torch's compiler, changes of the process: it is imported within.
 
     Those are the filters of warnings (scipy, sympy), the state of Python's generator (rich draws from it), and the
@@ -51,7 +51,7 @@ def import_zuko() -> ModuleType:
     """
     if "zuko" in sys.modules:
         return sys.modules["zuko"]
-    with settings_kept(), _attributes_kept(Distribution):
+    with preserve_process_settings(), _preserve_attributes(Distribution):
         import zuko
     for own in vars(zuko.distributions).values():
         if isinstance(own, type) and issubclass(own, Distribution) and own.__module__.startswith("zuko."):
@@ -62,7 +62,7 @@ def import_zuko() -> ModuleType:
 
 
 @contextmanager
-def _attributes_kept(owner: type) -> Iterator[None]:
+def _preserve_attributes(owner: type) -> Iterator[None]:
     before = dict(vars(owner))
     try:
         yield

@@ -28,7 +28,7 @@ def part_seed(seed: int, part: int) -> int:
 
 
 @contextmanager
-def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+def temporary_seed(seed: int | None, device: torch.device) -> Iterator[None]:
     """torch's generators of the CPU and a device under a seed, and afterwards as before; untouched for None."""
     if seed is None:
         yield

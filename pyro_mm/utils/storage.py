@@ -138,7 +138,7 @@ def load_tensors(path: str | Path | OpenFile, what: str) -> dict[str, Any]:
         with open(path, "rb"):  # that it cannot be opened is no damage
             pass
     try:
-        reason = _unlike(path)
+        reason = _reason_unreadable(path)
         file: Any = path
         state = None if reason else torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
@@ -151,17 +151,17 @@ def load_tensors(path: str | Path | OpenFile, what: str) -> dict[str, Any]:
     return state
 
 
-def _unlike(path: str | Path | OpenFile) -> str:
+def _reason_unreadable(path: str | Path | OpenFile) -> str:
     """Return the reason that a file cannot be one of :func:`save_tensors`, or an empty text."""
     start = 0 if isinstance(path, str | Path) else path.tell()
     try:
-        return _unlike_archive(path)
+        return _reason_bad_archive(path)
     finally:
         if not isinstance(path, str | Path):
             path.seek(start)
 
 
-def _unlike_archive(path: str | Path | OpenFile) -> str:
+def _reason_bad_archive(path: str | Path | OpenFile) -> str:
     if not zipfile.is_zipfile(path):
         return "it is cut off, or was written by something else"
     with zipfile.ZipFile(path) as archive:
@@ -171,7 +171,7 @@ def _unlike_archive(path: str | Path | OpenFile) -> str:
     return "" if bad is None else f"the check sum of its part {bad} is wrong"
 
 
-def mismatch(found: Any, module: nn.Module, *, cast: bool = False) -> str:
+def describe_mismatch(found: Any, module: nn.Module, *, cast: bool = False) -> str:
     """Compare a saved ``state_dict`` with the module that it is for, by name, shape and dtype.
 
     Names are not compared where a module of the user's own translates them while it loads.
@@ -193,7 +193,7 @@ def mismatch(found: Any, module: nn.Module, *, cast: bool = False) -> str:
         differences += [f"{name} is unknown here" for name in found if name not in expected]
     for name, here in expected.items():
         if name in found and isinstance(here, Tensor) and not is_lazy(here):
-            text = unlike(found[name], here, cast=cast)
+            text = describe_tensor_mismatch(found[name], here, cast=cast)
             differences += [f"{name} is {text}"] if text else []
     more = f", and {len(differences) - 5} more" if len(differences) > 5 else ""
     return "; ".join(differences[:5]) + more
@@ -204,7 +204,7 @@ def _translates(module: nn.Module) -> bool:
     return bool(module._load_state_dict_pre_hooks) or (own and not type(module).__module__.startswith("torch."))
 
 
-def unlike(found: Any, here: Tensor, *, cast: bool = False) -> str:
+def describe_tensor_mismatch(found: Any, here: Tensor, *, cast: bool = False) -> str:
     """Compare a saved tensor with the one that it is to replace: a difference in words, or an empty text."""
     if not isinstance(found, Tensor):
         return f"a {type(found).__name__}, and not a tensor"
@@ -215,12 +215,12 @@ def unlike(found: Any, here: Tensor, *, cast: bool = False) -> str:
     fits = torch.can_cast(found.dtype, here.dtype) if cast else found.dtype == here.dtype
     if found.shape == here.shape and fits:
         return ""
-    return f"{_described(found)}, and not {_described(here)}"
+    return f"{_dtype_and_shape(found)}, and not {_dtype_and_shape(here)}"
 
 
 def load_modules(modules: Sequence[nn.Module], states: Sequence[Mapping[str, Any]]) -> None:
     """Load all modules or none: if one of them refuses its state, those before it are put back."""
-    before = [{name: _copied(x) for name, x in module.state_dict().items()} for module in modules]
+    before = [{name: _copy(x) for name, x in module.state_dict().items()} for module in modules]
     try:
         for module, state in zip(modules, states, strict=True):
             module.load_state_dict(state)
@@ -231,7 +231,7 @@ def load_modules(modules: Sequence[nn.Module], states: Sequence[Mapping[str, Any
 
 
 @contextmanager
-def locked(path: str | Path | None) -> Iterator[None]:
+def lock_path(path: str | Path | None) -> Iterator[None]:
     """Hold a path for this process, by a lock on ``.<name>.lock`` beside it, which the system frees after a kill.
 
     The folder is made, so that one that cannot be written shows before any work is done, and removed again if nothing
@@ -252,7 +252,7 @@ def locked(path: str | Path | None) -> Iterator[None]:
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = target.with_name(f".{target.name[:SHORT]}.lock")
     try:
-        held = _acquired(lock, path)
+        held = _acquire(lock, path)
     except OSError:
         if not target.exists():
             raise
@@ -271,7 +271,7 @@ def locked(path: str | Path | None) -> Iterator[None]:
                 target.parent.rmdir()
 
 
-def _acquired(lock: Path, path: str | Path) -> int | None:
+def _acquire(lock: Path, path: str | Path) -> int | None:
     """A descriptor that holds the lock; None where the system or the file system has none."""
     while True:
         descriptor = os.open(lock, os.O_CREAT | os.O_RDWR, 0o666)
@@ -289,12 +289,12 @@ def _acquired(lock: Path, path: str | Path) -> int | None:
         except OSError:
             os.close(descriptor)
             return None
-        if _names(lock, descriptor):
+        if _leads_to(lock, descriptor):
             return descriptor
         os.close(descriptor)  # its holder removed it between our two calls: take the new one
 
 
-def _names(path: Path, descriptor: int) -> bool:
+def _leads_to(path: Path, descriptor: int) -> bool:
     """Return if a path still leads to an open file."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
@@ -329,9 +329,9 @@ def _synchronise_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _described(x: Tensor) -> str:
+def _dtype_and_shape(x: Tensor) -> str:
     return f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
 
 
-def _copied(x: Any) -> Any:
+def _copy(x: Any) -> Any:
     return x.detach().clone() if isinstance(x, Tensor) and not is_lazy(x) else x

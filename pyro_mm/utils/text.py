@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 
 
-def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def align_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns under their headings, the first one flush left and the others right; rows are indented."""
     cells = [list(header), *([f"  {row[0]}", *row[1:]] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
@@ -22,7 +22,7 @@ def plus_minus(value: float, error: float) -> str:
     return f"{value:.3f} ± {error:.3f}" if error == error else f"{value:.3f} ± ?"
 
 
-def wrapped(mark: str, text: str, width: int = 110) -> str:
+def wrap_remark(mark: str, text: str, width: int = 110) -> str:
     """A remark in lines of some width, indented under its mark."""
     return textwrap.fill(
         text, width, initial_indent=f"  {mark}", subsequent_indent="  " + " " * len(mark), break_on_hyphens=False

@@ -14,7 +14,7 @@ import pyro_mm as mm
 from pyro_mm.diagnostics.rank_tests import band, uniformity
 from pyro_mm.diagnostics.sbc import Calibration, calibration
 from pyro_mm.sampling.ancestral import simulate
-from pyro_mm.utils.seeding import seeded
+from pyro_mm.utils.seeding import temporary_seed
 from tests.support.linear_gaussian import every_pattern, oracle
 
 ALPHA = 1e-3  # where uniform ranks are claimed: the chance that a correct implementation fails at another seed
@@ -61,7 +61,7 @@ def test_ranks_are_those_counted_by_a_loop(options, double):
     batch = every_pattern(model, rows=2)
     guide = mm.Guide(z=model.posterior)
     found = calibration(model, guide, batch, num_draws=draws, seed=3, quantities={"sum": spy}, **options)
-    with seeded(3, batch.device):
+    with temporary_seed(3, batch.device):
         rows, truth = simulate(model, batch)
     if "vectorize" in options:
         z, shown = torch.stack([x["z"] for x in spy.latents]), spy.batches[:1]

@@ -66,7 +66,7 @@ def test_the_sandwich_holds_the_truth(linear):
     for temperatures, widest in ((8, math.inf), (100, 0.1)):
         options = {"num_chains": 24, "temperatures": temperatures, "seed": 5}
         lower, upper = mm.bidirectional(linear, guide, batch, **options)
-        with mm.utils.seeding.seeded(5, batch.device):
+        with mm.utils.seeding.temporary_seed(5, batch.device):
             simulated, _ = mm.sampling.ancestral.simulate(linear, batch)
         truth = linear.log_prob(simulated)
         for below, above in ((lower.log_prob, truth), (truth, upper.log_prob)):
@@ -86,7 +86,7 @@ def test_weights_are_unbiased_however_few_the_temperatures(linear):
     ratio = (found.log_prob - linear.log_prob(batch)).exp()
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / 20, "fails with probability 6e-5"
     _, upper = mm.bidirectional(linear, guide, batch, num_chains=20, temperatures=6, leapfrog_steps=2, seed=3)
-    with mm.utils.seeding.seeded(3, batch.device):
+    with mm.utils.seeding.temporary_seed(3, batch.device):
         simulated, _ = mm.sampling.ancestral.simulate(linear, batch)
     ratio = (linear.log_prob(simulated) - upper.log_prob).exp()
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / 20

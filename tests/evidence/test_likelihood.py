@@ -190,7 +190,7 @@ def test_statistics_are_those_of_the_weights(trained):
     model, guides = trained
     batch = model.sample(3)
     evidence = mm.log_marginal(model, guides["product"], batch, num_particles=500, seed=4)
-    with mm.utils.seeding.seeded(mm.utils.seeding.part_seed(4, 0), batch.device), torch.no_grad():
+    with mm.utils.seeding.temporary_seed(mm.utils.seeding.part_seed(4, 0), batch.device), torch.no_grad():
         log_w = mm.log_weights(model, guides["product"], batch, 500)
     w = log_w.exp()
     torch.testing.assert_close(evidence.log_prob, w.mean(0).log(), rtol=1e-10, atol=0)

@@ -198,7 +198,7 @@ def test_the_sandwich_of_rows_with_a_label(start, double):
     """E[p / w] = 1 above and E[w / p] = 1 below, over 400 simulated rows, within 4.5 standard errors."""
     options = {"num_chains": 4, "pilot_chains": 4, "temperatures": 10, "leapfrog_steps": 2, "seed": 1}
     lower, upper = mm.bidirectional(of_label, guide("label"), data("label", 100), start=start, **options)
-    with mm.utils.seeding.seeded(1, torch.device("cpu")):
+    with mm.utils.seeding.temporary_seed(1, torch.device("cpu")):
         simulated, _ = mm.sampling.ancestral.simulate(of_label, data("label", 100))
     known = truth("label", simulated)
     for ratio in ((lower.log_prob - known).exp(), (known - upper.log_prob).exp()):

@@ -16,7 +16,7 @@ import torch
 from torch.distributions import Distribution
 
 import pyro_mm as mm
-from pyro_mm.utils.global_state import VALIDATION, import_zuko, settings_kept
+from pyro_mm.utils.global_state import VALIDATION, import_zuko, preserve_process_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,7 +104,7 @@ def test_a_flow_of_zuko_does_not_check_its_arguments_and_others_go_on_doing_so()
 def test_what_an_import_may_change_is_put_back():
     filters, state = list(warnings.filters), random.getstate()
     start_method = multiprocessing.get_start_method(allow_none=True)
-    with settings_kept():
+    with preserve_process_settings():
         warnings.simplefilter("error")
         random.random()
         multiprocessing.set_start_method("spawn", force=True)

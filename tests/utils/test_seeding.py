@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pyro_mm as mm
-from pyro_mm.utils.seeding import normalize_seed, seeded
+from pyro_mm.utils.seeding import normalize_seed, temporary_seed
 
 CPU = torch.device("cpu")
 
@@ -30,13 +30,13 @@ def pair():
 
 def test_a_seed_gives_the_same_draws_and_leaves_the_generator_alone():
     state = torch.get_rng_state()
-    with seeded(7, CPU):
+    with temporary_seed(7, CPU):
         one = torch.rand(3)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(7)
     assert torch.equal(torch.rand(3), one), "they are torch's own under that seed"
     torch.set_rng_state(state)
-    with seeded(None, CPU):
+    with temporary_seed(None, CPU):
         drawn = torch.rand(3)
     torch.set_rng_state(state)
     assert torch.equal(torch.rand(3), drawn)
@@ -47,7 +47,7 @@ def test_rows_on_the_cpu_do_not_reseed_a_gpu(monkeypatch):
     seeds = []
     for name in ("manual_seed", "manual_seed_all"):
         monkeypatch.setattr(torch.cuda, name, seeds.append)
-    with seeded(1, CPU):
+    with temporary_seed(1, CPU):
         torch.rand(1)
     mm.log_marginal(*pair(), num_particles=10, seed=1)
     assert seeds == []
@@ -56,10 +56,10 @@ def test_rows_on_the_cpu_do_not_reseed_a_gpu(monkeypatch):
 @pytest.mark.cuda
 def test_each_device_has_its_seed_and_gets_its_state_back():
     state = torch.cuda.get_rng_state()
-    with seeded(1, CPU):
+    with temporary_seed(1, CPU):
         assert torch.equal(torch.cuda.get_rng_state(), state)
     device = torch.device("cuda")
-    with seeded(1, device):
+    with temporary_seed(1, device):
         one = torch.rand(3, device=device)
     assert torch.equal(torch.cuda.get_rng_state(), state)
     torch.manual_seed(1)

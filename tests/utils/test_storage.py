@@ -75,7 +75,7 @@ def test_a_kill_leaves_a_whole_file(tmp_path, module, name, instead, which):
     assert torch.equal(storage.load_tensors(path, "it")["x"], (OLD if which == "old" else NEW)["x"])
     left = set(tmp_path.iterdir()) - {path, other}
     assert len(left) == (which == "old")
-    with storage.locked(path):
+    with storage.lock_path(path):
         assert not any(file.exists() for file in left) and other.exists()
 
 
@@ -84,12 +84,12 @@ def test_a_lock_ends_with_its_process(tmp_path):
     path = tmp_path / "deep" / "run.pt"
 
     def act():
-        with storage.locked(path):
+        with storage.lock_path(path):
             kill()
 
     killed(act)
     assert [p.name for p in path.parent.iterdir()] == [".run.pt.lock"]
-    with storage.locked(path):
+    with storage.lock_path(path):
         pass
     assert not list(path.parent.iterdir())
 
@@ -97,16 +97,19 @@ def test_a_lock_ends_with_its_process(tmp_path):
 def test_a_path_is_held_by_one_training(tmp_path):
     """Within a process and between two; another path of the folder is free."""
     path = tmp_path / "run.pt"
-    with storage.locked(path), storage.locked(tmp_path / "other.pt"):
-        with pytest.raises(ValueError, match=r"run.pt is in use: another training writes to it"), storage.locked(path):
+    with storage.lock_path(path), storage.lock_path(tmp_path / "other.pt"):
+        with (
+            pytest.raises(ValueError, match=r"run.pt is in use: another training writes to it"),
+            storage.lock_path(path),
+        ):
             pass
         code = "import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX | fcntl.LOCK_NB)"
         lock = str(tmp_path / ".run.pt.lock")
         assert subprocess.run([sys.executable, "-c", code, lock], stderr=subprocess.DEVNULL).returncode
-    with storage.locked(path), pytest.raises(RuntimeError, match="mine"), storage.locked(tmp_path / "other.pt"):
+    with storage.lock_path(path), pytest.raises(RuntimeError, match="mine"), storage.lock_path(tmp_path / "other.pt"):
         raise RuntimeError("mine")
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="is a folder: expected the name of a file"), storage.locked(tmp_path):
+    with pytest.raises(ValueError, match="is a folder: expected the name of a file"), storage.lock_path(tmp_path):
         pass
 
 
@@ -151,7 +154,7 @@ def test_links_are_followed_and_permissions_kept(tmp_path):
 
 def test_the_longest_name_that_a_file_can_have(tmp_path):
     path = tmp_path / ("n" * 255)
-    with storage.locked(path):
+    with storage.lock_path(path):
         storage.save_tensors(path, OLD)
     assert list(tmp_path.iterdir()) == [path]
 
@@ -207,10 +210,10 @@ def test_a_place_that_can_only_be_read_is_read(tmp_path, monkeypatch):
 
     path = tmp_path / "run.pt"
     monkeypatch.setattr(os, "open", refused)
-    with pytest.raises(OSError, match="Read-only"), storage.locked(path):
+    with pytest.raises(OSError, match="Read-only"), storage.lock_path(path):
         pass
     path.write_text("there")
-    with storage.locked(path):
+    with storage.lock_path(path):
         pass
 
 

@@ -19,7 +19,7 @@ from ...models import LinearGaussian
 from ...nn import MLP
 from ...posteriors.guide import Guide
 from ...recipes.networks import Recipe
-from ...utils.seeding import seeded
+from ...utils.seeding import temporary_seed
 from .diagonal_optimum import diagonal_optimum
 from .set_posteriors import aggregated, objective, rectifier
 from .study import Measured, Number, Sample, Study
@@ -32,7 +32,7 @@ def drawn(modalities: int, private: int, seed: int, directory: str | None = None
     names = [f"x{m + 1}" for m in range(modalities)]
     dims = dimensions(names, seed=seed)
     loadings = orthonormal_loadings(dims, SHARED, private, seed)
-    with seeded(seed, torch.device("cpu")), torch.no_grad():
+    with temporary_seed(seed, torch.device("cpu")), torch.no_grad():
         story = LinearGaussian(loadings, 1.0, {name: torch.randn(size) for name, size in dims.items()})
         rows = story.sample(ROWS)
     return Sample(rows, rows, story)
@@ -62,7 +62,7 @@ def measure(run: Recipe, sample: Sample, seed: int) -> Measured:
     rows, model = sample.train, cast(LinearGaussian, run.model)
     best, here = _best(rows, model), model.log_prob(rows).double().mean().item()
     estimate = log_marginal(run.model, run.guide, rows, num_particles=PARTICLES, seed=seed).mean()[0]
-    with seeded(seed, rows.device):
+    with temporary_seed(seed, rows.device):
         bound = -objectives.elbo(estimators.AnalyticKL(20)).loss(run.model, run.guide, rows) / rows.size
     return {
         "gap": (best - here) / abs(best),
