@@ -18,7 +18,7 @@ from ..scoring.audit import inspect_sites
 from ..scoring.evaluation import evaluating
 from ..scoring.structure import pair_structure
 from ..training.arguments import check_objective
-from ..training.unreached import reasons
+from ..training.missing_gradients import reasons
 from ..utils.arguments import check_counts, check_programs, check_seed
 from ..utils.reachable import ReachableObjects
 from .bound_gap import bound_of, elbo_gap, gap_of, why_no_gap

@@ -16,11 +16,11 @@ from ..utils.arguments import check_function, describe
 from ..utils.global_state import preserve_process_settings
 from ..utils.seeding import temporary_seed
 from .arguments import check_objective, check_optimizer
-from .changes import Composition, left_out
 from .cuda_graph import CUDAGraphStep, capturable
 from .draw_order import compiled_between_draws
+from .first_run import probe
 from .parameter_names import parameter_names
-from .probing import probe
+from .program_snapshot import Composition, left_out
 from .step import EagerStep, TrainingProblem
 from .tracing import TracedStep, Untraceable, trace_step
 

@@ -38,14 +38,14 @@ from .arguments import (
 )
 from .checkpoint import Checkpoint, data_identity
 from .compile import Staged
-from .finite import Watch, validation_check
+from .first_run import nan_parameters_named, probe
 from .history import History
 from .loader import MinibatchLoader
+from .missing_gradients import Unreached
+from .nonfinite import Watch, validation_check
 from .parameter_names import parameter_names
-from .probing import nan_parameters_named, probe
 from .step import EagerStep, TrainingError, TrainingProblem
 from .tracing import unchanged
-from .unreached import Unreached
 
 
 def fit(

@@ -113,7 +113,7 @@ def broken(batch):
 ENDS = {
     "an error of the callback": ({"callback": stop}, Stopped),
     "an interruption": ({"callback": interrupt}, KeyboardInterrupt),
-    "infinity": ({"transform": infinite}, mm.training.finite.NotFinite),
+    "infinity": ({"transform": infinite}, mm.training.nonfinite.NotFinite),
     "an error of the transform": ({"transform": broken}, RuntimeError),
     "an optimiser that leaves out parameters": (
         {"optimizer": lambda ps: torch.optim.SGD(list(ps)[1:], 0.1)}, ValueError,

@@ -12,9 +12,9 @@ from ..batch.batch import Batch
 from ..scoring.program_errors import Explained, explanation
 from ..utils.global_state import override_validation
 from ..utils.reachable import ReachableObjects
-from . import causes
-from .causes import Cause, Rows
-from .finite import NotFinite
+from . import nonfinite_causes as causes
+from .nonfinite import NotFinite
+from .nonfinite_causes import Cause, Rows
 from .step import TrainingError, TrainingProblem, problem_of
 
 ERRORS = (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError, ArithmeticError)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..batch.batch import Batch
 from ..utils.seeding import generator_state, set_generator_state
-from . import causes
-from .causes import Cause, Rows
+from . import nonfinite_causes as causes
+from .nonfinite_causes import Cause, Rows
 from .step import TrainingProblem, differentiable, loss_and_grads
 
 EVERY = 100  # steps between two looks at the numbers, each of which waits for the device

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
 import pyro_mm as mm
-from pyro_mm.training.changes import Composition
+from pyro_mm.training.program_snapshot import Composition
 from pyro_mm.training.step import problem_of
 from tests.support.compiled import assert_same, eager, gradients
 

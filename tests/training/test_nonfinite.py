@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyro_mm as mm
-from pyro_mm.training import finite
-from pyro_mm.training.finite import NotFinite
+from pyro_mm.training import nonfinite as finite
+from pyro_mm.training.nonfinite import NotFinite
 
 ADAM = lambda ps: torch.optim.Adam(ps, 0.01)  # noqa: E731
 QUIET = {"progress": False, "batch_size": 8, "seed": 0, "optimizer": ADAM}
