@@ -10,7 +10,7 @@ from typing import Any
 from ..estimators import PerRow
 from ..evidence.evidence import THRESHOLD, WIDE, Evidence
 from ..objectives.bounds import Target
-from ..scoring.audit import Sites
+from ..scoring.audit.audit import Sites
 from ..utils.text import align_columns, plus_minus, wrap_remark
 from .bound_gap import Gap
 from .gradient_noise import Gradients

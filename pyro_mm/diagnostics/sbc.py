@@ -14,7 +14,7 @@ from torch import Tensor
 from ..batch.batch import Batch, check_batch
 from ..batch.masks import over_events
 from ..sampling.ancestral import simulate
-from ..scoring.audit import audit as audited
+from ..scoring.audit.audit import audit as audited
 from ..scoring.evaluation import evaluating, returned
 from ..scoring.importance import score_model
 from ..scoring.reduction import SiteReducer

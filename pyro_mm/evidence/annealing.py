@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..batch.batch import Batch, check_batch
 from ..sampling.ancestral import simulate
-from ..scoring.audit import audit as audited
+from ..scoring.audit.audit import audit as audited
 from ..scoring.evaluation import evaluating, returned
 from ..scoring.structure import Callback
 from ..utils.arguments import check_choice, check_counts, check_flags, check_programs

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..batch.batch import Batch, check_batch
 from ..sampling.proposals import Draws, Proposal
 from ..sampling.weighted import weighted
-from ..scoring.audit import audit as audited
-from ..scoring.audit import notes, read_by
+from ..scoring.audit.audit import audit as audited
+from ..scoring.audit.audit import notes, read_by
 from ..scoring.evaluation import evaluating, returned
 from ..scoring.structure import Callback, pair_structure
 from ..utils.arguments import (

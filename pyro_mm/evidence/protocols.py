@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..batch.batch import Batch, check_batch
-from ..scoring.audit import audit as audited
+from ..scoring.audit.audit import audit as audited
 from ..scoring.evaluation import evaluating, returned
 from ..utils.arguments import check_counts, check_names, check_programs
 from ..utils.seeding import normalize_seed

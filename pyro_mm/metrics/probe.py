@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..batch.batch import Batch, check_batch
 from ..sampling.encode import encode
-from ..scoring.audit import audit as audited
+from ..scoring.audit.audit import audit as audited
 from ..scoring.evaluation import evaluating
 from ..utils.arguments import check_flag, check_name, check_names, check_number, check_programs, check_seed
 from ..utils.global_state import preserve_process_settings

@@ -15,7 +15,7 @@ from ..batch.batch import Batch, check_batch
 from ..conditionals.unconditional import map_tensors
 from ..utils.arguments import check_flag, check_function
 from ..utils.reachable import ReachableObjects, evaluation_mode
-from .audit import audit as audited
+from .audit.audit import audit as audited
 from .program_errors import indices_explained
 
 _evaluated: ContextVar[tuple[tuple[Any, torch.device | None], ...]] = ContextVar("programs evaluated", default=())

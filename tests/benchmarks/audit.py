@@ -17,7 +17,7 @@ import torch
 
 import pyro_mm as mm
 from pyro_mm.distributions.support import _known
-from pyro_mm.scoring.audit import _pairs, audit, audit_training
+from pyro_mm.scoring.audit.audit import _pairs, audit, audit_training
 
 REPEATS = 5
 STEPS = 100

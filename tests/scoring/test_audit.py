@@ -14,7 +14,7 @@ from torch import nn
 
 import pyro_mm as mm
 from pyro_mm.distributions.support import support_of
-from pyro_mm.scoring import audit as audits
+from pyro_mm.scoring.audit import audit as audits
 
 tables = mm.objectives
 LATENT = 2

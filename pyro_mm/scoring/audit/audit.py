@@ -13,16 +13,16 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ..batch.batch import Batch
-from ..batch.restrict import TermStack
-from ..distributions.support import Support, has_grey, outside, support_of
-from ..utils.modules import buffers_kept
-from ..utils.reachable import Fingerprint, ReachableObjects, evaluation_mode
-from ..utils.seeding import generator_state, temporary_seed
-from .program_errors import Explained, explained
-from .structure import PairStructure, is_factor, latent_sites, observed_sites, pair_structure
-from .term_pair import UNBROADCAST, TermPair
-from .views import TermViews
+from ...batch.batch import Batch
+from ...batch.restrict import TermStack
+from ...distributions.support import Support, has_grey, outside, support_of
+from ...utils.modules import buffers_kept
+from ...utils.reachable import Fingerprint, ReachableObjects, evaluation_mode
+from ...utils.seeding import generator_state, temporary_seed
+from ..program_errors import Explained, explained
+from ..structure import PairStructure, is_factor, latent_sites, observed_sites, pair_structure
+from ..term_pair import UNBROADCAST, TermPair
+from ..views import TermViews
 
 FEW = 32  # rows on which `check` exchanges values to see who reads them
 MOST = 64  # kinds of batches remembered for one pair
