@@ -10,7 +10,7 @@ from typing import Any
 from ..estimators import PerRow
 from ..evidence.evidence import THRESHOLD, WIDE, Evidence
 from ..objectives.bounds import Target
-from ..scoring.audit.audit import Sites
+from ..scoring.audit.sites import Sites
 from ..utils.text import align_columns, plus_minus, wrap_remark
 from .bound_gap import Gap
 from .gradient_noise import Gradients
@@ -30,7 +30,7 @@ class Check:
 
     Attributes:
         rows: N.
-        sites: latent and observed sites, and what is amiss with them (:class:`~pyro_mm.scoring.audit.Sites`).
+        sites: latent and observed sites, and what is amiss with them (:class:`~pyro_mm.scoring.audit.sites.Sites`).
         objective: the estimator and what the objective bounds, in words.
         gap: of the objective; None where it bounds no sum of log-evidences, for which ``remark`` has the reason.
         elbo: the gap of the plain ELBO, the mean over rows of KL(q(z | x) || p(z | x)).

@@ -14,7 +14,7 @@ from ..estimators import PerRow, check_pairing
 from ..evidence.evidence import Evidence
 from ..evidence.likelihood import log_marginal
 from ..objectives.objective import Objective
-from ..scoring.audit.audit import inspect_sites
+from ..scoring.audit.inspection import inspect_sites
 from ..scoring.evaluation import evaluating
 from ..scoring.structure import pair_structure
 from ..training.arguments import check_objective

@@ -13,7 +13,7 @@ from ..batch.batch import Batch, check_batch
 from ..sampling.proposals import Draws, Proposal
 from ..sampling.weighted import weighted
 from ..scoring.audit.audit import audit as audited
-from ..scoring.audit.audit import notes, read_by
+from ..scoring.audit.past_audits import likelihood_notes, modalities_read
 from ..scoring.evaluation import evaluating, returned
 from ..scoring.structure import Callback, pair_structure
 from ..utils.arguments import (
@@ -213,7 +213,7 @@ def described(found: Evidence, model: Callback, guide: Callback, batch: Batch, s
     scored = pair_structure(model, guide, batch if seen is None else seen).modalities
     observed = [n for n in batch.names if n in scored and batch.presence(n) is not False]
     rows = batch.having(observed) if observed else batch.having()
-    return counting(replace(found, quantity=quantity, notes=notes(model, guide, batch, seen)), rows)
+    return counting(replace(found, quantity=quantity, notes=likelihood_notes(model, guide, batch, seen)), rows)
 
 
 def quantity_of(model: Callback, guide: Callback, batch: Batch, seen: Batch | None = None) -> str:
@@ -224,7 +224,7 @@ def quantity_of(model: Callback, guide: Callback, batch: Batch, seen: Batch | No
     info = pair_structure(model, guide, batch if seen is None else seen)
     there = [n for n in batch.names if batch.presence(n) is not False]
     observed = [n for n in there if n in info.modalities]
-    read = read_by(model, guide, batch, seen) if observed != there else frozenset()
+    read = modalities_read(model, guide, batch, seen) if observed != there else frozenset()
     given = [n for n in there if n in read and n not in info.modalities]
     scored = ", ".join([*observed, *sorted(info.factors)])
     return f"log p({scored}{' | ' if given else ''}{', '.join(given)})"

@@ -41,7 +41,7 @@ def evaluating(
     Args:
         model, guide: callables of a batch; None for one that the evaluation does not run.
         batch: a :class:`~pyro_mm.Batch` of one row or more.
-        audit: whether the pair is audited on a few of these rows (:func:`pyro_mm.scoring.audit.audit`).
+        audit: whether the pair is audited on a few of these rows (:func:`pyro_mm.scoring.audit.audit.audit`).
         stacked, draws, seen: what the audit is to know of the evaluation.
 
     Yields:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from ..batch.batch import Batch
 from ..handlers.internals import BatchNorm
-from ..scoring.audit.audit import TrainingAudit, audit_training
+from ..scoring.audit.training import TrainingAudit, audit_training
 from ..scoring.program_errors import indices_explained
 from ..utils.arguments import check_choice, check_flag, check_function, check_integer, check_path, check_seed, describe
 from ..utils.global_state import preserve_process_settings

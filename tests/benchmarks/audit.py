@@ -17,7 +17,9 @@ import torch
 
 import pyro_mm as mm
 from pyro_mm.distributions.support import _known
-from pyro_mm.scoring.audit.audit import _pairs, audit, audit_training
+from pyro_mm.scoring.audit.audit import audit
+from pyro_mm.scoring.audit.past_audits import _past
+from pyro_mm.scoring.audit.training import audit_training
 
 REPEATS = 5
 STEPS = 100
@@ -42,7 +44,7 @@ def forgotten(run: Callable[[], object]) -> Callable[[], object]:
     """The same for a pair and rows that nothing is known of."""
 
     def anew() -> object:
-        _pairs.clear()
+        _past.clear()
         _known.clear()
         return run()
 

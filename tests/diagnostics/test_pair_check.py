@@ -511,11 +511,11 @@ def guide_of(peek=False, blind=False):
 
 def test_a_right_pair_gives_no_reason():
     found = findings(story_of(), guide_of(), images())
-    assert not found.sites.peeks and not found.sites.blind
+    assert not found.sites.reads_missing and not found.sites.ignored_by_guide
     assert not [text for text in found.findings if "doubtful" not in text and "signal" not in text]
     missing = mm.Batch({"a": torch.randn(40, 3), "b": torch.randint(0, 4, (40,))}, present={"b": torch.rand(40) < 0.5})
     found = findings(story_of(), guide_of(), missing)
-    assert not found.sites.peeks and not found.sites.blind and found.gap.rows == 40
+    assert not found.sites.reads_missing and not found.sites.ignored_by_guide and found.gap.rows == 40
 
 
 @pytest.mark.parametrize(

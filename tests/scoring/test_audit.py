@@ -564,8 +564,8 @@ def test_an_index_beyond_a_table_in_a_later_row_is_explained():
 def test_a_kind_of_batch_is_audited_once_and_again_after_a_change(monkeypatch):
     model, guide = pair({"x": mm.conditionals.Normal(nn.Linear(2, 6))}, {"x": nn.Linear(3, 4)})
     batch, looks = mm.Batch({"x": torch.randn(6, 3)}), []
-    look = audits._look
-    monkeypatch.setattr(audits, "_look", lambda *a: looks.append(1) or look(*a))
+    look = audits.collect_sites
+    monkeypatch.setattr(audits, "collect_sites", lambda *a: looks.append(1) or look(*a))
 
     def times(call):
         before = len(looks)

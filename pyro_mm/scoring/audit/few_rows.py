@@ -1,0 +1,59 @@
+"""Run a pair on a few rows without leaving a trace of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ...batch.batch import Batch
+from ...utils.modules import buffers_kept
+from ...utils.reachable import ReachableObjects, evaluation_mode
+
+
+class without_side_effects:
+    """Holds a pair in evaluation mode, without gradient, its buffers as they are."""
+
+    def __init__(self, reached: ReachableObjects, programs: dict[str, Any]):
+        self.contexts = [
+            torch.inference_mode(False),
+            torch.no_grad(),
+            evaluation_mode(reached.modules.values()),
+            buffers_kept(*programs.values()),
+            poutine.block(),
+        ]
+
+    def __enter__(self) -> None:
+        for context in self.contexts:
+            context.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        for context in reversed(self.contexts):
+            context.__exit__(*error)
+
+
+def few_rows(batch: Batch, seen: Batch | None, reached: ReachableObjects) -> tuple[Batch, Batch]:
+    """A few rows of both batches on the device of the networks, their number unlike any size in data and networks.
+
+    They have and lack every modality that some rows have and others lack.
+    """
+    rows = [0]
+    for name in batch.names:
+        mask = batch.presence(name)
+        if isinstance(mask, Tensor):  # two that have it, as one of them is the filler of those that lack it
+            rows += [int(mask.int().argmin()), *mask.nonzero()[:2, 0].tolist()]
+    rows = list(dict.fromkeys(rows))
+    sizes = {size for m in reached.all_modules() for p in m.parameters(recurse=False) for size in p.shape}
+    sizes |= {size for name in batch.names if batch.holds(name) for size in batch[name].shape[1:]}
+    sizes |= {size for x in batch.covariates.values() for size in x.shape[1:]}
+    number = next(n for n in range(max(3, len(rows)), 10**6) if n not in sizes)
+    rows += [i for i in range(min(number, batch.size)) if i not in rows][: number - len(rows)]
+    few = _rows_on(batch, rows, reached.device())
+    return few, few if seen is None or seen is batch else _rows_on(seen, rows, reached.device())
+
+
+def _rows_on(batch: Batch, rows: list[int], device: torch.device | None) -> Batch:
+    few = batch[torch.tensor(rows, device=batch.device)]._copy(total=None, _index=None, _memo=None)
+    return few if device is None or device == few.device else few.to(device)
