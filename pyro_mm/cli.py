@@ -42,7 +42,7 @@ from .training.loop import fit
 from .training.weights import save
 from .utils.modules import buffers_kept
 from .utils.seeding import temporary_seed
-from .utils.storage import lock_path
+from .utils.tensor_files import lock_path
 
 EPOCHS = {"digits": 200, "mnist": 20, "fashion": 20}
 WITHOUT_FILES = ("digits",)

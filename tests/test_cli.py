@@ -14,7 +14,7 @@ import pyro_mm as mm
 from pyro_mm import cli
 from pyro_mm.cli import ESTIMATORS, OBJECTIVES, TRAINED, app
 from pyro_mm.experiments import runs
-from pyro_mm.utils import storage
+from pyro_mm.utils import tensor_files as storage
 
 FAST = ["--epochs", "1", "--rows", "40", "--evidence-particles", "50"]
 FILES = {

@@ -19,7 +19,7 @@ from ..batch.batch import Batch
 from ..utils.arguments import check_seed
 from ..utils.reachable import held
 from ..utils.seeding import generator_state, set_generator_state
-from ..utils.storage import describe_mismatch, describe_tensor_mismatch, load_modules, load_tensors, save_tensors
+from ..utils.tensor_files import describe_mismatch, describe_tensor_mismatch, load_modules, load_tensors, save_tensors
 from .fingerprint import layout, rows_hash
 from .step import TrainingProblem
 

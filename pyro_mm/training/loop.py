@@ -23,7 +23,7 @@ from ..utils.global_state import preserve_process_settings
 from ..utils.modules import buffers_kept
 from ..utils.reachable import ReachableObjects
 from ..utils.seeding import temporary_seed
-from ..utils.storage import lock_path
+from ..utils.tensor_files import lock_path
 from .arguments import (
     check_device,
     check_gradients,

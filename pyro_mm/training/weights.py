@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..utils.arguments import check_path
-from ..utils.storage import OpenFile, describe_mismatch, load_modules, load_tensors, save_tensors
+from ..utils.tensor_files import OpenFile, describe_mismatch, load_modules, load_tensors, save_tensors
 
 WHAT = "a file of mm.save"
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import pyro_mm as mm
-from pyro_mm.utils import storage
+from pyro_mm.utils import tensor_files as storage
 
 # -- writing --------------------------------------------------------------------------------------------------------
 
