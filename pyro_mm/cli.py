@@ -40,9 +40,9 @@ from .sampling.predictive import generate
 from .training.history import History
 from .training.loop import fit
 from .training.weights import save
+from .utils.locks import lock_path
 from .utils.modules import buffers_kept
 from .utils.seeding import temporary_seed
-from .utils.tensor_files import lock_path
 
 EPOCHS = {"digits": 200, "mnist": 20, "fashion": 20}
 WITHOUT_FILES = ("digits",)

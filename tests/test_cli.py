@@ -14,7 +14,7 @@ import pyro_mm as mm
 from pyro_mm import cli
 from pyro_mm.cli import ESTIMATORS, OBJECTIVES, TRAINED, app
 from pyro_mm.experiments import runs
-from pyro_mm.utils import tensor_files as storage
+from pyro_mm.utils import locks
 
 FAST = ["--epochs", "1", "--rows", "40", "--evidence-particles", "50"]
 FILES = {
@@ -188,7 +188,7 @@ def test_a_folder_that_cannot_be_written_shows_before_training(tmp_path, monkeyp
 
 def test_a_folder_is_of_one_training_at_a_time(tmp_path):
     out = tmp_path / "a"
-    with storage.lock_path(out / "config.json"):
+    with locks.lock_path(out / "config.json"):
         result = run("train", "digits", *FAST, "--out", out)
     assert result.exit_code == 1 and "is in use" in text_of(result)
 

@@ -23,7 +23,7 @@ from ..datasets import paired
 from ..evidence.evidence import Evidence
 from ..recipes import Recipe
 from ..training.loop import fit
-from ..utils.tensor_files import replace_text
+from ..utils.atomic_files import replace_text
 from .console import command, show, torch_device
 from .evaluation import share
 from .families import FAMILIES, Family, Judge, by_fraction, markdown, measured, side_by_side

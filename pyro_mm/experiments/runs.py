@@ -13,7 +13,7 @@ from torch import nn
 from ..training.checkpoint import load_weights
 from ..training.history import History
 from ..training.weights import load, save
-from ..utils.tensor_files import replace_text
+from ..utils.atomic_files import replace_text
 
 CONFIG, WEIGHTS, CHECKPOINT, HISTORY = "config.json", "weights.pt", "checkpoint.pt", "history.csv"
 PICTURES = ("training", "generated", "confusion", "latent")

@@ -20,10 +20,10 @@ from ..scoring.audit.training import TrainingAudit, audit_training
 from ..scoring.program_errors import indices_explained
 from ..utils.arguments import check_choice, check_flag, check_function, check_integer, check_path, check_seed, describe
 from ..utils.global_state import preserve_process_settings
+from ..utils.locks import lock_path
 from ..utils.modules import buffers_kept
 from ..utils.reachable import ReachableObjects
 from ..utils.seeding import temporary_seed
-from ..utils.tensor_files import lock_path
 from .arguments import (
     check_device,
     check_gradients,
