@@ -16,11 +16,11 @@ from torch import Tensor
 from ..handlers.deferred import LazyTensor
 from ..handlers.plates import plate_shape, sample_in_plates
 from ..utils.arguments import check_integer, check_mapping, describe
-from ..utils.network_calls import as_scored, encoded
-from .context import cached
+from ..utils.network_calls import encode_rows, in_scoring_type
+from .context import TermStack, cached
 from .masks import Presence, all_of, any_of, over_events
 from .parsing import dropped, read_covariate, read_lengths, read_mask, read_modality
-from .restrict import TermStack, decode_for_terms
+from .restrict import decode_for_terms
 
 RESERVED = {"data", "particles", "terms"}  # names of plates
 
@@ -252,7 +252,7 @@ class Batch:
             stacklevel=2,
         )
 
-    def excerpt(self, rows: Any) -> Batch:
+    def block(self, rows: Any) -> Batch:
         """Return some rows that keep their places in the plate, by which a story may index what it has for each row.
 
         An evaluation that goes through rows in parts is that of all of them at once.
@@ -389,7 +389,7 @@ class Batch:
             return LazyTensor(lambda: self._mixed(name, decode(*parents), drawn))
         d = _distribution(name, decode_for_terms(name, decode, parents, self._stack, self.size))
         value = self._values[name]
-        scored = as_scored(d, value)
+        scored = in_scoring_type(d, value)
         observed = pyro.sample(name, d if mask is True else d.mask(mask), obs=scored)
         if observed is not scored:  # drawn anew, as Predictive does
             return observed
@@ -407,8 +407,8 @@ class Batch:
         if name not in self._values:
             raise ValueError(f"encode: no values of modality {name!r}: this batch holds {list(self._values)}")
         if self._memo is None:
-            return encoded(name, module, self._values[name])
-        return cached(self._memo, (name, id(module)), lambda: encoded(name, module, self._values[name]), module)
+            return encode_rows(name, module, self._values[name])
+        return cached(self._memo, (name, id(module)), lambda: encode_rows(name, module, self._values[name]), module)
 
     # -- for objectives -----------------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,3 +27,15 @@ def is_cached(memo: dict[Any, Any], key: Hashable) -> bool:
 def cache(memo: dict[Any, Any], key: Hashable, value: Any, *alive: object) -> None:
     """Puts a value under a key, see :func:`cached`."""
     memo[key] = value, torch.is_grad_enabled(), alive
+
+
+@dataclass(frozen=True)
+class TermStack:
+    """How an objective stacks its terms to the left of a story's plates.
+
+    ``decodes[m]`` are the terms, of ``terms``, that decode modality m; ``dim`` is the batch dimension of the terms.
+    """
+
+    decodes: Mapping[str, tuple[int, ...]]
+    terms: int = 1
+    dim: int = -2

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,18 +10,7 @@ from torch import Tensor
 
 from ..distributions.scatter import Scatter
 from ..utils.tensors import constant
-
-
-@dataclass(frozen=True)
-class TermStack:
-    """How an objective stacks its terms to the left of a story's plates.
-
-    ``decodes[m]`` are the terms, of ``terms``, that decode modality m; ``dim`` is the batch dimension of the terms.
-    """
-
-    decodes: Mapping[str, tuple[int, ...]]
-    terms: int = 1
-    dim: int = -2
+from .context import TermStack
 
 
 def decode_for_terms(

@@ -186,7 +186,7 @@ def _calibration(
         place = torch.randint(num_draws + 1, (batch.size,), device=batch.device)
         for rows in torch.arange(batch.size, device=batch.device).split(max(1, chunk // (num_draws + 1))):
             here = torch.arange(num_draws + 1, device=batch.device)[:, None] == place[rows]
-            part = simulated.excerpt(rows)
+            part = simulated.block(rows)
             views = TermViews.of(part, info)
             passes = [here] if vectorize else here.split(1)
             found = [_values(TermPair(model, guide, views, len(h)), info, h, truth, rows, part, own) for h in passes]

@@ -84,7 +84,7 @@ def annealed_importance(
     with evaluating(model, guide, batch, audit=audit, stacked=vectorize) as whole:
         size = _rows_at_once(whole, num_chains, pilot_chains)
         for first in range(0, whole.size, size):
-            rows = whole if whole.size <= size else whole.excerpt(slice(first, first + size))
+            rows = whole if whole.size <= size else whole.block(slice(first, first + size))
             with temporary_seed(seed + first, whole.device):
                 path = _Path(model, guide, rows, temperatures, leapfrog_steps, start, pilot_chains, vectorize)
                 parts.append(evidence_of(path.run(path.bridge.draws(num_chains)), ""))
@@ -130,7 +130,7 @@ def bidirectional(
     with evaluating(model, guide, batch, audit=False) as whole:
         size = _rows_at_once(whole, num_chains, pilot_chains)
         for first in range(0, whole.size, size):
-            rows = whole if whole.size <= size else whole.excerpt(slice(first, first + size))
+            rows = whole if whole.size <= size else whole.block(slice(first, first + size))
             with temporary_seed(seed + first, whole.device):
                 simulated, exact = simulate(model, rows, audit=False)
                 if audit and not parts:

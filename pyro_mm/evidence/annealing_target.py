@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ..batch.batch import Batch
-from ..batch.restrict import TermStack
+from ..batch.context import TermStack
 from ..scoring.importance import score_model
 from ..scoring.reduction import SiteReducer
 from ..scoring.structure import Callback, latent_sites, pair_structure

@@ -106,7 +106,7 @@ def _log_marginal(
     parts = []
     for start in range(0, batch.size, ROWS):
         whole = batch.size <= ROWS
-        rows, shown = (b if whole else b.excerpt(slice(start, start + ROWS)) for b in (batch, seen))
+        rows, shown = (b if whole else b.block(slice(start, start + ROWS)) for b in (batch, seen))
         sums: Any = None
         blocks = weighted(model, sampler, rows, shown, num_particles, how, seed + start, chunk, vectorize)
         for each, _, log_w in blocks:

@@ -45,7 +45,7 @@ def class_probabilities(
     shown, stacked = batch.only(*names), num_samples > 1
     with evaluating(model, guide, shown, audit=audit, stacked=stacked, draws=True) as whole:
         parts = [
-            generate(model, guide, whole.excerpt(rows), num_samples, mean=True, audit=False)[target].mean(0)
+            generate(model, guide, whole.block(rows), num_samples, mean=True, audit=False)[target].mean(0)
             for rows in torch.arange(whole.size, device=whole.device).split(CHUNK)
         ]
         probabilities = torch.cat(parts)

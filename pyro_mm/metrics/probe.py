@@ -104,7 +104,7 @@ def _features(
         if not torch.equal(labels.long().to(labels.dtype), labels):
             raise ValueError(f"expected classes of {label!r}, got numbers that are not whole: it is no class label")
         labels = labels.long()
-    parts = [_means(guide, batch.excerpt(part).only(*given), sites) for part in rows.split(CHUNK)]
+    parts = [_means(guide, batch.block(part).only(*given), sites) for part in rows.split(CHUNK)]
     return torch.cat(parts).numpy(), labels[rows].cpu().numpy()
 
 

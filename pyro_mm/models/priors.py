@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..batch.batch import Batch
 from ..distributions.mixture import Mixture
 from ..utils.arguments import check_flag, check_function, check_integer, check_name, describe
-from ..utils.network_calls import applied
+from ..utils.network_calls import apply_network
 
 __all__ = ["Component", "GivenCovariate", "MixturePrior"]
 
@@ -128,4 +128,4 @@ class GivenCovariate(nn.Module):
     def forward(self, batch: Batch) -> dist.Distribution:
         if self.name not in batch.covariates:
             raise ValueError(f"the prior is given the covariate {self.name!r}; this batch has {list(batch.covariates)}")
-        return applied(f"covariate {self.name!r}", self.conditional, batch.covariates[self.name])
+        return apply_network(f"covariate {self.name!r}", self.conditional, batch.covariates[self.name])

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..batch.batch import Batch
+from ..batch.context import TermStack
 from ..batch.masks import Presence, all_of, any_of, flags, negated, stacked, subsets
-from ..batch.restrict import TermStack
 from ..scoring.structure import PairStructure, private_modality
 from ..scoring.views import TermViews
 from .terms import ALL, EACH, EVERY, PRIOR, Names, Random, Term, _text, members

@@ -19,7 +19,7 @@ from ..utils.arguments import (
     check_module,
     check_modules,
 )
-from ..utils.network_calls import ROWS, Output, by_rows
+from ..utils.network_calls import ROWS, Output, runs_in_blocks
 from .per_set import once, per_set
 
 
@@ -155,7 +155,7 @@ def _headed(
     """The head of a set's state, its network run once a step for every set."""
     if not isinstance(head, Conditional):
         return head(state(batch))
-    if by_rows(owner, batch.size) and batch.plain:
+    if runs_in_blocks(owner, batch.size) and batch.plain:
         starts = range(0, batch.size, ROWS)
         parts = [head.output((state(batch[start : start + ROWS]),)) for start in starts]
         return head(Output(torch.cat(parts, -2)))

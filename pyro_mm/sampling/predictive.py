@@ -171,7 +171,7 @@ def _by_weight(
     """Draws of the guide's latents by their importance weights."""
     seed, parts = normalize_seed(None), []
     for start in range(0, batch.size, ROWS):
-        rows = batch if batch.size <= ROWS else batch.excerpt(slice(start, start + ROWS))
+        rows = batch if batch.size <= ROWS else batch.block(slice(start, start + ROWS))
         chosen = _Chosen(num_samples)
         blocks = weighted(model, guide, rows, rows, num_particles, proposal, seed + start, None, vectorize)
         for _, pair, log_w in blocks:

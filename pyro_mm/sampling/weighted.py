@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..batch.batch import Batch
-from ..batch.restrict import TermStack
+from ..batch.context import TermStack
 from ..scoring.importance import score_model
 from ..scoring.structure import Callback, PairStructure, latent_sites, pair_structure
 from ..scoring.term_pair import TermPair
@@ -101,7 +101,7 @@ def _part(pair: TermPair, info: PairStructure, sampler: Sampler, particles: slic
     """The log-weights of some particles and rows of a block, ``(k, n)``."""
     size, k = pair.views.decode.size, pair.num_particles
 
-    views = replace(pair.views, decode=pair.views.decode.excerpt(rows))
+    views = replace(pair.views, decode=pair.views.decode.block(rows))
     part = TermPair(pair._model, pair._guide, views, len(range(*particles.indices(k))), plated=pair.plated)
 
     def cut(x: Tensor, event_dim: int = 0) -> Tensor:

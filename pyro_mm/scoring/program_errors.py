@@ -191,7 +191,7 @@ def _with_n(text: str, rows: int) -> str:
 def _hints(text: str, frames: list[FrameType], programs: Mapping[str, Any]) -> Iterator[str]:
     """Suggest what may mend an error."""
     module, given = _network(frames)
-    encoding = any(frame.f_code.co_name in ("encode", "encoded") for frame in frames)
+    encoding = any(frame.f_code.co_name == "encode" for frame in frames)
     if isinstance(module, nn.Linear) and given[0].dim() and given[0].shape[-1] != module.in_features:
         gets = given[0].shape[-1]
         fits = f"nn.Linear({gets}, {module.out_features}), or nn.Flatten before it?"

@@ -13,8 +13,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..batch.batch import Batch
+from ..batch.context import TermStack
 from ..batch.masks import Presence
-from ..batch.restrict import TermStack
 from ..distributions.mixture import widest_mixture
 from ..handlers.plates import sample_in_plates
 from ..handlers.repeatability import BatchNormalisation, RandomNumbers, depends

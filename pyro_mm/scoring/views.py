@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..batch.batch import Batch
+from ..batch.context import TermStack
 from ..batch.masks import Presence
-from ..batch.restrict import TermStack
 from .structure import PairStructure
 
 

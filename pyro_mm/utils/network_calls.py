@@ -26,7 +26,7 @@ class OfOutput(nn.Module):
         raise NotImplementedError
 
 
-def applied(what: str, module: Callable[[Any], Any], value: Tensor) -> Any:
+def apply_network(what: str, module: Callable[[Any], Any], value: Tensor) -> Any:
     """Return ``module(value)``, in the type that the module takes.
 
     Args:
@@ -41,7 +41,7 @@ def applied(what: str, module: Callable[[Any], Any], value: Tensor) -> Any:
     return _tried(what, module, module, value)
 
 
-def encoded(name: str, module: Callable[[Any], Any], value: Tensor) -> Any:
+def encode_rows(name: str, module: Callable[[Any], Any], value: Tensor) -> Any:
     """Return ``module(value)`` of a modality's values ``(N, *event)``; without gradient, ``ROWS`` rows at once.
 
     Raises:
@@ -52,9 +52,9 @@ def encoded(name: str, module: Callable[[Any], Any], value: Tensor) -> Any:
     what = f"modality {name!r}"
 
     def call(x: Tensor) -> Any:
-        return applied(what, module, x)
+        return apply_network(what, module, x)
 
-    if not by_rows(module, value.shape[0]):
+    if not runs_in_blocks(module, value.shape[0]):
         return call(value)
     if isinstance(module, OfOutput):
         net = module.output
@@ -70,19 +70,19 @@ def encoded(name: str, module: Callable[[Any], Any], value: Tensor) -> Any:
 
 def output_of(module: OfOutput, x: Tensor) -> Tensor:
     """Return the output of the module's network of features ``(.., N, F)``; without gradient, ``ROWS`` rows at once."""
-    if not by_rows(module, x.shape[-2]):
+    if not runs_in_blocks(module, x.shape[-2]):
         return module.output((x,))
     return torch.cat([module.output((part,)) for part in x.split(ROWS, -2)], x.dim() - 2)
 
 
-def by_rows(module: Any, rows: int) -> bool:
+def runs_in_blocks(module: Any, rows: int) -> bool:
     """Return whether to run a module on blocks of rows: many rows, no gradient, and nothing that mixes rows."""
     if torch.is_grad_enabled() or rows <= ROWS:
         return False
     return not isinstance(module, nn.Module) or not any(part.training for part in module.modules())
 
 
-def as_scored(d: Any, value: Tensor) -> Tensor:
+def in_scoring_type(d: Any, value: Tensor) -> Tensor:
     """Return observed values in the type that their density is computed in: of integers, booleans and half precision.
 
     Integers would overflow in a density (255 + 1 is 0 in uint8), and half precision would round it.

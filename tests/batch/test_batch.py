@@ -453,7 +453,7 @@ def test_filler_lies_in_the_support_of_a_lognormal():
 
 def test_encode_keeps_two_functions_apart_that_do_not_outlive_the_call():
     batch = mm.Batch({"a": torch.ones(3)})
-    view = batch.view({"a": True}, mm.batch.restrict.TermStack({}), {})
+    view = batch.view({"a": True}, mm.batch.context.TermStack({}), {})
     assert [float(view.encode("a", lambda x, k=k: k * x)[0]) for k in range(5)] == [0.0, 1.0, 2.0, 3.0, 4.0]
 
 

@@ -11,7 +11,7 @@ from torch import nn
 import pyro_mm as mm
 import pyro_mm.objectives.plan
 import pyro_mm.objectives.terms
-from pyro_mm.batch.restrict import TermStack
+from pyro_mm.batch.context import TermStack
 from pyro_mm.objectives import Term
 from pyro_mm.scoring.structure import PairStructure
 from tests.support.linear_gaussian import encoders, every_pattern, oracle

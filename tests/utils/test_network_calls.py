@@ -14,7 +14,7 @@ from torch import nn
 
 import pyro_mm as mm
 from pyro_mm import conditionals, posteriors
-from pyro_mm.utils.network_calls import ROWS, as_scored
+from pyro_mm.utils.network_calls import ROWS, in_scoring_type
 
 NAN = math.nan
 
@@ -79,7 +79,7 @@ def test_a_density_of_ones_own_gets_the_values_as_they_are():
             return torch.tensor([0.5, 0.25]).log()[value]
 
     value = torch.tensor([0, 1])
-    assert as_scored(Table(), value) is value
+    assert in_scoring_type(Table(), value) is value
 
 
 LABELS = [torch.uint8, torch.int32, torch.int64, torch.float32, torch.float64]

@@ -10,7 +10,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ...batch.batch import Batch
-from ...batch.restrict import TermStack
+from ...batch.context import TermStack
 from ...utils.seeding import generator_state, temporary_seed
 from ..structure import PairStructure, latent_sites, observed_sites, pair_structure
 from ..term_pair import TermPair
