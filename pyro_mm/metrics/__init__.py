@@ -1,10 +1,13 @@
-"""How well modalities are told from each other, how alike draws are to data, and what a latent knows of a class.
+"""Metrics of trained pairs: accuracy, coherence, image quality, and the information in a latent.
 
-:func:`class_probabilities`, :func:`cross_modal_accuracy` and :func:`confusion_matrix` are of labels that the model
-predicts itself; :func:`cross_modal_coherence` and :func:`joint_coherence` of draws that a :func:`classifier` looks
-at, which errs too: print its own accuracy beside them. :func:`linear_probe` is of the posterior means,
-:func:`frechet_distance` of whole sets of pictures, :func:`mean_correlation` of latents that are known. Shares come
-with standard errors: :class:`Share`.
+* Labels predicted by the model: :func:`class_probabilities`, :func:`cross_modal_accuracy`, :func:`confusion_matrix`.
+* Samples judged by a :func:`classifier`: :func:`cross_modal_coherence`, :func:`joint_coherence`. The classifier errs
+  too, so report its own accuracy beside them.
+* Posterior means: :func:`linear_probe`.
+* Sets of images: :func:`frechet_distance`.
+* Latents whose true values are known: :func:`mean_correlation`.
+
+Proportions have standard errors: :class:`Share`.
 """
 
 from .accuracy import class_probabilities, confusion_matrix, cross_modal_accuracy

@@ -1,4 +1,4 @@
-"""How well one modality is told from others: of the class labels that a model predicts."""
+"""Accuracy of labels predicted from other modalities."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..scoring.evaluation import evaluating, returned
 from ..utils.arguments import check_counts, check_name, check_names, check_programs, check_tensor
 from ..utils.global_state import preserve_process_settings
 
-CHUNK = 256  # rows at once: every modality is decoded, and only the target's class probabilities are kept
+ROWS_PER_PASS = 256  # rows per pass, which bounds the memory: a pass decodes every modality
 
 
 def class_probabilities(
@@ -28,29 +28,36 @@ def class_probabilities(
     *,
     audit: bool = True,
 ) -> Tensor:
-    r"""The predicted classes of every row, ``(N, C)``: :math:`\frac1S \sum_s p(x_t | z_s), z_s \sim q(z | x_{given})`.
+    r"""Predict the class of a label modality from other modalities, per row.
+
+    .. math:: \hat p_n = \frac1S \sum_s p(x_t | z_{ns}), \qquad z_{ns} \sim q(z | x_{n, given})
 
     Args:
-        target: the modality to predict, a Categorical.
-        given: those to predict it from.
-        num_samples: S.
-        audit: False spares the audit of the pair (:mod:`pyro_mm.scoring.audit`), and what it would refuse.
+        model, guide: callables of a batch.
+        batch: N rows.
+        target: name of the modality to predict, a Categorical with C classes.
+        given: names of the modalities to predict it from.
+        num_samples: S, draws per row.
+        audit: False skips the audit of the pair (:mod:`pyro_mm.scoring.audit`).
+
+    Returns:
+        Class probabilities, ``(N, C)``.
 
     Raises:
-        ValueError: the target is among what is given, or is not a Categorical.
+        ValueError: the target is among the given modalities, or is not one Categorical per row.
     """
-    names = _checked(model, guide, batch, target, given, num_samples)
+    names = _check_arguments(model, guide, batch, target, given, num_samples)
     if target in names:
         raise ValueError(f"{target!r} is both the target and given")
     shown, stacked = batch.only(*names), num_samples > 1
     with evaluating(model, guide, shown, audit=audit, stacked=stacked, draws=True) as whole:
         parts = [
             generate(model, guide, whole.block(rows), num_samples, mean=True, audit=False)[target].mean(0)
-            for rows in torch.arange(whole.size, device=whole.device).split(CHUNK)
+            for rows in torch.arange(whole.size, device=whole.device).split(ROWS_PER_PASS)
         ]
         probabilities = torch.cat(parts)
         if probabilities.dim() != 2 or batch[target].dim() != 1:
-            raise ValueError(f"expected {target!r} to be one class label a row, got {tuple(probabilities.shape)}")
+            raise ValueError(f"expected {target!r} to be one class label per row, got {tuple(probabilities.shape)}")
         return returned(probabilities, whole, batch)
 
 
@@ -64,20 +71,34 @@ def cross_modal_accuracy(
     *,
     audit: bool = True,
 ) -> float:
-    """The share of the rows that have the target in which its likeliest class, as predicted, is the true one.
+    """Compute the accuracy of :func:`class_probabilities` over the rows that have the target.
 
-    Arguments as of :func:`class_probabilities`. Rows that lack everything given are predicted from the prior.
+    Rows in which every given modality is missing are predicted from the prior.
+
+    Args:
+        model, guide: callables of a batch.
+        batch: N rows, whose values of ``target`` are the true classes.
+        target: name of the modality to predict, a Categorical.
+        given: names of the modalities to predict it from.
+        num_samples: draws per row.
+        audit: False skips the audit of the pair (:mod:`pyro_mm.scoring.audit`).
+
+    Returns:
+        Proportion of rows whose likeliest predicted class is the true one, in [0, 1].
+
+    Raises:
+        ValueError: no row has the target, or the target is among the given modalities or is not a Categorical.
     """
-    _checked(model, guide, batch, target, given, num_samples)
-    there = batch.present[target]
-    if not there.any():
-        raise ValueError(f"no row of the batch has {target!r}, so that there is nothing to tell right from wrong by")
+    _check_arguments(model, guide, batch, target, given, num_samples)
+    present = batch.present[target]
+    if not present.any():
+        raise ValueError(f"no row of the batch has {target!r}, so there are no true classes to compare with")
     predicted = class_probabilities(model, guide, batch, target, given, num_samples, audit=audit).argmax(-1)
-    return (predicted == batch[target])[there].float().mean().item()
+    return (predicted == batch[target])[present].float().mean().item()
 
 
-def _checked(model: Any, guide: Any, batch: Any, target: Any, given: Any, num_samples: Any) -> tuple[str, ...]:
-    """Return the names of what is given, after a look at all arguments."""
+def _check_arguments(model: Any, guide: Any, batch: Any, target: Any, given: Any, num_samples: Any) -> tuple[str, ...]:
+    """Check the arguments that both functions share, and return the names of the given modalities."""
     check_programs(model=model, guide=guide)
     check_batch(batch)
     check_counts(num_samples=num_samples)
@@ -86,17 +107,27 @@ def _checked(model: Any, guide: Any, batch: Any, target: Any, given: Any, num_sa
 
 
 def confusion_matrix(true: Tensor, predicted: Tensor, num_classes: int) -> np.ndarray:
-    """Counts ``(C, C)``: true classes down, predicted ones across.
+    """Count rows by true and predicted class.
 
     Args:
-        true, predicted: integers ``(N,)``.
+        true, predicted: integer classes ``(N,)``, with N > 0.
         num_classes: C.
+
+    Returns:
+        Counts ``(C, C)``: one row per true class, one column per predicted class.
+
+    Raises:
+        ValueError: shapes that are not equal and of one dimension, or no rows.
+
+    >>> confusion_matrix(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), num_classes=2)
+    array([[1, 1],
+           [0, 1]])
     """
     check_counts(num_classes=num_classes)
     for argument, labels in (("true", true), ("predicted", predicted)):
         if check_tensor(argument, labels, ("N",)).shape != true.shape or not len(true):
             raise ValueError(f"expected {argument} of shape {tuple(true.shape)}, got {tuple(labels.shape)}")
     with preserve_process_settings():
-        from sklearn import metrics  # here, because it takes a second
+        from sklearn import metrics  # imported here because it takes a second
 
     return metrics.confusion_matrix(true.cpu(), predicted.cpu(), labels=range(num_classes))

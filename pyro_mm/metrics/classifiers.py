@@ -1,4 +1,4 @@
-"""A classifier of true data, to judge generated data by."""
+"""Classifiers trained on real data, to judge generated data by."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..utils.arguments import check_counts, check_number, check_tensor
 from ..utils.seeding import temporary_seed
 from .proportion import Share
 
-CHUNK = 1024
+ROWS_PER_PASS = 1024  # test rows classified at once
 
 
 def classifier(
@@ -24,28 +24,28 @@ def classifier(
     hidden: int = 128,
     seed: int = 0,
 ) -> tuple[nn.Module, Share]:
-    r"""A small network trained by Adam on the cross-entropy of labels.
+    r"""Train a small classifier by Adam on the cross-entropy, and measure its accuracy on test rows.
 
-    Pictures ``(N, H, W)`` or ``(N, channels, H, W)`` of 8 x 8 pixels at least: convolutions with 16 and 32 kernels of
-    4 x 4 and stride 2, then a hidden layer. Anything else, flattened: two hidden layers. ReLU between layers. Values
-    are less their mean, divided by their standard deviation, over all training numbers.
+    Images of at least 8 x 8 pixels, ``(N, H, W)`` or ``(N, channels, H, W)``, get two convolutions (16 and 32 kernels
+    of 4 x 4, stride 2) and one hidden layer. Other values are flattened and get two hidden layers. Activations are
+    ReLU. Inputs are standardised by the mean and the standard deviation over all entries of the training values.
 
     Args:
-        values: ``(N, *event)``, of training rows only.
-        labels: ``(N,)``, classes from 0.
-        test_values, test_labels: rows that it is not trained on.
-        epochs: times that the training rows are gone through.
-        batch_size: rows of a step.
-        lr: Adam's step, falling to 0 along half a cosine.
-        hidden: the size of hidden layers.
-        seed: of weights and order; torch's generators are left as they were.
+        values: training values, ``(N, *event)``.
+        labels: training classes, integers from 0, ``(N,)``.
+        test_values, test_labels: rows that are not trained on, of the same event shape.
+        epochs: passes over the training rows.
+        batch_size: rows per gradient step.
+        lr: initial learning rate of Adam, annealed to 0 along half a cosine.
+        hidden: width of the hidden layers.
+        seed: of the initial weights and the order of rows; torch's own generators are left as they were.
 
     Returns:
-        (network, accuracy): the network maps ``(B, *event)`` to logits ``(B, C)`` on the device of the training values,
-        in evaluation mode, with parameters that take no gradient; and its share of right test rows.
+        (network, accuracy): the network maps ``(B, *event)`` to logits ``(B, C)``, on the device of ``values``, in
+        evaluation mode and with frozen parameters; the accuracy is over the test rows.
 
     Raises:
-        ValueError: lengths or events differ.
+        ValueError: numbers of rows or event shapes that differ, no rows, or labels that are not integers from 0.
     """
     check_counts(batch_size=batch_size, hidden=hidden)
     check_counts(0, epochs=epochs)
@@ -58,11 +58,13 @@ def classifier(
             raise ValueError(f"expected labels of shape (N,) and alike values, got {tuple(y.shape)}, {tuple(x.shape)}")
         if y.is_floating_point() or y.dtype == torch.bool or int(y.min()) < 0:
             raise ValueError(f"expected labels to be classes from 0, got {y.dtype} with {y.min().item()} the smallest")
-    labels, test_labels = labels.long(), test_labels.long()
-    device, event = values.device, values.shape[1:]
-    labels, test_labels = labels.to(device), test_labels.to(device)
+
+    device = values.device
+    labels = labels.to(device, torch.long)
+    test_labels = test_labels.to(device, torch.long)
+
     with torch.inference_mode(False), torch.enable_grad(), temporary_seed(seed, device):
-        net = _Network(values, int(labels.max()) + 1, event, hidden).to(device)
+        net = _Network(values, int(labels.max()) + 1, hidden).to(device)
         optimizer = torch.optim.Adam(net.parameters(), lr)
         steps = epochs * -(-len(values) // batch_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
@@ -73,24 +75,31 @@ def classifier(
                 optimizer.step()
                 schedule.step()
     net.eval().requires_grad_(False)
-    with torch.no_grad():
-        predicted = torch.cat([net(x.to(device)).argmax(-1) for x in test_values.split(CHUNK)])
-    return net, Share.of(predicted == test_labels)
+    return net, Share.of(_predict(net, test_values, device) == test_labels)
+
+
+@torch.no_grad()
+def _predict(net: nn.Module, values: Tensor, device: torch.device, rows_per_pass: int = ROWS_PER_PASS) -> Tensor:
+    """Return the likeliest class of each row, ``(N,)``."""
+    return torch.cat([net(x.to(device)).argmax(-1) for x in values.split(rows_per_pass)])
 
 
 class _Network(nn.Module):
+    """Standardisation of the input, followed by convolutions or by fully connected layers."""
+
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, values: Tensor, classes: int, event: torch.Size, hidden: int):
+    def __init__(self, values: Tensor, classes: int, hidden: int):
         super().__init__()
-        self.event = event
+        self.event = event = values.shape[1:]
         deviation, mean = torch.std_mean(values.float(), correction=0)
         self.register_buffer("mean", mean)
         self.register_buffer("deviation", deviation.clamp(min=1e-6))
         self.pictures = len(event) in (2, 3) and min(event[-2:]) >= 8
         if self.pictures:
-            channels, (height, width) = event[0] if len(event) == 3 else 1, event[-2:]
+            channels = event[0] if len(event) == 3 else 1
+            height, width = event[-2:]
             first: list[nn.Module] = [
                 nn.Conv2d(channels, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU(),
                 nn.Flatten(), nn.Linear(32 * (height // 4) * (width // 4), hidden),

@@ -1,9 +1,9 @@
-"""Whether what is generated is of the right class, by the judgement of a classifier.
+"""Coherence: agreement of the classes of generated modalities, as judged by classifiers.
 
-A classifier is a callable ``(B, *event) -> logits (B, C)``, as :func:`pyro_mm.metrics.classifier` trains one. By
-default it is shown the mean of each p(x_m | z), as is usual for pictures: pixels drawn around that mean are noise to a
-classifier that was trained on clean ones. Means of a Categorical are probabilities, which ``lambda p: p`` and
-:func:`pyro_mm.datasets.word_logits` judge.
+A classifier is a callable from values ``(B, *event)`` to logits ``(B, C)``, such as :func:`pyro_mm.metrics.classifier`
+trains. By default it judges the mean of p(x_m | z), as is usual for images: pixels sampled around that mean are noise
+to a classifier trained on clean images. The mean of a Categorical is its vector of probabilities, which ``lambda p: p``
+or :func:`pyro_mm.datasets.word_logits` turn into logits.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ..utils.seeding import temporary_seed
 from .proportion import Share
 
 Classifier = Callable[[Tensor], Tensor]
-CHUNK = 256  # draws at once: every modality of them is decoded
+SAMPLES_PER_PASS = 256  # bounds the memory: a pass decodes every modality
 
 
 @torch.no_grad()
@@ -52,28 +52,34 @@ def cross_modal_coherence(
     seed: int | None = None,
     audit: bool = True,
 ) -> Share:
-    r"""The share of draws of one modality given others that are of the row's class.
+    r"""Compute the proportion of samples of one modality, given others, that are of the row's class.
 
     .. math:: \frac1N \sum_n \frac1S \sum_s 1[\arg\max_c f_c(x_{ns}) = y_n], \qquad
               x_{ns} \sim p(x_t | z_{ns}), \; z_{ns} \sim q(z | x_{n, given})
 
-    over the rows that have all of what is given; the target is not shown, and need not be present.
+    The mean is over rows that have all given modalities. The target is hidden from the guide, and may be missing.
 
     Args:
-        target: the modality t to generate.
-        given: those to generate it from.
-        classifier: f, of the target's values; it must err as little as possible on true ones.
-        labels: y, ``(N,)``, the classes of the batch's rows.
-        num_samples: S.
-        mean: whether f is shown the mean of p(x_t | z) instead of a draw from it.
-        seed: of all draws; None goes on with torch's generator.
-        audit: False spares the audit of the pair (:mod:`pyro_mm.scoring.audit`), and what it would refuse.
+        model, guide: callables of a batch.
+        batch: N rows.
+        target: name of the modality t to generate.
+        given: names of the modalities to generate it from.
+        classifier: f, from values of the target ``(B, *event)`` to logits ``(B, C)``. Its errors on real values
+            lower the coherence.
+        labels: true classes y, integers ``(N,)``.
+        num_samples: S, samples per row.
+        mean: True classifies the mean of p(x_t | z), False a sample from it.
+        seed: of all draws; None uses torch's generator.
+        audit: False skips the audit of the pair (:mod:`pyro_mm.scoring.audit`).
 
     Returns:
-        The share with its standard error over rows. Shi et al. 2019 (arXiv 1911.03393).
+        Proportion with its standard error over rows.
 
     Raises:
-        ValueError: the target is among what is given, no row has all of that, or shapes do not fit.
+        ValueError: the target is among the given modalities, no row has all of these, or shapes do not fit.
+
+    References:
+        Shi et al. 2019 (arXiv:1911.03393).
     """
     check_programs(model=model, guide=guide)
     check_batch(batch)
@@ -91,21 +97,23 @@ def cross_modal_coherence(
     masks = [batch.present[name] for name in names]
     rows = torch.stack(masks).all(0).nonzero()[:, 0] if masks else torch.arange(batch.size, device=batch.device)
     if len(rows) == 0:
-        raise ValueError(f"no row has all of what is given: {', '.join(names)}")
-    right = []
-    shown, stacked = batch.only(*names), num_samples > 1
+        raise ValueError(f"no row has all given modalities: {', '.join(names)}")
+
+    correct = []
+    visible = batch.only(*names)
     with (
-        evaluating(model, guide, shown, audit=audit, stacked=stacked, draws=True) as whole,
+        evaluating(model, guide, visible, audit=audit, stacked=num_samples > 1, draws=True) as whole,
         temporary_seed(seed, whole.device),
     ):
-        labels, rows = labels.to(whole.device), rows.to(whole.device)
-        for part in rows.split(max(1, CHUNK // num_samples)):
-            hits, known = torch.zeros(len(part), device=whole.device), whole[part]
-            for draws in _parts(num_samples):
-                x = _of(generate(model, guide, known, draws, mean=mean, audit=False), target)
-                hits += (_classes(classifier, x, target) == labels[part]).sum(0)
-            right.append(hits / num_samples)
-    return Share.of(torch.cat(right))
+        labels = labels.to(whole.device)
+        for part in rows.to(whole.device).split(max(1, SAMPLES_PER_PASS // num_samples)):
+            hits = torch.zeros(len(part), device=whole.device)
+            for size in _pass_sizes(num_samples):
+                samples = generate(model, guide, whole[part], size, mean=mean, audit=False)
+                classes = _classes(classifier, _modality(samples, target), target)
+                hits += (classes == labels[part]).sum(0)
+            correct.append(hits / num_samples)
+    return Share.of(torch.cat(correct))
 
 
 @torch.no_grad()
@@ -119,27 +127,31 @@ def joint_coherence(
     seed: int | None = None,
     audit: bool = True,
 ) -> Share:
-    r"""The share of draws from the model's prior in which all modalities are of one class, whichever that is.
+    r"""Compute the proportion of samples from the prior whose modalities are all of one class.
 
     .. math:: \frac1n \sum_i 1[\arg\max_c f_{mc}(x_{im}) \text{ is the same for all } m], \qquad
               x_{im} \sim p(x_m | z_i), \; z_i \sim p(z)
 
-    A model that draws one class alone is coherent, and independent draws of C equally frequent classes agree in
-    :math:`C^{1-M}` of the cases.
+    A model that only ever generates one class is coherent too. M modalities whose C equally frequent classes are
+    independent agree with probability :math:`C^{1-M}`.
 
     Args:
-        like: a batch that has the modalities; a model with covariates sees those of its first row.
-        classifiers: modality -> f_m, two at least, with the same classes.
-        n: draws.
-        mean: whether f_m is shown the mean of p(x_m | z) instead of a draw from it.
-        seed: of all draws; None goes on with torch's generator.
-        audit: False spares the audit of the pair (:mod:`pyro_mm.scoring.audit`), and what it would refuse.
+        model: callable of a batch.
+        like: batch with the modalities of the model; a model with covariates sees those of its first row.
+        classifiers: modality name -> f_m, for at least two modalities, with the same classes.
+        n: number of samples.
+        mean: True classifies the mean of p(x_m | z), False a sample from it.
+        seed: of all draws; None uses torch's generator.
+        audit: False skips the audit of the model (:mod:`pyro_mm.scoring.audit`).
 
     Returns:
-        The share with its standard error. Shi et al. 2019 (arXiv 1911.03393).
+        Proportion with its standard error.
 
     Raises:
-        ValueError: there are fewer than two classifiers, or shapes do not fit.
+        ValueError: fewer than two classifiers, or shapes that do not fit.
+
+    References:
+        Shi et al. 2019 (arXiv:1911.03393).
     """
     check_programs(model=model)
     check_batch(like, "like")
@@ -153,31 +165,31 @@ def joint_coherence(
         raise ValueError(f"expected classifiers of two modalities or more, got {list(classifiers)}")
 
     def prior(batch: Batch) -> None:
-        """The model's latents: ``generate`` wants to see them in a guide, and draws them from the model's prior."""
+        """Run the model without its observed sites: the guide that ``generate`` needs."""
         with poutine.block(hide_fn=lambda site: site["type"] == "sample" and site["is_observed"]):
             model(batch)
 
-    agreed = []
+    agreement = []
     with evaluating(model, prior, like, audit=audit) as whole, temporary_seed(seed, whole.device):
-        for size in _parts(n):
-            drawn = generate(model, prior, Batch.empty(size, whole), mean=mean, audit=False)
-            classes = torch.stack([_classes(f, _of(drawn, name), name)[0] for name, f in classifiers.items()])
-            agreed.append((classes == classes[0]).all(0))
-    return Share.of(torch.cat(agreed))
+        for size in _pass_sizes(n):
+            samples = generate(model, prior, Batch.empty(size, whole), mean=mean, audit=False)
+            classes = torch.stack([_classes(f, _modality(samples, name), name)[0] for name, f in classifiers.items()])
+            agreement.append((classes == classes[0]).all(0))
+    return Share.of(torch.cat(agreement))
 
 
-def _of(drawn: Mapping[str, Tensor], name: str) -> Tensor:
-    """Return the draws of a modality. Raises a ValueError for one that the story does not observe."""
-    return drawn[check_name("modality", name, drawn)]
+def _modality(samples: Mapping[str, Tensor], name: str) -> Tensor:
+    """Return the samples of a modality. Raises a ValueError for one that the story does not observe."""
+    return samples[check_name("modality", name, samples)]
 
 
-def _parts(total: int) -> list[int]:
-    """A number in parts of CHUNK at most."""
-    return [min(CHUNK, total - start) for start in range(0, total, CHUNK)]
+def _pass_sizes(total: int) -> list[int]:
+    """Split a number of samples into passes of at most SAMPLES_PER_PASS."""
+    return [min(SAMPLES_PER_PASS, total - start) for start in range(0, total, SAMPLES_PER_PASS)]
 
 
 def _classes(classifier: Classifier, x: Tensor, name: str) -> Tensor:
-    """The likeliest class of each of ``(S, N, *event)``: ``(S, N)``."""
+    """Classify values ``(S, N, *event)``: return the likeliest class of each, ``(S, N)``."""
     logits = classifier(x.flatten(0, 1))
     if not isinstance(logits, Tensor):
         raise TypeError(f"expected logits from the classifier of {name!r}, got {describe(logits)}")

@@ -1,4 +1,4 @@
-"""What can be read off a latent by a straight line."""
+"""Linear probes of posterior means."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ..utils.global_state import preserve_process_settings
 from ..utils.seeding import temporary_seed
 from .proportion import Share
 
-CHUNK = 1024  # rows encoded at once
-DRAWS = 100  # of a posterior whose mean is not known, such as a flow
+ROWS_PER_PASS = 1024  # rows encoded at once
+NUM_DRAWS = 100  # draws that estimate the mean of a posterior that has no known mean, such as a flow
 
 
 @torch.no_grad()
@@ -35,25 +35,27 @@ def linear_probe(
     seed: int | None = None,
     audit: bool = True,
 ) -> Share:
-    r"""The accuracy on test rows of a logistic regression from posterior means to labels.
+    r"""Fit a logistic regression from posterior means to labels, and measure its accuracy on test rows.
 
     .. math:: P(y = c | h) \propto e^{b_c + w_c^T h}, \qquad h_n = (E_q[z | x_{n, given}] - \mu) / \sigma
 
-    with :math:`\mu` and :math:`\sigma` those of h over the training rows, and w and b at the maximum of the training
-    rows' log-likelihood less :math:`\|w\|^2 / (2 C)` (scikit-learn's).
+    :math:`\mu` and :math:`\sigma` standardise the means over the training rows. The weights maximise the
+    log-likelihood of the training rows minus :math:`\|w\|^2 / (2 C)`, by scikit-learn.
 
     Args:
-        train, test: rows; those that lack the label or any of what is given are left out.
-        label: a modality or a covariate: one class a row.
-        given: the modalities that the guide sees; None for all but the label.
-        sites: the latent sites whose means are taken, side by side; a mean that is only known given another site's
-            draw (:func:`pyro_mm.encode`) is of one draw, and one that is not known, a flow's, the mean of 100.
-        regularisation: C; larger is weaker.
-        seed: of such draws; None goes on with torch's generator.
-        audit: False spares the audit of the guide (:mod:`pyro_mm.scoring.audit`), and what it would refuse.
+        guide: callable of a batch.
+        train, test: batches; rows that lack the label or a given modality are left out.
+        label: name of a modality or a covariate with one class per row.
+        given: names of the modalities that the guide sees; None for all but the label.
+        sites: names of the latent sites whose means are concatenated. The mean of a site that depends on another
+            site's draw is conditional on one draw of it (:func:`pyro_mm.encode`); a mean that is not known, such as a
+            flow's, is estimated from 100 draws.
+        regularisation: C; a larger value regularises less.
+        seed: of the draws above; None uses torch's generator.
+        audit: False skips the audit of the guide (:mod:`pyro_mm.scoring.audit`).
 
     Returns:
-        The share of right test rows with its standard error, over test rows.
+        Accuracy on the test rows, with its standard error.
 
     Raises:
         ValueError: the label is given to the guide or is unknown, a site is unknown, or no row is left.
@@ -68,26 +70,29 @@ def linear_probe(
     sites = check_names("sites", sites, least=1, what="latent site")
     names = [n for n in train.names if n != label] if given is None else check_names("given", given, train)
     with preserve_process_settings():
-        from sklearn.linear_model import LogisticRegression  # here, because it takes seconds
+        from sklearn.linear_model import LogisticRegression  # imported here because it takes seconds
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
     if label in names:
-        raise ValueError(f"the label {label!r} is what is to be told: it cannot be given")
+        raise ValueError(f"the label {label!r} is what the probe predicts: it cannot be given to the guide")
+
     with evaluating(None, guide, train, audit=False) as rows, temporary_seed(seed, rows.device):
         if audit:
             audited(None, guide, rows.only(*names), draws=True)
-        both = rows, test.to(rows.device)
-        (h, y), (h_test, y_test) = (_features(guide, batch, label, names, sites) for batch in both)
-    # C weighs the sum over rows of the log-likelihood there, which is what the formula says
-    fitted = make_pipeline(StandardScaler(), LogisticRegression(C=regularisation, max_iter=2000)).fit(h, y)
-    return Share.of(torch.from_numpy(fitted.predict(h_test) == y_test))
+        means, labels = _features(guide, rows, label, names, sites)
+        test_means, test_labels = _features(guide, test.to(rows.device), label, names, sites)
+
+    # scikit-learn's C multiplies the sum of log-likelihoods over rows, as in the formula
+    regression = make_pipeline(StandardScaler(), LogisticRegression(C=regularisation, max_iter=2000))
+    regression.fit(means, labels)
+    return Share.of(torch.from_numpy(regression.predict(test_means) == test_labels))
 
 
 def _features(
     guide: Callable[[Batch], Any], batch: Batch, label: str, given: Sequence[str], sites: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Posterior means ``(n, D)`` and labels ``(n,)`` of the rows that have all that it takes."""
+    """Return posterior means ``(n, D)`` and labels ``(n,)`` of rows with the label and all given modalities."""
     if label not in batch.covariates and label not in batch:
         raise ValueError(f"unknown label {label!r}: expected one of {[*batch.covariates, *batch.names]}")
     masks = [batch.present[name] for name in given]
@@ -99,28 +104,30 @@ def _features(
     rows = torch.arange(batch.size, device=batch.device)
     rows = rows[torch.stack(masks).all(0)] if masks else rows
     if labels.dim() != 1 or len(rows) == 0:
-        raise ValueError(f"expected one class a row and at least one row with all of {[*given, label]}")
+        raise ValueError(f"expected one class per row and at least one row with all of {[*given, label]}")
     if labels.is_floating_point():
         if not torch.equal(labels.long().to(labels.dtype), labels):
-            raise ValueError(f"expected classes of {label!r}, got numbers that are not whole: it is no class label")
+            raise ValueError(f"expected classes of {label!r}, got numbers that are not whole")
         labels = labels.long()
-    parts = [_means(guide, batch.block(part).only(*given), sites) for part in rows.split(CHUNK)]
+    parts = [_means(guide, batch.block(part).only(*given), sites) for part in rows.split(ROWS_PER_PASS)]
     return torch.cat(parts).numpy(), labels[rows].cpu().numpy()
 
 
 def _means(guide: Callable[[Batch], Any], batch: Batch, sites: Sequence[str]) -> Tensor:
+    """Return the concatenated posterior means of latent sites, ``(N, D)`` in float64 on the CPU."""
     found = encode(guide, batch, audit=False)
     if unknown := [site for site in sites if site not in found]:
         raise ValueError(f"the guide has no site {', '.join(unknown)}: it has {', '.join(found)}")
     if plated := [site for site in sites if found[site].batch_shape != (batch.size,)]:
         raise ValueError(
-            f"expected one draw a row of {plated[0]}, got batch shape {tuple(found[plated[0]].batch_shape)}"
+            f"expected one draw per row of {plated[0]}, got batch shape {tuple(found[plated[0]].batch_shape)}"
         )
     return torch.cat([_mean(found[site]).reshape(batch.size, -1) for site in sites], -1).double().cpu()
 
 
 def _mean(d: Any) -> Tensor:
+    """Return the mean of a distribution, estimated from draws where it is not known."""
     try:
         return d.mean
     except NotImplementedError:
-        return d.sample((DRAWS,)).mean(0)
+        return d.sample((NUM_DRAWS,)).mean(0)

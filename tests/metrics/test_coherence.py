@@ -48,7 +48,7 @@ class Sees(nn.Module):
 
 def sign(x):
     """Class 1 where the mean is positive, of event shape (2,)."""
-    assert x.dim() == 2 and len(x) <= coherence.CHUNK
+    assert x.dim() == 2 and len(x) <= coherence.SAMPLES_PER_PASS
     return torch.stack([torch.zeros(len(x)), x.mean(-1)], -1)
 
 
@@ -94,7 +94,7 @@ def test_rows_without_what_is_given_are_left_out():
     labels = torch.where(torch.arange(8) % 2 == 0, (full["a"][:, 0] > 0).long(), 7)
     share = metrics.cross_modal_coherence(Story(), Sees(), batch, "b", "a", sign, labels)
     assert (share.value, share.size) == (1.0, 4)
-    with pytest.raises(ValueError, match="no row has all of what is given: a"):
+    with pytest.raises(ValueError, match="no row has all given modalities: a"):
         metrics.cross_modal_coherence(Story(), Sees(), batch.without("a"), "b", "a", sign, labels)
 
 

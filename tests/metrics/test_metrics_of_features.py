@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pyro_mm import Batch, datasets, metrics
-from pyro_mm.metrics import frechet, probe
+from pyro_mm.metrics import classifiers, frechet, probe
 
 F64 = {"dtype": torch.float64}
 EXACT = {"rel": 1e-9, "abs": 1e-9}
@@ -89,7 +89,7 @@ def test_features_are_asked_for_in_chunks():
     seen = []
 
     def features(x):
-        assert len(x) <= frechet.CHUNK and not torch.is_grad_enabled()
+        assert len(x) <= frechet.ROWS_PER_PASS and not torch.is_grad_enabled()
         seen.append(len(x))
         return 3 * x[..., None, None]
 
@@ -154,11 +154,14 @@ def test_values_are_standardised_by_the_training_rows():
     assert whole.mean == 5.5 and isinstance(whole, nn.Module)
 
 
-def test_test_rows_come_in_chunks(monkeypatch):
+def test_test_rows_are_classified_in_several_passes():
     x, y = torch.randn(50, 4), torch.arange(50) % 2
-    whole = metrics.classifier(x, y, x, y, epochs=1)[1]
-    monkeypatch.setattr("pyro_mm.metrics.classifiers.CHUNK", 7)
-    assert metrics.classifier(x, y, x, y, epochs=1)[1] == whole
+    net, accuracy = metrics.classifier(x, y, x, y, epochs=1)
+    sizes = []
+    net.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    predicted = classifiers._predict(net, x, x.device, rows_per_pass=7)
+    assert sizes == [7] * 7 + [1] and torch.equal(predicted, net(x).argmax(-1))
+    assert accuracy == metrics.Share.of(predicted == y)
 
 
 # -- probes ---------------------------------------------------------------------------------------------------------
@@ -185,7 +188,7 @@ def labelled(rows, told=True):
 
 
 def test_what_is_linear_is_found():
-    train, test = labelled(200), labelled(2 * probe.CHUNK)
+    train, test = labelled(200), labelled(2 * probe.ROWS_PER_PASS)
     share = metrics.linear_probe(guide, train, test, "label")
     present = int(test.present["label"].sum())
     assert share == metrics.Share(1.0, 0.0, present)
@@ -248,8 +251,8 @@ def _without_label(batch):
         ({"given": ["a", "label"]}, "cannot be given"),
         ({"label": "kind"}, "label: unknown modality or covariate 'kind', expected one of 'class', 'a', 'b', 'label'"),
         ({"sites": "y"}, "no site y: it has z, w, steps"),
-        ({"label": "b", "given": "a", "audit": False}, "one class a row"),
-        ({"sites": ["z", "steps"]}, r"one draw a row of steps, got batch shape \(3, 16\)"),
+        ({"label": "b", "given": "a", "audit": False}, "one class per row"),
+        ({"sites": ["z", "steps"]}, r"one draw per row of steps, got batch shape \(3, 16\)"),
     ],
 )
 def test_what_cannot_be_probed_raises(options, message):
