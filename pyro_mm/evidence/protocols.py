@@ -26,7 +26,8 @@ from ..scoring.evaluation import evaluating, returned
 from ..utils.arguments import check_counts, check_names, check_programs
 from ..utils.seeding import normalize_seed
 from .evidence import Evidence
-from .likelihood import conditional_of, counting, log_conditional, log_marginal
+from .likelihood import log_conditional, log_marginal
+from .quantity import conditional_of, counting
 
 __all__ = ["PRIOR_DRAWS", "both_ways", "conditional", "joint", "multiple", "single"]
 

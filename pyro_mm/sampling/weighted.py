@@ -16,7 +16,8 @@ from ..scoring.structure import Callback, PairStructure, latent_sites, pair_stru
 from ..scoring.term_pair import TermPair
 from ..scoring.views import TermViews
 from ..utils.seeding import generator_state, part_seed, set_generator_state, temporary_seed
-from .proposals import Proposal, Sampler
+from .guide_sampler import Sampler
+from .proposals import Proposal
 
 BLOCK = 2**16  # draws of a (row, particle) pair that share a seed: the canonical block, whatever the chunk
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pyro_mm as mm
-from pyro_mm.evidence.annealing import _schedule
+from pyro_mm.evidence.annealing_schedule import _schedule
 from pyro_mm.evidence.annealing_target import TemperedDensity
 from tests.support.linear_gaussian import every_pattern, oracle
 
