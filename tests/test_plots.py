@@ -10,7 +10,7 @@ import torch
 from pyro_mm import plots
 from pyro_mm.diagnostics.rank_tests import band, p_text
 from pyro_mm.diagnostics.sbc import Calibration
-from pyro_mm.evidence.accumulator import evidence_of
+from pyro_mm.evidence.accumulator import evidence_from_weights
 from pyro_mm.evidence.evidence import Evidence
 
 
@@ -83,7 +83,7 @@ def test_ranks_have_a_panel_for_each_coordinate_with_its_band(tmp_path, size):
 
 
 def estimate(k, seed=0, rows=7):
-    return evidence_of(torch.randn(k, rows, generator=torch.Generator().manual_seed(seed)), "log p(x)")
+    return evidence_from_weights(torch.randn(k, rows, generator=torch.Generator().manual_seed(seed)), "log p(x)")
 
 
 def test_convergence_shows_the_mean_with_its_error_and_the_worst_rows(tmp_path):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..estimators import PerRow
-from ..evidence.evidence import THRESHOLD, WIDE, Evidence
+from ..evidence.evidence import LARGE_STANDARD_ERROR, PARETO_K_THRESHOLD, Evidence
 from ..objectives.bounds import Target
 from ..scoring.audit.sites import Sites
 from ..utils.text import align_columns, plus_minus, wrap_remark
@@ -159,7 +159,10 @@ def _findings(found: Check, per_row: bool, clash: str, why: str) -> Iterator[tup
     doubts = sorted([(_doubt(e), e.quantity) for e in found.evidence.values() if _doubt(e) > DOUBTFUL], reverse=True)
     if doubts:
         those = ", ".join(f"{share:.0%} in {quantity}" for share, quantity in doubts)
-        text = f"Many rows are doubtful, their k-hat above {THRESHOLD} or standard error above {WIDE}: {those}. "
+        text = (
+            f"Many rows are doubtful, their k-hat above {PARETO_K_THRESHOLD} or standard error above "
+            f"{LARGE_STANDARD_ERROR}: {those}. "
+        )
         yield (
             4,
             text

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..batch.batch import Batch, check_batch
-from ..evidence.evidence import THRESHOLD, Evidence
+from ..evidence.evidence import PARETO_K_THRESHOLD, Evidence
 from ..evidence.likelihood import log_conditional, log_marginal
 from ..utils.arguments import check_mapping, check_names, check_seed
 from ..utils.arviz import compare_log_likelihoods
@@ -84,14 +84,14 @@ class Comparison:
             {name: column(e.log_prob) for name, e in self.evidence.items()},
             {name: column(e.pareto_k) for name, e in self.evidence.items()},
             {name: e.num_particles for name, e in self.evidence.items()},
-            THRESHOLD,
+            PARETO_K_THRESHOLD,
             None if self.reference == self.candidates[0].name else self.reference,
             **options,
         )
 
     def __repr__(self) -> str:
         kept = int(self.rows.sum())
-        header = [self.quantity, "nats a row", "difference", "± rows", "± draws", f"k-hat > {THRESHOLD}", "K"]
+        header = [self.quantity, "nats a row", "difference", "± rows", "± draws", f"k-hat > {PARETO_K_THRESHOLD}", "K"]
         lines = []
         for c in self.candidates:
             apart = [f"{c.difference:+.3f}", _number(c.paired_error), _number(c.estimation_error)]
@@ -126,7 +126,8 @@ class Comparison:
         heavy = [f"{c.name} ({c.untrusted:.0%})" for c in self.candidates if c.untrusted > HEAVY]
         if heavy:
             text = (
-                f"Many rows have k-hat > {THRESHOLD} in {', '.join(heavy)}: their likelihoods are more likely too low "
+                f"Many rows have k-hat > {PARETO_K_THRESHOLD} in {', '.join(heavy)}: their likelihoods are more likely "
+                "too low "
             )
             found.append(text + "than too high, and no error shows it. More particles help, or annealed_importance.")
         return found

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..batch.batch import Batch, check_batch
 from ..evidence.evidence import Evidence
-from ..sampling.predictive import draw
+from ..sampling.predictive import draw_samples
 from ..scoring.evaluation import evaluating
 from ..utils.arguments import check_counts, check_flags, check_programs, check_seed, describe
 from ..utils.arviz import build_inference_data
@@ -75,10 +75,10 @@ def to_arviz(
         evaluating(model, guide, batch, audit=audit, stacked=stacked, draws=True) as rows,
         temporary_seed(seed, rows.device),
     ):
-        _, *found = draw(model, guide, rows, num_samples, resample=resample, vectorize=vectorize)
+        _, *found = draw_samples(model, guide, rows, num_samples, resample=resample, vectorize=vectorize)
         draws["posterior"], draws["posterior_predictive"] = found
         if prior:
-            _, *found = draw(model, guide, rows.only(), num_samples, vectorize=vectorize)
+            _, *found = draw_samples(model, guide, rows.only(), num_samples, vectorize=vectorize)
             draws["prior"], draws["prior_predictive"] = found
     groups: dict[str, dict[str, np.ndarray]] = {
         group: {name: _numpy(x)[None] for name, x in of.items()} for group, of in draws.items()

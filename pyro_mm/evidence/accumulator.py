@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .evidence import ROUNDING, Evidence
-from .pareto import FLAT, pareto_k, tail_length
+from .evidence import ROUNDING_UNITS, Evidence
+from .pareto import ROUNDING_SPREAD, pareto_k, tail_length
 
 
-def evidence_of(log_w: Tensor, quantity: str) -> Evidence:
+def evidence_from_weights(log_w: Tensor, quantity: str) -> Evidence:
     """The evidence that independent log-weights ``(K, N)`` give."""
     sums = WeightAccumulator(len(log_w))
     sums.add(log_w)
@@ -59,14 +59,14 @@ class WeightAccumulator:
         log_prob, error = self._estimate()
         ess = (2 * self.one - self.two).exp().to(self.dtype)
         top = self._top()
-        rounding = ROUNDING * torch.finfo(self.dtype).eps * top[:, 0].abs().clamp(min=ROUNDING)
-        k_hat = pareto_k(top, self.count, rounding.clamp(min=FLAT)).to(self.dtype)
+        rounding = ROUNDING_UNITS * torch.finfo(self.dtype).eps * top[:, 0].abs().clamp(min=ROUNDING_UNITS)
+        k_hat = pareto_k(top, self.count, rounding.clamp(min=ROUNDING_SPREAD)).to(self.dtype)
         return Evidence(log_prob, error, ess, k_hat, quantity, self.count, self.running)
 
     def _add(self, log_w: Tensor) -> None:
         self.count += len(log_w)
-        self.one = _plus(self.one, log_w.logsumexp(0))
-        self.two = _plus(self.two, (2 * log_w).logsumexp(0))
+        self.one = _log_add(self.one, log_w.logsumexp(0))
+        self.two = _log_add(self.two, (2 * log_w).logsumexp(0))
         while len(log_w) and self.group > 1:
             if not self.open and len(log_w) >= self.group:
                 whole = len(log_w) // self.group
@@ -74,7 +74,7 @@ class WeightAccumulator:
                 log_w = log_w[whole * self.group :]
                 continue
             step = min(self.group - self.open, len(log_w))
-            self.pending = _plus(self.pending if self.open else None, log_w[:step].logsumexp(0))
+            self.pending = _log_add(self.pending if self.open else None, log_w[:step].logsumexp(0))
             self.open += step
             log_w = log_w[step:]
             if self.open == self.group:
@@ -84,8 +84,8 @@ class WeightAccumulator:
     def _close(self, sums: Tensor, size: int) -> None:
         self.groups += len(sums)
         self.sizes += len(sums) * size**2
-        self.squares = _plus(self.squares, (2 * sums).logsumexp(0))
-        self.cross = _plus(self.cross, sums.logsumexp(0) + math.log(size))
+        self.squares = _log_add(self.squares, (2 * sums).logsumexp(0))
+        self.cross = _log_add(self.cross, sums.logsumexp(0) + math.log(size))
 
     def _estimate(self) -> tuple[Tensor, Tensor]:
         k, r = self.count, self.groups
@@ -94,8 +94,8 @@ class WeightAccumulator:
             r, squares, cross, sizes = k, self.two, self.one, k
         elif self.open:
             r, sizes = r + 1, sizes + self.open**2
-            squares = _plus(squares, 2 * self.pending)
-            cross = _plus(cross, self.pending + math.log(self.open))
+            squares = _log_add(squares, 2 * self.pending)
+            cross = _log_add(cross, self.pending + math.log(self.open))
         spread = (squares - 2 * self.one).exp() - 2 * (cross - self.one).exp() / k + sizes / k**2
         variance = spread.clamp(min=0) * (r / (r - 1) if r > 1 else math.nan)
         return (self.one - math.log(k)).to(self.dtype), variance.sqrt().to(self.dtype)
@@ -110,5 +110,5 @@ class WeightAccumulator:
         return top.topk(min(self.keep, top.shape[-1]), -1).values
 
 
-def _plus(a: Tensor | None, b: Tensor) -> Tensor:
+def _log_add(a: Tensor | None, b: Tensor) -> Tensor:
     return b if a is None else torch.logaddexp(a, b)

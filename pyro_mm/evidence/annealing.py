@@ -12,10 +12,10 @@ from ..scoring.evaluation import evaluating, returned
 from ..scoring.structure import Callback
 from ..utils.arguments import check_choice, check_counts, check_flags, check_programs
 from ..utils.seeding import normalize_seed, temporary_seed
-from .accumulator import evidence_of
-from .annealing_schedule import _Path
-from .evidence import Evidence, joined
-from .quantity import counting, described, quantity_of
+from .accumulator import evidence_from_weights
+from .annealing_schedule import AnnealingSchedule
+from .evidence import Evidence, concatenate
+from .quantity import name_quantity, quantity_name, restrict_means
 
 PAIRS = 2**14  # (row, chain) pairs that move together
 
@@ -75,9 +75,11 @@ def annealed_importance(
         for first in range(0, whole.size, size):
             rows = whole if whole.size <= size else whole.block(slice(first, first + size))
             with temporary_seed(seed + first, whole.device):
-                path = _Path(model, guide, rows, temperatures, leapfrog_steps, start, pilot_chains, vectorize)
-                parts.append(evidence_of(path.run(path.bridge.draws(num_chains)), ""))
-        found = described(parts[0] if len(parts) == 1 else joined(parts), model, guide, whole)
+                path = AnnealingSchedule(
+                    model, guide, rows, temperatures, leapfrog_steps, start, pilot_chains, vectorize
+                )
+                parts.append(evidence_from_weights(path.run(path.bridge.draws(num_chains)), ""))
+        found = name_quantity(parts[0] if len(parts) == 1 else concatenate(parts), model, guide, whole)
         return returned(found, whole, batch)
 
 
@@ -124,14 +126,16 @@ def bidirectional(
                 simulated, exact = simulate(model, rows, audit=False)
                 if audit and not parts:
                     audited(model, guide, simulated, stacked=vectorize)
-                quantity = quantity_of(model, guide, simulated)
-                path = _Path(model, guide, simulated, temperatures, leapfrog_steps, start, pilot_chains, vectorize)
-                forward = evidence_of(path.run(path.bridge.draws(num_chains)), quantity)
-                back = evidence_of(path.run(path.bridge.state(exact, num_chains), forward=False), quantity)
+                quantity = quantity_name(model, guide, simulated)
+                path = AnnealingSchedule(
+                    model, guide, simulated, temperatures, leapfrog_steps, start, pilot_chains, vectorize
+                )
+                forward = evidence_from_weights(path.run(path.bridge.draws(num_chains)), quantity)
+                back = evidence_from_weights(path.run(path.bridge.state(exact, num_chains), forward=False), quantity)
             running = {k: (-log_prob, error) for k, (log_prob, error) in back.running.items()}
             parts.append((forward, replace(back, log_prob=-back.log_prob, running=running)))
         lower, upper = zip(*parts, strict=True)
-        bounds = tuple(counting(joined(each), whole.having()) for each in (lower, upper))
+        bounds = tuple(restrict_means(concatenate(each), whole.having()) for each in (lower, upper))
         return returned(bounds, whole, batch)
 
 

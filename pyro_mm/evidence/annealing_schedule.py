@@ -10,30 +10,32 @@ from torch import Tensor
 
 from ..batch.batch import Batch
 from ..scoring.structure import Callback
-from .annealing_target import State, TemperedDensity
+from .annealing_target import ChainState, TemperedDensity
 
-ACCEPT = 0.8  # the acceptance rate that step sizes are tuned to
-
-
-RATE = 0.3  # of the tuning of log step sizes, an update a transition
+TARGET_ACCEPTANCE = 0.8  # the acceptance rate that step sizes are tuned to
 
 
-FORGET = 0.9  # how much of the chains' variance is remembered from one temperature to the next
+STEP_SIZE_RATE = 0.3  # of the tuning of log step sizes, an update a transition
 
 
-JITTER = 0.5  # relative, of every trajectory's step: orbits of a Gaussian are periodic, and would return to their start
+VARIANCE_DECAY = 0.9  # how much of the chains' variance is remembered from one temperature to the next
 
 
-WARM = 20  # transitions at the first temperature, for a step size to start from
+STEP_SIZE_JITTER = (
+    0.5  # relative, of every trajectory's step: orbits of a Gaussian are periodic, and would return to their start
+)
 
 
-SMOOTH = 9  # grid points over which the pilot's measurements are averaged
+WARM_UP_MOVES = 20  # transitions at the first temperature, for a step size to start from
 
 
-UNIFORM = 0.1  # the share of the schedule that the pilot does not choose
+SMOOTHING_WINDOW = 9  # grid points over which the pilot's measurements are averaged
 
 
-class _Path:
+UNIFORM_SHARE = 0.1  # the share of the schedule that the pilot does not choose
+
+
+class AnnealingSchedule:
     """The temperatures from q_0 to the posterior, a schedule for every row, and what tunes the moves at each."""
 
     def __init__(
@@ -56,19 +58,21 @@ class _Path:
         u = self.bridge.draws(chains)
         at, variance = self.bridge.at(u), {name: x.var(0) for name, x in u.items()}
         step = torch.full_like(at.log_p[0], 0.5)
-        grid = torch.linspace(-4, 4, max(temperatures // 2, WARM) + 1, dtype=step.dtype, device=step.device).sigmoid()
+        grid = torch.linspace(
+            -4, 4, max(temperatures // 2, WARM_UP_MOVES) + 1, dtype=step.dtype, device=step.device
+        ).sigmoid()
         grid = (grid - grid[0]) / (grid[-1] - grid[0])
         steps, scales, speeds = [], [], [(at.log_p - at.log_q).std(0)]
         for t, beta in enumerate(grid[1:]):
             scale = {name: v.sqrt().clamp(min=1e-6) for name, v in variance.items()}
-            for _ in range(WARM if t == 0 else 1):
+            for _ in range(WARM_UP_MOVES if t == 0 else 1):
                 at, accept = self._move(at, beta, step, scale)
-                step = (step * (RATE * (accept.mean(0) - ACCEPT)).exp()).clamp(1e-4, 10.0)
+                step = (step * (STEP_SIZE_RATE * (accept.mean(0) - TARGET_ACCEPTANCE)).exp()).clamp(1e-4, 10.0)
             steps.append(step)
             scales.append(scale)
             speeds.append((at.log_p - at.log_q).std(0))
-            variance = {n: FORGET * v + (1 - FORGET) * at.u[n].var(0) for n, v in variance.items()}
-        self.betas, place = _schedule(grid, torch.stack(speeds), temperatures)
+            variance = {n: VARIANCE_DECAY * v + (1 - VARIANCE_DECAY) * at.u[n].var(0) for n, v in variance.items()}
+        self.betas, place = equal_variance_temperatures(grid, torch.stack(speeds), temperatures)
         every = torch.arange(place.shape[1], device=place.device)
         self.steps = torch.stack(steps)[place, every]  # (T, N)
         self.scales = {n: torch.stack([scale[n] for scale in scales]) for n in u}
@@ -88,10 +92,10 @@ class _Path:
                 log_w = log_w - gap * (at.log_p - at.log_q)
         return log_w
 
-    def _move(self, at: State, beta: Tensor, step: Tensor, scale: dict[str, Tensor]) -> tuple[State, Tensor]:
+    def _move(self, at: ChainState, beta: Tensor, step: Tensor, scale: dict[str, Tensor]) -> tuple[ChainState, Tensor]:
         """A Hamiltonian move of every chain at a temperature, and its acceptance probabilities ``(C, N)``."""
         bridge = self.bridge
-        jitter = 1 + JITTER * (2 * torch.rand_like(at.log_p) - 1)
+        jitter = 1 + STEP_SIZE_JITTER * (2 * torch.rand_like(at.log_p) - 1)
         wide = {n: bridge.spread(n, step * jitter) * scale[n] for n in at.u}
         p = bridge.momenta(at.u)
         before = at.energy(beta) + bridge.kinetic(p)
@@ -107,7 +111,7 @@ class _Path:
         return bridge.where(moved, new, at), log_accept.exp()
 
 
-def _schedule(grid: Tensor, speeds: Tensor, temperatures: int) -> tuple[Tensor, Tensor]:
+def equal_variance_temperatures(grid: Tensor, speeds: Tensor, temperatures: int) -> tuple[Tensor, Tensor]:
     """Temperatures ``(T + 1, N)`` at equal distances along the path, and the interval of the grid that each lies in.
 
     The distance of two temperatures is the integral of the standard deviation of log p(x, z) - log q_0(z), of which the
@@ -115,12 +119,14 @@ def _schedule(grid: Tensor, speeds: Tensor, temperatures: int) -> tuple[Tensor, 
     mixed with the grid's own spacing.
     """
     speeds = speeds.nan_to_num(0.0, 0.0, 0.0)
-    kernel = torch.ones(1, 1, SMOOTH, dtype=speeds.dtype, device=speeds.device) / SMOOTH
-    padded = torch.nn.functional.pad(speeds.T[:, None], (SMOOTH // 2, SMOOTH // 2), mode="replicate")
+    kernel = torch.ones(1, 1, SMOOTHING_WINDOW, dtype=speeds.dtype, device=speeds.device) / SMOOTHING_WINDOW
+    padded = torch.nn.functional.pad(
+        speeds.T[:, None], (SMOOTHING_WINDOW // 2, SMOOTHING_WINDOW // 2), mode="replicate"
+    )
     speeds = torch.nn.functional.conv1d(padded, kernel)[:, 0].T
     lengths = grid.diff()[:, None] * (speeds[1:] + speeds[:-1]) / 2
     share = lengths / lengths.sum(0).clamp(min=torch.finfo(lengths.dtype).tiny)
-    share = torch.where(lengths.sum(0) > 0, (1 - UNIFORM) * share, 0.0) + UNIFORM / len(lengths)
+    share = torch.where(lengths.sum(0) > 0, (1 - UNIFORM_SHARE) * share, 0.0) + UNIFORM_SHARE / len(lengths)
     travelled = torch.cat([torch.zeros_like(share[:1]), share.cumsum(0)])
     travelled = travelled / travelled[-1]
     goals = torch.arange(1, temperatures + 1, dtype=grid.dtype, device=grid.device) / temperatures

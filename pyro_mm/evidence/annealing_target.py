@@ -24,7 +24,7 @@ Values = dict[str, Tensor]
 
 
 @dataclass
-class State:
+class ChainState:
     """Where C chains of N rows are: coordinates ``(C, .., N, ..)``, their log-densities ``(C, N)`` and gradients."""
 
     u: Values
@@ -112,7 +112,7 @@ class TemperedDensity:
             )
         return self._free(placed)
 
-    def at(self, u: Values) -> State:
+    def at(self, u: Values) -> ChainState:
         """The state of chains at coordinates u."""
         with torch.enable_grad(), override_validation(False):  # a move may end anywhere, and is then rejected
             u = {n: x.detach().requires_grad_() for n, x in u.items()}
@@ -120,9 +120,9 @@ class TemperedDensity:
             jacobian = sum(self._rows(n, t.log_abs_det_jacobian(u[n], z[n])) for n, t in self.transforms.items())
             log_q, log_p = (x + jacobian for x in self._scored(z))
             slope_q, slope_p = _slopes(log_q, u), _slopes(log_p, u)
-        return State({n: x.detach() for n, x in u.items()}, log_q.detach(), log_p.detach(), slope_q, slope_p)
+        return ChainState({n: x.detach() for n, x in u.items()}, log_q.detach(), log_p.detach(), slope_q, slope_p)
 
-    def slope(self, at: State, beta: Tensor) -> Values:
+    def slope(self, at: ChainState, beta: Tensor) -> Values:
         """The gradient of a state's energy at the temperatures of its rows, zero for what does not move."""
         each = {n: self.spread(n, beta.expand(1, at.log_p.shape[-1])) for n in at.u}
         return {n: self.masses[n] * (-(1 - b) * at.slope_q[n] - b * at.slope_p[n]) for n, b in each.items()}
@@ -146,13 +146,13 @@ class TemperedDensity:
         """Half the sum of the squared momenta of every chain and row, ``(C, N)``."""
         return sum(0.5 * self._rows(n, p.square()) for n, p in momenta.items())  # type: ignore[return-value]
 
-    def where(self, moved: Tensor, new: State, old: State) -> State:
+    def where(self, moved: Tensor, new: ChainState, old: ChainState) -> ChainState:
         """The new state of the chains and rows that moved, and the old one of the others."""
 
         def pick(one: Values, other: Values) -> Values:
             return {n: torch.where(self.spread(n, moved), one[n], other[n]) for n in one}
 
-        return State(
+        return ChainState(
             pick(new.u, old.u),
             torch.where(moved, new.log_q, old.log_q),
             torch.where(moved, new.log_p, old.log_p),

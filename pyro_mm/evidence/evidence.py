@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from ..utils.arviz import build_inference_data
-from .pareto import LEAST, tail_length
+from .pareto import MIN_TAIL_LENGTH, tail_length
 
-THRESHOLD = 0.7  # of k-hat (Vehtari et al. 2024): the variance of heavier tails is too large, or infinite
-ROUNDING = 32  # of log-weights, in units of their last place, and their least size: sums of many terms that cancel
-WIDE = 0.5  # nats: a standard error beyond which the delta method that made it no longer holds
+PARETO_K_THRESHOLD = 0.7  # of k-hat (Vehtari et al. 2024): the variance of heavier tails is too large, or infinite
+ROUNDING_UNITS = (
+    32  # of log-weights, in units of their last place, and their least size: sums of many terms that cancel
+)
+LARGE_STANDARD_ERROR = 0.5  # nats: a standard error beyond which the delta method that made it no longer holds
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,12 @@ class Evidence:
 
     def untrusted(self) -> float:
         """The share of rows whose k-hat exceeds 0.7, or is none; NaN where there were too few draws for any k-hat."""
-        return math.nan if self.few else (~(self.pareto_k <= THRESHOLD))[self.counted].float().mean().item()
+        return math.nan if self.few else (~(self.pareto_k <= PARETO_K_THRESHOLD))[self.counted].float().mean().item()
 
     @property
     def few(self) -> bool:
         """Whether there were too few draws for a k-hat of any row."""
-        return tail_length(self.num_particles) < LEAST
+        return tail_length(self.num_particles) < MIN_TAIL_LENGTH
 
     @property
     def lost(self) -> Tensor:
@@ -87,11 +89,11 @@ class Evidence:
     @property
     def doubtful(self) -> Tensor:
         """Which rows are not to be trusted, ``(N,)``: k-hat above 0.7, or a standard error above 0.5 or unknown."""
-        return (self.pareto_k > THRESHOLD) | ~(self.standard_error <= WIDE)
+        return (self.pareto_k > PARETO_K_THRESHOLD) | ~(self.standard_error <= LARGE_STANDARD_ERROR)
 
     def __repr__(self) -> str:
         mean, error = self.mean()
-        tail = "too few for k-hat" if self.few else f"k-hat > {THRESHOLD} in {self.untrusted():.1%}"
+        tail = "too few for k-hat" if self.few else f"k-hat > {PARETO_K_THRESHOLD} in {self.untrusted():.1%}"
         if lost := int(self.lost.sum()):
             tail += f", {_rows(lost)} without finite weights"
         return (
@@ -127,10 +129,10 @@ class Evidence:
             lines.append(f"No {'other ' if lost else ''}row gives reason for doubt.")
         if not bad:
             return "\n".join(lines)
-        heavy = int((doubtful & (self.pareto_k > THRESHOLD)).sum())
-        why = [f"{heavy} with k-hat > {THRESHOLD}"] if heavy else []
-        wide = int((doubtful & ~(self.standard_error <= WIDE)).sum())
-        why += [f"{wide} with a standard error above {WIDE} nats, or none"] if wide else []
+        heavy = int((doubtful & (self.pareto_k > PARETO_K_THRESHOLD)).sum())
+        why = [f"{heavy} with k-hat > {PARETO_K_THRESHOLD}"] if heavy else []
+        wide = int((doubtful & ~(self.standard_error <= LARGE_STANDARD_ERROR)).sum())
+        why += [f"{wide} with a standard error above {LARGE_STANDARD_ERROR} nats, or none"] if wide else []
         lines.append(
             f"Not to be trusted: {_rows(bad)} ({bad / n:.1%}): {' and '.join(why)}. A few draws carry "
             "the weight, so that the estimate is more likely too low than too high, and its error understated."
@@ -199,7 +201,7 @@ def _rows(n: int) -> str:
     return f"{n} row{'s' * (n != 1)}"
 
 
-def joined(parts: Sequence[Evidence]) -> Evidence:
+def concatenate(parts: Sequence[Evidence]) -> Evidence:
     """The evidence of the rows of all parts, which are estimates of one quantity from as many particles."""
 
     def cat(pick: Callable[[Evidence], Tensor]) -> Tensor:

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..batch.batch import Batch, check_batch
-from ..sampling.proposals import Draws, Proposal
-from ..sampling.weighted import weighted
+from ..sampling.proposals import DrawMethod, Proposal
+from ..sampling.weighted import weighted_blocks
 from ..scoring.audit.audit import audit as audited
 from ..scoring.evaluation import evaluating, returned
 from ..scoring.structure import Callback, pair_structure
@@ -24,8 +24,8 @@ from ..utils.arguments import (
 from ..utils.network_calls import ROWS
 from ..utils.seeding import normalize_seed
 from .accumulator import WeightAccumulator
-from .evidence import Evidence, joined
-from .quantity import conditional_of, described
+from .evidence import Evidence, concatenate
+from .quantity import conditional_evidence, name_quantity
 
 
 def log_marginal(
@@ -35,7 +35,7 @@ def log_marginal(
     *,
     num_particles: int = 1000,
     proposal: Callback | Batch | None = None,
-    draws: Draws = "independent",
+    draws: DrawMethod = "independent",
     stratify: bool = True,
     prior_share: float = 0.0,
     seed: int | None = None,
@@ -84,7 +84,7 @@ def log_marginal(
     with evaluating(model, sampler, batch, audit=audit, stacked=stacked, seen=seen) as rows:
         shown = seen.to(rows.device) if seen is not batch else rows
         found = _log_marginal(model, sampler, rows, shown, num_particles, how, seed, chunk, vectorize)
-        found = described(found, model, sampler, rows, shown)
+        found = name_quantity(found, model, sampler, rows, shown)
         return returned(found, rows, batch)
 
 
@@ -105,12 +105,12 @@ def _log_marginal(
         whole = batch.size <= ROWS
         rows, shown = (b if whole else b.block(slice(start, start + ROWS)) for b in (batch, seen))
         sums: Any = None
-        blocks = weighted(model, sampler, rows, shown, num_particles, how, seed + start, chunk, vectorize)
+        blocks = weighted_blocks(model, sampler, rows, shown, num_particles, how, seed + start, chunk, vectorize)
         for each, _, log_w in blocks:
             sums = sums or WeightAccumulator(num_particles, each.group)
             sums.add(log_w)
         parts.append(sums.evidence(""))
-    return parts[0] if len(parts) == 1 else joined(parts)
+    return parts[0] if len(parts) == 1 else concatenate(parts)
 
 
 def log_conditional(
@@ -121,7 +121,7 @@ def log_conditional(
     target: Sequence[str] | str,
     given: Sequence[str] | str = (),
     num_particles: int = 1000,
-    draws: Draws = "independent",
+    draws: DrawMethod = "independent",
     stratify: bool = True,
     prior_share: float = 0.0,
     seed: int | None = None,
@@ -170,7 +170,7 @@ def log_conditional(
         if not givens:
             return returned(replace(joint, quantity=quantity), rows, batch)
         marginal = log_marginal(model, guide, rows.only(*givens), seed=seed + 1, **options)
-        return returned(conditional_of(joint, marginal, rows.having(targets), quantity), rows, batch)
+        return returned(conditional_evidence(joint, marginal, rows.having(targets), quantity), rows, batch)
 
 
 def _check_options(num_particles: Any, seed: Any, chunk: Any, vectorize: Any) -> None:

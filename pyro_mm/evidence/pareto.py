@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-FLAT = 1e-8  # nats: a spread of log-weights that rounding explains, in double precision
-LEAST = 5  # draws that a tail is fitted to
+ROUNDING_SPREAD = 1e-8  # nats: a spread of log-weights that rounding explains, in double precision
+MIN_TAIL_LENGTH = 5  # draws that a tail is fitted to
 
 
 def tail_length(num_draws: int) -> int:
@@ -16,7 +16,7 @@ def tail_length(num_draws: int) -> int:
     return math.ceil(min(num_draws / 5, 3 * math.sqrt(num_draws)))
 
 
-def pareto_k(largest: Tensor, num_draws: int, flat: float | Tensor = FLAT) -> Tensor:
+def pareto_k(largest: Tensor, num_draws: int, flat: float | Tensor = ROUNDING_SPREAD) -> Tensor:
     r"""The shape of a generalised Pareto distribution fitted to the largest importance weights of every row.
 
     Below 0.7 the estimate and its standard error can be trusted; above, the variance of the weights is too large,
@@ -31,7 +31,7 @@ def pareto_k(largest: Tensor, num_draws: int, flat: float | Tensor = FLAT) -> Te
     Vehtari et al. 2024 (JMLR 25:72), whose smoothing of the weights is not done here.
     """
     count = tail_length(num_draws)
-    if count < LEAST:
+    if count < MIN_TAIL_LENGTH:
         return torch.full(largest.shape[:-1], math.nan, dtype=largest.dtype, device=largest.device)
     log_w = largest.double().sort(-1).values[..., -count - 1 :]
     even = log_w[..., -1] - log_w[..., 0] < flat

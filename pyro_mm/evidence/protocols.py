@@ -27,7 +27,7 @@ from ..utils.arguments import check_counts, check_names, check_programs
 from ..utils.seeding import normalize_seed
 from .evidence import Evidence
 from .likelihood import log_conditional, log_marginal
-from .quantity import conditional_of, counting
+from .quantity import conditional_evidence, restrict_means
 
 __all__ = ["PRIOR_DRAWS", "both_ways", "conditional", "joint", "multiple", "single"]
 
@@ -108,7 +108,7 @@ def conditional(
         both = joint(model, guide, rows, target, given, seed=seed, **options)
         options |= {"num_particles": prior_draws, "prior_share": 1.0}
         marginal = log_marginal(model, guide, rows.only(*given), seed=seed + 1, **options)
-        return returned(conditional_of(both, marginal, rows.having(target), quantity), rows, batch)
+        return returned(conditional_evidence(both, marginal, rows.having(target), quantity), rows, batch)
 
 
 def both_ways(
@@ -137,4 +137,4 @@ def both_ways(
         both = joint(model, guide, rows, target, given, seed=seed + 3, **options)
         found = replace(one - (marginal - both), quantity=f"log p({x} | {w}) + log p({w} | {x})")
         both_there = rows.having(target) & rows.having(given)
-        return returned(counting(found, both_there), rows, batch)
+        return returned(restrict_means(found, both_there), rows, batch)

@@ -13,7 +13,7 @@ from ..scoring.structure import Callback, pair_structure
 from .evidence import Evidence
 
 
-def conditional_of(joint: Evidence, marginal: Evidence, some: Tensor, quantity: str) -> Evidence:
+def conditional_evidence(joint: Evidence, marginal: Evidence, some: Tensor, quantity: str) -> Evidence:
     """The difference of two estimates, and exactly 0 in rows where there is nothing of which it is one."""
     found = joint - marginal
     only = lambda x: torch.where(some, x, torch.zeros_like(x))  # noqa: E731
@@ -30,21 +30,23 @@ def conditional_of(joint: Evidence, marginal: Evidence, some: Tensor, quantity: 
     )
 
 
-def counting(found: Evidence, rows: Tensor) -> Evidence:
+def restrict_means(found: Evidence, rows: Tensor) -> Evidence:
     """Return an evidence whose means are over some rows, boolean ``(N,)``: those that have what it is of."""
     return replace(found, counts=None if bool(rows.all()) else rows)
 
 
-def described(found: Evidence, model: Callback, guide: Callback, batch: Batch, seen: Batch | None = None) -> Evidence:
+def name_quantity(
+    found: Evidence, model: Callback, guide: Callback, batch: Batch, seen: Batch | None = None
+) -> Evidence:
     """Return an evidence with the name of its quantity, the rows that have it, and what the audit says of it."""
-    quantity = quantity_of(model, guide, batch, seen)
+    quantity = quantity_name(model, guide, batch, seen)
     scored = pair_structure(model, guide, batch if seen is None else seen).modalities
     observed = [n for n in batch.names if n in scored and batch.presence(n) is not False]
     rows = batch.having(observed) if observed else batch.having()
-    return counting(replace(found, quantity=quantity, notes=likelihood_notes(model, guide, batch, seen)), rows)
+    return restrict_means(replace(found, quantity=quantity, notes=likelihood_notes(model, guide, batch, seen)), rows)
 
 
-def quantity_of(model: Callback, guide: Callback, batch: Batch, seen: Batch | None = None) -> str:
+def quantity_name(model: Callback, guide: Callback, batch: Batch, seen: Batch | None = None) -> str:
     """Name the log-likelihood of what is present and observed, given what the story reads and does not observe.
 
     What the model observes besides modalities is named too.

@@ -19,10 +19,10 @@ from ..scoring.evaluation import evaluating, returned
 from ..scoring.structure import factor_sites, latent_sites, observed_sites, private_modality
 from ..utils.arguments import check_programs
 
-Drawn = dict[str, Tensor]
+SiteValues = dict[str, Tensor]
 
 
-def _of_rows(site: Any, size: int, value: Tensor | None = None, event_dim: int | None = None) -> Tensor:
+def to_sample_layout(site: Any, size: int, value: Tensor | None = None, event_dim: int | None = None) -> Tensor:
     """The value of a site, or another one of its batch shape, as ``(S, N, *plates, *event)``."""
     x, event_dim = site["value"] if value is None else value, site["fn"].event_dim if event_dim is None else event_dim
     plates = {frame.name: frame for frame in site["cond_indep_stack"] if frame.vectorized}
@@ -57,12 +57,12 @@ def simulate(model: Callable[[Batch], Any], batch: Batch, *, audit: bool = True)
                 "simulated: a draw of its latents would have to be weighed by it. Make it a modality, or leave it out"
             )
         sites = {name: site for name, site in observed_sites(drawn.trace).items() if name in rows}
-        values = {name: _of_rows(site, rows.size)[0] for name, site in sites.items()}
+        values = {name: to_sample_layout(site, rows.size)[0] for name, site in sites.items()}
         found = rows.replaced(values), {name: site["value"] for name, site in latent_sites(drawn.trace).items()}
         return returned(found, rows, batch)
 
 
-class _Ancestral(Messenger):
+class AncestralSampler(Messenger):
     """Draws every modality anew, and from p the latents that nothing present informs on, given their parents' values.
 
     Descendants of a modality see its value where it was observed, and the draw elsewhere.
@@ -71,21 +71,21 @@ class _Ancestral(Messenger):
     def __init__(self, batch: Batch, modalities: frozenset[str], mean: bool):
         super().__init__()
         self.batch, self._modalities, self.mean = batch, modalities, mean
-        self.modalities: Drawn = {}
+        self.modalities: SiteValues = {}
 
     def informed(self, site: Any) -> Presence:
         """The rows in which something that is present informs on a latent."""
         modality = private_modality(site["name"], self._modalities)
         there = self.batch.rows if modality is None else self.batch.presence(modality)
-        return there if isinstance(there, bool) or _in_rows(site) else True
+        return there if isinstance(there, bool) or in_data_plate(site) else True
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             return
-        if msg["is_observed"] and _in_rows(msg):
+        if msg["is_observed"] and in_data_plate(msg):
             self._observed(msg)
         elif not msg["is_observed"] and msg["value"] is not None and (there := self.informed(msg)) is not True:
-            msg["value"] = _where(there, msg["value"], msg["fn"].sample(), msg["fn"].event_dim)
+            msg["value"] = select(there, msg["value"], msg["fn"].sample(), msg["fn"].event_dim)
 
     def _observed(self, msg: Any) -> None:
         name, fn = msg["name"], msg["fn"]
@@ -95,16 +95,18 @@ class _Ancestral(Messenger):
             return
         missing = msg["infer"].get("is_auxiliary", False)  # a modality of which the batch holds nothing
         there, drawn = self.batch.presence(name) if name in self.batch else not missing, fn.sample()
-        msg["value"] = _where(there, msg["value"], drawn, fn.event_dim)
+        msg["value"] = select(there, msg["value"], drawn, fn.event_dim)
         event_dim = fn.event_dim + (self.mean and _is_categorical(fn))
-        self.modalities[name] = _of_rows(msg, self.batch.size, _mean(name, fn) if self.mean else drawn, event_dim)
+        self.modalities[name] = to_sample_layout(
+            msg, self.batch.size, mean_of_modality(name, fn) if self.mean else drawn, event_dim
+        )
 
 
-def _in_rows(site: Any) -> bool:
+def in_data_plate(site: Any) -> bool:
     return any(frame.name == "data" for frame in site["cond_indep_stack"])
 
 
-def _where(mask: Presence, one: Tensor, other: Tensor, event_dim: int) -> Tensor:
+def select(mask: Presence, one: Tensor, other: Tensor, event_dim: int) -> Tensor:
     if isinstance(mask, Tensor):
         return torch.where(over_events(mask, event_dim), one, other)
     return one if mask else other
@@ -116,7 +118,7 @@ def _is_categorical(fn: Any) -> bool:
     return isinstance(fn, torch.distributions.Categorical)
 
 
-def _mean(name: str, fn: Any) -> Tensor:
+def mean_of_modality(name: str, fn: Any) -> Tensor:
     """Return the mean of a modality's distribution. Raises a ValueError for a family whose mean is not known."""
     if not _is_categorical(fn):
         try:

@@ -22,10 +22,10 @@ from ..utils.seeding import part_seed
 from .proposals import Proposal
 from .streams import REPLICATES, Antithetic, QuasiRandom, Systematic
 
-STREAMS = 2**32  # the parts of a seed that streams of noise are, after any number of blocks of draws
+FIRST_STREAM = 2**32  # the parts of a seed that streams of noise are, after any number of blocks of draws
 
 
-class Sampler:
+class GuideSampler:
     """K draws of every row of a batch from a proposal, block by block.
 
     ``group`` is the number of successive draws that depend on each other.
@@ -43,7 +43,7 @@ class Sampler:
             shape.scale(site)  # which refuses a site outside the plate "data"
         mixed = [name for name, site in sites.items() if has_mixture(site["fn"])]
         self.stratified = next((n for n in mixed if isinstance(sites[n]["fn"], Mixture)), None)
-        if sites and self.stratified is not None and _inner(sites[self.stratified]["fn"], pair) > 1:
+        if sites and self.stratified is not None and _plate_size(sites[self.stratified]["fn"], pair) > 1:
             self.stratified = None  # a plate within a row has several choices, which must not go in step
         strata = 1
         if proposal.stratify:
@@ -52,18 +52,18 @@ class Sampler:
                 strata = max(strata, math.ceil(1 / proposal.prior_share))
             strata = max(1, min(strata, num_particles // REPLICATES))  # as the error needs many groups
         self.widths = {
-            n: _inner(s["fn"], pair) * (math.prod(s["fn"].event_shape) + (n in mixed)) for n, s in sites.items()
+            n: _plate_size(s["fn"], pair) * (math.prod(s["fn"].event_shape) + (n in mixed)) for n, s in sites.items()
         }
         repeat, dimensions = 1, sum(self.widths.values())
         self.noise: Antithetic | QuasiRandom | None = None
         if proposal.draws == "antithetic":
-            repeat, self.noise = 2, Antithetic(rows, dimensions, part_seed(seed, STREAMS), device)
+            repeat, self.noise = 2, Antithetic(rows, dimensions, part_seed(seed, FIRST_STREAM), device)
         self.group = strata * repeat
         if proposal.draws == "quasi":
             self.group = max(1, -(-num_particles // REPLICATES))
-            self.noise = QuasiRandom(rows, dimensions + 1, self.group, part_seed(seed, STREAMS), device)
+            self.noise = QuasiRandom(rows, dimensions + 1, self.group, part_seed(seed, FIRST_STREAM), device)
         uses = proposal.prior_share or (proposal.stratify and self.stratified is not None)
-        of_strata = part_seed(seed, STREAMS + 1)
+        of_strata = part_seed(seed, FIRST_STREAM + 1)
         self.strata = Systematic(num_particles, rows, strata, repeat, of_strata, device) if uses else None
 
     def propose(self, pair: TermPair) -> None:
@@ -84,12 +84,12 @@ class Sampler:
             own = choice if name == self.stratified and self.proposal.stratify and share < 1 else None
             if u is None:
                 if own is not None:
-                    index = component_of(fn, _placed(own, fn.batch_shape, pair))
+                    index = component_of(fn, _broadcastable(own, fn.batch_shape, pair))
                     msg["value"], msg["done"] = fn.component_sample(index), True
                 return
             part = u[..., offset : offset + self.widths[name]]
             offset += self.widths[name]
-            msg["value"], msg["done"] = _made(name, fn, part, own, pair), True
+            msg["value"], msg["done"] = _draw_from_uniforms(name, fn, part, own, pair), True
 
         propose(pair, self.info, draw)
         if prior is not None:
@@ -112,7 +112,7 @@ class Sampler:
             if name not in drawn:
                 raise ValueError(f"prior_share needs latents that the model has, and {name!r} is in the guide only")
             shape, event_dim = site["fn"].batch_shape, site["fn"].event_dim
-            mask = over_events(_placed(prior, shape, pair), event_dim)
+            mask = over_events(_broadcastable(prior, shape, pair), event_dim)
             trace.nodes[name] = site | {"value": torch.where(mask, drawn[name]["value"], site["value"])}
         pair.trace = trace
         with poutine.replay(trace=trace):
@@ -121,17 +121,17 @@ class Sampler:
         pair.log_q = {name: shape.log_prob(site) for name, site in latent_sites(pair.trace).items()}
 
 
-def _inner(fn: Any, pair: TermPair) -> int:
+def _plate_size(fn: Any, pair: TermPair) -> int:
     """The size of the plates within a row at a site."""
     return math.prod(fn.batch_shape[pair.plated : -1])
 
 
-def _placed(x: Tensor, batch_shape: torch.Size, pair: TermPair) -> Tensor:
+def _broadcastable(x: Tensor, batch_shape: torch.Size, pair: TermPair) -> Tensor:
     """``(k, N)`` to broadcast with a site's batch shape: particles leftmost, rows last, plates in between."""
     return x.reshape(x.shape[0], *[1] * (len(batch_shape) - 2), x.shape[1]) if pair.plated else x[0]
 
 
-def _made(name: str, fn: Any, u: Tensor, own: Tensor | None, pair: TermPair) -> Tensor:
+def _draw_from_uniforms(name: str, fn: Any, u: Tensor, own: Tensor | None, pair: TermPair) -> Tensor:
     """The draw of a site from its uniforms ``(k, N, D)``; the last of them choose components, unless ``own`` does."""
     like, batch, event = fn.sample(), fn.batch_shape, fn.event_shape
     inner, numel = batch[pair.plated : -1], event.numel()

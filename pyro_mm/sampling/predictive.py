@@ -20,9 +20,9 @@ from ..scoring.evaluation import evaluating, returned
 from ..scoring.structure import PairStructure, latent_sites, pair_structure
 from ..utils.arguments import check_counts, check_flags, check_programs, check_seed
 from ..utils.seeding import temporary_seed
-from .ancestral import Drawn, _Ancestral, _of_rows
+from .ancestral import AncestralSampler, SiteValues, to_sample_layout
 from .proposals import Proposal
-from .resampling import _by_weight
+from .resampling import resample_latents
 
 
 @torch.no_grad()
@@ -73,7 +73,7 @@ def generate(
         evaluating(model, guide, batch, audit=audit, stacked=stacked, draws=True) as rows,
         temporary_seed(seed, rows.device),
     ):
-        return returned(draw(model, guide, rows, num_samples, mean=mean, **options)[2], rows, batch)
+        return returned(draw_samples(model, guide, rows, num_samples, mean=mean, **options)[2], rows, batch)
 
 
 @torch.no_grad()
@@ -127,10 +127,12 @@ def posterior_draws(
         evaluating(model, guide, batch, audit=audit, stacked=stacked, draws=True) as rows,
         temporary_seed(seed, rows.device),
     ):
-        return returned(draw(model, guide, rows, num_samples, decode=False, vectorize=vectorize, **how)[0], rows, batch)
+        return returned(
+            draw_samples(model, guide, rows, num_samples, decode=False, vectorize=vectorize, **how)[0], rows, batch
+        )
 
 
-def draw(
+def draw_samples(
     model: Callable[[Batch], Any],
     guide: Callable[[Batch], Any],
     batch: Batch,
@@ -142,9 +144,9 @@ def draw(
     num_particles: int = 1000,
     proposal: Proposal | None = None,
     vectorize: bool = True,
-) -> tuple[Drawn, Drawn, Drawn]:
+) -> tuple[SiteValues, SiteValues, SiteValues]:
     """Draws of the guide's latents, and with ``decode`` of the model's and of modalities with these very latents."""
-    info, chosen = pair_structure(model, guide, batch), Drawn()
+    info, chosen = pair_structure(model, guide, batch), SiteValues()
     if info.factors and not bool(torch.as_tensor(batch.rows).all()):
         raise ValueError(
             f"the story observes {sorted(info.factors)[0]!r}, which is no modality of the batch, and a row in which "
@@ -154,7 +156,7 @@ def draw(
     if resample:
         if "enumerated" in info.latents.values():
             raise ValueError("resample needs a guide without enumerated sites: let the model alone have them")
-        chosen = _by_weight(model, guide, batch, num_samples, num_particles, proposal or Proposal(), vectorize)
+        chosen = resample_latents(model, guide, batch, num_samples, num_particles, proposal or Proposal(), vectorize)
     runs = [chosen]
     if not vectorize:
         runs = [{name: z[s : s + 1] for name, z in chosen.items()} for s in range(num_samples)]
@@ -164,16 +166,23 @@ def draw(
 
 
 def _run(
-    model: Any, guide: Any, batch: Batch, info: PairStructure, num_samples: int, chosen: Drawn, mean: bool, decode: bool
-) -> tuple[Drawn, Drawn, Drawn]:
-    """What :func:`draw` returns, from one run of the guide, or given draws in its place, and one of the model."""
+    model: Any,
+    guide: Any,
+    batch: Batch,
+    info: PairStructure,
+    num_samples: int,
+    chosen: SiteValues,
+    mean: bool,
+    decode: bool,
+) -> tuple[SiteValues, SiteValues, SiteValues]:
+    """Return what :func:`draw_samples` does, from one run of the guide, or draws in its place, and one of the model."""
 
     def particles() -> Any:
         return FixedPlate("particles", num_samples, dim=-info.nesting - 1) if num_samples > 1 else nullcontext()
 
     with poutine.block(), poutine.trace() as drawn, particles():
         guide(batch)
-    trace, ancestral, ours = drawn.trace, _Ancestral(batch, info.modalities, mean), {}
+    trace, ancestral, ours = drawn.trace, AncestralSampler(batch, info.modalities, mean), {}
     for name, z in chosen.items():
         site = trace.nodes[name]
         inner = z.dim() - 2 - site["fn"].event_dim
@@ -187,7 +196,7 @@ def _run(
             model(batch)
         ours = latent_sites(run.trace)
         theirs = {name: ours.get(name, site) for name, site in theirs.items()}
-    placed = lambda sites: {name: _of_rows(site, batch.size) for name, site in sites.items()}  # noqa: E731
+    placed = lambda sites: {name: to_sample_layout(site, batch.size) for name, site in sites.items()}  # noqa: E731
     return placed(theirs), placed(ours), ancestral.modalities
 
 

@@ -21,7 +21,7 @@ class Proposal:
             mixture (Hesterberg 1995, Technometrics 37:185): no weight exceeds p(x | z) / s.
     """
 
-    draws: Draws = "independent"
+    draws: DrawMethod = "independent"
     stratify: bool = True
     prior_share: float = 0.0
 
@@ -31,4 +31,4 @@ class Proposal:
         check_number("prior_share", self.prior_share, 0, 1)
 
 
-Draws = Literal["independent", "antithetic", "quasi"]
+DrawMethod = Literal["independent", "antithetic", "quasi"]

@@ -13,32 +13,32 @@ from ..scoring.structure import latent_sites
 from ..scoring.term_pair import TermPair
 from ..utils.network_calls import ROWS
 from ..utils.seeding import normalize_seed
-from .ancestral import Drawn, _of_rows
+from .ancestral import SiteValues, to_sample_layout
 from .proposals import Proposal
-from .weighted import weighted
+from .weighted import weighted_blocks
 
 
-def _by_weight(
+def resample_latents(
     model: Any, guide: Any, batch: Batch, num_samples: int, num_particles: int, proposal: Proposal, vectorize: bool
-) -> Drawn:
+) -> SiteValues:
     """Draws of the guide's latents by their importance weights."""
     seed, parts = normalize_seed(None), []
     for start in range(0, batch.size, ROWS):
         rows = batch if batch.size <= ROWS else batch.block(slice(start, start + ROWS))
-        chosen = _Chosen(num_samples)
-        blocks = weighted(model, guide, rows, rows, num_particles, proposal, seed + start, None, vectorize)
+        chosen = WeightedReservoir(num_samples)
+        blocks = weighted_blocks(model, guide, rows, rows, num_particles, proposal, seed + start, None, vectorize)
         for _, pair, log_w in blocks:
             chosen.add(pair, log_w)
         parts.append(chosen.values)
     return {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
 
 
-class _Chosen:
+class WeightedReservoir:
     """S draws of every row out of those that come in blocks, by weight, as if all of them had been there at once."""
 
     def __init__(self, num_samples: int):
         self.num_samples = num_samples
-        self.values: Drawn = {}
+        self.values: SiteValues = {}
         self.total: Tensor | None = None
 
     def add(self, pair: TermPair, log_w: Tensor) -> None:
@@ -50,7 +50,7 @@ class _Chosen:
         new = torch.rand(index.shape, dtype=total.dtype, device=total.device) < (block - total).exp().nan_to_num(1.0)
         rows = torch.arange(index.shape[1], device=index.device)
         for name, site in latent_sites(pair.trace).items():
-            taken = _of_rows(site, len(rows))[index, rows]
+            taken = to_sample_layout(site, len(rows))[index, rows]
             if self.total is not None:
                 taken = torch.where(over_events(new, taken.dim() - 2), taken, self.values[name])
             self.values[name] = taken

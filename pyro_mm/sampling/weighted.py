@@ -16,7 +16,7 @@ from ..scoring.structure import Callback, PairStructure, latent_sites, pair_stru
 from ..scoring.term_pair import TermPair
 from ..scoring.views import TermViews
 from ..utils.seeding import generator_state, part_seed, set_generator_state, temporary_seed
-from .guide_sampler import Sampler
+from .guide_sampler import GuideSampler
 from .proposals import Proposal
 
 BLOCK = 2**16  # draws of a (row, particle) pair that share a seed: the canonical block, whatever the chunk
@@ -29,7 +29,7 @@ NUMBERS = 2**20  # and of the widest modality, on a CPU: larger arrays leave the
 
 
 @torch.no_grad()
-def weighted(
+def weighted_blocks(
     model: Callback,
     guide: Callback,
     batch: Batch,
@@ -39,7 +39,7 @@ def weighted(
     seed: int,
     chunk: int | None = None,
     vectorize: bool = True,
-) -> Iterator[tuple[Sampler, TermPair, Tensor]]:
+) -> Iterator[tuple[GuideSampler, TermPair, Tensor]]:
     """Draws in canonical blocks of particles, each under a seed of its own, with their log-weights ``(k, N)``.
 
     The latents are those of the pair's trace, at the particles' dimension and the plates of the story.
@@ -53,7 +53,7 @@ def weighted(
     views = TermViews(shown, decoded, shown, info.nesting, modalities=info.modalities)
     block = max(1, BLOCK // batch.size) if vectorize else 1
     with temporary_seed(seed, batch.device):
-        sampler = Sampler(proposal, info, TermPair(model, guide, views), num_particles, seed)
+        sampler = GuideSampler(proposal, info, TermPair(model, guide, views), num_particles, seed)
     whole = False
     for index, start in enumerate(range(0, num_particles, block)):
         with temporary_seed(part_seed(seed, index), batch.device):
@@ -63,7 +63,7 @@ def weighted(
             sampler.propose(pair)
             before = generator_state(batch.device)
             if not whole:
-                log_w = _in_chunks(pair, info, sampler, chunk)
+                log_w = _log_weights_in_chunks(pair, info, sampler, chunk)
                 # a story that draws (a missing parent, say) would draw otherwise in other chunks
                 whole = not torch.equal(before, generator_state(batch.device))
             if whole:
@@ -85,20 +85,28 @@ def _chunk(batch: Batch) -> int:
     return min(CHUNK, max(1, NUMBERS // widest))
 
 
-def _in_chunks(pair: TermPair, info: PairStructure, sampler: Sampler, chunk: int) -> Tensor:
+def _log_weights_in_chunks(pair: TermPair, info: PairStructure, sampler: GuideSampler, chunk: int) -> Tensor:
     """The log-weights of a block, decoding at most ``chunk`` (row, particle) pairs at once."""
     size, particles = pair.views.decode.size, pair.num_particles
     if size * particles <= chunk:
         return sampler.log_weights(score_model(pair, info, unscaled=True))
     rows, k = (size, chunk // size) if chunk >= size else (chunk, 1)
     parts = [
-        torch.cat([_part(pair, info, sampler, slice(i, i + k), slice(j, j + rows)) for j in range(0, size, rows)], -1)
+        torch.cat(
+            [
+                _log_weights_of_part(pair, info, sampler, slice(i, i + k), slice(j, j + rows))
+                for j in range(0, size, rows)
+            ],
+            -1,
+        )
         for i in range(0, particles, k)
     ]
     return torch.cat(parts)
 
 
-def _part(pair: TermPair, info: PairStructure, sampler: Sampler, particles: slice, rows: slice) -> Tensor:
+def _log_weights_of_part(
+    pair: TermPair, info: PairStructure, sampler: GuideSampler, particles: slice, rows: slice
+) -> Tensor:
     """The log-weights of some particles and rows of a block, ``(k, n)``."""
     size, k = pair.views.decode.size, pair.num_particles
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pyro_mm as mm
-from pyro_mm.evidence.annealing_schedule import _schedule
+from pyro_mm.evidence.annealing_schedule import equal_variance_temperatures
 from pyro_mm.evidence.annealing_target import TemperedDensity
 from tests.support.linear_gaussian import every_pattern, oracle
 
@@ -223,7 +223,7 @@ def test_slopes_are_those_of_the_densities(linear):
 def test_a_schedule_is_as_long_where_the_weights_vary_more(double):
     grid = torch.linspace(0, 1, 101)
     speeds = torch.stack([torch.ones(101), torch.where(grid < 0.5, 0.0, 1.0), torch.zeros(101)], 1)
-    betas, place = _schedule(grid, speeds, 50)
+    betas, place = equal_variance_temperatures(grid, speeds, 50)
     assert betas.shape == (51, 3) and place.shape == (50, 3)
     assert betas[0].eq(0).all() and betas[-1].eq(1).all() and (betas.diff(dim=0) > 0).all()
     for flat in (0, 2):  # nothing to choose

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_mm.evidence.accumulator import WeightAccumulator, evidence_of
-from pyro_mm.evidence.evidence import Evidence, joined
+from pyro_mm.evidence.accumulator import WeightAccumulator, evidence_from_weights
+from pyro_mm.evidence.evidence import Evidence, concatenate
 
 
 @pytest.fixture
@@ -34,11 +34,11 @@ def test_sums_are_those_of_all_weights_however_they_come(group, blocks, log_w):
     torch.testing.assert_close(found.running[64][0], w[:64].mean(0).log(), rtol=1e-12, atol=0)
     torch.testing.assert_close(found.running[1000][1], found.standard_error)
     assert found.running[1][1].isnan().all()
-    torch.testing.assert_close(found.pareto_k, evidence_of(log_w, "").pareto_k, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.pareto_k, evidence_from_weights(log_w, "").pareto_k, rtol=1e-12, atol=0)
 
 
 def test_constant_weights_are_known_exactly(double):
-    found = evidence_of(torch.full((100, 3), -700.0), "log p(x)")
+    found = evidence_from_weights(torch.full((100, 3), -700.0), "log p(x)")
     assert found.log_prob.eq(-700).all() and found.standard_error.max() < 1e-7 and found.pareto_k.eq(0).all()
     assert not found.doubtful.any() and "No row gives reason for doubt" in found.summary()
 
@@ -46,14 +46,14 @@ def test_constant_weights_are_known_exactly(double):
 def test_rounding_is_no_tail():
     """In single precision a constant log-weight wobbles in its last place, and that has no k-hat."""
     log_w = torch.full((1000, 5), -123.4) + 1e-5 * torch.randn(1000, 5)
-    assert evidence_of(log_w, "log p(x)").pareto_k.eq(0).all()
-    assert evidence_of(log_w.double(), "log p(x)").pareto_k.ne(0).all()
+    assert evidence_from_weights(log_w, "log p(x)").pareto_k.eq(0).all()
+    assert evidence_from_weights(log_w.double(), "log p(x)").pareto_k.ne(0).all()
 
 
 def test_words_say_which_rows_are_in_doubt(double):
     torch.manual_seed(0)
     log_w = torch.cat([0.3 * torch.randn(1000, 6), 6 * torch.randn(1000, 2)], 1)
-    found = evidence_of(log_w, "log p(a | b)")
+    found = evidence_from_weights(log_w, "log p(a | b)")
     assert found.doubtful.tolist() == [False] * 6 + [True] * 2
     text = found.summary()
     assert "log p(a | b): " in text and "mean of 8 rows, K = 1000" in text
@@ -61,9 +61,9 @@ def test_words_say_which_rows_are_in_doubt(double):
     assert "Trusted: 1 row (33.3%)." in found[torch.tensor([0, 6, 7])].summary()
     assert "row 6: " in text and "row 7: " in text and "row 5: " not in text and "annealed_importance" in text
     assert "row 7" not in found.summary(worst=1) or "row 6" not in found.summary(worst=1)
-    assert "Too few draws for k-hat" in evidence_of(log_w[:8], "log p(x)").summary()
-    assert found.untrusted() == 0.25 and math.isnan(evidence_of(log_w[:8], "").untrusted())
-    assert "too few for k-hat" in repr(evidence_of(log_w[:8], ""))
+    assert "Too few draws for k-hat" in evidence_from_weights(log_w[:8], "log p(x)").summary()
+    assert found.untrusted() == 0.25 and math.isnan(evidence_from_weights(log_w[:8], "").untrusted())
+    assert "too few for k-hat" in repr(evidence_from_weights(log_w[:8], ""))
 
 
 def test_a_row_without_finite_weights_is_told_apart_from_too_few_draws(double):
@@ -71,7 +71,7 @@ def test_a_row_without_finite_weights_is_told_apart_from_too_few_draws(double):
     torch.manual_seed(0)
     log_w = torch.cat([0.3 * torch.randn(1000, 6), 6 * torch.randn(1000, 1)], 1)
     log_w[:, 2], log_w[5, 3], log_w[7, 4] = -math.inf, math.nan, math.inf
-    found = evidence_of(log_w, "log p(x)")
+    found = evidence_from_weights(log_w, "log p(x)")
     assert not found.few and found.lost.tolist() == [False, False, True, True, True, False, False]
     assert found.doubtful.tolist() == [False, False, True, True, True, False, True]
     assert found.untrusted() == pytest.approx(4 / 7)
@@ -84,14 +84,14 @@ def test_a_row_without_finite_weights_is_told_apart_from_too_few_draws(double):
     well = found[:4].summary()
     assert "2 rows (2, 3)" in well and "No other row gives reason for doubt." in well
     assert "reason for doubt" not in found[2:5].summary() and "Trusted" not in found[2:5].summary()
-    few = evidence_of(log_w[:8], "log p(x)")
+    few = evidence_from_weights(log_w[:8], "log p(x)")
     assert few.few and math.isnan(few.untrusted()) and "Too few" in few.summary()
     assert "Without finite weights: 3 rows" in few.summary()
     assert "too few for k-hat, 3 rows without finite weights" in repr(few)
 
 
 def test_a_row_is_an_integer_of_any_kind(log_w):
-    found = evidence_of(log_w, "log p(x)")
+    found = evidence_from_weights(log_w, "log p(x)")
     for row in (2, np.int64(2), np.array(2), torch.tensor(2), -5):
         assert len(found[row]) == 1 and torch.equal(found[row].log_prob, found.log_prob[2:3])
         assert found[row].running[64][0].shape == (1,)
@@ -104,10 +104,10 @@ def test_a_row_is_an_integer_of_any_kind(log_w):
 
 
 def test_rows_are_taken_and_joined(log_w):
-    found = evidence_of(log_w, "log p(x)")
+    found = evidence_from_weights(log_w, "log p(x)")
     parts = [found[:3], found[torch.tensor([3, 4])], found[torch.arange(7) > 4]]
     assert [len(p) for p in parts] == [3, 2, 2]
-    whole = joined(parts)
+    whole = concatenate(parts)
     for column in ("log_prob", "standard_error", "ess", "pareto_k"):
         assert torch.equal(getattr(whole, column), getattr(found, column))
     assert all(torch.equal(whole.running[k][0], found.running[k][0]) for k in found.running)
@@ -118,7 +118,10 @@ def test_rows_are_taken_and_joined(log_w):
 
 
 def test_a_difference_is_a_conditional(log_w):
-    joint, marginal = evidence_of(log_w, "log p(a, b)"), evidence_of(log_w[:600].flip(1), "log p(b)")
+    joint, marginal = (
+        evidence_from_weights(log_w, "log p(a, b)"),
+        evidence_from_weights(log_w[:600].flip(1), "log p(b)"),
+    )
     found = joint - marginal
     torch.testing.assert_close(found.log_prob, joint.log_prob - marginal.log_prob)
     torch.testing.assert_close(found.standard_error, torch.hypot(joint.standard_error, marginal.standard_error))

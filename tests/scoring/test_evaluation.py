@@ -265,7 +265,7 @@ def test_rows_go_where_the_networks_are(batch):
 def test_results_come_back_to_the_device_of_the_batch(batch):
     away = batch.to("meta")
     log_w = torch.randn(30, 12)
-    evidence = mm.evidence.accumulator.evidence_of(log_w, "log p(x)")
+    evidence = mm.evidence.accumulator.evidence_from_weights(log_w, "log p(x)")
     found = {
         "tensor": log_w,
         "pair": (batch, evidence),
