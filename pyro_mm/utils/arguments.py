@@ -1,6 +1,6 @@
-"""Checks of arguments at the door: each returns the value, or raises saying what was expected and what was found.
+"""Checks of arguments of public functions: each returns the value, or raises with what was expected and found.
 
-A value of the wrong kind is a ``TypeError``, one of the right kind and out of range a ``ValueError``.
+A value of the wrong type is a ``TypeError``, one of the right type but out of range a ``ValueError``.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-LONGEST = 60  # characters of a value that are printed
+MAX_LENGTH = 60  # characters of a value that are printed
 
 
 def describe(value: Any) -> str:
-    """Describe a value in a few words, for the end of an error message: ``got ..``."""
+    """Describe a value in a few words, for the end of an error message.
+
+    >>> describe(torch.zeros(2, 3)), describe(nn.Linear), describe(0.5)
+    ('Tensor of torch.float32 and shape (2, 3)', 'the class Linear', '0.5, a float')
+    """
     if value is None or isinstance(value, bool | str):
         return _short(value)
     if isinstance(value, numbers.Number):
@@ -35,7 +39,7 @@ def describe(value: Any) -> str:
         return f"the module {type(value).__name__}"
     if inspect.isroutine(value):
         return f"the function {value.__name__}"
-    if isinstance(value, list | tuple | set | frozenset) and len(repr(value)) <= LONGEST:
+    if isinstance(value, list | tuple | set | frozenset) and len(repr(value)) <= MAX_LENGTH:
         return f"the {type(value).__name__} {value!r}"
     return f"an object of type {type(value).__name__}"
 
@@ -44,13 +48,13 @@ def check_integer(argument: str, value: Any, least: int | None = None, most: int
     """Return an integer within a range.
 
     Args:
-        argument: its name, for the message.
-        value: an integer of Python, NumPy or torch; neither a boolean nor a float.
-        least, most: bounds, included; None for none.
+        argument: the name of the argument, for the message.
+        value: an integer of Python, NumPy or torch; booleans and floats are refused.
+        least, most: inclusive bounds; None for none.
 
     Raises:
-        TypeError: something else than an integer.
-        ValueError: an integer out of the range.
+        TypeError: the value is no integer.
+        ValueError: the integer is out of range.
     """
     wanted = f"expected {argument} to be an integer{_range(least, most)}"
     boolean = isinstance(value, bool | np.bool_) or (isinstance(value, Tensor) and value.dtype == torch.bool)
@@ -77,14 +81,14 @@ def check_number(
     """Return a finite number within a range, as a float.
 
     Args:
-        argument: its name, for the message.
-        value: a number of Python or NumPy, or a tensor of one; not a boolean.
-        least, most: bounds, included; None for none.
-        above, below: bounds, excluded; None for none.
+        argument: the name of the argument, for the message.
+        value: a number of Python or NumPy, or a tensor of one element; booleans are refused.
+        least, most: inclusive bounds; None for none.
+        above, below: exclusive bounds; None for none.
 
     Raises:
-        TypeError: something else than a number.
-        ValueError: NaN, infinity or a number out of the range.
+        TypeError: the value is no number.
+        ValueError: it is NaN, infinite or out of range.
     """
     wanted = f"expected {argument} to be a number{_range(least, most, above, below)}"
     single = isinstance(value, Tensor | np.ndarray | np.generic) and math.prod(value.shape) == 1
@@ -128,7 +132,7 @@ def check_counts(least: int = 1, **values: Any) -> None:
 
 
 def check_choice(argument: str, value: Any, choices: Iterable[str]) -> str:
-    """Return one of some strings. Raises a TypeError for no string, a ValueError for another one."""
+    """Return one of the strings ``choices``. Raises a TypeError for another type, a ValueError for another string."""
     choices = list(choices)
     wanted = f"expected {argument} to be one of {', '.join(map(repr, choices))}"
     if not isinstance(value, str):
@@ -139,17 +143,17 @@ def check_choice(argument: str, value: Any, choices: Iterable[str]) -> str:
 
 
 def check_name(argument: str, value: Any, known: Iterable[str] | None = None, what: str = "modality") -> str:
-    """Return a name, one of those that are known.
+    """Return a name, checked against the known ones.
 
     Args:
-        argument: its name, for the message.
+        argument: the name of the argument, for the message.
         value: a string.
         known: the names to choose from; None for any.
-        what: of which things these are names.
+        what: the kind of thing that is named, for the message.
 
     Raises:
-        TypeError: something else than a string.
-        ValueError: an unknown name.
+        TypeError: the value is no string.
+        ValueError: the name is unknown.
     """
     if not isinstance(value, str):
         raise TypeError(f"expected {argument} to be the name of a {what}, got {describe(value)}")
@@ -164,15 +168,15 @@ def check_names(
     """Return names as a tuple; a string alone is one name.
 
     Args:
-        argument: its name, for the message.
+        argument: the name of the argument, for the message.
         value: a string, or an iterable of strings.
         known: the names to choose from, such as those of a batch; None for any.
-        least: how many names are needed.
-        what: of which things these are names.
+        least: the smallest number of names.
+        what: the kind of thing that is named, for the message.
 
     Raises:
-        TypeError: something else than names.
-        ValueError: an unknown name, one given twice, or too few of them.
+        TypeError: the value is neither a string nor an iterable of strings.
+        ValueError: a name is unknown or given twice, or there are too few.
     """
     if isinstance(value, str):
         value = (value,)
@@ -188,15 +192,15 @@ def check_names(
 
 
 def check_function(argument: str, value: Any, parameters: Sequence[str] | None = ("batch",)) -> Callable[..., Any]:
-    """Return a function, or a module, that can be called with some positional arguments.
+    """Return a function or module that accepts the given positional arguments.
 
     Args:
-        argument: its name, for the message.
-        value: a callable; a class, or a function that still has to be called to make one, is refused.
-        parameters: what it is to be called with, in words; None where that is not known.
+        argument: the name of the argument, for the message.
+        value: a callable; a class, or a factory of such functions, is refused.
+        parameters: the positional arguments in words; None if they are unknown.
 
     Raises:
-        TypeError: anything that is not such a callable.
+        TypeError: the value is not callable with these arguments.
     """
     of = "" if parameters is None else f" of {', '.join(f'({p})' if ' ' in p else p for p in parameters)}"
     wanted = f"expected {argument} to be a function{of}"
@@ -237,17 +241,17 @@ def check_mapping(argument: str, value: Any, what: str = "values", *, least: int
     """Return a mapping from names as a dictionary.
 
     Args:
-        argument: its name, for the message.
+        argument: the name of the argument, for the message.
         value: a mapping whose keys are strings.
-        what: it maps names to.
-        least: how many entries are needed.
+        what: the kind of its values, for the message.
+        least: the smallest number of entries.
 
     Raises:
-        TypeError: no mapping, or a key that is no string.
-        ValueError: too few entries.
+        TypeError: the value is no mapping, or a key is no string.
+        ValueError: there are too few entries.
     """
     wanted = f"expected {argument} to map names to {what}"
-    # torch's dictionaries of modules and pandas' frames are mappings in all but Python's register of them
+    # torch's ModuleDict and pandas' frames are mappings that are not registered as collections.abc.Mapping
     if isinstance(value, type) or not (hasattr(value, "keys") and hasattr(value, "items")):
         raise TypeError(f"{wanted}, got {describe(value)}")
     value = dict(value.items())
@@ -262,17 +266,17 @@ def check_mapping(argument: str, value: Any, what: str = "values", *, least: int
 def check_modules(
     argument: str, value: Any, known: Iterable[str] | None = None, *, least: int = 1
 ) -> dict[str, nn.Module]:
-    """Return a mapping from names to modules, all of which ``torch.nn.ModuleDict`` takes.
+    """Return a mapping from names to modules, all of which ``torch.nn.ModuleDict`` accepts.
 
     Args:
-        argument: its name, for the message.
+        argument: the name of the argument, for the message.
         value: name -> module.
         known: the names to choose from; None for any.
-        least: how many modules are needed.
+        least: the smallest number of modules.
 
     Raises:
-        TypeError: no mapping, or a value that is no module.
-        ValueError: too few of them, an unknown name, or one that torch forbids.
+        TypeError: the value is no mapping, or one of its values is no module.
+        ValueError: there are too few modules, or a name is unknown or forbidden by torch.
     """
     found = check_mapping(argument, value, "modules")
     if len(found) < least:
@@ -287,10 +291,15 @@ def check_modules(
 
 
 def check_attribute(argument: str, name: str, container: type[nn.Module] = nn.ModuleDict) -> str:
-    """Return a name under which torch can hold a module or a parameter.
+    """Return a name under which torch can register a module or a parameter.
+
+    Args:
+        argument: the name of the argument, for the message.
+        name: the name to check.
+        container: the class of the module that will hold it.
 
     Raises:
-        ValueError: an empty name, one with a dot, or one of an attribute of torch's containers, such as "values".
+        ValueError: the name is empty, has a dot, or is an attribute of ``container``, such as "values".
     """
     if not name or "." in name:
         raise ValueError(f"{argument}: torch forbids names that are empty or have a dot in them, got {name!r}")
@@ -307,7 +316,7 @@ def check_seed(value: Any, argument: str = "seed") -> int | None:
 
 
 def check_path(argument: str, value: Any) -> Path:
-    """Return a path. Raises a TypeError for what is none, a ValueError for an empty one or one with a null byte."""
+    """Return a path. Raises a TypeError for another type, a ValueError for an empty path or one with a null byte."""
     if not isinstance(value, str | os.PathLike):
         raise TypeError(f"expected {argument} to be a path, got {describe(value)}")
     text = os.fspath(value)
@@ -319,16 +328,16 @@ def check_path(argument: str, value: Any) -> Path:
 
 
 def check_tensor(argument: str, value: Any, shape: Sequence[int | str | None] | None = None) -> Tensor:
-    """Return a tensor of a shape.
+    """Return a tensor, checked against a shape.
 
     Args:
-        argument: its name, for the message.
+        argument: the name of the argument, for the message.
         value: a tensor.
-        shape: of every dimension its size, or a letter for any size; None for any number of dimensions.
+        shape: an integer per dimension, or a letter for any size; None for any shape.
 
     Raises:
-        TypeError: no tensor.
-        ValueError: another shape.
+        TypeError: the value is no tensor.
+        ValueError: it has another shape.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"expected {argument} to be a tensor{_shape_text(shape)}, got {describe(value)}")
@@ -343,7 +352,7 @@ def check_tensor(argument: str, value: Any, shape: Sequence[int | str | None] | 
 
 
 def check_shape(argument: str, value: Any) -> torch.Size:
-    """Return the shape of one value, sizes of one at least. Raises a TypeError or a ValueError for anything else."""
+    """Return an event shape, all sizes at least 1. Raises a TypeError or a ValueError for anything else."""
     if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
         raise TypeError(f"expected {argument} to be a shape, such as (28, 28), got {describe(value)}")
     return torch.Size([check_integer(f"every size in {argument}", size, least=1) for size in value])
@@ -370,11 +379,11 @@ def _range(
 
 def _short(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= LONGEST else text[: LONGEST - 2] + ".."
+    return text if len(text) <= MAX_LENGTH else text[: MAX_LENGTH - 2] + ".."
 
 
 def _signature(value: Any) -> inspect.Signature | None:
-    """The signature that a call has to fit; None where Python does not know it."""
+    """Return the signature that a call has to fit; None if Python cannot tell."""
     try:
         return inspect.signature(value.forward if isinstance(value, nn.Module) else value)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""The one place that knows that ArviZ 0.x and 1.x build inference data, and compare models, differently."""
+"""Inference data and model comparison for ArviZ 0.x and 1.x alike: only this file knows how they differ."""
 
 from __future__ import annotations
 
@@ -16,18 +16,23 @@ def build_inference_data(
     coords: Mapping[str, Any] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
 ) -> Any:
-    """ArviZ's inference data from arrays of shape ``(chain, draw, ..)``, by group and variable.
+    """Build ArviZ's inference data from arrays.
 
-    An ``InferenceData`` under ArviZ 0.x, a ``DataTree`` under 1.x; both give a group as ``data[group]``. Variables of
-    ``observed_data`` and ``constant_data`` have neither chain nor draw. ``dims`` names the dimensions after these, the
-    first ones at least, and ``coords`` are the coordinates of such a dimension.
+    Args:
+        groups: group -> variable -> array ``(chain, draw, ..)``. Variables of ``observed_data`` and ``constant_data``
+            have neither chain nor draw.
+        coords: dimension -> its coordinates.
+        dims: variable -> names of its dimensions after chain and draw, at least of the first ones.
+
+    Returns:
+        An ``InferenceData`` under ArviZ 0.x, a ``DataTree`` under 1.x. Both give a group as ``data[group]``.
     """
     with preserve_process_settings():
         import arviz as az  # here, because it takes seconds
 
     data = {group: dict(variables) for group, variables in groups.items()}
     options: dict[str, Any] = {} if dims is None else {"coords": dict(coords or {}), "dims": dict(dims)}
-    return az.from_dict(data, **options) if _new(az) else az.from_dict(**data, **options)
+    return az.from_dict(data, **options) if _is_version_1(az) else az.from_dict(**data, **options)
 
 
 def compare_log_likelihoods(
@@ -38,27 +43,33 @@ def compare_log_likelihoods(
     reference: str | None = None,
     **options: Any,
 ) -> Any:
-    r"""ArviZ's comparison of models by their log-likelihoods of the same N rows, ``(N,)`` each, in nats.
+    r"""Compare models by their log-likelihoods of the same rows, with ``arviz.compare``.
 
-    Stacking exponentiates them, which those of an image do not survive: rows are handed over less their best, which
-    changes neither weights nor differences. ``elpd`` and ``se`` are those of the sum of what was given.
+    Stacking exponentiates log-likelihoods, and those of an image underflow. So rows are passed on less the best of
+    the models', which changes neither weights nor differences; ``elpd`` and ``se`` are those of the sum of the rows as
+    given.
 
     Args:
-        pareto_k: of each model and row; NaN is unknown.
-        num_particles: the draws behind them.
-        threshold: of ``pareto_k``.
-        reference: the model that differences are to; ArviZ 0.x has no other than the best one.
-        options: of ``arviz.compare``.
+        log_prob: model -> log-likelihood per row ``(N,)``, in nats.
+        pareto_k: model -> k-hat per row ``(N,)``; NaN if unknown.
+        num_particles: model -> draws per row.
+        threshold: k-hat above it makes ArviZ warn.
+        reference: the model that differences are taken to; ignored by ArviZ 0.x, which takes the best one.
+        options: keyword arguments of ``arviz.compare``.
+
+    Returns:
+        The data frame of ``arviz.compare``, a row per model.
     """
     with preserve_process_settings():
         import arviz as az
         from xarray import DataArray
 
-    if reference is not None and _new(az):
+    if reference is not None and _is_version_1(az):
         options["reference"] = reference
     best: Any = np.max([*log_prob.values()], axis=0)
     if str(options.get("method") or "stacking").lower() != "stacking":
         best = 0.0  # the Bayesian bootstrap takes its errors from what it is given
+
     candidates = {}
     for name, x in log_prob.items():
         k = pareto_k[name]
@@ -68,18 +79,19 @@ def compare_log_likelihoods(
             "elpd_i": DataArray(x - best, dims="row"), "pareto_k": DataArray(k, dims="row"), "scale": "log",
             "good_k": threshold,
         }  # fmt: skip
-        candidates[name] = _elpd(az, fields)
+        candidates[name] = _build_elpd(az, fields)
     return az.compare(candidates, **options)
 
 
-def _elpd(az: Any, fields: dict[str, Any]) -> Any:
-    """The log-likelihoods as what ArviZ's ``loo`` returns, which is what its ``compare`` takes."""
-    if _new(az):
+def _build_elpd(az: Any, fields: dict[str, Any]) -> Any:
+    """Build the object that ArviZ's ``loo`` returns and its ``compare`` takes."""
+    if _is_version_1(az):
         with preserve_process_settings():
             from arviz_stats import utils
 
         # older ones have one class for all kinds
         return utils.ELPDDataLOO(**fields) if hasattr(utils, "ELPDDataLOO") else utils.ELPDData(kind="loo", **fields)
+
     with preserve_process_settings():
         from arviz.stats.stats_utils import ELPDData
 
@@ -87,5 +99,6 @@ def _elpd(az: Any, fields: dict[str, Any]) -> Any:
     return ELPDData(data=[*fields.values()], index=[names.get(name, name) for name in fields])
 
 
-def _new(az: Any) -> bool:
+def _is_version_1(az: Any) -> bool:
+    """Return True for ArviZ 1.0 and later."""
     return int(az.__version__.split(".")[0]) >= 1

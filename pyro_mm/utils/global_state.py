@@ -1,4 +1,4 @@
-"""Settings of the whole process that other libraries change: changed for a while at most, and put back exactly."""
+"""Settings of the whole process that other libraries change: changed for a while at most, then restored exactly."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ VALIDATION = ("validate_distributions_pyro", "validate_distributions_torch", "va
 
 
 def override_validation(on: bool) -> AbstractContextManager[None]:
-    """Switches the checks of Pyro and of ``torch.distributions`` on or off for a while.
+    """Switch the checks of Pyro and of ``torch.distributions`` on or off while the context lasts.
 
-    ``pyro.validation_enabled`` puts torch's setting back to what Pyro's was, and not to what torch's was.
+    ``pyro.validation_enabled`` would not do: it restores torch's setting to what Pyro's was.
     """
     return pyro.settings.context(**dict.fromkeys(VALIDATION, on))
 
 
 @contextmanager
 def preserve_process_settings() -> Iterator[None]:
-    """Puts back what importing a library, or torch's compiler, changes of the process: it is imported within.
+    """Restore what importing a library, or torch's compiler, changes in the process while the context lasts.
 
-    Those are the filters of warnings (scipy, sympy), the state of Python's generator (rich draws from it), and the
-    start method of processes (inductor settles it, after which nobody can set another). What a library goes on needing
-    is left: environment variables for its runtime, entries of ``sys.path``, colour maps that it adds.
+    These are the filters of warnings (changed by scipy and sympy), the state of Python's generator (rich draws from
+    it), and the start method of processes (inductor fixes it, after which it cannot be set). What a library
+    still needs later is left: environment variables of its runtime, entries of ``sys.path``, colour maps that it adds.
     """
     state = random.getstate()
     start_method = multiprocessing.get_start_method(allow_none=True)
@@ -44,15 +44,19 @@ def preserve_process_settings() -> Iterator[None]:
 
 
 def import_zuko() -> ModuleType:
-    """Imports zuko, and puts back the attributes of ``torch.distributions.Distribution`` that its import replaces.
+    """Import zuko, and restore the attributes of ``torch.distributions.Distribution`` that its import replaces.
 
-    The checks of arguments that zuko switches off for all distributions are off for its own ones alone. Where zuko is
-    imported already, whoever did that has chosen, and nothing is put back.
+    zuko switches off the argument checks of all distributions; here they stay off for zuko's own distributions only.
+    If zuko is imported already, the user has chosen its settings, and nothing is restored.
+
+    Returns:
+        The module ``zuko``.
     """
     if "zuko" in sys.modules:
         return sys.modules["zuko"]
     with preserve_process_settings(), _preserve_attributes(Distribution):
         import zuko
+
     for own in vars(zuko.distributions).values():
         if isinstance(own, type) and issubclass(own, Distribution) and own.__module__.startswith("zuko."):
             own._validate_args = False
@@ -63,6 +67,7 @@ def import_zuko() -> ModuleType:
 
 @contextmanager
 def _preserve_attributes(owner: type) -> Iterator[None]:
+    """Restore the attributes of a class that are replaced while the context lasts."""
     before = dict(vars(owner))
     try:
         yield
