@@ -14,7 +14,6 @@ from ..estimators import PerRow, check_pairing
 from ..evidence.evidence import Evidence
 from ..evidence.likelihood import log_marginal
 from ..objectives.objective import Objective
-from ..scoring.audit.inspection import inspect_sites
 from ..scoring.evaluation import evaluating
 from ..scoring.structure import pair_structure
 from ..training.arguments import check_objective
@@ -26,6 +25,7 @@ from .check_report import Check, _findings, _objective_text
 from .comparison import Comparison, compare
 from .gradient_noise import gradient_noise, unchanged
 from .inference_data import to_arviz
+from .site_checks import inspect_sites
 
 __all__ = ["Check", "Comparison", "check", "compare", "to_arviz"]
 

@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from ...batch.batch import Batch
-from ...utils.reachable import ReachableObjects
-from ..structure import pair_structure
-from .collect_sites import _sites_of_traces
-from .densities import run_program
-from .few_rows import few_rows, without_side_effects
-from .missing_reads import reads_and_ignores
-from .sites import Sites
-from .stacking import stacking_problem
-from .value_reads import ValueReads
-from .value_supports import unscored_values
+from ..batch.batch import Batch
+from ..scoring.audit.collect_sites import _sites_of_traces
+from ..scoring.audit.densities import run_program
+from ..scoring.audit.few_rows import few_rows, without_side_effects
+from ..scoring.audit.missing_reads import reads_and_ignores
+from ..scoring.audit.sites import Sites
+from ..scoring.audit.stacking import stacking_problem
+from ..scoring.audit.value_reads import ValueReads
+from ..scoring.audit.value_supports import unscored_values
+from ..scoring.structure import pair_structure
+from ..utils.reachable import ReachableObjects
 
 ROWS_EXCHANGED = 32  # rows on which `check` exchanges values to see who reads them
 
