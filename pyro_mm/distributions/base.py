@@ -61,27 +61,27 @@ def diagonal(d: Distribution) -> tuple[Tensor, Tensor]:
     Raises:
         TypeError: any other distribution.
     """
-    _check_distribution("d", d)
-    base = innermost(d)
+    check_distribution("d", d)
+    base = base_distribution(d)
     if not isinstance(base, (torch.distributions.Normal, torch.distributions.Laplace)):
         raise TypeError(f"expected a diagonal Normal or Laplace, got {type(base).__name__}")
     shape = d.batch_shape + d.event_shape
     return base.loc.expand(shape), base.scale.expand(shape)
 
 
-def _check_distribution(argument: str, d: Any) -> None:
+def check_distribution(argument: str, d: Any) -> None:
     if not isinstance(d, Distribution):
         raise TypeError(f"expected {argument} to be a distribution, got {describe(d)}")
 
 
-def innermost(d: Distribution) -> Distribution:
+def base_distribution(d: Distribution) -> Distribution:
     """``d`` without what ``expand`` and ``to_event`` wrapped it in."""
     while isinstance(d, (Independent, ExpandedDistribution)):
         d = d.base_dist
     return d
 
 
-def _take(x: Tensor, index: Tensor, event_dim: int) -> Tensor:
+def select_components(x: Tensor, index: Tensor, event_dim: int) -> Tensor:
     """``x[b, index[..., b]]`` for every b: x (*B, C, *E), index (..., *B), result (*index.shape, *E).
 
     Rows are selected, not gathered: the backward pass then needs no x expanded to the index's shape.
@@ -92,16 +92,16 @@ def _take(x: Tensor, index: Tensor, event_dim: int) -> Tensor:
     return x.reshape(-1, *event_shape).index_select(0, rows.reshape(-1)).reshape(rows.shape + event_shape)
 
 
-def _pad(x: Tensor, dims: int) -> Tensor:
+def append_dims(x: Tensor, dims: int) -> Tensor:
     return x.reshape(x.shape + (1,) * dims)
 
 
-def broadcast(x: Tensor, shape: Size) -> Tensor:
+def expand_to(x: Tensor, shape: Size) -> Tensor:
     """``x`` at a shape that it broadcasts to."""
     return x if x.shape == shape else x.expand(broadcast_shape(x.shape, shape))
 
 
-def _expand(d: TorchDistribution, batch_shape: Size) -> TorchDistribution:
+def expand_distribution(d: TorchDistribution, batch_shape: Size) -> TorchDistribution:
     """``d.expand(batch_shape)``, without Pyro's habit of changing an ``ExpandedDistribution`` in place."""
     if d.batch_shape == batch_shape:
         return d
@@ -109,5 +109,5 @@ def _expand(d: TorchDistribution, batch_shape: Size) -> TorchDistribution:
         return ExpandedDistribution(d.base_dist, batch_shape)
     if isinstance(d, Independent):
         n = d.reinterpreted_batch_ndims
-        return _expand(d.base_dist, batch_shape + d.event_shape[:n]).to_event(n)
+        return expand_distribution(d.base_dist, batch_shape + d.event_shape[:n]).to_event(n)
     return d.expand(batch_shape)

@@ -44,7 +44,7 @@ def product_of_normals(
     Raises:
         ValueError: there is no expert, or the sequences differ in length.
     """
-    masks = _checked(locs, scales, masks)
+    masks = _check_experts(locs, scales, masks)
     if prior is not None and not isinstance(prior, torch.distributions.Normal):
         raise TypeError(f"expected prior to be a Normal or None, got {describe(prior)}")
     total: float | Tensor = 0.0
@@ -58,9 +58,9 @@ def product_of_normals(
         if mask is False:
             continue
         # Masked before the reciprocal, not after: inf ** -2 is 0, and so is its derivative.
-        precision = _kept(scale, mask, math.inf).pow(-2)
+        precision = _replace_masked(scale, mask, math.inf).pow(-2)
         total = total + precision
-        weighted = weighted + _kept(loc, mask, 0.0) * precision
+        weighted = weighted + _replace_masked(loc, mask, 0.0) * precision
     if all(mask is False for mask in masks):
         total, weighted = torch.zeros_like(locs[0]) + total, torch.zeros_like(locs[0]) + weighted
     assert isinstance(total, Tensor)
@@ -99,7 +99,7 @@ def consensus_of_normals(
     Raises:
         ValueError: a correlation outside of that range, no expert, or sequences that differ in length.
     """
-    masks, m = _checked(locs, scales, masks), len(locs)
+    masks, m = _check_experts(locs, scales, masks), len(locs)
     correlation = check_number("correlation", correlation, above=-1 / (m - 1) if m > 1 else None, below=1)
     if all(mask is False for mask in masks):
         return product_of_normals(locs, scales, masks, prior=None)
@@ -108,8 +108,8 @@ def consensus_of_normals(
         if mask is False:
             continue
         # masked before the reciprocal, as above
-        a.append(_kept(scale, mask, math.inf).reciprocal())
-        b.append(_kept(loc, mask, 0.0) * a[-1])
+        a.append(_replace_masked(scale, mask, math.inf).reciprocal())
+        b.append(_replace_masked(loc, mask, 0.0) * a[-1])
         here.append(1.0 if mask is True else mask.unsqueeze(-1).to(loc.dtype))
     # summed in order, so that what is masked adds an exact zero
     n: float | Tensor = sum(here[1:], here[0])
@@ -154,10 +154,12 @@ def pairwise_pool(
     Raises:
         ValueError: there is no expert, or the sequences differ in length.
     """
-    masks, m = _checked(locs, scales, masks), len(locs)
+    masks, m = _check_experts(locs, scales, masks), len(locs)
     # what is out is N(0, 1), and so is then the mixture of a row in which nothing is in
-    locs = [torch.zeros_like(x) if m is False else _kept(x, m, 0.0) for x, m in zip(locs, masks, strict=True)]
-    scales = [torch.ones_like(x) if m is False else _kept(x, m, 1.0) for x, m in zip(scales, masks, strict=True)]
+    locs = [torch.zeros_like(x) if m is False else _replace_masked(x, m, 0.0) for x, m in zip(locs, masks, strict=True)]
+    scales = [
+        torch.ones_like(x) if m is False else _replace_masked(x, m, 1.0) for x, m in zip(scales, masks, strict=True)
+    ]
     locs, scales = (list(torch.broadcast_tensors(*x)) for x in (locs, scales))
     centres, widths = list(locs), list(scales)
     log_weights = [torch.zeros_like(locs[0][..., 0])] * m
@@ -180,12 +182,12 @@ def pairwise_pool(
     return torch.stack(centres, -2), torch.stack(widths, -2), torch.stack([w.expand(shape) for w in weights], -1)
 
 
-def _kept(x: Tensor, mask: bool | Tensor, other: float) -> Tensor:
+def _replace_masked(x: Tensor, mask: bool | Tensor, other: float) -> Tensor:
     """``x`` where the mask, of the batch's shape, holds; else a number. As it is under a mask that is no tensor."""
     return torch.where(mask.unsqueeze(-1), x, other) if isinstance(mask, Tensor) else x
 
 
-def _checked(
+def _check_experts(
     locs: Sequence[Tensor], scales: Sequence[Tensor], masks: Sequence[bool | Tensor] | None
 ) -> Sequence[bool | Tensor]:
     for argument, each in (("locs", locs), ("scales", scales)):

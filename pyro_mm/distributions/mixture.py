@@ -15,7 +15,17 @@ from torch import Size, Tensor
 from torch.distributions import Distribution
 
 from ..utils.arguments import check_tensor
-from .base import Composite, _check_distribution, _expand, _pad, _take, broadcast, diagonal, gumbel, innermost
+from .base import (
+    Composite,
+    append_dims,
+    base_distribution,
+    check_distribution,
+    diagonal,
+    expand_distribution,
+    expand_to,
+    gumbel,
+    select_components,
+)
 from .where import Where
 
 
@@ -47,7 +57,7 @@ class Mixture(Composite):
     """
 
     def __init__(self, components: TorchDistribution, log_weights: Tensor) -> None:
-        _check_distribution("components", components)
+        check_distribution("components", components)
         check_tensor("log_weights", log_weights)
         if not components.batch_shape or log_weights.shape[-1:] not in [(1,), components.batch_shape[-1:]]:
             shapes = f"{tuple(components.batch_shape)} and {tuple(log_weights.shape)}"
@@ -63,7 +73,7 @@ class Mixture(Composite):
     @property
     def components(self) -> TorchDistribution:
         """The components, with batch shape ``(*B, C)``."""
-        return _expand(self._components, self.batch_shape + (self.num_components,))
+        return expand_distribution(self._components, self.batch_shape + (self.num_components,))
 
     @property
     def log_weights(self) -> Tensor:
@@ -76,7 +86,7 @@ class Mixture(Composite):
 
     @property
     def _normal(self) -> bool:
-        return isinstance(innermost(self._components), torch.distributions.Normal)
+        return isinstance(base_distribution(self._components), torch.distributions.Normal)
 
     @property
     def mean(self) -> Tensor:
@@ -88,14 +98,14 @@ class Mixture(Composite):
         return self._average(self._components.variance + between)
 
     def _average(self, x: Tensor) -> Tensor:
-        weights = _pad(self._log_weights.exp(), self.event_dim)
+        weights = append_dims(self._log_weights.exp(), self.event_dim)
         return (weights * x).sum(-1 - self.event_dim).expand(self.batch_shape + self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         log_p = self._components.log_prob(value.unsqueeze(-1 - self.event_dim))
         # Filled, since -inf + log_p is NaN where the density of a component that is left out is not finite.
         joint = (self._log_weights + log_p).masked_fill(self._log_weights.isneginf(), -math.inf)
-        return broadcast(joint.logsumexp(-1), self.batch_shape)
+        return expand_to(joint.logsumexp(-1), self.batch_shape)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         with torch.no_grad():
@@ -118,12 +128,12 @@ class Mixture(Composite):
         Args:
             index: a long tensor that broadcasts with the batch shape, which is that of the draw.
         """
-        return self._draw(broadcast(index, self.batch_shape), pathwise=True)
+        return self._draw(expand_to(index, self.batch_shape), pathwise=True)
 
     def component_sample(self, index: Tensor) -> Tensor:
         """As :meth:`component_rsample`, but of components without rsample too, and without a derivative."""
         with torch.no_grad():
-            return self._draw(broadcast(index, self.batch_shape), pathwise=False)
+            return self._draw(expand_to(index, self.batch_shape), pathwise=False)
 
     def chosen(self, index: Tensor) -> TorchDistribution:
         """Component ``index`` of every element, for components that are Normal or Laplace.
@@ -134,10 +144,10 @@ class Mixture(Composite):
         Raises:
             NotImplementedError: components of another family.
         """
-        family: Any = type(innermost(self._components))
+        family: Any = type(base_distribution(self._components))
         if not issubclass(family, (torch.distributions.Normal, torch.distributions.Laplace)):
             raise NotImplementedError(f"components of type {family.__name__} cannot be taken one by one")
-        loc, scale = (_take(x, index, self.event_dim) for x in diagonal(self._components))
+        loc, scale = (select_components(x, index, self.event_dim) for x in diagonal(self._components))
         return family(loc, scale, validate_args=False).to_event(self.event_dim)
 
     def _index(self, sample_shape: Sequence[int]) -> Tensor:
@@ -169,23 +179,23 @@ class Mixture(Composite):
 
     def _draw(self, index: Tensor, pathwise: bool) -> Tensor:
         """The draw of component ``index``, of shape ``(*index.shape, *event_shape)``."""
-        if isinstance(innermost(self._components), (torch.distributions.Normal, torch.distributions.Laplace)):
+        if isinstance(base_distribution(self._components), (torch.distributions.Normal, torch.distributions.Laplace)):
             return self.chosen(index).rsample()
-        components = _expand(self._components, index.shape + (self.num_components,))
+        components = expand_distribution(self._components, index.shape + (self.num_components,))
         draws = components.rsample() if pathwise else components.sample()
-        where = _pad(index, 1 + self.event_dim).expand(index.shape + (1,) + self.event_shape)
+        where = append_dims(index, 1 + self.event_dim).expand(index.shape + (1,) + self.event_shape)
         return draws.gather(index.dim(), where).squeeze(index.dim())
 
 
-def widest_mixture(fn: Distribution) -> Mixture | None:
+def largest_mixture(fn: Distribution) -> Mixture | None:
     """Find the mixture of most components that a distribution is, or chooses for some of its elements."""
     if isinstance(fn, Where):
-        found = [m for m in (widest_mixture(fn.p), widest_mixture(fn.q)) if m is not None]
+        found = [m for m in (largest_mixture(fn.p), largest_mixture(fn.q)) if m is not None]
         return max(found, key=lambda m: m.num_components, default=None)
     return fn if isinstance(fn, Mixture) else None
 
 
-def stratum(fn: TorchDistribution, index: Tensor, strata: int) -> tuple[Tensor, Tensor]:
+def draw_from_stratum(fn: TorchDistribution, index: Tensor, strata: int) -> tuple[Tensor, Tensor]:
     """Draw from stratum ``index`` of a distribution, pathwise: from that component, where it is a mixture of as many.
 
     Elsewhere the strata are alike, each the whole distribution with weight 1 / ``strata``.
@@ -204,7 +214,7 @@ def stratum(fn: TorchDistribution, index: Tensor, strata: int) -> tuple[Tensor, 
     if isinstance(fn, Mixture) and fn.num_components == strata:
         return fn.component_rsample(index), fn.log_weights.gather(-1, index[..., None])[..., 0]
     if isinstance(fn, Where):
-        p, q = (stratum(_expand(part, fn.batch_shape), index, strata) for part in (fn.p, fn.q))
+        p, q = (draw_from_stratum(expand_distribution(part, fn.batch_shape), index, strata) for part in (fn.p, fn.q))
         return fn.choose(p[0], q[0]), torch.where(fn.condition, p[1], q[1])
     if not fn.has_rsample:
         raise ValueError(f"stratified draws need distributions with rsample, and {type(fn).__name__} has none here")

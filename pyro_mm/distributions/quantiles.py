@@ -23,7 +23,7 @@ def has_mixture(fn: Distribution) -> bool:
     return hasattr(fn, "base_dist") and has_mixture(fn.base_dist)
 
 
-def component(mixture: Mixture, u: Tensor) -> Tensor:
+def component_at(mixture: Mixture, u: Tensor) -> Tensor:
     """The component that the uniform u, of the mixture's batch shape, falls on."""
     cumulative = mixture.log_weights.double().exp().cumsum(-1)
     cumulative = cumulative / cumulative[..., -1:]  # so that the last component in use ends at 1 exactly
@@ -37,7 +37,7 @@ def quantile(fn: Distribution, u: Tensor, choice: Tensor) -> Tensor:
         NotImplementedError: for a family whose inverse distribution function is not known.
     """
     if isinstance(fn, Mixture):
-        return quantile(fn.chosen(component(fn, choice)), u, choice)
+        return quantile(fn.chosen(component_at(fn, choice)), u, choice)
     if isinstance(fn, Where):
         return fn.choose(quantile(fn.p, u, choice), quantile(fn.q, u, choice))
     if isinstance(fn, Independent) and fn.reinterpreted_batch_ndims and has_mixture(fn):

@@ -8,7 +8,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 
-from .base import Composite, broadcast
+from .base import Composite, expand_to
 
 
 class Scatter(Composite):
@@ -55,4 +55,4 @@ class Scatter(Composite):
         known = dict(zip(self.index, log_prob.unbind(self.dim), strict=True))
         zero = torch.zeros_like(known[self.index[0]])
         full = torch.stack([known.get(i, zero) for i in range(self.size)], self.dim)
-        return broadcast(full, self.batch_shape)
+        return expand_to(full, self.batch_shape)

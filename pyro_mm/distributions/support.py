@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-CHUNK = 2**22  # numbers compared at once
-LISTED = 5  # rows in a message
+VALUES_PER_CHUNK = 2**22  # numbers compared at once
+LISTED_ROWS = 5  # rows in a message
 WRAPPERS = (torch.distributions.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
-COUNT, FROM = type(constraints.nonnegative_integer), type(constraints.nonnegative)
-INTEGER_INTERVAL = type(constraints.integer_interval(0, 1))
+COUNT_CONSTRAINT, LOWER_BOUND_CONSTRAINT = type(constraints.nonnegative_integer), type(constraints.nonnegative)
+INTERVAL_CONSTRAINT = type(constraints.integer_interval(0, 1))
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Support:
 
 def support_of(fn: Any) -> Support | None:
     """Return the support of an observed site's distribution; None where nothing general can be said of it."""
-    fn = _innermost(fn)
+    fn = _unwrap(fn)
     family = type(fn).__name__.lstrip("_")
     try:
         constraint = fn.support
@@ -62,15 +62,15 @@ def support_of(fn: Any) -> Support | None:
         constraint = constraint.base_constraint
     if constraint is constraints.boolean:
         return Support(family, 0, 1, bits=family == "Bernoulli", whole=family != "Bernoulli")
-    if isinstance(constraint, INTEGER_INTERVAL):
+    if isinstance(constraint, INTERVAL_CONSTRAINT):
         bounds = _number(constraint.lower_bound), _number(constraint.upper_bound)
         return None if None in bounds else Support(family, *bounds, whole=True)  # type: ignore[arg-type]
-    if isinstance(constraint, COUNT):
+    if isinstance(constraint, COUNT_CONSTRAINT):
         low = _number(constraint.lower_bound)
         return None if low is None else Support(family, low, whole=True)
     if type(constraint) is type(constraints.real):
         return Support(family)
-    if isinstance(constraint, FROM):
+    if isinstance(constraint, LOWER_BOUND_CONSTRAINT):
         low = _number(constraint.lower_bound)
         return None if low is None else Support(family, low)
     if _has_tensors(constraint):
@@ -78,7 +78,7 @@ def support_of(fn: Any) -> Support | None:
     return Support(family, other=constraint)
 
 
-def _innermost(fn: Any) -> Any:
+def _unwrap(fn: Any) -> Any:
     """The distribution inside of masks, event dimensions, expansions and stacks of terms."""
     while True:
         inner = fn.base_dist if isinstance(fn, WRAPPERS) else getattr(fn, "base", None)
@@ -107,7 +107,7 @@ def _constraint_name(constraint: Any) -> str:
     return f"values of type {str(constraint).split('(')[0].strip('_')}"
 
 
-def outside(name: str, values: Tensor, present: Tensor | bool, support: Support) -> str | None:
+def describe_values_outside(name: str, values: Tensor, present: Tensor | bool, support: Support) -> str | None:
     """Describe the rows whose values a distribution does not score; None if there are none.
 
     Args:
@@ -118,9 +118,9 @@ def outside(name: str, values: Tensor, present: Tensor | bool, support: Support)
     """
     if present is False or not values.numel() or values.is_complex():
         return None
-    if _remember(values, ("inside", support), lambda: _all_inside(values, support)):
+    if _fact(values, ("inside", support), lambda: _all_inside(values, support)):
         return None
-    bad = _bad_rows(values, support)
+    bad = _rows_outside(values, support)
     if isinstance(present, Tensor):
         bad &= present.to(bad.device)
     rows = bad.nonzero()[:, 0].tolist()
@@ -128,22 +128,22 @@ def outside(name: str, values: Tensor, present: Tensor | bool, support: Support)
         return None
     those = values[bad].double()
     low, high = those.min().item(), those.max().item()
-    shown = ", ".join(map(str, rows[:LISTED])) + (", .." if len(rows) > LISTED else "")
+    shown = ", ".join(map(str, rows[:LISTED_ROWS])) + (", .." if len(rows) > LISTED_ROWS else "")
     found = "NaN" if math.isnan(low) else f"from {low:g} to {high:g}" if low != high else f"{low:g}"
     return (
         f"{name}: {support.family} scores {support}, and {len(rows)} of {len(values)} rows ({shown}) have others, "
-        f"their values being {found}. {_mend(support, low, high)}"
+        f"their values being {found}. {_suggestion(support, low, high)}"
     )
 
 
-def has_grey(values: Tensor, present: Tensor | bool) -> bool:
+def has_fractions(values: Tensor, present: Tensor | bool) -> bool:
     """Return True if some present values lie between 0 and 1, both excluded."""
     if present is False or not values.is_floating_point():
         return False
-    return _remember(values, ("grey",), lambda: any(bool(((x > 0) & (x < 1)).any()) for x in _chunks(values)))
+    return _fact(values, ("grey",), lambda: any(bool(((x > 0) & (x < 1)).any()) for x in _chunks(values)))
 
 
-def _mend(support: Support, low: float, high: float) -> str:
+def _suggestion(support: Support, low: float, high: float) -> str:
     if not (math.isfinite(low) and math.isfinite(high)):
         return "Rows with values that are not finite are to be left out, or marked as missing by NaN or present=."
     if support.bits:
@@ -178,7 +178,7 @@ def _all_inside(values: Tensor, support: Support) -> bool:
     return True
 
 
-def _bad_rows(values: Tensor, support: Support) -> Tensor:
+def _rows_outside(values: Tensor, support: Support) -> Tensor:
     """The rows with a value outside, ``(N,)``."""
     if support.other is not None:
         good = support.other.check(values)
@@ -194,29 +194,29 @@ def _bad_rows(values: Tensor, support: Support) -> Tensor:
 
 
 def _chunks(values: Tensor) -> tuple[Tensor, ...]:
-    rows = max(1, CHUNK // max(1, values[0].numel()))
+    rows = max(1, VALUES_PER_CHUNK // max(1, values[0].numel()))
     return values.detach().split(rows)
 
 
 # what is known of a tensor, as long as it lives and nobody has written into it
-_known: dict[int, tuple[weakref.ref[Tensor], int, dict[Any, bool]]] = {}
+_facts_by_id: dict[int, tuple[weakref.ref[Tensor], int, dict[Any, bool]]] = {}
 
 
-def _remember(values: Tensor, key: Any, compute: Callable[[], bool]) -> bool:
+def _fact(values: Tensor, key: Any, compute: Callable[[], bool]) -> bool:
     number = id(values)
-    ref, version, facts = _known.get(number, (None, -1, {}))
+    ref, version, facts = _facts_by_id.get(number, (None, -1, {}))
     if ref is None or ref() is not values or version != _version(values):
         facts = {}
         ref = weakref.ref(values, lambda dead, number=number: _forget(number, dead))  # type: ignore[misc]
-        _known[number] = ref, _version(values), facts
+        _facts_by_id[number] = ref, _version(values), facts
     if key not in facts:
         facts[key] = compute()
     return facts[key]
 
 
 def _forget(number: int, dead: Any) -> None:
-    if number in _known and _known[number][0] is dead:
-        del _known[number]
+    if number in _facts_by_id and _facts_by_id[number][0] is dead:
+        del _facts_by_id[number]
 
 
 def _version(values: Tensor) -> int:

@@ -13,7 +13,7 @@ from ..conditionals.unconditional import as_module
 from ..handlers.params import register
 from ..utils.arguments import check_function, check_mapping, check_name, describe
 from ..utils.network_calls import apply_network
-from .decoders import decoders_of
+from .decoders import check_decoders
 
 
 class ConditionalLatent(nn.Module):
@@ -57,7 +57,7 @@ class ConditionalLatent(nn.Module):
         self.prior = as_module("prior", prior)
         self.root = as_module("condition", root)
         self.features = check_function("features", features, ("values",))
-        self.decoders = nn.ModuleDict(decoders_of(decoders, "z"))
+        self.decoders = nn.ModuleDict(check_decoders(decoders, "z"))
 
     def forward(self, batch: Batch) -> None:
         register(self)

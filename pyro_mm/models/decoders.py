@@ -9,7 +9,7 @@ from torch import nn
 from ..utils.arguments import check_modules
 
 
-def decoders_of(decoders: Mapping[str, nn.Module], *latents: str) -> dict[str, nn.Module]:
+def check_decoders(decoders: Mapping[str, nn.Module], *latents: str) -> dict[str, nn.Module]:
     """Return the decoders of a story, one at least, none of them named like a latent site or the plate.
 
     Raises:

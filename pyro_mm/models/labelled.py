@@ -13,7 +13,7 @@ from ..batch.batch import Batch
 from ..conditionals.unconditional import as_module
 from ..handlers.params import register
 from ..utils.arguments import check_function, check_mapping, check_name, check_names
-from .decoders import decoders_of
+from .decoders import check_decoders
 
 
 class Labelled(nn.Module):
@@ -69,7 +69,7 @@ class Labelled(nn.Module):
             raise ValueError(f"independent of the class: {unknown}, not among the decoders {list(decoders)}")
         self.classes = as_module("classes", classes)
         self.prior = as_module("prior", prior)
-        self.decoders = nn.ModuleDict(decoders_of(decoders, "y", "z", label))
+        self.decoders = nn.ModuleDict(check_decoders(decoders, "y", "z", label))
         self.annotator = None if annotator is None else check_function("annotator", annotator, ("classes",))
         self.independent, self.label = independent, label
 
@@ -84,7 +84,7 @@ class Labelled(nn.Module):
             for m in pyro.plate("modalities", len(names)):
                 name = names[m]
                 if name == self.label:
-                    batch.observe(name, self.annotator or exactly, told)
+                    batch.observe(name, self.annotator or exact_label, told)
                 else:
                     parents = (z,) if name in self.independent else (z, told)
                     batch.observe(name, self.decoders[name], *parents)
@@ -95,6 +95,6 @@ def one_hot(y: Tensor, like: Tensor) -> Tensor:
     return (y[..., None] == torch.arange(like.shape[-1], device=like.device)).to(like.dtype)
 
 
-def exactly(told: Tensor) -> dist.Categorical:
+def exact_label(told: Tensor) -> dist.Categorical:
     """The label that is y: by its logarithms, for the logits of probabilities are clamped."""
     return dist.Categorical(logits=told.log(), validate_args=False)

@@ -12,7 +12,7 @@ from ..batch.batch import Batch
 from ..conditionals.unconditional import as_module
 from ..handlers.params import register
 from ..utils.arguments import check_mapping
-from .decoders import decoders_of
+from .decoders import check_decoders
 
 
 class PrivateLatents(nn.Module):
@@ -37,7 +37,7 @@ class PrivateLatents(nn.Module):
         super().__init__()
         own = check_mapping("private_priors", private_priors, "distributions or modules")
         taken = ("z", *(f"w_{name}" for name in own))
-        self.decoders = nn.ModuleDict(decoders_of(decoders, *taken))
+        self.decoders = nn.ModuleDict(check_decoders(decoders, *taken))
         for name in own:
             if name not in decoders:
                 raise ValueError(f"private latent of {name!r}, which is not among the decoders {list(decoders)}")

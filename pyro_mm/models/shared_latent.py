@@ -11,7 +11,7 @@ from torch import nn
 from ..batch.batch import Batch
 from ..conditionals.unconditional import as_module
 from ..handlers.params import register
-from .decoders import decoders_of
+from .decoders import check_decoders
 
 
 class SharedLatent(nn.Module):
@@ -29,7 +29,7 @@ class SharedLatent(nn.Module):
     def __init__(self, prior: dist.Distribution | nn.Module, decoders: Mapping[str, nn.Module]):
         super().__init__()
         self.prior = as_module("prior", prior)
-        self.decoders = nn.ModuleDict(decoders_of(decoders, "z"))
+        self.decoders = nn.ModuleDict(check_decoders(decoders, "z"))
 
     def forward(self, batch: Batch) -> None:
         register(self)

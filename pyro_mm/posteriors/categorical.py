@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from ..batch.batch import Batch
 from ..conditionals.unconditional import Unconditional
 from ..utils.arguments import check_function, check_name
-from .experts import _Experts, described_family
+from .experts import PosteriorOfExperts, family_name
 
 
-class ProductOfCategoricals(_Experts):
+class ProductOfCategoricals(PosteriorOfExperts):
     r"""The normalised product of experts on a class: their logarithms add.
 
     .. math:: q(y | x_S) \propto p_0(y) \prod_{m \in S} q_m(y | x_m)
@@ -27,14 +27,14 @@ class ProductOfCategoricals(_Experts):
     def __init__(self, experts: Mapping[str, nn.Module], prior: dist.Categorical | None = None):
         super().__init__(experts)
         if prior is not None and not isinstance(prior, torch.distributions.Categorical):
-            raise TypeError(f"expected prior to be a Categorical or None, got {described_family(prior)}")
+            raise TypeError(f"expected prior to be a Categorical or None, got {family_name(prior)}")
         self.prior = None if prior is None else Unconditional(prior)
 
     def forward(self, batch: Batch) -> dist.Categorical:
         experts, masks = self.encoded(batch)
         for expert in experts:
             if not isinstance(expert, torch.distributions.Categorical):
-                raise TypeError(f"expected every expert on a class to be a Categorical, got {described_family(expert)}")
+                raise TypeError(f"expected every expert on a class to be a Categorical, got {family_name(expert)}")
         logits: list[Tensor] = [torch.zeros_like(experts[0].logits)]
         logits += [] if self.prior is None else [self.prior().logits]
         for expert, mask in zip(experts, masks, strict=True):

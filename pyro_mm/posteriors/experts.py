@@ -14,15 +14,15 @@ from ..batch.batch import Batch
 from ..batch.masks import Presence, all_of
 from ..batch.masks import subsets as all_subsets
 from ..conditionals.unconditional import Unconditional
-from ..distributions.base import diagonal, innermost
+from ..distributions.base import base_distribution, diagonal
 from ..distributions.gaussian_experts import STANDARD_NORMAL, consensus_of_normals, pairwise_pool, product_of_normals
 from ..distributions.mixture import Mixture
 from ..utils.arguments import check_mapping, check_modules, check_names, check_number, describe
 from ..utils.tensors import constant
-from .per_set import per_set, some_of
+from .per_set import per_set, rows_with_any
 
 
-class _Experts(nn.Module):
+class PosteriorOfExperts(nn.Module):
     def __init__(self, experts: Mapping[str, nn.Module]):
         super().__init__()
         self.experts = nn.ModuleDict(check_modules("experts", experts))
@@ -39,16 +39,16 @@ class _Experts(nn.Module):
         experts, masks = self.encoded(batch)
         held = [name for name in self.experts if batch.holds(name)]
         for name, expert in zip(held, experts, strict=True):
-            if not isinstance(innermost(expert), torch.distributions.Normal):
+            if not isinstance(base_distribution(expert), torch.distributions.Normal):
                 raise TypeError(
                     f"expert of {name!r}: {type(self).__name__} is of Normal experts, in closed form, and got "
-                    f"{described_family(expert)}: use conditionals.Normal, or MixtureOfExperts, which takes Laplace too"
+                    f"{family_name(expert)}: use conditionals.Normal, or MixtureOfExperts, which takes Laplace too"
                 )
         locs, scales = zip(*map(diagonal, experts), strict=True)
         return list(locs), list(scales), masks
 
 
-class ProductOfExperts(_Experts):
+class ProductOfExperts(PosteriorOfExperts):
     r"""The normalised product of Gaussian experts and a prior expert: precisions add.
 
     .. math:: q(z | x_S) \propto p_0(z) \prod_{m \in S} N(z; \mu_m, \sigma_m^2), \qquad
@@ -64,7 +64,7 @@ class ProductOfExperts(_Experts):
 
     def __init__(self, experts: Mapping[str, nn.Module], prior: dist.Distribution | None = STANDARD_NORMAL):
         super().__init__(experts)
-        self.prior = prior_expert(prior)
+        self.prior = check_prior_expert(prior)
 
     def forward(self, batch: Batch) -> dist.Distribution:
         loc, scale = per_set(batch, self, self._product, few=4)
@@ -75,7 +75,7 @@ class ProductOfExperts(_Experts):
         return product.loc, product.scale
 
 
-class MixtureOfExperts(_Experts):
+class MixtureOfExperts(PosteriorOfExperts):
     r"""The mixture of the experts of the present modalities, Normal or Laplace alike.
 
     .. math:: q(z | x_S) = \sum_{m \in S} \frac{\pi_m}{\sum_{l \in S} \pi_l} q_m(z | x_m)
@@ -104,22 +104,22 @@ class MixtureOfExperts(_Experts):
 
     def forward(self, batch: Batch) -> dist.Distribution:
         experts, masks = self.encoded(batch)
-        families: set[Any] = {type(innermost(d)) for d in experts}
+        families: set[Any] = {type(base_distribution(d)) for d in experts}
         if len(families) > 1:
             raise TypeError(f"expected experts of one family, got {sorted(f.__name__ for f in families)}")
         locs, scales = zip(*map(diagonal, experts), strict=True)
         locs, scales = torch.broadcast_tensors(*locs), torch.broadcast_tensors(*scales)
         loc, scale = torch.stack(locs, -2), torch.stack(scales, -2)
-        some = some_of(batch, (name for name, weight in self.weights.items() if weight > 0))
+        some = rows_with_any(batch, (name for name, weight in self.weights.items() if weight > 0))
         if some is not True:  # where no expert counts, what they make of the row's hidden values must not be seen
             there = some[..., None, None] if isinstance(some, Tensor) else constant((False,), torch.bool, loc.device)
             loc, scale = torch.where(there, loc, 0.0), torch.where(there, scale, 1.0)
         components = families.pop()(loc, scale).to_event(1)
         weights = [self.weights[name] for name in self.experts if batch.holds(name)]
-        return Mixture(components, _log_weights(masks, weights, locs[0]))
+        return Mixture(components, _component_log_weights(masks, weights, locs[0]))
 
 
-class MixtureOfProducts(_Experts):
+class MixtureOfProducts(PosteriorOfExperts):
     r"""The mixture, in equal parts, of the products of experts of all non-empty subsets of the present modalities.
 
     .. math:: q(z | x_S) = \frac{1}{2^{|S|} - 1} \sum_{\emptyset \neq A \subseteq S} q_A(z | x_A)
@@ -141,7 +141,7 @@ class MixtureOfProducts(_Experts):
         subsets: Sequence[Sequence[str]] | None = None,
     ):
         super().__init__(experts)
-        self.prior = prior_expert(prior)
+        self.prior = check_prior_expert(prior)
         self.takes_all = subsets is None
         self.subsets = all_subsets(list(experts)) if subsets is None else _subsets(subsets, experts)
 
@@ -173,10 +173,10 @@ class MixtureOfProducts(_Experts):
         there_of = dict(zip(held, masks, strict=True))
         present = [all_of(there_of.get(n, False) for n in s) for s in subsets]
         components = dist.Normal(loc, precision.rsqrt(), validate_args=False).to_event(1)
-        return Mixture(components, _log_weights(present, [1.0] * len(subsets), locs[0]))
+        return Mixture(components, _component_log_weights(present, [1.0] * len(subsets), locs[0]))
 
 
-class DependentExperts(_Experts):
+class DependentExperts(PosteriorOfExperts):
     r"""The consensus of Gaussian experts whose errors are correlated, as those of views of one thing are.
 
     .. math:: \sigma^2 = (1^T S^{-1} 1)^{-1}, \quad \mu = \sigma^2 \, 1^T S^{-1} (\mu_m)_{m \in S}, \qquad
@@ -201,7 +201,7 @@ class DependentExperts(_Experts):
         return consensus_of_normals(*self.parameters_of(batch), correlation=self.correlation).to_event(1)
 
 
-class HoelderPooling(_Experts):
+class HoelderPooling(PosteriorOfExperts):
     r"""The Hölder pool of order 1/2 of Gaussian experts: the mixture of them and, as far as they overlap, of all pairs.
 
     .. math:: q(z | x_S) \propto \Big( \sum_{m \in S} \sqrt{q_m(z | x_m)} \Big)^2
@@ -221,19 +221,19 @@ class HoelderPooling(_Experts):
         return Mixture(dist.Normal(loc, scale, validate_args=False).to_event(1), log_weights)
 
 
-def described_family(d: Any) -> str:
+def family_name(d: Any) -> str:
     """Name the family of a distribution, or say what stands in its place."""
-    return type(innermost(d)).__name__ if isinstance(d, torch.distributions.Distribution) else describe(d)
+    return type(base_distribution(d)).__name__ if isinstance(d, torch.distributions.Distribution) else describe(d)
 
 
-def prior_expert(prior: Any) -> Unconditional | None:
+def check_prior_expert(prior: Any) -> Unconditional | None:
     """Return a prior expert as a module, None for none. Raises a TypeError for what is no diagonal Normal."""
     if prior is None:
         return None
     if not isinstance(prior, torch.distributions.Distribution) or not isinstance(
-        innermost(prior), torch.distributions.Normal
+        base_distribution(prior), torch.distributions.Normal
     ):
-        raise TypeError(f"expected prior to be a diagonal Normal or None, got {described_family(prior)}")
+        raise TypeError(f"expected prior to be a diagonal Normal or None, got {family_name(prior)}")
     return Unconditional(prior)
 
 
@@ -250,7 +250,7 @@ def _normal(prior: Unconditional | None) -> dist.Distribution | None:
     return dist.Normal(*diagonal(prior()))
 
 
-def _log_weights(masks: Sequence[Presence], weights: Sequence[float], like: Tensor) -> Tensor:
+def _component_log_weights(masks: Sequence[Presence], weights: Sequence[float], like: Tensor) -> Tensor:
     """Log-weights of components, ``(.., N, C)``: minus infinity where a component is out of a row."""
     log_weights = torch.tensor(weights, dtype=like.dtype, device=like.device).log()
     if all(m is True for m in masks):

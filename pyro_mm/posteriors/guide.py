@@ -52,18 +52,18 @@ class Guide(nn.Module):
         with batch.plate():
             for site in self._sites:
                 posterior = self.posteriors[site] if site in self.posteriors else self._callables[site]
-                value = pyro.sample(site, _distribution(site, posterior(batch)))
+                value = pyro.sample(site, _check_distribution(site, posterior(batch)))
                 if site != self._sites[-1]:
-                    batch = _Drawn(batch, site, value)
+                    batch = BatchWithDraw(batch, site, value)
 
 
-def _distribution(site: str, d: Any) -> Any:
+def _check_distribution(site: str, d: Any) -> Any:
     if isinstance(d, torch.distributions.Distribution):
         return d
     raise TypeError(f"site {site!r}: expected a posterior that gives a distribution of a batch, got {describe(d)}")
 
 
-class _Drawn(Batch):
+class BatchWithDraw(Batch):
     """A batch with the draw of a latent as one more modality; what is made of a draw is not kept for the next one."""
 
     def __init__(self, batch: Batch, site: str, value: Tensor):

@@ -41,16 +41,16 @@ def per_set(batch: Batch, owner: object, f: Callable[[Batch], tuple[Tensor, ...]
         if list(new) == keys:
             return out
     found = [memo[key][0] for key in keys]
-    return tuple(_joined(pieces, nesting) for pieces in zip(*found, strict=True))
+    return tuple(_stack_terms(pieces, nesting) for pieces in zip(*found, strict=True))
 
 
-def _joined(pieces: tuple[Tensor, ...], nesting: int) -> Tensor:
+def _stack_terms(pieces: tuple[Tensor, ...], nesting: int) -> Tensor:
     if all(piece is pieces[0] for piece in pieces):
         return pieces[0]
     return torch.stack([piece.reshape(*[1] * (nesting + 1 - piece.dim()), *piece.shape) for piece in pieces])
 
 
-def once(batch: Batch, owner: object, f: Callable[[Batch], Any]) -> Any:
+def per_view(batch: Batch, owner: object, f: Callable[[Batch], Any]) -> Any:
     """``f(batch)``, run once a step for what the batch shows."""
     if batch._memo is None or batch._each is None or getattr(batch, "_drawn", None):
         return f(batch)
@@ -58,7 +58,7 @@ def once(batch: Batch, owner: object, f: Callable[[Batch], Any]) -> Any:
     return cached(batch._memo, key, lambda: f(batch), owner, batch._each)
 
 
-def some_of(batch: Batch, names: Iterable[str]) -> Presence:
+def rows_with_any(batch: Batch, names: Iterable[str]) -> Presence:
     """Which rows have any of these modalities: True where every term shows every row one."""
     names = tuple(names)
     each = [any_of(masks.get(n, False) for n in names) for masks in batch._each or [batch._masks]]

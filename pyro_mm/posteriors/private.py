@@ -11,7 +11,7 @@ from ..conditionals.unconditional import as_module
 from ..distributions.gaussian_experts import STANDARD_NORMAL
 from ..distributions.where import Where
 from ..utils.arguments import check_function, check_name, describe
-from .set_encoders import SumPooling, _headed, _where
+from .set_encoders import SumPooling, apply_head, zero_where_missing
 
 
 class Private(nn.Module):
@@ -76,12 +76,12 @@ class PrivateOf(nn.Module):
         self.head = check_function("head", head, ("features",))
 
     def forward(self, batch: Batch) -> dist.Distribution:
-        return _headed(self.head, batch, self, self.state)
+        return apply_head(self.head, batch, self, self.state)
 
     def state(self, batch: Batch) -> Tensor:
         """What the head sees, ``(.., N, H)``."""
         tokens, total = self.pool.of_set(batch)
         state = self.whole(total)
         if self.name in tokens:
-            state = state + _where(batch.presence(self.name), self.own(tokens[self.name]))
+            state = state + zero_where_missing(batch.presence(self.name), self.own(tokens[self.name]))
         return state

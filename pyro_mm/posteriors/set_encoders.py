@@ -20,7 +20,7 @@ from ..utils.arguments import (
     check_modules,
 )
 from ..utils.network_calls import ROWS, Output, runs_in_blocks
-from .per_set import once, per_set
+from .per_set import per_set, per_view
 
 
 class SumPooling(nn.Module):
@@ -48,7 +48,7 @@ class SumPooling(nn.Module):
         self.size = check_integer("size", size, least=1)
 
     def forward(self, batch: Batch) -> dist.Distribution:
-        return _headed(self.head, batch, self, self.pooled)
+        return apply_head(self.head, batch, self, self.pooled)
 
     def pooled(self, batch: Batch) -> Tensor:
         """The sum of the tokens of what is present, ``(.., N, size)``."""
@@ -56,7 +56,7 @@ class SumPooling(nn.Module):
 
     def of_set(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """Modality -> its token, 0 where it is absent, of those that any row has; and the tokens' sum."""
-        return once(batch, self, self._of_set)
+        return per_view(batch, self, self._of_set)
 
     def _of_set(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         like = next(iter(self.head.parameters()), None)
@@ -73,7 +73,7 @@ class SumPooling(nn.Module):
         return tokens, total
 
     def _seen(self, tokens: dict[str, Tensor], masks: Mapping[str, Presence]) -> dict[str, Tensor]:
-        return {name: _where(masks[name], token) for name, token in tokens.items()}
+        return {name: zero_where_missing(masks[name], token) for name, token in tokens.items()}
 
 
 class SelfAttention(SumPooling):
@@ -109,7 +109,7 @@ class SelfAttention(SumPooling):
         check_flag("normalized", normalized)
         if size % check_integer("heads", heads, least=1):
             raise ValueError(f"{heads} heads cannot share features of size {size}: it has to be a multiple")
-        self.attention = nn.ModuleList(_Attention(size, heads) for _ in range(layers))
+        self.attention = nn.ModuleList(AttentionLayer(size, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(size) if normalized else nn.Identity()
 
     def _seen(self, tokens: dict[str, Tensor], masks: Mapping[str, Presence]) -> dict[str, Tensor]:
@@ -127,11 +127,12 @@ class SelfAttention(SumPooling):
         for layer in self.attention:
             states = layer(states, answers)
         return {
-            name: _where(masks[name], token) for name, token in zip(tokens, self.norm(states).unbind(-2), strict=True)
+            name: zero_where_missing(masks[name], token)
+            for name, token in zip(tokens, self.norm(states).unbind(-2), strict=True)
         }
 
 
-class _Attention(nn.Module):
+class AttentionLayer(nn.Module):
     def __init__(self, size: int, heads: int):
         super().__init__()
         self.heads, self.norm = heads, nn.LayerNorm(size)
@@ -145,11 +146,11 @@ class _Attention(nn.Module):
         return states + self.outward(seen.movedim(-3, -2).flatten(-2))
 
 
-def _where(mask: Presence, x: Tensor) -> Tensor:
+def zero_where_missing(mask: Presence, x: Tensor) -> Tensor:
     return torch.where(mask[..., None], x, torch.zeros_like(x)) if isinstance(mask, Tensor) else x
 
 
-def _headed(
+def apply_head(
     head: Callable[..., Any], batch: Batch, owner: nn.Module, state: Callable[[Batch], Tensor]
 ) -> dist.Distribution:
     """The head of a set's state, its network run once a step for every set."""

@@ -13,18 +13,18 @@ from .networks import (  # fmt: skip
     LATENT,
     Estimator,
     Hidden,
-    Learned,
+    LearnedScalePrior,
     Recipe,
-    encoders,
+    check_recipe_arguments,
     is_label,
-    product,
-    recipe,
-    standard,
-    story,
+    product_guide,
+    shared_latent_model,
+    standard_prior,
+    unimodal_encoders,
 )
 
 
-@recipe
+@check_recipe_arguments
 def mvae(
     batch: Batch,
     latent: int = LATENT,
@@ -40,30 +40,32 @@ def mvae(
     """
     weights = {name: label_weight for name in batch if is_label(batch, name)}
     objective = objectives.mvae(estimator=estimator, likelihood=weights or 1.0, kl=kl)
-    return Recipe(story(batch, latent, hidden), product(batch, latent, hidden), objective)
+    return Recipe(shared_latent_model(batch, latent, hidden), product_guide(batch, latent, hidden), objective)
 
 
-@recipe
+@check_recipe_arguments
 def vaevae(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
     """Wu & Goodman's objective of every modality's evidence and the others' given it.
 
     Wu & Goodman 2019 (arXiv:1912.05075). The posterior here is a product of experts; :func:`vaevae_joint` has a joint
     encoder.
     """
-    return Recipe(story(batch, latent, hidden), product(batch, latent, hidden), objectives.vaevae(estimator))
+    return Recipe(
+        shared_latent_model(batch, latent, hidden), product_guide(batch, latent, hidden), objectives.vaevae(estimator)
+    )
 
 
-@recipe
+@check_recipe_arguments
 def mvtcae(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
     """MVTCAE: a product of experts without the prior, and bounds given each modality besides the joint one.
 
     Hwang et al. 2021 (NeurIPS). With beta = 1.
     """
-    guide = Guide(z=posteriors.ProductOfExperts(encoders(batch, latent, hidden), prior=None))
-    return Recipe(story(batch, latent, hidden), guide, objectives.mvtcae(estimator=estimator))
+    guide = Guide(z=posteriors.ProductOfExperts(unimodal_encoders(batch, latent, hidden), prior=None))
+    return Recipe(shared_latent_model(batch, latent, hidden), guide, objectives.mvtcae(estimator=estimator))
 
 
-@recipe
+@check_recipe_arguments
 def mopoe(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
     """MoPoE, as it is trained: the mean over all subsets of the bounds that encode the product of a subset's experts.
 
@@ -71,19 +73,23 @@ def mopoe(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator
     of these products is ``posteriors.MixtureOfProducts``, and its own, tighter bound ``objectives.mopoe``.
     """
     objective = objectives.subset_mean(estimator=estimator)
-    return Recipe(story(batch, latent, hidden), product(batch, latent, hidden), objective)
+    return Recipe(shared_latent_model(batch, latent, hidden), product_guide(batch, latent, hidden), objective)
 
 
-@recipe
+@check_recipe_arguments
 def mmjsd(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
     """mmJSD: a Jensen-Shannon divergence between the experts and the prior, with their product as dynamic prior.
 
     Sutter et al. 2020 (arXiv:2006.08242). Without their modality-specific latents.
     """
-    return Recipe(story(batch, latent, hidden), product(batch, latent, hidden), objectives.mmjsd(estimator=estimator))
+    return Recipe(
+        shared_latent_model(batch, latent, hidden),
+        product_guide(batch, latent, hidden),
+        objectives.mmjsd(estimator=estimator),
+    )
 
 
-@recipe
+@check_recipe_arguments
 def mmvae(
     batch: Batch,
     latent: int = LATENT,
@@ -100,25 +106,25 @@ def mmvae(
     biased with a stratified mixture; scales are not normalised over the dimensions of z, and the prior's are learned
     only if asked for; and no modality's likelihood is weighed.
     """
-    experts = encoders(batch, latent, hidden, conditionals.Laplace)
-    prior = Learned(latent) if learn_prior else standard(latent, dist.Laplace)
+    experts = unimodal_encoders(batch, latent, hidden, conditionals.Laplace)
+    prior = LearnedScalePrior(latent) if learn_prior else standard_prior(latent, dist.Laplace)
     guide = Guide(z=posteriors.MixtureOfExperts(experts))
     objective = objectives.mmvae(num_particles, looser=looser, estimator=estimator)
-    return Recipe(story(batch, latent, hidden, prior), guide, objective)
+    return Recipe(shared_latent_model(batch, latent, hidden, prior), guide, objective)
 
 
-@recipe
+@check_recipe_arguments
 def unimodal_mean(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
     """A mixture of experts trained expert by expert, each reconstructing all: looser than the mixture's own bound.
 
     The form with one particle that much work after Shi et al. 2019 (arXiv:1911.03393) trains under MMVAE's name,
     with Gaussian experts.
     """
-    guide = Guide(z=posteriors.MixtureOfExperts(encoders(batch, latent, hidden)))
-    return Recipe(story(batch, latent, hidden), guide, objectives.unimodal_mean(estimator))
+    guide = Guide(z=posteriors.MixtureOfExperts(unimodal_encoders(batch, latent, hidden)))
+    return Recipe(shared_latent_model(batch, latent, hidden), guide, objectives.unimodal_mean(estimator))
 
 
-@recipe
+@check_recipe_arguments
 def mmvm(
     batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None, beta: Number = 1.0
 ) -> Recipe:
@@ -129,11 +135,11 @@ def mmvm(
     little, and a likelihood is one of the decoders under a prior that they have not met. In missing rows the sums are
     over what is there.
     """
-    guide = Guide(z=posteriors.ProductOfExperts(encoders(batch, latent, hidden), prior=None))
-    return Recipe(story(batch, latent, hidden), guide, objectives.mmvm(beta, estimator))
+    guide = Guide(z=posteriors.ProductOfExperts(unimodal_encoders(batch, latent, hidden), prior=None))
+    return Recipe(shared_latent_model(batch, latent, hidden), guide, objectives.mmvm(beta, estimator))
 
 
-@recipe
+@check_recipe_arguments
 def code(
     batch: Batch,
     latent: int = LATENT,
@@ -147,11 +153,11 @@ def code(
     Mancisidor et al. 2025 (arXiv:2505.01134). They learn the weights of the subsets' bounds, which are equal here; the
     correlation is one number, theirs is chosen by cross-validation; and no modality's likelihood is weighed.
     """
-    guide = Guide(z=posteriors.DependentExperts(encoders(batch, latent, hidden), correlation))
-    return Recipe(story(batch, latent, hidden), guide, objectives.subset_mean(estimator=estimator, kl=kl))
+    guide = Guide(z=posteriors.DependentExperts(unimodal_encoders(batch, latent, hidden), correlation))
+    return Recipe(shared_latent_model(batch, latent, hidden), guide, objectives.subset_mean(estimator=estimator, kl=kl))
 
 
-@recipe
+@check_recipe_arguments
 def hoelder(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
     """Hölder pooling of order 1/2: a mixture of the experts and, as far as they overlap, of all their pairs.
 
@@ -159,6 +165,6 @@ def hoelder(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimat
     from every component and the weights as they are. That is M (M + 1) / 2 decodes
     of every modality; with ``AnalyticKL()`` it is one.
     """
-    guide = Guide(z=posteriors.HoelderPooling(encoders(batch, latent, hidden)))
+    guide = Guide(z=posteriors.HoelderPooling(unimodal_encoders(batch, latent, hidden)))
     stratified = estimators.IWAE(1, stratified="outside") if estimator is None else estimator
-    return Recipe(story(batch, latent, hidden), guide, objectives.elbo(stratified))
+    return Recipe(shared_latent_model(batch, latent, hidden), guide, objectives.elbo(stratified))

@@ -11,10 +11,20 @@ from ..objectives.terms import ALL, EACH, Term
 from ..posteriors.guide import Guide
 from ..utils.arguments import describe
 from ..utils.global_state import import_zuko
-from .networks import HIDDEN, LATENT, Estimator, Hidden, Recipe, features, joint_encoder, recipe, story
+from .networks import (
+    HIDDEN,
+    LATENT,
+    Estimator,
+    Hidden,
+    Recipe,
+    check_recipe_arguments,
+    feature_network,
+    make_joint_encoder,
+    shared_latent_model,
+)
 
 
-@recipe
+@check_recipe_arguments
 def jnf(
     batch: Batch,
     latent: int = LATENT,
@@ -36,13 +46,13 @@ def jnf(
     zuko = import_zuko()
 
     def flow(name: str) -> nn.Module:
-        net = nn.Sequential(features(batch, name, hidden[-1], hidden[:-1]), nn.ReLU())
+        net = nn.Sequential(feature_network(batch, name, hidden[-1], hidden[:-1]), nn.ReLU())
         made = zuko.flows.MAF(latent, hidden[-1], transforms=transforms, hidden_features=tuple(hidden[-1:]))
         return conditionals.Flow(net, made)
 
     partial = posteriors.Either({name: flow(name) for name in batch}).requires_grad_(False)
-    guide = Guide(z=joint_encoder(batch, latent, hidden, partial))
-    return Recipe(story(batch, latent, hidden), guide, objectives.elbo(estimator))
+    guide = Guide(z=make_joint_encoder(batch, latent, hidden, partial))
+    return Recipe(shared_latent_model(batch, latent, hidden), guide, objectives.elbo(estimator))
 
 
 def jnf_second(run: Recipe) -> Recipe:

@@ -34,7 +34,7 @@ class Recipe(NamedTuple):
     objective: Objective
 
 
-def recipe(make: Callable[P, Recipe]) -> Callable[P, Recipe]:
+def check_recipe_arguments(make: Callable[P, Recipe]) -> Callable[P, Recipe]:
     """Check the arguments that recipes share, for a function ``(batch, latent, hidden, estimator, ..)``."""
 
     @functools.wraps(make)
@@ -74,13 +74,13 @@ def is_label(batch: Batch, name: str) -> bool:
     return not image
 
 
-def classes(batch: Batch, name: str) -> int:
+def number_of_classes(batch: Batch, name: str) -> int:
     """The number of classes of a label: one more than the largest that the rows have."""
     check_name("modality", name, batch)
     return int(batch[name].max()) + 1
 
 
-class Learned(nn.Module):
+class LearnedScalePrior(nn.Module):
     """A distribution centred at zero, whose scales are parameters: a prior that is learned."""
 
     def __init__(self, size: int, family: type[dist.Normal] | type[dist.Laplace] = dist.Laplace):
@@ -91,7 +91,7 @@ class Learned(nn.Module):
         return self.family(torch.zeros_like(self.log_scale), self.log_scale.exp(), validate_args=False).to_event(1)
 
 
-class Frequencies(nn.Module):
+class LearnedClassFrequencies(nn.Module):
     """A Categorical whose logits are parameters."""
 
     def __init__(self, number: int):
@@ -102,59 +102,59 @@ class Frequencies(nn.Module):
         return dist.Categorical(logits=self.logits, validate_args=False)
 
 
-def standard(size: int, family: type[dist.Normal] | type[dist.Laplace] = dist.Normal) -> dist.Distribution:
+def standard_prior(size: int, family: type[dist.Normal] | type[dist.Laplace] = dist.Normal) -> dist.Distribution:
     """A Normal or Laplace with location 0 and scale 1 for each of ``size`` entries, event shape ``(size,)``."""
     return family(torch.zeros(size), 1.0).to_event(1)
 
 
-def decoder(batch: Batch, name: str, inputs: int, hidden: Hidden) -> nn.Module:
+def decoder_network(batch: Batch, name: str, inputs: int, hidden: Hidden) -> nn.Module:
     """p(x_m | z) from ``(.., inputs)``: Categorical for a label, independent Bernoulli pixels for an image."""
     if is_label(batch, name):
-        return conditionals.Categorical(MLP(inputs, classes(batch, name), hidden))
+        return conditionals.Categorical(MLP(inputs, number_of_classes(batch, name), hidden))
     event = batch[name].shape[1:]
     return conditionals.Bernoulli(MLP(inputs, event.numel(), hidden), event)
 
 
-def story(
+def shared_latent_model(
     batch: Batch, latent: int, hidden: Hidden, prior: dist.Distribution | nn.Module | None = None
 ) -> SharedLatent:
     """One latent ``(latent,)`` behind all modalities of the batch, standard Normal unless a prior is given."""
-    prior = standard(latent) if prior is None else prior
-    return SharedLatent(prior, {name: decoder(batch, name, latent, hidden) for name in batch})
+    prior = standard_prior(latent) if prior is None else prior
+    return SharedLatent(prior, {name: decoder_network(batch, name, latent, hidden) for name in batch})
 
 
-def features(batch: Batch, name: str, out: int, hidden: Hidden) -> nn.Module:
+def feature_network(batch: Batch, name: str, out: int, hidden: Hidden) -> nn.Module:
     """From values to ``(.., out)``: a perceptron for an image, and for a label a table with a row for each class."""
     if is_label(batch, name):
-        return nn.Embedding(classes(batch, name), out)
+        return nn.Embedding(number_of_classes(batch, name), out)
     return MLP(batch[name][0].numel(), out, hidden)
 
 
-def encoders(
+def unimodal_encoders(
     batch: Batch, latent: int, hidden: Hidden, family: type[nn.Module] = conditionals.Normal
 ) -> dict[str, nn.Module]:
     """q(z | x_m) of every modality, a Normal unless another family of location and scale is given."""
-    return {name: family(features(batch, name, 2 * latent, hidden)) for name in batch}
+    return {name: family(feature_network(batch, name, 2 * latent, hidden)) for name in batch}
 
 
-def product(batch: Batch, latent: int, hidden: Hidden) -> Guide:
+def product_guide(batch: Batch, latent: int, hidden: Hidden) -> Guide:
     """The product of the experts of all modalities and of the prior expert."""
-    return Guide(z=posteriors.ProductOfExperts(encoders(batch, latent, hidden)))
+    return Guide(z=posteriors.ProductOfExperts(unimodal_encoders(batch, latent, hidden)))
 
 
-def joint_encoder(
+def make_joint_encoder(
     batch: Batch, latent: int, hidden: Hidden, partial: nn.Module | None = None
 ) -> posteriors.JointEncoder:
     """Features of one hidden layer less than an encoder, whose last one is the head's."""
     if not hidden:
         raise ValueError("expected hidden to be the sizes of one layer at least, got none: the head is its last")
     width = hidden[-1]
-    parts = {name: nn.Sequential(features(batch, name, width, hidden[:-1]), nn.ReLU()) for name in batch}
+    parts = {name: nn.Sequential(feature_network(batch, name, width, hidden[:-1]), nn.ReLU()) for name in batch}
     head = conditionals.Normal(MLP(width * len(parts), 2 * latent, hidden[-1:]))
     return posteriors.JointEncoder(parts, head, partial)
 
 
-def joint(batch: Batch, latent: int, hidden: Hidden) -> Guide:
+def joint_guide(batch: Batch, latent: int, hidden: Hidden) -> Guide:
     """A joint encoder, and for rows that are not complete the unimodal encoders of what they have."""
-    unimodal = posteriors.ProductOfExperts(encoders(batch, latent, hidden), prior=None)
-    return Guide(z=joint_encoder(batch, latent, hidden, unimodal))
+    unimodal = posteriors.ProductOfExperts(unimodal_encoders(batch, latent, hidden), prior=None)
+    return Guide(z=make_joint_encoder(batch, latent, hidden, unimodal))

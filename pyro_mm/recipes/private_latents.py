@@ -15,19 +15,19 @@ from .networks import (  # fmt: skip
     LATENT,
     Estimator,
     Hidden,
-    Learned,
+    LearnedScalePrior,
     Recipe,
-    decoder,
-    encoders,
-    features,
-    recipe,
-    standard,
+    check_recipe_arguments,
+    decoder_network,
+    feature_network,
+    standard_prior,
+    unimodal_encoders,
 )
 
 PRIVATE = 4
 
 
-@recipe
+@check_recipe_arguments
 def dmvae(
     batch: Batch,
     latent: int = LATENT,
@@ -45,16 +45,16 @@ def dmvae(
     """
     names = list(batch)
     model = PrivateLatents(
-        standard(latent),
-        {name: standard(private) for name in names},
-        {name: decoder(batch, name, latent + private, hidden) for name in names},
+        standard_prior(latent),
+        {name: standard_prior(private) for name in names},
+        {name: decoder_network(batch, name, latent + private, hidden) for name in names},
     )
-    own = {f"w_{name}": posteriors.Private(name, e) for name, e in encoders(batch, private, hidden).items()}
-    guide = Guide(z=posteriors.ProductOfExperts(encoders(batch, latent, hidden)), **own)
+    own = {f"w_{name}": posteriors.Private(name, e) for name, e in unimodal_encoders(batch, private, hidden).items()}
+    guide = Guide(z=posteriors.ProductOfExperts(unimodal_encoders(batch, latent, hidden)), **own)
     return Recipe(model, guide, objectives.dmvae(estimator, kl=kl))
 
 
-@recipe
+@check_recipe_arguments
 def mmvae_plus(
     batch: Batch,
     latent: int = LATENT,
@@ -73,15 +73,15 @@ def mmvae_plus(
     """
     names, laplace = list(batch), conditionals.Laplace
     model = PrivateLatents(
-        standard(latent, dist.Laplace),
-        {name: standard(private, dist.Laplace) for name in names},
-        {name: decoder(batch, name, latent + private, hidden) for name in names},
+        standard_prior(latent, dist.Laplace),
+        {name: standard_prior(private, dist.Laplace) for name in names},
+        {name: decoder_network(batch, name, latent + private, hidden) for name in names},
     )
 
     def own(name: str) -> nn.Module:
-        encoder = laplace(features(batch, name, 2 * private, hidden))
-        return posteriors.Private(name, encoder, missing=Learned(private))
+        encoder = laplace(feature_network(batch, name, 2 * private, hidden))
+        return posteriors.Private(name, encoder, missing=LearnedScalePrior(private))
 
-    shared = posteriors.MixtureOfExperts(encoders(batch, latent, hidden, laplace))
+    shared = posteriors.MixtureOfExperts(unimodal_encoders(batch, latent, hidden, laplace))
     guide = Guide(z=shared, **{f"w_{name}": own(name) for name in names})
     return Recipe(model, guide, objectives.mixture_mean(beta, estimator))

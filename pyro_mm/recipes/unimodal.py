@@ -17,20 +17,20 @@ from .networks import (  # fmt: skip
     HIDDEN,
     LATENT,
     Estimator,
-    Frequencies,
     Hidden,
+    LearnedClassFrequencies,
     Recipe,
-    classes,
-    decoder,
-    features,
+    check_recipe_arguments,
+    decoder_network,
+    feature_network,
     is_label,
-    joint_encoder,
-    recipe,
-    standard,
+    make_joint_encoder,
+    number_of_classes,
+    standard_prior,
 )
 
 
-@recipe
+@check_recipe_arguments
 def vae(
     batch: Batch,
     latent: int = LATENT,
@@ -43,13 +43,13 @@ def vae(
 
     Kingma & Welling 2014 (arXiv:1312.6114). Rows that lack the modality count nothing.
     """
-    encoder = conditionals.Normal(features(batch, modality, 2 * latent, hidden))
+    encoder = conditionals.Normal(feature_network(batch, modality, 2 * latent, hidden))
     guide = Guide(z=posteriors.ProductOfExperts({modality: encoder}, prior=None))
-    model = SharedLatent(standard(latent), {modality: decoder(batch, modality, latent, hidden)})
+    model = SharedLatent(standard_prior(latent), {modality: decoder_network(batch, modality, latent, hidden)})
     return Recipe(model, guide, Objective([Term(modality, modality, kl=kl)], estimator))
 
 
-@recipe
+@check_recipe_arguments
 def cvae(
     batch: Batch,
     latent: int = LATENT,
@@ -74,11 +74,11 @@ def cvae(
         raise ValueError(f"expected a label to be given, integers of shape (N,), and {given!r} is an image")
     is_label(batch, target)  # or an image: raises where it is neither
     check_flags(learn_given=learn_given)
-    both, number = {target: batch[target], given: batch[given]}, classes(batch, given)
-    root = Frequencies(number) if learn_given else dist.Categorical(logits=torch.zeros(number))
-    prior = standard(latent)
+    both, number = {target: batch[target], given: batch[given]}, number_of_classes(batch, given)
+    root = LearnedClassFrequencies(number) if learn_given else dist.Categorical(logits=torch.zeros(number))
+    prior = standard_prior(latent)
     width = min(number, hidden[-1])
-    decoders = {target: decoder(batch, target, latent + width, hidden)}
+    decoders = {target: decoder_network(batch, target, latent + width, hidden)}
     model = ConditionalLatent(prior, (given, root), nn.Embedding(number, width), decoders)
-    posterior = joint_encoder(Batch(both), latent, hidden)
+    posterior = make_joint_encoder(Batch(both), latent, hidden)
     return Recipe(model, Guide(z=posteriors.Given(target, posterior, prior)), objectives.elbo(estimator, kl=kl))

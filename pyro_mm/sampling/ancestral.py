@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..batch.batch import Batch
 from ..batch.masks import Presence, over_events
-from ..distributions.base import innermost
+from ..distributions.base import base_distribution
 from ..scoring.evaluation import evaluating, returned
 from ..scoring.structure import factor_sites, latent_sites, observed_sites, private_modality
 from ..utils.arguments import check_programs
@@ -124,8 +124,9 @@ def mean_of_modality(name: str, fn: Any) -> Tensor:
         try:
             return fn.mean
         except (NotImplementedError, AttributeError) as error:
+            family = type(base_distribution(fn)).__name__
             raise ValueError(
-                f"modality {name!r}: {type(innermost(fn)).__name__} has no mean that is known: take draws, mean=False"
+                f"modality {name!r}: {family} has no mean that is known: take draws, mean=False"
             ) from error
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist

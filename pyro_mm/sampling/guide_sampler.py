@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..batch.masks import over_events
 from ..distributions.mixture import Mixture
-from ..distributions.quantiles import component as component_of
+from ..distributions.quantiles import component_at as component_of
 from ..distributions.quantiles import has_mixture, quantile
 from ..scoring.importance import propose
 from ..scoring.reduction import SiteReducer

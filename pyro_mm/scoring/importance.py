@@ -21,7 +21,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ..batch.batch import Batch, check_batch
-from ..distributions.mixture import stratum
+from ..distributions.mixture import draw_from_stratum
 from ..utils.arguments import check_counts, check_flags, check_programs
 from .evaluation import evaluating, returned
 from .reduction import LazyMapping, SiteReducer, average, eliminate, expect, sum_out
@@ -120,7 +120,7 @@ class _Strata:
         fn = msg["fn"]
         index = torch.arange(self.particles, device=self.device) // self.each
         index = index.reshape(-1, *[1] * (-pair.particle_dim - 1)) if pair.plated else index
-        msg["value"], self.log_weight = stratum(fn, index.expand(fn.batch_shape), self.components)
+        msg["value"], self.log_weight = draw_from_stratum(fn, index.expand(fn.batch_shape), self.components)
         msg["done"] = True
 
     def log_weights(self, pair: TermPair) -> Tensor:

@@ -11,7 +11,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from ..distributions.base import innermost
+from ..distributions.base import base_distribution
 from .term_pair import TermPair
 
 
@@ -86,7 +86,7 @@ def _density(site: dict[str, Any]) -> Tensor:
     try:
         return site["fn"].log_prob(site["value"])
     except NotImplementedError as error:
-        family = type(innermost(site["fn"])).__name__
+        family = type(base_distribution(site["fn"])).__name__
         raise ValueError(
             f"site {site['name']!r}: {family} has no density here{f' ({error})' if str(error) else ''}, which "
             "objectives and likelihoods need: only draws can be made of it"

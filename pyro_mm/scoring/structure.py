@@ -15,7 +15,7 @@ from torch import Tensor
 from ..batch.batch import Batch
 from ..batch.context import TermStack
 from ..batch.masks import Presence
-from ..distributions.mixture import widest_mixture
+from ..distributions.mixture import largest_mixture
 from ..handlers.plates import sample_in_plates
 from ..handlers.repeatability import BatchNormalisation, RandomNumbers, depends
 from ..handlers.rewrite import EditSites
@@ -192,7 +192,7 @@ def _strata(sites: Mapping[str, dict[str, Any]]) -> Strata | None:
     before: list[Tensor] = []
     for name, site in sites.items():
         inner = [f for f in site["cond_indep_stack"] if f.vectorized and f.name != "data" and f.size > 1]
-        mixture = widest_mixture(site["fn"])
+        mixture = largest_mixture(site["fn"])
         if mixture is not None and not inner:
             return Strata(name, mixture.num_components, depends(mixture.log_weights, before))
         if site["value"].requires_grad:

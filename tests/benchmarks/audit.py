@@ -16,7 +16,7 @@ from statistics import median
 import torch
 
 import pyro_mm as mm
-from pyro_mm.distributions.support import _known
+from pyro_mm.distributions.support import _facts_by_id
 from pyro_mm.scoring.audit.audit import audit
 from pyro_mm.scoring.audit.past_audits import _past
 from pyro_mm.scoring.audit.training import audit_training
@@ -45,7 +45,7 @@ def forgotten(run: Callable[[], object]) -> Callable[[], object]:
 
     def anew() -> object:
         _past.clear()
-        _known.clear()
+        _facts_by_id.clear()
         return run()
 
     return anew

@@ -9,12 +9,11 @@ import torch
 from torch import nn
 
 import pyro_mm as mm
-from pyro_mm.batch import context as memo
-from pyro_mm.posteriors import experts as pooled
-from pyro_mm.posteriors import per_set as sets
-from pyro_mm.posteriors import set_encoders as invariant
+from pyro_mm.batch import context
+from pyro_mm.posteriors import experts as pools
+from pyro_mm.posteriors import per_set, set_encoders
 from pyro_mm.posteriors.private import PrivateOf
-from pyro_mm.posteriors.set_encoders import SelfAttention, SumPooling, _Attention
+from pyro_mm.posteriors.set_encoders import AttentionLayer, SelfAttention, SumPooling
 from tests.support.linear_gaussian import Sigma
 
 SIZE, LATENT, N = 8, 2, 6
@@ -136,7 +135,7 @@ def test_gradients_reach_the_networks_of_what_is_there(posterior, rows):
 
 def test_attention_is_torchs():
     torch.manual_seed(0)
-    ours, theirs = _Attention(SIZE, 4).double(), nn.MultiheadAttention(SIZE, 4, batch_first=True).double()
+    ours, theirs = AttentionLayer(SIZE, 4).double(), nn.MultiheadAttention(SIZE, 4, batch_first=True).double()
     theirs.load_state_dict({
         "in_proj_weight": ours.inward.weight, "in_proj_bias": ours.inward.bias,
         "out_proj.weight": ours.outward.weight, "out_proj.bias": ours.outward.bias,
@@ -191,8 +190,8 @@ def test_what_is_shared_between_terms_is_what_each_would_compute(table, complete
     private = PrivateOf(posterior, "a", nn.Linear(SIZE, SIZE), nn.Linear(SIZE, SIZE), small).double()
     guide, objective = mm.Guide(z=posterior, w_a=private), getattr(mm.objectives, table)()
     ours = outcome(objective, model, guide, batch)
-    monkeypatch.setattr(invariant, "per_set", lambda batch, owner, f: f(batch))
-    monkeypatch.setattr(invariant, "once", lambda batch, owner, f: f(batch))
+    monkeypatch.setattr(set_encoders, "per_set", lambda batch, owner, f: f(batch))
+    monkeypatch.setattr(set_encoders, "per_view", lambda batch, owner, f: f(batch))
     apart = outcome(objective, model, guide, batch)
     assert ours[0] == pytest.approx(apart[0], rel=1e-12)
     for one, two in zip(ours[1], apart[1], strict=True):
@@ -206,20 +205,20 @@ def test_a_product_that_terms_share_is_what_each_would_compute(table, rows, monk
     """Loss and gradient, to rounding; and fewer products."""
     torch.manual_seed(4)
     experts = {n: mm.conditionals.Normal(mm.nn.MLP(d, 2 * LATENT, (8,))) for n, d in DIMS.items()}
-    pair = story(), mm.Guide(z=pooled.ProductOfExperts(experts)).double()
-    objective, products, sizes = getattr(mm.objectives, table)(), pooled.product_of_normals, []
+    pair = story(), mm.Guide(z=pools.ProductOfExperts(experts)).double()
+    objective, products, sizes = getattr(mm.objectives, table)(), pools.product_of_normals, []
 
     def counted(*args, **options):
         product = products(*args, **options)
         sizes.append(product.batch_shape[:-1].numel())
         return product
 
-    monkeypatch.setattr(pooled, "product_of_normals", counted)
+    monkeypatch.setattr(pools, "product_of_normals", counted)
     outcome(objective, *pair, rows)  # which looks at the pair first
     sizes.clear()
     ours = outcome(objective, *pair, rows)
     shared = sum(sizes)
-    monkeypatch.setattr(pooled, "per_set", lambda batch, owner, f, few: f(batch))
+    monkeypatch.setattr(pools, "per_set", lambda batch, owner, f, few: f(batch))
     sizes.clear()
     apart = outcome(objective, *pair, rows)
     assert shared < sum(sizes)
@@ -260,7 +259,7 @@ def joint_and_each(f):
 
 def product(f, experts=None):
     experts = experts or {n: mm.conditionals.Normal(mm.nn.MLP(d, 2 * LATENT, (8,))) for n, d in DIMS.items()}
-    return pooled.ProductOfExperts(experts)
+    return pools.ProductOfExperts(experts)
 
 
 ALONE = mm.objectives.Objective([mm.objectives.Term(mm.objectives.ALL, mm.objectives.ALL, "a")])
@@ -284,8 +283,8 @@ def test_what_was_scored_without_gradient_is_computed_again_with_it(make, table,
     if table not in ("jmvae_kl", "mmjsd", "mmvm"):
         pairs.append([result(mm.estimators.IWAE(1, resample=each)) for each in (False, True)])
     several = result(mm.estimators.IWAE(3, resample=True))
-    for module in (memo, sets):
-        monkeypatch.setattr(module, "has", lambda memo, key: False)
+    for module in (context, per_set):
+        monkeypatch.setattr(module, "is_cached", lambda memo, key: False)
     for one, two in [*pairs, (several, result(mm.estimators.IWAE(3, resample=True)))]:
         assert one[0] == pytest.approx(two[0], rel=1e-12)
         for each, other in zip(one[1], two[1], strict=True):

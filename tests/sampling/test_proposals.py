@@ -13,7 +13,7 @@ from torch.distributions.transforms import AffineTransform, ExpTransform
 import pyro_mm as mm
 import pyro_mm.sampling.streams
 from pyro_mm.distributions.mixture import Mixture
-from pyro_mm.distributions.quantiles import component, quantile
+from pyro_mm.distributions.quantiles import component_at, quantile
 from pyro_mm.distributions.where import Where
 from pyro_mm.sampling.proposals import Proposal
 from pyro_mm.sampling.streams import REPLICATES, Antithetic, QuasiRandom, Systematic
@@ -108,8 +108,8 @@ def test_components_fall_in_their_proportions(double):
     parts = dist.Normal(torch.zeros(4), 1.0)
     mixture = Mixture(parts, torch.tensor([-math.inf, math.log(0.3), math.log(0.7), -math.inf]))
     u = (torch.arange(1000) + 0.5) / 1000
-    assert torch.bincount(component(mixture.expand([1000]), u), minlength=4).tolist() == [0, 300, 700, 0]
-    ends = component(mixture.expand([2]), torch.tensor([0.0, math.nextafter(1.0, 0.0)]))
+    assert torch.bincount(component_at(mixture.expand([1000]), u), minlength=4).tolist() == [0, 300, 700, 0]
+    ends = component_at(mixture.expand([2]), torch.tensor([0.0, math.nextafter(1.0, 0.0)]))
     assert ends.tolist() == [1, 2], "never a component that is left out"
 
 

@@ -403,12 +403,12 @@ def test_grey_levels_are_allowed_and_said_to_be_no_bits():
 ])  # fmt: skip
 def test_supports_of_other_families(d, inside, out):
     """What is inside by torch's own word is, and what has the density zero, or none, is not."""
-    from pyro_mm.distributions.support import outside
+    from pyro_mm.distributions.support import describe_values_outside
 
     support = support_of(d)
-    assert outside("v", torch.tensor([inside, inside]), True, support) is None
-    assert "1 of 2 rows (1)" in outside("v", torch.tensor([inside, out]), True, support)
-    assert outside("v", torch.tensor([inside, out]), torch.tensor([True, False]), support) is None
+    assert describe_values_outside("v", torch.tensor([inside, inside]), True, support) is None
+    assert "1 of 2 rows (1)" in describe_values_outside("v", torch.tensor([inside, out]), True, support)
+    assert describe_values_outside("v", torch.tensor([inside, out]), torch.tensor([True, False]), support) is None
 
 
 # -- particles for rows ----------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from ...models.priors import Component, GivenCovariate, MixturePrior
 from ...nn import MLP
 from ...posteriors import Given
 from ...posteriors.guide import Guide
-from ...recipes.networks import Recipe, classes
+from ...recipes.networks import Recipe, number_of_classes
 from ...sampling.encode import encode
 from .quadrature import posterior as exact
 from .set_posteriors import aggregated, objective, rectifier
@@ -112,7 +112,7 @@ def _decoder(batch: Batch, name: str, latent: int, width: int, noise: float | No
 def _encoder(batch: Batch, width: int, name: str, out: int) -> nn.Module:
     if batch[name].is_floating_point():
         return MLP(batch[name].shape[1], out, (width, width), rectifier)
-    table = nn.Embedding(classes(batch, name), width)
+    table = nn.Embedding(number_of_classes(batch, name), width)
     return nn.Sequential(table, rectifier(), MLP(width, out, (width,), rectifier))
 
 

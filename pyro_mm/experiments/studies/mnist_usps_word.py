@@ -17,7 +17,7 @@ from ...evidence.likelihood import log_marginal
 from ...models import SharedLatent
 from ...nn import MLP
 from ...posteriors.guide import Guide
-from ...recipes.networks import Hidden, Recipe, standard
+from ...recipes.networks import Hidden, Recipe, standard_prior
 from .set_posteriors import aggregated, objective, rectifier
 from .study import Measured, Number, Sample, Study
 
@@ -136,7 +136,7 @@ def recipe(
         return Bounded(networks(name, out))
 
     q = aggregated(posterior, batch.names, experts if posterior in ("PoE", "MoE") else networks, latent, size)
-    model = SharedLatent(standard(latent), {name: decoder(name) for name in batch})
+    model = SharedLatent(standard_prior(latent), {name: decoder(name) for name in batch})
     return Recipe(model, Guide(z=q), objective(bound))
 
 

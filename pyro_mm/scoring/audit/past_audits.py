@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...batch.batch import Batch
-from ...distributions.support import has_grey
+from ...distributions.support import has_fractions
 from ...utils.reachable import Fingerprint
 from .sites import Sites
 
@@ -42,7 +42,7 @@ def likelihood_notes(model: Any, guide: Any, batch: Batch, seen: Batch | None = 
     grey = [
         name
         for name, support in known.sites.supports.items()
-        if support.bits and name in batch and batch.holds(name) and has_grey(batch[name], batch.presence(name))
+        if support.bits and name in batch and batch.holds(name) and has_fractions(batch[name], batch.presence(name))
     ]
     left = [n for n in known.sites.unobserved if batch.presence(n) is not False and n not in known.sites.read]
     return (
