@@ -178,7 +178,7 @@ class Batch:
             there = {True: "all", False: "none"}[mask] if isinstance(mask, bool) else f"{mask.float().mean():.0%}"
             return f"{name}{shape} present: {there}"
 
-        return f"Batch(size={self.size}, {', '.join(map(describe, self._masks))})"
+        return f"Batch(size={self.size}, {', '.join(map(described, self._masks))})"
 
     def __getitem__(self, key: Any) -> Any:
         """``batch["image"]``: the values (filler where missing). ``batch[rows]``: a batch of those rows."""
