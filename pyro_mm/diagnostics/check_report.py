@@ -14,6 +14,7 @@ from ..scoring.audit.sites import Sites
 from ..utils.text import align_columns, plus_minus, wrap_remark
 from .bound_gap import Gap
 from .gradient_noise import Gradients
+from .site_checks import site_findings
 
 DOUBTFUL = 0.1  # the share of doubtful rows that is worth a remark
 
@@ -155,7 +156,7 @@ def _some(names: tuple[str, ...], limit: int = 8) -> str:
 def _findings(found: Check, per_row: bool, clash: str, why: str) -> Iterator[tuple[int, str]]:
     """What a reader should know, each with its rank: lower ones are more serious."""
     yield from ((0, text) for text in _failures(found, clash))
-    yield from found.sites.findings(per_row)
+    yield from site_findings(found.sites, per_row)
     doubts = sorted([(_doubt(e), e.quantity) for e in found.evidence.values() if _doubt(e) > DOUBTFUL], reverse=True)
     if doubts:
         those = ", ".join(f"{share:.0%} in {quantity}" for share, quantity in doubts)

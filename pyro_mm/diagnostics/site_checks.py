@@ -1,19 +1,19 @@
-"""Sites of a pair for a report, each modality hidden and shown in turn."""
+"""Inspection of a pair's sites: findings of mistakes in the story and the guide."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..batch.batch import Batch
-from ..scoring.audit.collect_sites import _sites_of_traces
+from ..scoring.audit.collect_sites import sites_of_traces
 from ..scoring.audit.densities import run_program
 from ..scoring.audit.few_rows import few_rows, without_side_effects
 from ..scoring.audit.missing_reads import reads_and_ignores
-from ..scoring.audit.sites import Sites
+from ..scoring.audit.sites import Sites, reads_missing_text
 from ..scoring.audit.stacking import stacking_problem
 from ..scoring.audit.value_reads import ValueReads
 from ..scoring.audit.value_supports import unscored_values
@@ -31,29 +31,67 @@ def inspect_sites(
     seed: int = 0,
     stacked: bool = False,
 ) -> Sites:
-    """Return the :class:`Sites` of a pair for a report, with all that is hidden or shown in turn.
-
-    Errors of the story or the guide on these rows are raised, with where they are from.
+    """Collect the sites of a pair and find mistakes, by hiding each modality and exchanging its values.
 
     Args:
         model, guide: callables of a batch.
-        batch: N rows.
+        batch: N rows, of which the first 32 are used.
         seed: of the draws.
-        stacked: whether particles will stand to the left of the rows.
+        stacked: True also tests if particles can be stacked to the left of the rows.
+
+    Returns:
+        The sites. If a modality has values outside the support of its distribution, only that is reported.
+
+    Raises:
+        Errors of the story or the guide on these rows, with the place that they come from.
     """
-    whole, batch = batch, batch[: min(ROWS_EXCHANGED, batch.size)]
-    pair_structure(model, guide, batch)
-    heard = {name: ValueReads() for name in ("model", "guide")}
-    of_guide = run_program(guide, heard["guide"].listening(batch), seed)
-    of_model = run_program(model, heard["model"].listening(batch), seed, of_guide)
-    sites = _sites_of_traces(model, guide, batch, of_model, of_guide, heard, ())
-    if unsupported := unscored_values(whole, sites.supports):
-        return replace(sites, unsupported=tuple(unsupported))  # nothing can be scored
-    reads_missing, ignored_by_guide = reads_and_ignores(model, guide, batch, seed)
+    few = batch[: min(ROWS_EXCHANGED, batch.size)]
+    pair_structure(model, guide, few)
+    reads = {name: ValueReads() for name in ("model", "guide")}
+    guide_trace = run_program(guide, reads["guide"].listening(few), seed)
+    model_trace = run_program(model, reads["model"].listening(few), seed, guide_trace)
+    sites = sites_of_traces(model, guide, few, model_trace, guide_trace, reads, ())
+    if unscored := unscored_values(batch, sites.supports):
+        return replace(sites, unsupported=tuple(unscored))
+
+    reads_missing, ignored_by_guide = reads_and_ignores(model, guide, few, seed)
     mixing = ""
     if stacked:
         programs = {"model": model, "guide": guide}
         reached = ReachableObjects(programs)
         with without_side_effects(reached, programs):
-            mixing = stacking_problem(model, guide, *few_rows(whole, None, reached))
+            mixing = stacking_problem(model, guide, *few_rows(batch, None, reached))
     return replace(sites, reads_missing=tuple(reads_missing), ignored_by_guide=tuple(ignored_by_guide), mixing=mixing)
+
+
+def site_findings(sites: Sites, per_row: bool | None) -> Iterator[tuple[int, str]]:
+    """Yield (rank, sentence) for each mistake in the sites; a lower rank is more serious.
+
+    Args:
+        sites: result of :func:`inspect_sites`.
+        per_row: True if the estimator is one of :mod:`pyro_mm.estimators`, False if it is one of Pyro's, None if the
+            objective has no estimator.
+    """
+    for text in (*sites.misfits, *sites.unsupported):
+        yield 0, text
+    if sites.mixing:
+        yield 0, sites.mixing
+    for program, name in sites.reads_missing:
+        yield 1, reads_missing_text(program, name)
+    for name in sites.guide_only:
+        yield 1, sites.guide_only_text(name)
+    for name in sites.unmasked:
+        text = f"{name}: observed under the name of no modality of the batch, so that no mask reaches it."
+        yield 1, f"{text} Use batch.observe with the modality's name."
+    for name in sites.unobserved:
+        yield 2, f"{name}: the batch has it, and the story never observes it. It is part of no likelihood."
+    for name in sites.from_prior:
+        text = f"{name}: in the model only."
+        if per_row:
+            yield 4, f"{text} It is drawn from its prior: unbiased but noisy, and a guide for it would be less so."
+        elif per_row is False:
+            yield 1, f"{text} Pyro's estimators add its log p without a log q, so that their loss is no bound."
+    for name in sites.unheld:
+        yield 3, f"{name}: the story observes it, and the batch does not hold it. Its decoder is not trained."
+    for name in sites.ignored_by_guide:
+        yield 3, f"{name}: the guide ignores it: its posterior is the same if {name} is hidden."

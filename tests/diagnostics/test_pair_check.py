@@ -523,7 +523,7 @@ def test_a_right_pair_gives_no_reason():
     [
         (story_of(peek=True), guide_of(), "b: the story reads its values where they are missing"),
         (story_of(), guide_of(peek=True), "a: the guide reads its values where they are missing"),
-        (story_of(), guide_of(blind=True), "b: the guide is the same with it and without it"),
+        (story_of(), guide_of(blind=True), "b: the guide ignores it: its posterior is the same if b is hidden"),
         (story_of(decode_b=False), guide_of(), "b: the batch has it, and the story never observes it"),
         (story_of(name_a="picture"), guide_of(), "picture: observed under the name of no modality"),
         (story_of(name_a="picture"), guide_of(), "a: the story reads its values where they are missing"),

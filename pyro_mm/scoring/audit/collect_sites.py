@@ -37,10 +37,10 @@ def collect_sites(model: Any, guide: Any, few: Batch, seen: Batch, hides: bool) 
     reads_missing: list[tuple[str, str]] = []
     if guide is not None:
         reads_missing = find_reads_of_missing(model, guide, few, seen, hides)
-    return _sites_of_traces(model, guide, few, of_model, of_guide, heard, reads_missing)
+    return sites_of_traces(model, guide, few, of_model, of_guide, heard, reads_missing)
 
 
-def _sites_of_traces(
+def sites_of_traces(
     model: Any,
     guide: Any,
     few: Batch,

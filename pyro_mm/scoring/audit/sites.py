@@ -58,37 +58,6 @@ class Sites:
     unsupported: tuple[str, ...] = ()
     mixing: str = ""
 
-    def findings(self, per_row: bool) -> Iterator[tuple[int, str]]:
-        """Yield what is amiss, in words, each with its rank, lower ones being more serious.
-
-        Args:
-            per_row: whether the estimator is one of :mod:`pyro_mm.estimators`, and not Pyro's.
-        """
-        yield from ((0, text) for text in (*self.misfits, *self.unsupported))
-        if self.mixing:
-            yield 0, self.mixing
-        for who, name in self.reads_missing:
-            yield 1, _reads_missing_text(who, name)
-        for name in self.guide_only:
-            yield 1, self._guide_only_text(name)
-        for name in self.unmasked:
-            text = f"{name}: observed under the name of no modality of the batch, so that no mask reaches it. "
-            yield 1, text + "Use batch.observe with the modality's name."
-        for name in self.unobserved:
-            yield 2, f"{name}: the batch has it, and the story never observes it. It is part of no likelihood."
-        for name in self.from_prior:
-            if per_row:
-                yield 4, f"{name}: in the model only, drawn from its prior. That is unbiased, and noisy."
-            else:
-                yield (
-                    1,
-                    f"{name}: in the model only. Pyro's estimators count its log p, which nothing answers: no bound.",
-                )
-        for name in self.unheld:
-            yield 3, f"{name}: the story observes it, and the batch does not hold it. It counts and trains nothing."
-        for name in self.ignored_by_guide:
-            yield 3, f"{name}: the guide is the same with it and without it, as if it did not look."
-
     def refusals(
         self, batch: Batch, targets: Sequence[str], givens: Sequence[str], hides: bool, draws: bool
     ) -> Iterator[str]:
@@ -103,7 +72,7 @@ class Sites:
         if self.swapped:
             yield "the guide observes modalities and the model none: are model and guide swapped?"
             return
-        yield from (self._guide_only_text(name) for name in self.guide_only)
+        yield from (self.guide_only_text(name) for name in self.guide_only)
         passed = [name for name in self.unobserved if batch.presence(name) is not False]
         for name in self.unmasked if passed else ():
             yield (
@@ -113,7 +82,7 @@ class Sites:
             )
         for who, name in self.reads_missing:
             if (who == "model" or draws) and (hides or batch.presence(name) is not True):
-                yield _reads_missing_text(who, name)
+                yield reads_missing_text(who, name)
         yield from self._misspelt(batch)
         for name in (*targets, *givens):
             if name in self.unobserved and not (name in givens and name in self.read):
@@ -123,7 +92,8 @@ class Sites:
                 )
         yield from self.misfits
 
-    def _guide_only_text(self, name: str) -> str:
+    def guide_only_text(self, name: str) -> str:
+        """Describe the error that a latent site of the guide alone makes."""
         seen = "observed by the story" if name in self.observed else "unknown to the model"
         text = f"{name}: drawn by the guide and {seen}. Its -log q counts and no log p answers it: bounds are off "
         text += "by its entropy, and likelihoods have no meaning."
@@ -158,7 +128,8 @@ class Sites:
             )
 
 
-def _reads_missing_text(who: str, name: str) -> str:
+def reads_missing_text(who: str, name: str) -> str:
+    """Describe the error that a program makes that reads a modality where it is missing."""
     reader, then = ("guide", "posterior") if who == "guide" else ("story", "likelihood")
     text = f"{name}: the {reader} reads its values where they are missing, so that a {then} without them has "
     return text + "seen them. Ask batch.presence, or use batch.observe."
