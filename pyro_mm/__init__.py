@@ -21,6 +21,7 @@ from .sampling.ancestral import simulate
 from .sampling.encode import encode
 from .sampling.predictive import generate, posterior_draws
 from .scoring.importance import log_weights
+from .scoring.training_objective import Loss, TrainingObjective
 from .training.compile import stage
 from .training.history import History
 from .training.loop import fit
@@ -29,11 +30,11 @@ from .training.weights import load, save
 __version__ = "0.1.0"
 
 __all__ = [
-    "Batch", "Calibration", "Check", "Comparison", "Evidence", "Guide", "History", "annealed_importance",
-    "bidirectional", "calibration", "check", "compare", "conditionals", "datasets", "distributions", "encode",
-    "estimators", "fit", "generate", "load", "log_conditional", "log_marginal", "log_weights", "metrics", "models",
-    "nn", "objectives", "plots", "posterior_draws", "posteriors", "priors", "protocols", "recipes", "save", "simulate",
-    "stage", "to_arviz",
+    "Batch", "Calibration", "Check", "Comparison", "Evidence", "Guide", "History", "Loss", "TrainingObjective",
+    "annealed_importance", "bidirectional", "calibration", "check", "compare", "conditionals", "datasets",
+    "distributions", "encode", "estimators", "fit", "generate", "load", "log_conditional", "log_marginal",
+    "log_weights", "metrics", "models", "nn", "objectives", "plots", "posterior_draws", "posteriors", "priors",
+    "protocols", "recipes", "save", "simulate", "stage", "to_arviz",
 ]  # fmt: skip
 
 # Modules that have moved into a folder, under the names that they are known by.

@@ -21,14 +21,17 @@ from .scoring.importance import score
 from .scoring.reduction import average
 from .scoring.scores import Scores
 from .scoring.structure import Callback, PairStructure, pair_structure
+from .scoring.training_objective import Layout, Loss, PreparedObjective, StepWeights, plain_attributes
 from .scoring.views import TermViews
 from .utils.arguments import check_choice, check_counts, check_flags, check_number
 
 Weight = float | Tensor | Mapping[str, float | Tensor]
 
 
-class PerRow(ELBO):
+class PerRow(ELBO, PreparedObjective):
     """A lower bound on every row's log-evidence, computed from the row's own log-weights.
+
+    By itself it is an objective too: the bound on the log-evidence of what is present.
 
     Args:
         num_particles: K, the draws from the guide for every row.
@@ -73,24 +76,42 @@ class PerRow(ELBO):
         _check_derivatives(scores, info)
         return scores
 
-    def differentiable_loss(self, model: Callback, guide: Callback, batch: Batch) -> Tensor:  # type: ignore[override]
-        """Minus the bound, summed over rows and scaled by the data plate; differentiable."""
+    @property
+    def estimator_name(self) -> str:
+        return type(self).__name__
+
+    @property
+    def ignores_padding(self) -> bool:  # type: ignore[override]
+        """True for the estimators of this module, whose bound is 0 in a row that weighs nothing."""
+        return type(self) in (AnalyticKL, IWAE, Renyi, StickTheLanding, DReG)
+
+    def evaluate(self, model: Callback, guide: Callback, batch: Batch, *, step: int | Tensor = 0) -> Loss:
+        """Minus the bound, summed over rows and scaled by the data plate."""
         info = pair_structure(model, guide, batch, self.stratified is not None)
         check_pairing(self, info)
         scores = self.scores(model, guide, TermViews.of(batch, info), info)
-        return -self.bound(scores).sum() * scores.factor
+        return Loss(-self.bound(scores).sum() * scores.factor)
+
+    def step_weights(self, names: tuple[str, ...], step: int) -> StepWeights:
+        return StepWeights(form=plain_attributes(self))
+
+    def layout(self, batch: Batch) -> Layout:
+        return Layout(stacked=stacks_particles(self))
+
+    # -- as a pyro.infer.ELBO ---------------------------------------------------------------------------------------
+
+    def differentiable_loss(self, model: Callback, guide: Callback, batch: Batch) -> Tensor:  # type: ignore[override]
+        """Minus the bound, summed over rows and scaled by the data plate; differentiable."""
+        return self.evaluate(model, guide, batch).total
 
     def loss(self, model: Callback, guide: Callback, batch: Batch) -> float:  # type: ignore[override]
         """Minus the bound, as a number."""
         with torch.no_grad():
-            return self.differentiable_loss(model, guide, batch).item()
+            return self.evaluate(model, guide, batch).total.item()
 
     def loss_and_grads(self, model: Callback, guide: Callback, batch: Batch) -> float:  # type: ignore[override]
         """Minus the bound, as a number; its gradient is added to the parameters'."""
-        loss = self.differentiable_loss(model, guide, batch)
-        if loss.requires_grad:
-            loss.backward()
-        return loss.item()
+        return self.evaluate_with_gradient(model, guide, batch, step=0).total.item()
 
     def _get_trace(self, *_: Any) -> Any:
         raise TypeError(f"{type(self).__name__} works on log-weights and has no traces of its own")
@@ -298,6 +319,12 @@ class DReG(PerRow):
         weight = log_w.detach().softmax(0)
         path_weight = (1 - kl) + kl * weight  # type: ignore[operator]
         return _path_gradient(scores, value, weight, path_weight, likelihood, kl)
+
+
+def stacks_particles(estimator: Any) -> bool:
+    """Return True if an estimator draws its particles in one pass, to the left of the rows."""
+    many = getattr(estimator, "num_particles", 1) > 1 or getattr(estimator, "stratified", None) is not None
+    return bool(many and getattr(estimator, "vectorize_particles", False))
 
 
 def weighted(scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:

@@ -16,9 +16,11 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from ..batch.batch import Batch, check_batch
-from ..estimators import AnalyticKL, PerRow, check_pairing
+from ..estimators import AnalyticKL, PerRow, check_pairing, stacks_particles
+from ..scoring.prepare_objective import as_total, why_untraceable
 from ..scoring.scores import Scores
 from ..scoring.structure import Callback, PairStructure, pair_structure
+from ..scoring.training_objective import Layout, Loss, PreparedObjective, StepWeights, plain_attributes
 from ..utils.arguments import check_flag, check_function, describe
 from ..utils.tensors import constant
 from . import pyro_elbos as foreign
@@ -30,7 +32,7 @@ from .terms import Term, check_modalities, check_table, step_weight
 Terms = Sequence[Term] | Callable[[tuple[str, ...]], Sequence[Term]]
 
 
-class Objective(ELBO):
+class Objective(ELBO, PreparedObjective):
     """A sum of terms as one ``pyro.infer.ELBO``, for ``SVI``, a hand-written loop, or ``pyro_mm.fit``.
 
     Args:
@@ -130,17 +132,77 @@ class Objective(ELBO):
         return new
 
     @property
-    def differentiable(self) -> bool:
+    def differentiable(self) -> bool:  # type: ignore[override]
         """Whether there is a differentiable loss; if not, ``loss_and_grads`` trains all the same."""
         return foreign.differentiable(self.estimator)
 
-    def layout(self, batch: Batch) -> tuple[bool, bool]:
-        """Tell how an evaluation shows a batch to a pair.
+    # -- as a prepared objective ------------------------------------------------------------------------------------
 
-        Returns:
-            (stacked, hides): whether particles or terms stand to the left of the rows, and whether some term is not
-            shown, or does not decode, modalities that rows have.
+    ignores_padding = True
+
+    @property
+    def estimator_name(self) -> str:
+        return type(self.estimator).__name__
+
+    @property
+    def untraceable(self) -> str | None:  # type: ignore[override]
+        """Reason why a step cannot be compiled, or None."""
+        if self.subsample is not None:
+            return "the modalities that it decodes are drawn in Python, anew at every step"
+        return None if isinstance(self.estimator, PerRow) else why_untraceable(self.estimator)
+
+    def evaluate(self, model: Callback, guide: Callback, batch: Batch, *, step: int | Tensor) -> Loss:
+        """Return minus the objective: summed over rows, averaged over particles, scaled by a subsampled data plate."""
+        return self._loss(model, guide, batch, _at_step(step))
+
+    def evaluate_with_gradient(self, model: Callback, guide: Callback, batch: Batch, *, step: int) -> Loss:
+        """Return the loss without a graph, after its gradient was added to the parameters'."""
+        if self.differentiable:
+            return super().evaluate_with_gradient(model, guide, batch, step=step)
+        return self._loss(model, guide, batch, _at_step(step), backward=True)
+
+    def step_weights(self, names: tuple[str, ...], step: int) -> StepWeights:
+        """Return the weights that depend on the step, in the table's order.
+
+        The form of the loss depends on likelihood weights that are not positive; on the table's constants; and on the
+        estimator and its settings.
         """
+        values: list[float] = []
+        fixed: dict[int, float] = {}
+
+        def at(weight: Callable[[int], float], kind: str) -> float:
+            values.append(step_weight(weight, step))
+            if kind == "likelihood" and values[-1] <= 0:
+                fixed[len(values) - 1] = values[-1]
+            return values[-1]
+
+        table = self._table(names)
+        for term in table:
+            term.evaluated(at)
+        settings = plain_attributes(self.estimator)
+        form = (self.vectorize, self.subsample, type(self.estimator), settings, *(term.form for term in table))
+        return StepWeights(tuple(values), fixed, form)
+
+    def evaluate_with_weights(
+        self,
+        weights: Tensor,
+        fixed: Mapping[int, float],
+        model: Callback,
+        guide: Callback,
+        batch: Batch,
+        step: Tensor | None = None,
+    ) -> Loss:
+        """Return the loss as a function of the values of :meth:`step_weights`, none of which it reads in Python."""
+        places = itertools.count()
+
+        def at(weight: Any, kind: str) -> float | Tensor:
+            place = next(places)
+            return fixed[place] if place in fixed else weights[place]
+
+        return self._loss(model, guide, batch, at)
+
+    def layout(self, batch: Batch) -> Layout:
+        """Return how an evaluation shows a batch to model and guide."""
         devices = [batch.device] if batch.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):  # a table may draw its subsets
             rows = expand([term.evaluated(lambda weight, kind: 1.0) for term in self._table(batch.names)], batch)
@@ -153,71 +215,66 @@ class Objective(ELBO):
         ]
         hides = any(masks[name] is not mask for masks in shown for name, mask in there.items())
         terms = self.vectorize and len(rows) > 1
-        return terms or stacks_particles(self.estimator), hides
+        return Layout(terms or stacks_particles(self.estimator), hides)
 
-    # -- evaluation -----------------------------------------------------------------------------------------------
+    def decoding_all(self) -> Objective:
+        """Return the objective that decodes all modalities: this one, unless it decodes a random choice of them."""
+        return self if self.subsample is None else self.subsampled(None)
+
+    # -- as a pyro.infer.ELBO, with a counter of its own -----------------------------------------------------------
 
     def differentiable_loss(self, model: Callback, guide: Callback, batch: Batch) -> Tensor:  # type: ignore[override]
-        """Minus the objective: summed over rows, averaged over particles, scaled by a subsampled data plate."""
-        loss = self._loss(model, guide, batch)
+        """Return the loss at the object's own step, to be differentiated."""
+        loss = self.evaluate(model, guide, batch, step=self.steps)
+        self._note(loss, batch)
         self.steps += torch.is_grad_enabled()
-        return loss
+        return loss.total
+
+    def loss(self, model: Callback, guide: Callback, batch: Batch) -> float:  # type: ignore[override]
+        """Return the loss at the object's own step, as a number."""
+        with torch.no_grad():
+            loss = self.evaluate(model, guide, batch, step=self.steps)
+        self._note(loss, batch)
+        return float(loss.total)
+
+    def loss_and_grads(self, model: Callback, guide: Callback, batch: Batch) -> float:  # type: ignore[override]
+        """Return the loss at the object's own step, as a number, and add its gradient to the parameters'."""
+        loss = self.evaluate_with_gradient(model, guide, batch, step=self.steps)
+        self._note(loss, batch)
+        self.steps += 1
+        return float(loss.total)
+
+    def _note(self, loss: Loss, batch: Batch) -> None:
+        self.by_term = dict(loss.by_term)
+        self._names = batch.names
 
     def weights(self, names: tuple[str, ...]) -> tuple[list[float], dict[int, float], Hashable]:
-        """The weights that depend on the step, at this step and in the table's order; those among them, by place, that
-        are likelihood weights which are not positive, by which the form of the loss depends on them; and all else that
-        it depends on: the table's constants, the estimator and its settings."""
-        values: list[float] = []
-        fixed: dict[int, float] = {}
-
-        def at(weight: Callable[[int], float], kind: str) -> float:
-            values.append(step_weight(weight, self.steps))
-            if kind == "likelihood" and values[-1] <= 0:
-                fixed[len(values) - 1] = values[-1]
-            return values[-1]
-
-        table = self._table(names)
-        for term in table:
-            term.evaluated(at)
-        plain = [(k, v) for k, v in vars(self.estimator).items() if isinstance(v, bool | int | float | str | None)]
-        form = (self.vectorize, self.subsample, type(self.estimator), *plain, *(term.form for term in table))
-        return values, fixed, form
+        now = self.step_weights(names, self.steps)
+        return list(now.values), dict(now.fixed), now.form
 
     def loss_with(
         self, weights: Tensor, fixed: Mapping[int, float], model: Callback, guide: Callback, batch: Batch
     ) -> Tensor:
-        """The differentiable loss as a function of :meth:`weights`; it looks at no value of theirs, so it can be traced
-        once for many steps, and counts none."""
-        places = itertools.count()
+        loss = self.evaluate_with_weights(weights, fixed, model, guide, batch)
+        self._note(loss, batch)
+        return loss.total
 
-        def at(weight: Any, kind: str) -> float | Tensor:
-            place = next(places)
-            return fixed[place] if place in fixed else weights[place]
+    # -- evaluation -----------------------------------------------------------------------------------------------
 
-        return self._loss(model, guide, batch, at=at)
-
-    def loss(self, model: Callback, guide: Callback, batch: Batch) -> float:  # type: ignore[override]
-        """Minus the objective, as a number."""
-        with torch.no_grad():
-            return float(self._loss(model, guide, batch))
-
-    def loss_and_grads(self, model: Callback, guide: Callback, batch: Batch) -> float:  # type: ignore[override]
-        """Minus the objective, as a number; its gradient is added to the parameters'."""
-        if self.differentiable:
-            loss = _backward(self._loss(model, guide, batch))
-        else:
-            loss = float(self._loss(model, guide, batch, backward=True))
-        self.steps += 1
-        return loss
-
-    def _loss(self, model: Callback, guide: Callback, batch: Batch, backward: bool = False, at: Any = None) -> Any:
+    def _loss(
+        self,
+        model: Callback,
+        guide: Callback,
+        batch: Batch,
+        at: Callable[[Callable[[int], float], str], float | Tensor],
+        backward: bool = False,
+    ) -> Loss:
         """The loss; with ``backward`` a number, for estimators that take their gradient themselves."""
-        at = at or (lambda weight, kind: step_weight(weight, self.steps))
-        self._names = check_batch(batch).names
-        self.by_term = {}
+        check_batch(batch)
         estimator = self.estimator
         info = pair_structure(model, guide, batch, getattr(estimator, "stratified", None) is not None)
         memo: dict[Any, Any] = {}
+        by_term: dict[str, Tensor] = {}
         check_pairing(estimator, info)
         self._check_modalities(batch, info)
         drawn: Mapping[str, float] | None = None
@@ -237,17 +294,18 @@ class Objective(ELBO):
         for group in self._groups(rows, info) if self.vectorize and one_pass else [[row] for row in rows]:
             if isinstance(estimator, PerRow):
                 by = AnalyticKL() if all(row.penalty for row in group) else estimator
-                part: Any = self._per_row(by, model, guide, batch, group, info, memo, drawn)
+                part: Any = self._per_row(by, model, guide, batch, group, info, memo, drawn, by_term)
             elif group[0].penalty and not foreign.stacks(estimator):
                 foreign.check_penalty(estimator, info)
-                part = self._per_row(AnalyticKL(), model, guide, batch, group, info, {} if backward else memo, drawn)
+                own = {} if backward else memo
+                part = self._per_row(AnalyticKL(), model, guide, batch, group, info, own, drawn, by_term)
                 part = _backward(part) if backward else part
             else:
                 part = foreign.loss(estimator, model, guide, batch, group, info, memo, backward, drawn)
                 if len(group) == 1:
-                    self.by_term[group[0].label] = -torch.as_tensor(part).detach()
+                    by_term[group[0].label] = -torch.as_tensor(part).detach()
             loss = part if loss is None else loss + part
-        return torch.zeros(()) if loss is None else loss
+        return Loss(torch.zeros(()) if loss is None else as_total(loss), by_term)
 
     def _groups(self, rows: list[ConcreteTerm], info: PairStructure) -> list[list[ConcreteTerm]]:
         """The rows by the pass that evaluates them: one for all, but where some of them cannot share it.
@@ -275,6 +333,7 @@ class Objective(ELBO):
         info: PairStructure,
         memo: Any,
         drawn: Mapping[str, float] | None,
+        by_term: dict[str, Tensor],
     ) -> Tensor:
         shared, carriers = sharing(rows, info) if isinstance(estimator, AnalyticKL) else (rows, None)
         scores = estimator.scores(model, guide, views(shared, batch, info, memo, drawn), info)
@@ -294,7 +353,7 @@ class Objective(ELBO):
         weights = [row.weight.to(scores.like.dtype) if isinstance(row.weight, Tensor) else row.weight for row in rows]
         totals = [(weight * value).sum() * scores.factor for weight, value in zip(weights, values, strict=True)]
         for row, total in zip(rows, totals, strict=True):
-            self.by_term[row.label] = self.by_term.get(row.label, 0.0) + total.detach()
+            by_term[row.label] = by_term.get(row.label, 0.0) + total.detach()
         return -sum(totals[1:], totals[0])
 
     def _table(self, names: tuple[str, ...] | None) -> Sequence[Term]:
@@ -353,10 +412,9 @@ def _decodes(row: ConcreteTerm, like: Tensor) -> Tensor:
     return torch.stack([full(m) for m in row.decode.values()]).any(0)
 
 
-def stacks_particles(estimator: Any) -> bool:
-    """Return True if an estimator draws its particles in one pass, to the left of the rows."""
-    many = getattr(estimator, "num_particles", 1) > 1 or getattr(estimator, "stratified", None) is not None
-    return bool(many and getattr(estimator, "vectorize_particles", False))
+def _at_step(step: int | Tensor) -> Callable[[Callable[[int], float], str], float]:
+    """Return the function that evaluates a weight at a step."""
+    return lambda weight, kind: step_weight(weight, int(step))
 
 
 def _column(values: Sequence[float | Tensor], scores: Scores) -> Any:

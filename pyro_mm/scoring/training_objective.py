@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +43,8 @@ class StepWeights:
     form: Hashable = ()
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How an evaluation shows a batch to model and guide.
+class Layout(NamedTuple):
+    """The form in which an evaluation shows a batch to model and guide.
 
     Attributes:
         stacked: True if particles or terms stand to the left of the rows.
@@ -139,6 +138,12 @@ class PreparedObjective(ABC):
     def modules(self) -> list[nn.Module]:
         """Modules of the objective itself, whose parameters are trained with those of model and guide."""
         return [self] if isinstance(self, nn.Module) else []
+
+
+def plain_attributes(value: Any) -> Hashable:
+    """Return the names and values of an object's attributes that are numbers, flags, words or None."""
+    plain = bool | int | float | str | None
+    return tuple((name, x) for name, x in getattr(value, "__dict__", {}).items() if isinstance(x, plain))
 
 
 def detached(values: Mapping[str, Any]) -> dict[str, Tensor]:
