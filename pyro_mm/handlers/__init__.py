@@ -1,1 +1,1 @@
-"""The one home of code that relies on Pyro's and torch's private names."""
+"""Handlers, and all code that relies on private names of Pyro or torch."""

@@ -1,4 +1,4 @@
-"""Draws that are made when somebody first uses them."""
+"""Tensors that are computed at their first use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,23 @@ from torch.utils._pytree import tree_map
 
 
 class LazyTensor(torch.Tensor):
-    """A tensor that is computed when somebody first uses it: most draws of missing modalities never are."""
+    """A tensor whose value is computed once, the first time that an operation of torch takes it.
+
+    Draws of missing modalities are of this kind: a story passes them on, and seldom uses them. Its ``shape`` is
+    that of the computed value from the outside, since torch's attributes are operations too.
+
+    Args:
+        compute: returns the value.
+
+    Example::
+
+        >>> x = LazyTensor(lambda: print("computed") or torch.ones(2))
+        >>> x + 1
+        computed
+        tensor([2., 2.])
+        >>> x.shape
+        torch.Size([2])
+    """
 
     _compute: Callable[[], Tensor]
     _value: Tensor | None
@@ -19,16 +35,18 @@ class LazyTensor(torch.Tensor):
     @staticmethod
     def __new__(cls, compute: Callable[[], Tensor]) -> LazyTensor:
         new = torch.Tensor._make_subclass(cls, torch.empty(0))
-        new._compute, new._value = compute, None
+        new._compute = compute
+        new._value = None
         return new
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = tree_map(_computed, (args, kwargs or {}))
+        args, kwargs = tree_map(_compute_lazy, (args, kwargs or {}))
         return func(*args, **kwargs)
 
 
-def _computed(x: Any) -> Any:
+def _compute_lazy(x: Any) -> Any:
+    """Return the value of a :class:`LazyTensor`; anything else as it is."""
     if not isinstance(x, LazyTensor):
         return x
     if x._value is None:

@@ -1,7 +1,7 @@
-"""Pyro's Trace_ELBO and TraceMeanField_ELBO without reading numbers off tensors, site by site.
+"""Forms of Pyro's ``Trace_ELBO`` and ``TraceMeanField_ELBO`` that read no number off a tensor.
 
-Pyro calls ``.item()`` for every site of every step: a wait for the device each, and nothing that ``make_fx`` can trace.
-The estimators here run its traces and take its sums, and leave the loss a tensor.
+Pyro calls ``.item()`` for each site in each step, which waits for the device, and which ``make_fx`` cannot trace. The
+forms here take the same traces and the same sums, and return the loss as a tensor.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Trace(Trace_ELBO):
         return loss.detach() + (surrogate - surrogate.detach())
 
     def _particle(self, model_trace: Any, guide_trace: Any) -> tuple[Any, Any]:
-        """The ELBO of one particle, and what to differentiate in its place."""
+        """Return the ELBO of one particle, and the surrogate whose gradient is the ELBO's."""
         value = surrogate = sum(site["log_prob_sum"] for site in _samples(model_trace).values())
         log_r: Any = None
         for site in _samples(guide_trace).values():
@@ -71,7 +71,11 @@ class _MeanField(TraceMeanField_ELBO, _Trace):
 
 
 def traceable_form(estimator: ELBO) -> ELBO:
-    """The estimator of this module that does what one of Pyro's does; any other one as it is."""
+    """Return the form of an estimator that can be traced, with its settings; the estimator itself if there is none.
+
+    Args:
+        estimator: a ``pyro.infer.Trace_ELBO``, a ``TraceMeanField_ELBO`` or any other.
+    """
     forms = {Trace_ELBO: _Trace, TraceMeanField_ELBO: _MeanField}
     form = forms.get(type(estimator))  # type: ignore[type-abstract]
     if form is None:
@@ -82,4 +86,5 @@ def traceable_form(estimator: ELBO) -> ELBO:
 
 
 def _samples(trace: Any) -> dict[str, Any]:
+    """Return the sample sites of a trace by name, index sets of plates too."""
     return {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}

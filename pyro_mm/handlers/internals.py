@@ -1,4 +1,7 @@
-"""Private names of torch that other folders use, under public ones: a release that moves them breaks here."""
+"""Private names of torch that other folders use, under public names.
+
+``tests/handlers/test_internals.py`` states what is relied on of each, here and in the other modules of this folder.
+"""
 
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.dropout import _DropoutNd as Dropout

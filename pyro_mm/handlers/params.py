@@ -1,4 +1,4 @@
-"""Parameters and Pyro's global store: announced when somebody listens, under a name no other module ever has."""
+"""Announce parameters to Pyro's handlers, so that ``pyro.infer.SVI`` and Pyro's ELBOs find them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ _names: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDiction
 
 
 def register(module: torch.nn.Module) -> None:
-    """Announces a module's parameters to ``pyro.infer.SVI``, and to nobody else.
+    """Register a module's parameters in Pyro's store while a handler records parameters, as ``pyro.infer.SVI`` does.
 
-    ``pyro.module`` under a fixed name makes a second model share the first one's parameters, silently. The name
-    here belongs to the object: a copy, or a re-run notebook cell, gets another. Where nothing records parameters
-    (``fit``, an evaluation, a hand-written loop) the store is left alone, so that models can be freed.
+    Under a fixed name ``pyro.module`` would let a second model share the first one's parameters, without a warning.
+    The name used here belongs to the object, so a copy, or a re-run notebook cell, gets another one. If no handler
+    records parameters (``fit``, an evaluation, a loop by hand) the store is left alone, so that models can be freed.
+
+    Args:
+        module: the model or the guide that is running.
     """
     if any(isinstance(h, TraceMessenger) and h.param_only for h in _PYRO_STACK):
         if module not in _names:
@@ -30,10 +33,10 @@ def register(module: torch.nn.Module) -> None:
 
 
 def announce_gradient() -> None:
-    """Tells Pyro's ELBOs that there is something to differentiate.
+    """Add a ``pyro.param`` site named ``GRADIENT`` to the running trace, without adding it to the store.
 
-    ``loss_and_grads`` skips its backward pass where the trace holds no ``pyro.param`` site, which is so for every
-    network held by a closure or by a plain ``nn.Module``. The leaf announced here stays out of the store.
+    ``loss_and_grads`` of Pyro's ELBOs skips its backward pass if the trace holds no ``pyro.param`` site, which is so
+    for every network in a closure or in a plain ``nn.Module``.
     """
     leaf = torch.zeros((), requires_grad=True)
     leaf.unconstrained = lambda: leaf  # type: ignore[attr-defined]  # what SVI asks of a parameter

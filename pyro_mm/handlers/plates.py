@@ -1,4 +1,4 @@
-"""A plate whose entries are known."""
+"""Plates that cost less: without a sample site for their indices, or with indices known in advance."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .deferred import LazyTensor
 
 
 class FixedPlate(pyro.plate):
-    """``pyro.plate`` of terms or particles, all of which are there, without its sample site that says so.
+    """A ``pyro.plate`` of all terms or particles, without the sample site that ``pyro.plate`` has for its indices.
 
-    That site is no part of any density, and passing it through the handlers shows in the time of a small step. The
-    plate of rows keeps its own: who replays a trace replays its rows.
+    That site is part of no density, and passing it through the handlers shows in the time of a small step. The plate
+    of rows keeps its site, since replaying a trace replays its rows.
     """
 
     @staticmethod
@@ -32,7 +32,12 @@ class FixedPlate(pyro.plate):
 
 
 class PlateIndices(LazyTensor):
-    """The indices ``0..size-1`` of a plate: iterated, they are Python's integers, with no tensor to read them from."""
+    """The indices ``0..size-1`` of a plate as a :class:`LazyTensor`, which iterates over Python integers.
+
+    Args:
+        size: the number of entries.
+        device: of the tensor, if it is needed.
+    """
 
     _size: int
 
@@ -53,7 +58,10 @@ class PlateIndices(LazyTensor):
 
 
 class KnownPlates(Messenger):
-    """Hands plates that are not subsampled a :class:`PlateIndices`, which spares a sequential one a read per step."""
+    """A handler that gives plates without subsampling :class:`PlateIndices` as their indices.
+
+    A sequential plate then reads no index from a tensor, which would be a wait for the device per iteration.
+    """
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["value"] is None and site_is_subsample(msg):
@@ -63,13 +71,21 @@ class KnownPlates(Messenger):
 
 
 def plate_shape() -> tuple[int, ...]:
-    """The batch shape of the plates around."""
+    """Return the batch shape of the plates that the caller is in, broadcastable: 1 in dimensions without a plate."""
     sizes = {h.dim: getattr(h, "subsample_size", h.size) for h in _PYRO_STACK if isinstance(h, IndepMessenger)}
     dims = [dim for dim in sizes if dim is not None]
     return tuple(sizes.get(dim, 1) for dim in range(min(dims, default=0), 0))
 
 
 def sample_in_plates(d: Any, plates: tuple[int, ...]) -> Tensor:
-    """A draw for every element of the plates, also of a distribution that is the same for all of them."""
+    """Return one draw of a distribution per element of the plates, reparametrised if it can be.
+
+    Args:
+        d: a distribution whose ``batch_shape`` may lack plates, or have 1 in their place.
+        plates: as :func:`plate_shape` returns them.
+
+    Returns:
+        A tensor ``(*broadcast_shape, *event)``.
+    """
     d = d.expand(broadcast_shape(d.batch_shape, plates))
     return d.rsample() if d.has_rsample else d.sample()

@@ -1,4 +1,4 @@
-"""What makes a second run of a network another one than the first, or a row of its output depend on other rows."""
+"""Detect networks whose second run differs from the first, or whose rows depend on each other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from torch.overrides import TorchFunctionMode
 
 
 class RandomNumbers:
-    """Notes whether torch's generators have moved, outside of :meth:`paused`: whether networks draw numbers."""
+    """A watch over torch's generators, by which networks that draw random numbers are found.
+
+    Args:
+        device: the device whose generator is watched besides the CPU's.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -20,7 +24,7 @@ class RandomNumbers:
         self._moved = False
 
     def found(self) -> bool:
-        """Return whether random numbers have been drawn since this was last asked."""
+        """Return True if random numbers were drawn since the last call, outside of :meth:`paused`."""
         before, self._last = self._last, self._state()
         moved = self._moved or not all(map(torch.equal, before, self._last))
         self._moved = False
@@ -28,7 +32,7 @@ class RandomNumbers:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Let random numbers be drawn unnoticed: those of a latent, which are known apart."""
+        """Ignore random numbers that are drawn inside, such as those of a latent site."""
         self._moved = self.found()
         try:
             yield
@@ -43,7 +47,12 @@ class RandomNumbers:
 
 
 class BatchNormalisation(TorchFunctionMode):
-    """Notes in ``found`` whether batch normalisation, in training mode, was given what depends on ``values``."""
+    """A mode in which batch normalisation, in training mode, of anything computed from ``values`` is found.
+
+    Attributes:
+        values: tensors that require gradients, appended by the user of this mode.
+        found: True once it has happened.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +69,12 @@ class BatchNormalisation(TorchFunctionMode):
 
 
 def depends(x: Tensor, values: list[Tensor]) -> bool:
-    """Return whether x was computed from one of these values, which require gradients."""
+    """Return True if x was computed from one of these values.
+
+    Args:
+        x: a tensor, with the graph that it was computed by.
+        values: tensors that require gradients.
+    """
     if not values or not x.requires_grad:
         return False
     slopes = torch.autograd.grad(x.sum(), values, allow_unused=True, retain_graph=True)

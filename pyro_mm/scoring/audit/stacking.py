@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...batch.batch import Batch
 from ...batch.context import TermStack
+from ...handlers.rewrite import EditSites
 from ...utils.seeding import generator_state, temporary_seed
 from ..structure import PairStructure, latent_sites, observed_sites, pair_structure
 from ..term_pair import TermPair
@@ -119,7 +120,7 @@ def _run_second_particle(model: Any, guide: Any, shown: Batch, stacked: dict[str
             place = frame.dim - event_dim
             value = value.select(place, 1) if value.shape[place] == 2 else value.select(place, 0)
         second[name] = value
-    given = _FixedLatents(second)
+    given = _fixed_latents(second)
     view = shown.view({n: shown.presence(n) for n in shown.names}, TermStack({}), None)  # what is missing is not drawn
     with poutine.block():
         with poutine.trace() as of_guide, given:
@@ -129,20 +130,19 @@ def _run_second_particle(model: Any, guide: Any, shown: Batch, stacked: dict[str
     return [of_guide.trace, of_model.trace]
 
 
-class _FixedLatents(poutine.messenger.Messenger):
-    """Gives latent sites values, in the shape that their distributions have."""
+def _fixed_latents(values: dict[str, Tensor]) -> EditSites:
+    """Return a handler that gives latent sites values, in the shape of their distributions."""
 
-    def __init__(self, values: dict[str, Tensor]):
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] not in self.values or msg["is_observed"]:
+    def fix(msg: dict[str, Any]) -> None:
+        if msg["name"] not in values:
             return
-        value, shape = self.values[msg["name"]], msg["fn"].shape()
+        value = values[msg["name"]]
+        shape = msg["fn"].shape()
         while value.dim() > len(shape) and value.shape[0] == 1:
             value = value[0]
         msg["value"], msg["done"] = value, True
+
+    return EditSites(fix)
 
 
 def _tolerance(x: Tensor) -> tuple[float, float]:
