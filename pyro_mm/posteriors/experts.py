@@ -206,7 +206,7 @@ class HoelderPooling(PosteriorOfExperts):
 
     .. math:: q(z | x_S) \propto \Big( \sum_{m \in S} \sqrt{q_m(z | x_m)} \Big)^2
 
-    in closed form (:func:`pyro_mm.distributions.pairwise_pool`), M (M + 1) / 2 components. Their weights depend on the
+    in closed form, M (M + 1) / 2 components (``gaussian_experts.pairwise_pool``). Their weights depend on the
     experts, and so have a gradient: a draw is differentiated implicitly (:class:`pyro_mm.distributions.Mixture`), and
     ``IWAE(stratified=...)`` takes draws from every component and the weights as they are, with less noise.
 
