@@ -4,8 +4,7 @@
 """
 
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
-from torch.nn.modules.dropout import _DropoutNd as Dropout
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_leaves
 
-__all__ = ["BatchNorm", "Dropout", "TorchDispatchMode", "tree_iter", "tree_leaves"]
+__all__ = ["BatchNorm", "TorchDispatchMode", "tree_iter", "tree_leaves"]

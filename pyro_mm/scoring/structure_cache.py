@@ -1,10 +1,12 @@
-"""Cached results of running a (model, guide) pair, found again once what the runs depended on has changed."""
+"""Cached results of running a (model, guide) pair, computed again once what the runs depended on has changed."""
 
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,78 +14,106 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from ..handlers.internals import Dropout, tree_iter
+from ..handlers.internals import tree_iter
+from ..utils.snapshot import Slot, Snapshot
 
-MOST = 256  # forms of a batch kept for one pair
+MOST_RESULTS = 256  # kept for one pair
+MOST_RERUNS = 4  # for changes of one attribute or variable that leave the result as it is
+
+
+@dataclass
+class CachedResult:
+    """A result, and what it depends on.
+
+    Attributes:
+        value: the result.
+        snapshot: the pair as it was after the run.
+        harmless: attribute or variable -> changes of it after which a run gave an equal result; compared no longer
+            once there were ``MOST_RERUNS``, such as a temperature that an annealing changes in every step.
+    """
+
+    value: Any
+    snapshot: Snapshot
+    harmless: Counter[Slot] = field(default_factory=Counter)
 
 
 class PairCache:
-    """Results per (model, guide) pair and key, each kept while both live and nothing that its run used has changed.
+    """Results per (model, guide) pair and key, each kept as long as the pair lives and nothing it depends on changes.
 
-    Changes that are seen: a parameter or other leaf tensor frozen, freed or replaced; a module replaced, or put into
-    another mode; a flag or word among a module's attributes; a dropout's rate that is no longer, or not yet, 0.
+    Seen are the changes that a :class:`~pyro_mm.utils.snapshot.Snapshot` sees, of all that the pair refers to and of
+    the modules and leaf tensors that the run used; but for attributes and variables that the run itself changes.
     """
 
     def __init__(self) -> None:
         self._pairs: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
     def get(self, model: Any, guide: Any, key: Hashable, rows: Callable[[], Any], run: Callable[..., Any]) -> Any:
-        """Return the cached result, or compute it.
+        """Return the cached result, computing it on first use and after a change.
 
         Args:
-            model, guide: the pair. Callables that cannot be referred to weakly have nothing kept.
-            key: what else the result depends on.
-            rows: gives the batch to run on, whose tensors do not count as used.
+            model, guide: the pair. Nothing is cached for callables that cannot be referred to weakly.
+            key: all else that the result depends on.
+            rows: returns the batch to run on, whose tensors do not count as used.
             run: computes the result from model, guide and that batch.
         """
         try:
-            known = self._pairs.setdefault(model, weakref.WeakKeyDictionary()).setdefault(guide, {})
+            results = self._pairs.setdefault(model, weakref.WeakKeyDictionary()).setdefault(guide, {})
         except TypeError:
             return run(model, guide, rows())
-        if key in known and known[key][1].unchanged():
-            return known[key][0]
+        known = results.get(key)
+        if known is not None and not known.snapshot.changed():
+            return known.value
+        if len(results) >= MOST_RESULTS:
+            results.clear()
         with disable_proxy_modes_tracing():  # or the run would become a part of a step's graph
-            few = rows()
-            with reading([model, guide], few.parts()[1]) as reads:
-                result = run(model, guide, few)
-        if len(known) >= MOST:
-            known.clear()
-        known[key] = result, reads
-        return result
+            results[key] = _compute(model, guide, rows(), run, known)
+        return results[key].value
 
 
-class Reads:
-    """The modules and leaf tensors that a run used, with the state in which it found them."""
+def _compute(model: Any, guide: Any, batch: Any, run: Callable[..., Any], known: CachedResult | None) -> CachedResult:
+    """Run a pair, and return the result with a snapshot of what it depends on."""
+    programs = {"model": model, "guide": guide}
+    harmless: Counter[Slot] = Counter() if known is None else known.harmless
+    changes = frozenset() if known is None else known.snapshot.changed_slots()
+    ignored = frozenset(slot for slot, count in harmless.items() if count >= MOST_RERUNS)
+
+    before = Snapshot(programs, ignored=ignored)
+    with recording_use([model, guide], batch.parts()[1]) as used:
+        value = run(model, guide, batch)
+    snapshot = Snapshot(programs, modules=used.modules, tensors=used.tensors(), since=before, ignored=ignored)
+
+    if known is not None and known.value == value:
+        harmless.update(changes)
+    return CachedResult(value, snapshot, harmless)
+
+
+class Use:
+    """The modules and leaf tensors that a run used.
+
+    Attributes:
+        modules: modules that were called, and programs that are modules.
+    """
 
     def __init__(self) -> None:
-        self._modules: list[tuple[weakref.ref[nn.Module], _State]] = []
-        self._tensors: list[tuple[weakref.ref[Tensor], bool]] = []
+        self.modules: list[nn.Module] = []
+        self._tensors: list[weakref.ref[Tensor]] = []
 
-    def keep(self, modules: list[nn.Module], watch: _LeafTensors) -> None:
-        """Take note of the modules, of all within them, and of the tensors that outlive the run."""
-        every = {id(m): m for root in modules for m in root.modules()}
-        self._modules = [(weakref.ref(m), _State(m)) for m in every.values()]
-        used = [(weakref.ref(x), x.requires_grad) for x in watch.used.values()]
-        watch.forget()  # the last holder of what the run made in ways that torch does not tell of: torch.Tensor(..)
-        self._tensors = [(ref, requires_grad) for ref, requires_grad in used if ref() is not None]
-
-    def unchanged(self) -> bool:
-        """Return whether all of it still lives, in the same state."""
-        for ref, state in self._modules:
-            module = ref()
-            if module is None or not state.holds(module):
-                return False
-        for tensor_ref, requires_grad in self._tensors:
-            tensor = tensor_ref()
-            if tensor is None or tensor.requires_grad != requires_grad:
-                return False
-        return True
+    def tensors(self) -> list[Tensor]:
+        """Return the leaf tensors that outlived the run."""
+        found = [reference() for reference in self._tensors]
+        return [x for x in found if x is not None]
 
 
 @contextmanager
-def reading(programs: list[Any], ignored: list[Tensor]) -> Iterator[Reads]:
-    """Record the modules and leaf tensors that the code inside uses; programs that are modules count as used."""
-    reads, watch = Reads(), _LeafTensors(ignored)
+def recording_use(programs: list[Any], ignored: list[Tensor]) -> Iterator[Use]:
+    """Record the modules and leaf tensors that the code inside uses.
+
+    Args:
+        programs: callables; those that are modules count as used.
+        ignored: tensors that do not count as used.
+    """
+    use = Use()
+    leaves = _LeafTensors(ignored)
     called = {id(program): program for program in programs if isinstance(program, nn.Module)}
 
     def note(module: nn.Module, _: Any) -> None:
@@ -91,66 +121,39 @@ def reading(programs: list[Any], ignored: list[Tensor]) -> Iterator[Reads]:
 
     hook = register_module_forward_pre_hook(note)
     try:
-        with watch:
-            yield reads
+        with leaves:
+            yield use
     finally:
         hook.remove()
-    reads.keep(list(called.values()), watch)
+    use.modules = list(called.values())
+    use._tensors = leaves.release()
 
 
 class _LeafTensors(TorchFunctionMode):
-    """Collects the leaf tensors that torch's functions are called with, but for those that they have made."""
+    """Collects the leaf tensors that torch's functions are called with, but for those that the functions made."""
 
     def __init__(self, ignored: list[Tensor]) -> None:
         super().__init__()
-        self.used: dict[int, Tensor] = {}
-        self.made = {id(x): x for x in ignored}  # the tensors too, lest another one gets the identity
+        self._used: dict[int, Tensor] = {}
+        self._made = {id(x): x for x in ignored}  # the tensors too, lest another one gets the identity
 
-    def forget(self) -> None:
-        """Let go of all tensors."""
-        self.used.clear()
-        self.made.clear()
+    def release(self) -> list[weakref.ref[Tensor]]:
+        """Return weak references to the tensors used, and let go of all.
+
+        Those that the run made in ways that torch does not tell of, as by ``torch.Tensor(..)``, are gone by that.
+        """
+        references = [weakref.ref(x) for x in self._used.values()]
+        self._used.clear()
+        self._made.clear()
+        return references
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         for x in tree_iter((args, kwargs)):
-            if isinstance(x, Tensor) and id(x) not in self.made and x.is_leaf and x.is_floating_point():
-                self.used[id(x)] = x
+            if isinstance(x, Tensor) and id(x) not in self._made and x.is_leaf and x.is_floating_point():
+                self._used[id(x)] = x
         result = func(*args, **kwargs)
         for x in tree_iter(result):
-            if isinstance(x, Tensor) and id(x) not in self.used:
-                self.made[id(x)] = x
+            if isinstance(x, Tensor) and id(x) not in self._used:
+                self._made[id(x)] = x
         return result
-
-
-class _State:
-    """A module's mode, flags and words, the identities of its children and parameters, and which of these are trained.
-
-    Identities serve, since what they are of is referred to weakly besides: none is used again unnoticed.
-    """
-
-    __slots__ = ("children", "draws", "flags", "parameters")
-
-    def __init__(self, module: nn.Module) -> None:
-        self.flags = [(name, x) for name, x in module.__dict__.items() if type(x) in (bool, str)]
-        self.draws = _draws(module)
-        self.children = [id(child) for child in module._modules.values()]
-        self.parameters = [(id(p), p.requires_grad) for p in module._parameters.values() if p is not None]
-
-    def holds(self, module: nn.Module) -> bool:
-        """Return whether the module is still in this state; it is asked at every step, and so compares no more."""
-        attributes = module.__dict__
-        for name, x in self.flags:
-            if attributes.get(name) != x:
-                return False
-        if self.draws != _draws(module) or self.children != [id(child) for child in attributes["_modules"].values()]:
-            return False
-        parameters = attributes["_parameters"]
-        return not (parameters or self.parameters) or self.parameters == [
-            (id(p), p.requires_grad) for p in parameters.values() if p is not None
-        ]
-
-
-def _draws(module: nn.Module) -> bool:
-    """Return whether a module is a dropout that draws numbers, which at a rate of 0 it does not."""
-    return isinstance(module, Dropout) and module.p > 0

@@ -13,7 +13,11 @@ from .reachable import ReachableObjects
 
 @contextmanager
 def buffers_kept(*programs: Any) -> Iterator[None]:
-    """Keep the buffers of the modules that programs reach, such as running means, as they are."""
+    """Restore the buffers of the modules that programs reach, such as running means, after what is done inside.
+
+    Args:
+        programs: callables.
+    """
     found = ReachableObjects({f"{i}": program for i, program in enumerate(programs)}).modules.values()
     buffers = [b for module in found for b in module.buffers()]
     held = [b.clone() for b in buffers]

@@ -1,4 +1,4 @@
-"""Find the modules that a program can run: its own, and those that its functions and objects refer to."""
+"""Find the modules, functions and objects that programs refer to."""
 
 from __future__ import annotations
 
@@ -21,18 +21,32 @@ INTERNAL = frozenset(vars(nn.Module())) | {"_pyro_name", "_is_full_backward_hook
 
 
 class ReachableObjects:
-    """The modules that programs reach, and a fingerprint by which a change of the programs is noticed.
+    """The modules, functions and objects that programs refer to, directly or through each other.
+
+    References are followed through closures, globals, default arguments, attributes and containers; not into
+    libraries, and not into containers of more than 4,096 entries.
 
     Args:
         programs: name -> callable; a module, a function, a method, a ``functools.partial``, or any object.
 
     Attributes:
         modules: path -> outermost module, such as ``"model"`` for a module itself and ``"model.decoder"`` for one that
-            a function calls by that name; a module inside of another one is not named again.
+            a function calls by that name; a module inside another one is not named again.
+        functions: functions, those of methods too.
+        objects: objects of a user's classes, apart from modules.
+
+    Example::
+
+        >>> parts = {"decoder": nn.Linear(2, 2)}
+        >>> story = functools.partial(lambda parts, batch: parts["decoder"](batch), parts)
+        >>> ReachableObjects({"model": story}).modules
+        {'model.decoder': Linear(in_features=2, out_features=2, bias=True)}
     """
 
     def __init__(self, programs: Mapping[str, Any]):
         self.modules: dict[str, nn.Module] = {}
+        self.functions: list[FunctionType] = []
+        self.objects: list[Any] = []
         self._seen: dict[int, Any] = {}  # objects by identity, kept alive so that no identity is used twice
         self._inside: set[int] = set()
         self._scalars: list[Any] = []
@@ -41,7 +55,7 @@ class ReachableObjects:
             self._visit(name, program)
 
     def all_modules(self) -> Iterator[nn.Module]:
-        """Every module once, inner ones too."""
+        """Yield every module once, inner ones too."""
         seen: set[int] = set()
         for root in self.modules.values():
             for module in root.modules():
@@ -50,14 +64,14 @@ class ReachableObjects:
                     yield module
 
     def device(self) -> torch.device | None:
-        """The device of the first parameter or buffer, of modules before others; None where there is none."""
+        """Return the device of the first parameter or buffer; None if the programs have none."""
         for root in self.modules.values():
             for tensor in (*root.parameters(), *root.buffers()):
                 return tensor.device
         return self._loose[0].device if self._loose else None
 
     def fingerprint(self) -> Fingerprint:
-        """Return the composition of the programs, without keeping it alive."""
+        """Return the :class:`Fingerprint` of the programs."""
         return Fingerprint(self)
 
     def _visit(self, path: str, value: Any) -> None:
@@ -94,12 +108,13 @@ class ReachableObjects:
             if len(value) <= MOST:
                 self._visit_all(path, value)
         elif isinstance(value, type):
-            self._scalars.append((path, *_named(value)))
-            if not _of_library(value) and _root(value) != "pyro_mm":
+            self._scalars.append((path, *_qualified_name(value)))
+            if not belongs_to_library(value) and package_of(value) != "pyro_mm":
                 self._visit_attributes(path, vars(value))
-        elif _of_library(type(value)):
-            self._scalars.append((path, *_named(type(value)), *_shapes(value)))
+        elif belongs_to_library(type(value)):
+            self._scalars.append((path, *_qualified_name(type(value)), *_shapes(value)))
         elif not isinstance(value, ModuleType):
+            self.objects.append(value)
             self._visit_attributes(path, getattr(value, "__dict__", {}))
             self._visit_calls(path, type(value))
 
@@ -116,7 +131,7 @@ class ReachableObjects:
             self._inside.add(id(module))
             self._seen[id(module)] = module
             inner = f"{path}.{name}" if name else path
-            if not _of_library(type(module)):
+            if not belongs_to_library(type(module)):
                 self._visit_attributes(inner, vars(module))
                 self._visit_calls(inner, type(module))
 
@@ -127,18 +142,19 @@ class ReachableObjects:
 
     def _visit_calls(self, path: str, kind: type) -> None:
         """Visit what a user's class has for all of its objects, and what its methods refer to."""
-        if _root(kind) == "pyro_mm":
+        if package_of(kind) == "pyro_mm":
             return
         for owner in kind.__mro__:
-            if not _of_library(owner) and _root(owner) != "pyro_mm":
+            if not belongs_to_library(owner) and package_of(owner) != "pyro_mm":
                 for name, value in vars(owner).items():
                     if isinstance(value, FunctionType) or not name.startswith("_"):
-                        self._visit(f"{path}.{name}", _of_descriptor(value))
+                        self._visit(f"{path}.{name}", _function_of_descriptor(value))
 
     def _visit_function(self, path: str, function: Any) -> None:
         function = getattr(function, "__wrapped__", function)
-        if not isinstance(function, FunctionType) or _of_library(function):
+        if not isinstance(function, FunctionType) or belongs_to_library(function):
             return
+        self.functions.append(function)
         self._visit_all(path, function.__defaults__ or ())
         self._visit_all(path, (function.__kwdefaults__ or {}).values())
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
@@ -146,9 +162,9 @@ class ReachableObjects:
                 self._visit(f"{path}.{name}", cell.cell_contents)
             except ValueError:  # an empty cell: a name that is not defined yet
                 continue
-        if _root(function) == "pyro_mm":
+        if package_of(function) == "pyro_mm":
             return
-        names = _names(function.__code__)
+        names = names_in(function.__code__)
         for name in names:
             if name in function.__globals__:
                 value = function.__globals__[name]
@@ -168,9 +184,13 @@ class ReachableObjects:
 
 
 class Fingerprint:
-    """Composition of programs: their modules and functions by identity, and the numbers and strings they hold.
+    """The modules and functions of programs, the numbers and strings they hold, and the shapes of their parameters.
 
-    Nothing is kept alive by it. Values of parameters do not count, their shapes, types and devices do.
+    Two fingerprints are equal if modules and functions are the same objects, and all else is equal: values of
+    parameters do not count, their types and devices do. Nothing is kept alive.
+
+    Args:
+        reached: what the programs refer to.
     """
 
     def __init__(self, reached: ReachableObjects):
@@ -199,7 +219,7 @@ class Fingerprint:
 
 @contextmanager
 def evaluation_mode(roots: Iterable[nn.Module]) -> Iterator[None]:
-    """Hold modules, and those inside of them, in evaluation mode; afterwards each is in the mode it was in."""
+    """Put modules, and those inside them, in evaluation mode; afterwards each gets its own mode back."""
     roots = list(roots)
     before = {module: module.training for root in roots for module in root.modules()}
     for root in roots:
@@ -208,7 +228,7 @@ def evaluation_mode(roots: Iterable[nn.Module]) -> Iterator[None]:
     try:
         yield
     finally:
-        # by train(), which some modules do work in, from the outside in, as it goes down to the inner ones
+        # by train(), which some modules override, from the outside in, since it changes the inner ones too
         for module, training in before.items():
             if module.training != training:
                 module.train(training)
@@ -217,33 +237,33 @@ def evaluation_mode(roots: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def modules(model: Any, guide: Any) -> dict[str, nn.Module]:
-    """Return the modules among model and guide, or of which they are methods, by name."""
+    """Return name -> module, for a model and a guide that are modules or methods of modules."""
     owners = {name: getattr(f, "__self__", f) for name, f in (("model", model), ("guide", guide))}
     return {name: owner for name, owner in owners.items() if isinstance(owner, nn.Module)}
 
 
 def held(model: Any, guide: Any) -> dict[str, nn.Module]:
-    """Return the modules that model and guide refer to without being them, by path."""
+    """Return path -> module, for the modules that model and guide refer to, apart from themselves."""
     own = set(map(id, modules(model, guide).values()))
     found = ReachableObjects({"model": model, "guide": guide}).modules
     return {path: module for path, module in found.items() if id(module) not in own}
 
 
 @functools.lru_cache(maxsize=4096)
-def _names(code: CodeType) -> tuple[str, ...]:
-    """The names that code refers to, those of functions defined in it too."""
-    inner = [name for const in code.co_consts if isinstance(const, CodeType) for name in _names(const)]
+def names_in(code: CodeType) -> tuple[str, ...]:
+    """Return the names that code refers to, those of functions defined in it too."""
+    inner = [name for const in code.co_consts if isinstance(const, CodeType) for name in names_in(const)]
     return tuple(dict.fromkeys([*code.co_names, *inner]))
 
 
-def _of_descriptor(value: Any) -> Any:
+def _function_of_descriptor(value: Any) -> Any:
     """Return the function of a static or class method or of a property; any other value as it is."""
     if isinstance(value, property):
         return value.fget
     return value.__func__ if isinstance(value, staticmethod | classmethod) else value
 
 
-def _named(kind: type) -> tuple[str, str]:
+def _qualified_name(kind: type) -> tuple[str, str]:
     """Return the name of a type, which a fingerprint can keep without keeping the type alive."""
     return kind.__module__, kind.__qualname__
 
@@ -255,9 +275,11 @@ def _shapes(value: Any) -> tuple[torch.Size, ...]:
     return ()
 
 
-def _root(thing: Any) -> str:
+def package_of(thing: Any) -> str:
+    """Return the name of the package that a class or a function is defined in."""
     return str(getattr(thing, "__module__", "")).split(".")[0]
 
 
-def _of_library(thing: Any) -> bool:
-    return _root(thing) in LIBRARIES
+def belongs_to_library(thing: Any) -> bool:
+    """Return True for a class or a function of a library, which refers to no module of a user's."""
+    return package_of(thing) in LIBRARIES

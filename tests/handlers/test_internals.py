@@ -17,7 +17,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from pyro_mm.handlers.deferred import LazyTensor
-from pyro_mm.handlers.internals import BatchNorm, Dropout, TorchDispatchMode, tree_iter, tree_leaves
+from pyro_mm.handlers.internals import BatchNorm, TorchDispatchMode, tree_iter, tree_leaves
 from pyro_mm.handlers.params import GRADIENT, announce_gradient, register
 from pyro_mm.handlers.plates import FixedPlate, KnownPlates, PlateIndices, plate_shape
 from pyro_mm.utils.reachable import INTERNAL
@@ -274,12 +274,6 @@ def test_dispatch_mode_sees_operations_named_by_aten():
 def test_layers_of_batch_normalisation_share_a_base_class(layer):
     """training: ``_BatchNorm`` of torch.nn.modules.batchnorm."""
     assert issubclass(layer, BatchNorm) and not issubclass(nn.LayerNorm, BatchNorm)
-
-
-@pytest.mark.parametrize("layer", [nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout])
-def test_layers_of_dropout_share_a_base_class_and_have_a_rate(layer):
-    """utils.snapshot: ``_DropoutNd`` of torch.nn.modules.dropout, and its ``p``."""
-    assert issubclass(layer, Dropout) and layer(0.25).p == 0.25
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -1,5 +1,8 @@
 """The structure of a pair is cached, and found again once what it was read from has changed."""
 
+import gc
+import weakref
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -141,3 +144,161 @@ def test_it_is_found_once(double):
         del batch
     assert expert.runs == 1
     assert found.strata.components == 3
+
+
+class Mixed(nn.Module):
+    """A mixture of a number of components; it counts its runs, and keeps what it has made."""
+
+    def __init__(self, components):
+        super().__init__()
+        self.components, self.runs, self.temperature = components, 0, 1.0
+
+    def forward(self, batch):
+        self.runs += 1
+        shape = len(batch), self.components
+        self.last = dist.Normal(torch.zeros(*shape, 1), 1.0 / self.temperature).to_event(1)
+        return mm.distributions.Mixture(self.last, torch.zeros(shape))
+
+
+def mixture_of(networks):
+    """A guide as a function, whose network is in a container of its closure."""
+
+    def guide(batch):
+        with batch.plate():
+            pyro.sample("z", networks["z"](batch))
+
+    return guide
+
+
+class Wrapped:
+    """A guide as an object that is no module, with its network as an attribute."""
+
+    def __init__(self, network):
+        self.network = network
+
+    def __call__(self, batch):
+        with batch.plate():
+            pyro.sample("z", self.network(batch))
+
+
+def in_a_closure(network):
+    def guide(batch):
+        with batch.plate():
+            pyro.sample("z", network(batch))
+
+    def replace(new):
+        nonlocal network
+        network = new
+
+    return guide, replace
+
+
+def in_a_dictionary(network):
+    networks = {"z": network}
+    return mixture_of(networks), lambda new: networks.update(z=new)
+
+
+def in_a_global(network):
+    globals()["GLOBAL_NETWORK"] = network
+
+    def guide(batch):
+        with batch.plate():
+            pyro.sample("z", GLOBAL_NETWORK(batch))  # noqa: F821
+
+    return guide, lambda new: globals().update(GLOBAL_NETWORK=new)
+
+
+def in_an_object(network):
+    guide = Wrapped(network)
+    return guide, lambda new: setattr(guide, "network", new)
+
+
+def in_a_method(network):
+    owner = Wrapped(network)
+    guide = owner.__call__
+    return guide, lambda new: setattr(owner, "network", new)
+
+
+def rows(size=4):
+    return mm.Batch({"x": torch.randn(size, 1)})
+
+
+@pytest.mark.parametrize("place", [in_a_closure, in_a_dictionary, in_a_global, in_an_object, in_a_method])
+def test_a_module_that_is_replaced_in_what_a_guide_refers_to_while_the_old_one_lives(place):
+    old, new = Mixed(2), Mixed(3)
+    guide, replace = place(old)
+    assert pair_structure(story, guide, rows()).strata.components == 2
+    replace(new)
+    assert pair_structure(story, guide, rows()).strata.components == 3
+    replace(old)
+    assert pair_structure(story, guide, rows()).strata.components == 2
+
+
+def test_numbers_of_a_module_that_change_between_evaluations(double):
+    batch = mm.Batch({n: torch.randn(5, 1) for n in NAMES})
+    model, guide = pair()
+    posterior = guide.posteriors["z"]
+    assert pair_structure(model, guide, batch).strata.components == 3
+    posterior.weights = {"a": 1.0, "b": 1.0, "c": 0.0}
+    first = value("inside", model, guide, batch)
+    fresh_model, fresh_guide = pair(
+        lambda experts: mm.posteriors.MixtureOfExperts(experts, {"a": 1.0, "b": 1.0, "c": 0.0})
+    )
+    assert first == value("inside", fresh_model, fresh_guide, batch)
+    mixed = Mixed(2)
+    guide = mm.Guide(z=mixed)
+    assert pair_structure(story, guide, rows()).strata.components == 2
+    mixed.components = 5
+    assert pair_structure(story, guide, rows()).strata.components == 5
+
+
+def test_an_infer_dictionary_that_changes_in_place():
+    infer = {}
+
+    def guide(batch):
+        with batch.plate():
+            pyro.sample("c", dist.Categorical(torch.ones(len(batch), 3)), infer=infer)
+
+    def model(batch):
+        with batch.plate():
+            c = pyro.sample("c", dist.Categorical(torch.ones(len(batch), 3)))
+            batch.observe("x", lambda c: dist.Normal(c[..., None], 1.0).to_event(1), c)
+
+    assert pair_structure(model, guide, rows()).latents == {"c": "score"}
+    infer["enumerate"] = "parallel"
+    assert pair_structure(model, guide, rows()).latents == {"c": "enumerated"}
+
+
+def test_a_run_that_changes_attributes_of_its_own_is_not_run_again_for_them():
+    mixed = Mixed(2)
+    guide = mm.Guide(z=mixed)
+    pair_structure(story, guide, rows())
+    runs = mixed.runs
+    for _ in range(3):
+        mixed(rows())  # counts, and keeps another distribution
+        pair_structure(story, guide, rows())
+    assert mixed.runs == runs + 3
+
+
+def test_a_number_that_changes_in_every_step_without_a_consequence_costs_a_few_runs_only():
+    mixed = Mixed(2)
+    guide = mm.Guide(z=mixed)
+    found = pair_structure(story, guide, rows())
+    runs = mixed.runs
+    for step in range(50):
+        mixed.temperature = 1.0 / (2 + step)
+        assert pair_structure(story, guide, rows()) == found
+    assert mixed.runs - runs <= 3 * 5  # each finding runs the guide three times at most
+    mixed.components = 3  # the others are compared all the same
+    assert pair_structure(story, guide, rows()).strata.components == 3
+
+
+@pytest.mark.parametrize("place", [in_a_closure, in_a_dictionary, in_an_object])
+def test_what_is_cached_keeps_nothing_alive(place):
+    network = Mixed(2)
+    guide, replace = place(network)
+    pair_structure(story, guide, rows())
+    alive = [weakref.ref(x) for x in (network, guide)]
+    del network, guide, replace
+    gc.collect()
+    assert [ref() for ref in alive] == [None, None]
