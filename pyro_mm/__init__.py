@@ -20,6 +20,7 @@ from .posteriors.guide import Guide
 from .sampling.ancestral import simulate
 from .sampling.encode import encode
 from .sampling.predictive import generate, posterior_draws
+from .sampling.proposals import Proposal
 from .scoring.importance import log_weights
 from .scoring.training_objective import Loss, TrainingObjective
 from .training.compile import stage
@@ -30,9 +31,9 @@ from .training.weights import load, save
 __version__ = "0.1.0"
 
 __all__ = [
-    "Batch", "Calibration", "Check", "Comparison", "Evidence", "Guide", "History", "Loss", "TrainingObjective",
-    "annealed_importance", "bidirectional", "calibration", "check", "compare", "conditionals", "datasets",
-    "distributions", "encode", "estimators", "fit", "generate", "load", "log_conditional", "log_marginal",
+    "Batch", "Calibration", "Check", "Comparison", "Evidence", "Guide", "History", "Loss", "Proposal",
+    "TrainingObjective", "annealed_importance", "bidirectional", "calibration", "check", "compare", "conditionals",
+    "datasets", "distributions", "encode", "estimators", "fit", "generate", "load", "log_conditional", "log_marginal",
     "log_weights", "metrics", "models", "nn", "objectives", "plots", "posterior_draws", "posteriors", "priors",
     "protocols", "recipes", "save", "simulate", "stage", "to_arviz",
 ]  # fmt: skip

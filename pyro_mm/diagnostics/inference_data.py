@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..batch.batch import Batch, check_batch
 from ..evidence.evidence import Evidence
-from ..sampling.predictive import draw_samples
+from ..sampling.predictive import SampleSettings, draw_samples
+from ..sampling.resampling import Resampling
 from ..scoring.evaluation import evaluating
 from ..utils.arguments import check_counts, check_flags, check_programs, check_seed, describe
 from ..utils.arviz import build_inference_data
@@ -75,10 +76,13 @@ def to_arviz(
         evaluating(model, guide, batch, audit=audit, stacked=stacked, draws=True) as rows,
         temporary_seed(seed, rows.device),
     ):
-        _, *found = draw_samples(model, guide, rows, num_samples, resample=resample, vectorize=vectorize)
+        resampling = Resampling() if resample else None
+        settings = SampleSettings(num_samples, resampling=resampling, vectorize=vectorize)
+        _, *found = draw_samples(model, guide, rows, settings)
         draws["posterior"], draws["posterior_predictive"] = found
         if prior:
-            _, *found = draw_samples(model, guide, rows.only(), num_samples, vectorize=vectorize)
+            settings = SampleSettings(num_samples, vectorize=vectorize)
+            _, *found = draw_samples(model, guide, rows.only(), settings)
             draws["prior"], draws["prior_predictive"] = found
     groups: dict[str, dict[str, np.ndarray]] = {
         group: {name: _numpy(x)[None] for name, x in of.items()} for group, of in draws.items()

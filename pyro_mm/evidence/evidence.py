@@ -1,4 +1,4 @@
-r"""Log-likelihoods row by row, with what is needed to trust them or not, and the sums that they are made of."""
+r"""Estimated log-likelihoods per row, with standard errors and diagnostics."""
 
 from __future__ import annotations
 
@@ -15,28 +15,54 @@ from ..utils.arviz import build_inference_data
 from .pareto import MIN_TAIL_LENGTH, tail_length
 
 PARETO_K_THRESHOLD = 0.7  # of k-hat (Vehtari et al. 2024): the variance of heavier tails is too large, or infinite
-ROUNDING_UNITS = (
-    32  # of log-weights, in units of their last place, and their least size: sums of many terms that cancel
-)
-LARGE_STANDARD_ERROR = 0.5  # nats: a standard error beyond which the delta method that made it no longer holds
+LARGE_STANDARD_ERROR = 0.5  # nats: the delta method does not hold beyond it
+
+# The spread of log-weights that is taken for rounding, in units of the last place of a log-weight of this size at
+# least: a log-weight is a sum of many terms that cancel.
+ROUNDING_UNITS = 32
 
 
 @dataclass(frozen=True)
 class Evidence:
-    r"""Log-likelihoods of N rows, estimated, with what is needed to trust them or not.
+    r"""Estimated log-likelihoods of N rows, with standard errors and the diagnostics of their weights.
+
+    With K weights :math:`w_{kn}` per row, whose mean is an unbiased estimate of the likelihood,
+
+    .. math:: \ell_n = \log \frac1K \sum_k w_{kn}, \qquad
+              \mathrm{se}(\ell_n) \approx \frac{\mathrm{sd}_k(w_{kn})}{\sqrt K \, \bar w_n}, \qquad
+              \mathrm{ess}_n = \frac{(\sum_k w_{kn})^2}{\sum_k w_{kn}^2}
+
+    :math:`\ell_n` is biased low by about :math:`\mathrm{se}^2 / 2`. Printed, it gives the mean over rows; ``summary()``
+    names the rows that are not to be trusted; ``evidence[rows]`` takes some of them, and a difference of two is a
+    conditional.
 
     Attributes:
-        log_prob: :math:`\log \frac1K \sum_k w_{kn}`, ``(N,)``, in nats. Biased low by about half the squared error.
-        standard_error: of ``log_prob``, ``(N,)``, by the delta method, from the spread of the independent groups of
-            draws (single ones, unless draws are stratified, antithetic or quasi-random).
-        ess: effective sample size :math:`(\sum_k w_k)^2 / \sum_k w_k^2`, between 1 and K.
-        pareto_k: tail shape of the weights (``pyro_mm.evidence.pareto``); above 0.7 the row is not to be trusted.
-        quantity: which log-likelihood this is, in words.
-        num_particles: K.
-        running: k -> ``(log_prob, standard_error)`` from the first k particles, for k = 1, 2, 4, .., K.
-        counts: boolean ``(N,)``, the rows that have what the quantity is of: means and shares are over them, since the
-            0 of a row that lacks it would dilute these. None for all rows.
-        notes: what else is to be said of the quantity, such as that grey levels are no bits.
+        log_prob (Tensor): :math:`\ell_n`, ``(N,)``, in nats.
+        standard_error (Tensor): of ``log_prob``, ``(N,)``, in nats, by the delta method, from the spread of independent
+            groups of draws (single ones, unless draws are stratified, antithetic or quasi-random). It says how far a
+            repetition with other draws would be off, and nothing about other rows. NaN for a single group.
+        ess (Tensor): effective sample size, ``(N,)``, between 1 and K.
+        pareto_k (Tensor): k-hat, the shape of the tail of the weights, ``(N,)``
+            (:func:`pyro_mm.evidence.pareto.pareto_k`). Above 0.7 a row is not to be trusted; NaN below K = 21.
+        quantity (str): name of the log-likelihood, such as ``"log p(image | label)"``.
+        num_particles (int): K.
+        running (Mapping): k -> ``(log_prob, standard_error)`` of the first k particles, for k = 1, 2, 4, .., K: an
+            estimate that still rises with k has not converged.
+        counts (Tensor): the rows that have the quantity, boolean ``(N,)``; None for all. Means and shares are over
+            them, as a row without it has an exact 0 that would dilute these.
+        notes (tuple of str): remarks on the quantity, such as that grey levels have no likelihood in bits.
+
+    Example:
+        >>> import torch, pyro_mm as mm
+        >>> model = mm.models.LinearGaussian({"x": torch.eye(2)})
+        >>> batch = mm.Batch({"x": torch.tensor([[0.0, 0.0], [1.0, 2.0]])})
+        >>> evidence = mm.log_marginal(model, mm.Guide(z=model.posterior), batch, num_particles=100, seed=0)
+        >>> evidence
+        Evidence(log p(x): -3.156 ± 0.000 nats per row, mean of 2 rows, K = 100, k-hat > 0.7 in 0.0%)
+        >>> bool(torch.allclose(evidence.log_prob, model.log_prob(batch)))  # the posterior has weights without variance
+        True
+        >>> evidence[1:].rows_text
+        '1 row'
     """
 
     log_prob: Tensor
@@ -50,12 +76,15 @@ class Evidence:
     notes: tuple[str, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
+        """Return the number of rows N."""
         return len(self.log_prob)
 
     def mean(self) -> tuple[float, float]:
-        """The mean over rows, and the standard error that the estimation (not the choice of rows) gives it.
+        r"""Return the mean over rows and its standard error by estimation, in nats per row.
 
-        Over the rows that ``counts`` names; NaN where these are none.
+        The error, :math:`\frac1N \sqrt{\sum_n \mathrm{se}_n^2}`, is that of these very rows; it does not say how far
+        the mean of other rows would be off (:func:`~pyro_mm.compare` does). Biases of rows, all downwards, do not
+        average out. Rows are those of ``counts``; both numbers are NaN if there are none.
         """
         rows = self.counted
         error = self.standard_error[rows].square().sum().sqrt() / rows.sum()
@@ -73,22 +102,24 @@ class Evidence:
         return _rows(len(self)) if counted == len(self) else f"{counted} of {_rows(len(self))}"
 
     def untrusted(self) -> float:
-        """The share of rows whose k-hat exceeds 0.7, or is none; NaN where there were too few draws for any k-hat."""
-        return math.nan if self.few else (~(self.pareto_k <= PARETO_K_THRESHOLD))[self.counted].float().mean().item()
+        """Return the share of rows whose k-hat is above 0.7 or NaN; NaN if K is too small for any k-hat."""
+        if self.few:
+            return math.nan
+        return (~(self.pareto_k <= PARETO_K_THRESHOLD))[self.counted].float().mean().item()
 
     @property
     def few(self) -> bool:
-        """Whether there were too few draws for a k-hat of any row."""
+        """True if there are too few draws for a k-hat of any row, K below 21."""
         return tail_length(self.num_particles) < MIN_TAIL_LENGTH
 
     @property
     def lost(self) -> Tensor:
-        """Which rows have no finite estimate, ``(N,)``: all their weights are zero, or one is infinite or NaN."""
+        """Rows without a finite estimate, boolean ``(N,)``: all weights are zero, or one is infinite or NaN."""
         return ~self.log_prob.isfinite()
 
     @property
     def doubtful(self) -> Tensor:
-        """Which rows are not to be trusted, ``(N,)``: k-hat above 0.7, or a standard error above 0.5 or unknown."""
+        """Rows not to be trusted, boolean ``(N,)``: k-hat above 0.7, or a standard error above 0.5 nats or NaN."""
         return (self.pareto_k > PARETO_K_THRESHOLD) | ~(self.standard_error <= LARGE_STANDARD_ERROR)
 
     def __repr__(self) -> str:
@@ -97,21 +128,28 @@ class Evidence:
         if lost := int(self.lost.sum()):
             tail += f", {_rows(lost)} without finite weights"
         return (
-            f"Evidence({self.quantity}: {mean:.3f} ± {error:.3f} nats a row, mean of {self.rows_text}, "
+            f"Evidence({self.quantity}: {mean:.3f} ± {error:.3f} nats per row, mean of {self.rows_text}, "
             f"K = {self.num_particles}, {tail}{''.join(f'; {note}' for note in self.notes)})"
         )
 
     def summary(self, worst: int = 5) -> str:
-        """Which rows are to be trusted and which are not, in words, with the ``worst`` of them and what to do.
+        """Describe in words which rows can be trusted and which cannot, and what to do.
 
         The mean of the trusted rows alone is not given, as it would be biased: draws that miss the tail of the weights
         have both a low estimate and a low k-hat.
+
+        Args:
+            worst (int): the number of untrusted rows to list, worst first.
         """
         mean, error = self.mean()
-        n, doubtful = int(self.counted.sum()), self.doubtful & ~self.lost & self.counted
-        bad, lost = int(doubtful.sum()), self.lost.nonzero()[:, 0].tolist()
+        rows = int(self.counted.sum())
+        doubtful = self.doubtful & ~self.lost & self.counted
+        num_doubtful = int(doubtful.sum())
+        lost = self.lost.nonzero()[:, 0].tolist()
+
         lines = [
-            f"{self.quantity}: {mean:.3f} ± {error:.3f} nats a row, mean of {self.rows_text}, K = {self.num_particles}."
+            f"{self.quantity}: {mean:.3f} ± {error:.3f} nats per row, mean of {self.rows_text}, "
+            f"K = {self.num_particles}."
         ]
         lines += [f"{note}." for note in self.notes]
         if self.few:
@@ -122,62 +160,72 @@ class Evidence:
                 f"Without finite weights: {_rows(len(lost))} ({shown}). All weights are zero, or one is infinite or "
                 "NaN: see what densities the story and the guide give there."
             )
-        good = n - bad - len(lost)
-        if good and bad:
-            lines.append(f"Trusted: {_rows(good)} ({good / n:.1%}).")
-        elif good:
+
+        trusted = rows - num_doubtful - len(lost)
+        if trusted and num_doubtful:
+            lines.append(f"Trusted: {_rows(trusted)} ({trusted / rows:.1%}).")
+        elif trusted:
             lines.append(f"No {'other ' if lost else ''}row gives reason for doubt.")
-        if not bad:
-            return "\n".join(lines)
-        heavy = int((doubtful & (self.pareto_k > PARETO_K_THRESHOLD)).sum())
-        why = [f"{heavy} with k-hat > {PARETO_K_THRESHOLD}"] if heavy else []
-        wide = int((doubtful & ~(self.standard_error <= LARGE_STANDARD_ERROR)).sum())
-        why += [f"{wide} with a standard error above {LARGE_STANDARD_ERROR} nats, or none"] if wide else []
-        lines.append(
-            f"Not to be trusted: {_rows(bad)} ({bad / n:.1%}): {' and '.join(why)}. A few draws carry "
-            "the weight, so that the estimate is more likely too low than too high, and its error understated."
-        )
-        order = torch.where(doubtful, self.pareto_k.nan_to_num(0.0) + self.standard_error.nan_to_num(99.0), -math.inf)
-        for row in order.topk(min(worst, bad)).indices.tolist():
-            k_hat, ess = self.pareto_k[row].item(), self.ess[row].item()
-            lines.append(
-                f"  row {row}: {self.log_prob[row].item():.3f} ± {self.standard_error[row].item():.3f}, "
-                f"k-hat {k_hat:.2f}, ESS {ess:.1f}"
-            )
-        lines.append("To do: annealed_importance on batch[evidence.doubtful], or in few dimensions prior_share=0.1.")
+        if num_doubtful:
+            lines += self._doubts(doubtful, rows, worst)
         return "\n".join(lines)
 
+    def _doubts(self, doubtful: Tensor, rows: int, worst: int) -> list[str]:
+        """Return lines on the doubtful rows: their number, the reasons, the worst of them, and remedies."""
+        number = int(doubtful.sum())
+        heavy = int((doubtful & (self.pareto_k > PARETO_K_THRESHOLD)).sum())
+        reasons = [f"{heavy} with k-hat > {PARETO_K_THRESHOLD}"] if heavy else []
+        if wide := int((doubtful & ~(self.standard_error <= LARGE_STANDARD_ERROR)).sum()):
+            reasons.append(f"{wide} with a standard error above {LARGE_STANDARD_ERROR} nats, or none")
+        lines = [
+            f"Not to be trusted: {_rows(number)} ({number / rows:.1%}): {' and '.join(reasons)}. A few draws carry "
+            "the weight, so that the estimate is more likely too low than too high, and its error understated."
+        ]
+
+        badness = self.pareto_k.nan_to_num(0.0) + self.standard_error.nan_to_num(99.0)
+        order = torch.where(doubtful, badness, -math.inf)
+        for row in order.topk(min(worst, number)).indices.tolist():
+            lines.append(
+                f"  row {row}: {self.log_prob[row].item():.3f} ± {self.standard_error[row].item():.3f}, "
+                f"k-hat {self.pareto_k[row].item():.2f}, ESS {self.ess[row].item():.1f}"
+            )
+        lines.append("To do: annealed_importance on batch[evidence.doubtful], or in few dimensions prior_share=0.1.")
+        return lines
+
     def __getitem__(self, rows: Any) -> Evidence:
-        """The evidence of some rows, by a slice, a mask or an index."""
+        """Return the evidence of some rows, by a slice, a mask, indices or one index."""
         if isinstance(rows, int) or getattr(rows, "ndim", None) == 0:
             rows = [operator.index(rows)]
-        take = lambda x: x[rows]  # noqa: E731
         return Evidence(
-            take(self.log_prob),
-            take(self.standard_error),
-            take(self.ess),
-            take(self.pareto_k),
+            self.log_prob[rows],
+            self.standard_error[rows],
+            self.ess[rows],
+            self.pareto_k[rows],
             self.quantity,
             self.num_particles,
-            {k: (take(one), take(error)) for k, (one, error) in self.running.items()},
-            None if self.counts is None else take(self.counts),
+            {k: (log_prob[rows], error[rows]) for k, (log_prob, error) in self.running.items()},
+            None if self.counts is None else self.counts[rows],
             self.notes,
         )
 
     def __sub__(self, other: Evidence) -> Evidence:
-        r"""The difference row by row: of log p(x_T, x_G) and log p(x_G), for instance, log p(x_T | x_G).
+        r"""Return the difference per row: log p(x_T | x_G), for instance, from log p(x_T, x_G) and log p(x_G).
 
-        Errors add in quadrature, as of independent estimates; ``ess`` and ``pareto_k`` are the worse of the two.
+        Errors add in quadrature, as of independent estimates: give the two different seeds. ``ess`` and ``pareto_k``
+        are the worse of the two.
+
+        Raises:
+            ValueError: evidence of another number of rows.
         """
         if not isinstance(other, Evidence):
             return NotImplemented
         if len(self) != len(other):
             raise ValueError(f"expected likelihoods of the same rows, got {len(self)} and {len(other)} of them")
 
-        def less(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        def difference(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             return one[0] - two[0], (one[1].square() + two[1].square()).sqrt()
 
-        log_prob, error = less((self.log_prob, self.standard_error), (other.log_prob, other.standard_error))
+        log_prob, error = difference((self.log_prob, self.standard_error), (other.log_prob, other.standard_error))
         return Evidence(
             log_prob,
             error,
@@ -185,14 +233,20 @@ class Evidence:
             torch.maximum(self.pareto_k, other.pareto_k),
             f"{self.quantity} - {other.quantity}",
             min(self.num_particles, other.num_particles),
-            {k: less(one, other.running[k]) for k, one in self.running.items() if k in other.running},
+            {k: difference(one, other.running[k]) for k, one in self.running.items() if k in other.running},
             None if self.counts is None or other.counts is None else self.counts | other.counts,
             tuple(dict.fromkeys([*self.notes, *other.notes])),
         )
 
     def to_arviz(self) -> Any:
-        """As ArviZ's inference data: group ``log_likelihood``, and the diagnostics under ``sample_stats``."""
-        column = lambda x: x.detach().cpu().numpy()[None, None]  # noqa: E731  # chain, draw, row
+        """Return ArviZ's inference data: group ``log_likelihood``, and the diagnostics as ``sample_stats``.
+
+        Each variable is ``(chain=1, draw=1, N)``. It is an ``InferenceData`` with ArviZ 0.x, a ``DataTree`` with 1.x.
+        """
+
+        def column(x: Tensor) -> Any:
+            return x.detach().cpu().numpy()[None, None]
+
         stats = {name: column(getattr(self, name)) for name in ("standard_error", "ess", "pareto_k")}
         return build_inference_data({"log_likelihood": {self.quantity: column(self.log_prob)}, "sample_stats": stats})
 
@@ -202,7 +256,7 @@ def _rows(n: int) -> str:
 
 
 def concatenate(parts: Sequence[Evidence]) -> Evidence:
-    """The evidence of the rows of all parts, which are estimates of one quantity from as many particles."""
+    """Return the evidence of the rows of all parts, which are estimates of one quantity from as many particles."""
 
     def cat(pick: Callable[[Evidence], Tensor]) -> Tensor:
         return torch.cat([pick(part) for part in parts])

@@ -1,14 +1,15 @@
-r"""Marginal and conditional log-likelihoods by importance sampling, each row with its error and its diagnostics."""
+r"""Marginal and conditional log-likelihoods by importance sampling, with standard errors and diagnostics per row."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from ..batch.batch import Batch, check_batch
-from ..sampling.proposals import DrawMethod, Proposal
-from ..sampling.weighted import weighted_blocks
+from ..sampling.guide_sampler import DrawMethod
+from ..sampling.particle_sampler import ProposalScheme
+from ..sampling.proposals import resolve_proposal
+from ..sampling.weighted import BlockSizes, ImportanceSampling, row_blocks, weighted_blocks
 from ..scoring.audit.audit import audit as audited
 from ..scoring.evaluation import evaluating, returned
 from ..scoring.structure import Callback, pair_structure
@@ -21,7 +22,6 @@ from ..utils.arguments import (
     check_programs,
     check_seed,
 )
-from ..utils.network_calls import ROWS
 from ..utils.seeding import normalize_seed
 from .accumulator import WeightAccumulator
 from .evidence import Evidence, concatenate
@@ -34,83 +34,165 @@ def log_marginal(
     batch: Batch,
     *,
     num_particles: int = 1000,
-    proposal: Callback | Batch | None = None,
-    draws: DrawMethod = "independent",
-    stratify: bool = True,
-    prior_share: float = 0.0,
+    proposal: ProposalScheme | Callback | Batch | None = None,
+    draws: DrawMethod | None = None,
+    stratify: bool | None = None,
+    prior_share: float | None = None,
     seed: int | None = None,
     chunk: int | None = None,
     vectorize: bool = True,
     audit: bool = True,
 ) -> Evidence:
-    r"""log p(x_present) of every row: the joint or a marginal, as the batch's masks say.
+    r"""Estimate log p(x_S) per row by importance sampling, S being the modalities present in the row.
 
-    .. math:: \log p(x_S) \approx \log \frac1K \sum_k \frac{p(x_S | z_k) p(z_k)}{q(z_k)}, \qquad z_k \sim q(z | x_S)
+    .. math:: \log p(x_S) \approx \log \frac1K \sum_{k=1}^K w_k, \qquad
+              w_k = \frac{p(x_S | z_k) \, p(z_k)}{q(z_k)}, \qquad z_k \sim q(z | x_S)
+
+    So it is the joint log-likelihood for rows that are complete, and a marginal one for ``batch.only("image")``.
+
+    **Bias.** The mean of the weights is an unbiased estimate of p(x_S). Its logarithm is too low, by about half the
+    squared standard error (Jensen); the expectation is the IWAE bound of K particles, which rises with K.
+
+    **Standard error.** By the delta method, :math:`\mathrm{sd}(w) / (\sqrt K \, \bar w)`, in nats; for draws that
+    depend on each other, from the spread of independent groups of them. It holds below about 0.5 nats.
+
+    **When not to trust a row.** A k-hat above 0.7 (:attr:`Evidence.pareto_k`) says that the weights have a tail so
+    heavy that their variance is too large or infinite: few draws carry the sum, the estimate is more likely too low
+    than too high, and the standard error, which misses the same tail, is too small. ``evidence.summary()`` lists such
+    rows. A k-hat below 0.7 is no proof: a guide that misses a mode of the posterior altogether looks well. Remedies are
+    more particles, ``proposal=mm.Proposal(prior_share=0.1)``, and :func:`~pyro_mm.annealed_importance`.
 
     Args:
-        model, guide: callables of a batch. Row-local enumerated sites are summed out; a latent that only the model
-            has is drawn from its prior.
-        batch: N rows. A row in which nothing is present has log-likelihood 0, and does not count in means.
-        num_particles: K.
-        proposal: another guide to draw from; or the same rows as another batch, for the guide to see instead of
-            ``batch`` (with ``batch.only("image")`` and ``proposal=batch``: log p(image) under q(z | image, label)).
-        draws: ``"independent"``, ``"antithetic"`` (pairs) or ``"quasi"`` (scrambled Sobol points; the standard error
-            is then that of 20 randomisations).
-        stratify: takes each component of a mixture posterior in its proportion of the draws, and not at random.
-        prior_share: the share of draws taken from the model's prior in place of the guide; 1 is sampling the prior.
-            The weights are those of the mixture of the two, and none exceeds p(x | z) / prior_share.
-        seed: of the draws; None takes one from torch's generator, which is not otherwise touched.
-        chunk: (row, particle) pairs decoded at once, which bounds the memory (encoders see 4096 rows at once) and
-            changes no digit of the result but by rounding. By default so many that the widest modality has 2^20
-            numbers, 2^14 at most; on CUDA 2^16.
-        vectorize: False draws particle by particle, for stories that do not broadcast.
-        audit: False spares the audit of the pair (:mod:`pyro_mm.scoring.audit`), and what it would refuse.
+        model (callable): a story, called with a batch. Row-local enumerated sites are summed out; a latent that only
+            the model has is drawn from its prior.
+        guide (callable): called with a batch.
+        batch (Batch): N rows. A row in which nothing is present has log-likelihood 0, and does not count in means.
+        num_particles (int): K, draws per row.
+        proposal: the way to draw, an :class:`mm.Proposal <pyro_mm.Proposal>`. Or another guide to draw from; or the
+            same rows as another batch for the guide to see in the place of ``batch``: with ``batch.only("image")`` and
+            ``proposal=batch``, log p(image) under q(z | image, label).
+        draws, stratify, prior_share: fields of a :class:`~pyro_mm.Proposal` one by one, in the place of one, or beside
+            another guide or batch.
+        seed (int): of all draws; None takes one from torch's generator, which is not otherwise used.
+        chunk (int): (row, particle) pairs decoded at once, which bounds the memory (encoders see 4096 rows at once) and
+            changes no digit but by rounding. By default so many that the widest modality has 2^20 numbers, at most
+            2^14; on CUDA 2^16.
+        vectorize (bool): False scores particle by particle, for stories that do not broadcast.
+        audit (bool): False skips the audit of the pair (:mod:`pyro_mm.scoring.audit`) and its errors.
+
+    Returns:
+        An :class:`Evidence` of N rows, in nats per row.
 
     Raises:
-        ValueError: a site that is scaled, or outside the plate ``"data"``: its weights would be no likelihoods.
+        ValueError: a site that is scaled or outside the plate ``"data"``, whose weights would be no likelihoods; a
+            :class:`~pyro_mm.Proposal` and its fields beside it; a proposal that the guide cannot be sampled by.
+
+    Example:
+        A story whose evidence is known, and a guide wider than its posterior:
+
+        >>> import torch, pyro_mm as mm
+        >>> import pyro.distributions as dist
+        >>> model = mm.models.LinearGaussian({"a": torch.eye(2), "b": torch.ones(3, 2)}, noise=0.5)
+        >>> batch = mm.Batch({"a": torch.tensor([[1.0, -1.0], [0.5, 2.0]]), "b": torch.zeros(2, 3)})
+        >>> def wider(batch):
+        ...     q = model.posterior(batch)
+        ...     return dist.Normal(q.mean, 1.3 * q.stddev).to_event(1)
+        >>> guide = mm.Guide(z=wider)
+        >>> evidence = mm.log_marginal(model, guide, batch, num_particles=5000, seed=0)
+        >>> exact = model.log_prob(batch)
+        >>> bool(((evidence.log_prob - exact).abs() < 4 * evidence.standard_error).all())
+        True
+        >>> quasi = mm.log_marginal(model, guide, batch, num_particles=5000, seed=0, proposal=mm.Proposal("quasi"))
+        >>> bool((quasi.standard_error < evidence.standard_error).all())
+        True
+
+    References:
+        Burda et al. 2016, "Importance weighted autoencoders", arXiv:1509.00519. Vehtari et al. 2024, "Pareto smoothed
+        importance sampling", JMLR 25:72.
     """
     check_programs(model=model, guide=guide)
     check_batch(batch)
-    if proposal is not None and not isinstance(proposal, Batch):
-        check_function("proposal", proposal)
-    _check_options(num_particles, seed, chunk, vectorize)
-    sampler = proposal if proposal is not None and not isinstance(proposal, Batch) else guide
-    how = Proposal(draws, stratify, prior_share)
-    seed = normalize_seed(seed)
-    seen = proposal if isinstance(proposal, Batch) else batch
-    if check_batch(seen, "proposal").size != check_batch(batch).size:
+    sampled_guide, seen, scheme = guide, batch, None
+    if isinstance(proposal, ProposalScheme):
+        scheme = proposal
+    elif isinstance(proposal, Batch):
+        seen = proposal
+    elif proposal is not None:
+        sampled_guide = check_function("proposal", proposal)
+    settings = importance_sampling(
+        num_particles=num_particles, proposal=scheme, draws=draws, stratify=stratify, prior_share=prior_share,
+        seed=seed, chunk=chunk, vectorize=vectorize,
+    )  # fmt: skip
+    if check_batch(seen, "proposal").size != batch.size:
         raise ValueError(f"the proposal's batch has {seen.size} rows, and the batch {batch.size}")
-    stacked = vectorize and num_particles > 1
-    with evaluating(model, sampler, batch, audit=audit, stacked=stacked, seen=seen) as rows:
-        shown = seen.to(rows.device) if seen is not batch else rows
-        found = _log_marginal(model, sampler, rows, shown, num_particles, how, seed, chunk, vectorize)
-        found = name_quantity(found, model, sampler, rows, shown)
-        return returned(found, rows, batch)
+    return estimate_log_marginal(model, sampled_guide, batch, settings, seen=seen, audit=audit)
 
 
-def _log_marginal(
+def importance_sampling(
+    *,
+    num_particles: int = 1000,
+    proposal: ProposalScheme | None = None,
+    draws: DrawMethod | None = None,
+    stratify: bool | None = None,
+    prior_share: float | None = None,
+    seed: int | None = None,
+    chunk: int | None = None,
+    vectorize: bool = True,
+) -> ImportanceSampling:
+    """Return the settings that the keywords of :func:`log_marginal` ask for.
+
+    Raises:
+        TypeError: a keyword of another type.
+        ValueError: a keyword out of its range, or a proposal and its fields beside it.
+    """
+    check_counts(num_particles=num_particles)
+    check_seed(seed)
+    if chunk is not None:
+        check_counts(chunk=chunk)
+    check_flags(vectorize=vectorize)
+    scheme = resolve_proposal(proposal, draws=draws, stratify=stratify, prior_share=prior_share)
+    sizes = BlockSizes(decoded_pairs=chunk)
+    return ImportanceSampling(num_particles, normalize_seed(seed), scheme, vectorize, sizes)
+
+
+def estimate_log_marginal(
     model: Callback,
-    sampler: Callback,
+    guide: Callback,
     batch: Batch,
-    seen: Batch,
-    num_particles: int,
-    how: Proposal,
-    seed: int,
-    chunk: int | None,
-    vectorize: bool,
+    settings: ImportanceSampling,
+    *,
+    seen: Batch | None = None,
+    audit: bool = True,
 ) -> Evidence:
-    """Estimate the log-likelihood of all rows, so many at a time as are encoded at once."""
-    parts = []
-    for start in range(0, batch.size, ROWS):
-        whole = batch.size <= ROWS
-        rows, shown = (b if whole else b.block(slice(start, start + ROWS)) for b in (batch, seen))
-        sums: Any = None
-        blocks = weighted_blocks(model, sampler, rows, shown, num_particles, how, seed + start, chunk, vectorize)
-        for each, _, log_w in blocks:
-            sums = sums or WeightAccumulator(num_particles, each.group)
-            sums.add(log_w)
-        parts.append(sums.evidence(""))
-    return parts[0] if len(parts) == 1 else concatenate(parts)
+    """Estimate log p(x_S) per row in evaluation mode, block by block of rows.
+
+    Args:
+        model, guide: callables of a batch.
+        batch: N rows.
+        settings: K, the proposal, the seed and the sizes of blocks.
+        seen: the same rows as the guide sees them; ``batch`` by default.
+        audit: whether to audit the pair.
+    """
+    seen = batch if seen is None else seen
+    with evaluating(model, guide, batch, audit=audit, stacked=settings.stacked, seen=seen) as rows:
+        shown = rows if seen is batch else seen.to(rows.device)
+        blocks = zip(row_blocks(rows, settings.sizes.rows), row_blocks(shown, settings.sizes.rows), strict=True)
+        parts = [
+            _accumulate(model, guide, part, settings.for_rows(first), part_seen)
+            for (first, part), (_, part_seen) in blocks
+        ]
+        evidence = parts[0] if len(parts) == 1 else concatenate(parts)
+        return returned(name_quantity(evidence, model, guide, rows, shown), rows, batch)
+
+
+def _accumulate(model: Callback, guide: Callback, batch: Batch, settings: ImportanceSampling, seen: Batch) -> Evidence:
+    """Return the evidence of one block of rows, without a name."""
+    accumulator: WeightAccumulator | None = None
+    for block in weighted_blocks(model, guide, batch, settings, seen):
+        accumulator = accumulator or WeightAccumulator(settings.num_particles, block.group_size)
+        accumulator.add(block.log_weights)
+    assert accumulator is not None  # there is one particle at least
+    return accumulator.evidence("")
 
 
 def log_conditional(
@@ -121,42 +203,69 @@ def log_conditional(
     target: Sequence[str] | str,
     given: Sequence[str] | str = (),
     num_particles: int = 1000,
-    draws: DrawMethod = "independent",
-    stratify: bool = True,
-    prior_share: float = 0.0,
+    proposal: ProposalScheme | None = None,
+    draws: DrawMethod | None = None,
+    stratify: bool | None = None,
+    prior_share: float | None = None,
     seed: int | None = None,
     chunk: int | None = None,
     vectorize: bool = True,
     audit: bool = True,
 ) -> Evidence:
-    r"""log p(x_target | x_given) of every row, as far as they are present in it.
+    r"""Estimate log p(x_T | x_G) per row: the target modalities T given the modalities G, as far as present.
 
     .. math:: \log p(x_T | x_G) = \log p(x_T, x_G) - \log p(x_G)
 
-    Each of the two is estimated under a proposal of its own, q(z | x_T, x_G) and q(z | x_G), and their errors add in
-    quadrature; ``ess`` and ``pareto_k`` are the worse of the two. A row that lacks all targets has 0, exactly, and does
-    not count in means.
+    Each of the two is an estimate of :func:`log_marginal` under a proposal of its own, q(z | x_T, x_G) and
+    q(z | x_G), with draws of its own.
+
+    **Bias.** Each term is too low by about half its squared error, so that the difference is off by half the difference
+    of the two, in either direction. **Standard error.** The two errors in quadrature. **When not to trust a row.**
+    ``ess`` and ``pareto_k`` are the worse of the two: with a k-hat above 0.7 in the marginal, whose estimate is then
+    too low, the conditional may be too high. Log-likelihoods of much data that are almost equal leave a difference with
+    a large error.
 
     Args:
-        target, given: names of modalities, without one in common.
-        model, guide, batch, and the others: as in :func:`log_marginal`.
+        model, guide, batch: as in :func:`log_marginal`.
+        target (str or sequence of str): names of modalities, one at least. A row that lacks all of them has 0, exactly,
+            and does not count in means.
+        given (str or sequence of str): names of other modalities. A row that lacks all of them has log p(x_T).
+        num_particles, draws, stratify, prior_share, seed, chunk, vectorize, audit: as in :func:`log_marginal`.
+        proposal (Proposal): the way to draw, for both estimates.
+
+    Returns:
+        An :class:`Evidence` of N rows, in nats per row.
+
+    Raises:
+        ValueError: a modality in both, no target, or an unknown name; and as :func:`log_marginal` does.
+
+    Example:
+        >>> import torch, pyro_mm as mm
+        >>> model = mm.models.LinearGaussian({"a": torch.eye(2), "b": torch.ones(3, 2)}, noise=0.5)
+        >>> batch = model.sample(4)
+        >>> evidence = mm.log_conditional(model, mm.Guide(z=model.posterior), batch, target="a", given="b", seed=0)
+        >>> evidence.quantity
+        'log p(a | b)'
+        >>> torch.allclose(evidence.log_prob, model.log_conditional(batch, ["a"], ["b"]), atol=1e-4)
+        True
     """
     check_programs(model=model, guide=guide)
     check_batch(batch)
-    _check_options(num_particles, seed, chunk, vectorize)
+    settings = importance_sampling(
+        num_particles=num_particles, proposal=proposal, draws=draws, stratify=stratify, prior_share=prior_share,
+        seed=seed, chunk=chunk, vectorize=vectorize,
+    )  # fmt: skip
     targets, givens = check_names("target", target, batch), check_names("given", given, batch)
     if set(targets) & set(givens) or not targets:
         raise ValueError(f"expected targets, and none of them given: target={targets}, given={givens}")
-    seed = normalize_seed(seed)
-    options: dict[str, Any] = {
-        "num_particles": num_particles, "draws": draws, "stratify": stratify, "prior_share": prior_share,
-        "chunk": chunk, "vectorize": vectorize, "audit": audit,
-    }  # fmt: skip
+    check_flag("audit", audit)
+
     with evaluating(model, guide, batch, audit=False) as rows:
-        if check_flag("audit", audit):
-            shown, stacked = rows.only(*targets, *givens), vectorize and num_particles > 1
-            audited(model, guide, shown, targets=targets, givens=givens, stacked=stacked)
-        joint = log_marginal(model, guide, rows.only(*targets, *givens), seed=seed, **options)
+        both = rows.only(*targets, *givens)
+        if audit:
+            audited(model, guide, both, targets=targets, givens=givens, stacked=settings.stacked)
+        joint = estimate_log_marginal(model, guide, both, settings, audit=audit)
+
         factors = sorted(pair_structure(model, guide, rows).factors)
         if factors and givens and bool((rows.having(targets) & ~rows.having(givens)).any()):
             raise ValueError(
@@ -164,19 +273,11 @@ def log_conditional(
                 f"the probability of {factors[0]!r} alone, which the story observes beside the modalities: leave these "
                 "rows out"
             )
-        condition = [*givens, *factors] if givens else []
-        quantity = f"log p({', '.join(targets if givens else [*targets, *factors])}"
-        quantity += f" | {', '.join(condition)})" if condition else ")"
+
         if not givens:
-            return returned(replace(joint, quantity=quantity), rows, batch)
-        marginal = log_marginal(model, guide, rows.only(*givens), seed=seed + 1, **options)
+            evidence = replace(joint, quantity=f"log p({', '.join([*targets, *factors])})")
+            return returned(evidence, rows, batch)
+        quantity = f"log p({', '.join(targets)} | {', '.join([*givens, *factors])})"
+        other_seed = replace(settings, seed=normalize_seed(settings.seed + 1))
+        marginal = estimate_log_marginal(model, guide, rows.only(*givens), other_seed, audit=audit)
         return returned(conditional_evidence(joint, marginal, rows.having(targets), quantity), rows, batch)
-
-
-def _check_options(num_particles: Any, seed: Any, chunk: Any, vectorize: Any) -> None:
-    """Raise a TypeError or a ValueError for options that no likelihood can be estimated with."""
-    check_counts(num_particles=num_particles)
-    check_seed(seed)
-    if chunk is not None:
-        check_counts(chunk=chunk)
-    check_flags(vectorize=vectorize)

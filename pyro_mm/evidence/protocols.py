@@ -1,4 +1,4 @@
-r"""The likelihoods that papers print, by the names that they have there: one quantity, and more than one proposal.
+r"""Likelihoods as papers report them, by the names that they have there: one quantity, and more than one proposal.
 
 With w the ``given`` modalities and x the ``target`` (Suzuki et al. 2016, arXiv:1611.01891, section 5):
 
@@ -10,8 +10,9 @@ With w the ``given`` modalities and x the ``target`` (Suzuki et al. 2016, arXiv:
 :func:`both_ways`        log p(x | w) + log p(w|x) each likelihood under its own posterior
 ======================== ========================= =======================================================
 
-``multiple`` and ``single`` estimate the same number: where they differ, one of the proposals is too narrow.
-``pyro_mm.log_conditional`` is the alternative to ``conditional``, with q(z | w) in the place of the prior.
+``multiple`` and ``single`` estimate the same number: where they differ by more than their errors, one of the proposals
+is too narrow. ``pyro_mm.log_conditional`` is the alternative to ``conditional``, with q(z | w) in the place of the
+prior. All are in nats per row, with the bias, standard errors and diagnostics of :func:`pyro_mm.log_marginal`.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from dataclasses import replace
 from typing import Any
 
 from ..batch.batch import Batch, check_batch
+from ..sampling.particle_sampler import ProposalScheme
+from ..sampling.proposals import Proposal
 from ..scoring.audit.audit import audit as audited
 from ..scoring.evaluation import evaluating, returned
 from ..utils.arguments import check_counts, check_names, check_programs
 from ..utils.seeding import normalize_seed
 from .evidence import Evidence
-from .likelihood import log_conditional, log_marginal
+from .likelihood import estimate_log_marginal, importance_sampling, log_conditional, log_marginal
 from .quantity import conditional_evidence, restrict_means
 
 __all__ = ["PRIOR_DRAWS", "both_ways", "conditional", "joint", "multiple", "single"]
@@ -36,48 +39,60 @@ Names = Sequence[str]
 PRIOR_DRAWS = 5000
 
 
-def _names(model: Any, guide: Any, batch: Any, target: Any, given: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return target and given as names of modalities, after a look at the pair and the batch."""
-    check_programs(model=model, guide=guide)
-    check_batch(batch)
-    wanted = "expected target and given to be sequences of names without one in common"
-    if isinstance(target, str) or isinstance(given, str):
-        raise ValueError(f"{wanted}, got a string: target={target!r}, given={given!r}")
-    targets, givens = check_names("target", target, batch, least=1), check_names("given", given, batch)
-    if set(targets) & set(givens):
-        raise ValueError(f"{wanted}, got target={targets}, given={givens}")
-    return targets, givens
-
-
 def joint(model: Callback, guide: Callback, batch: Batch, target: Names, given: Names, **options: Any) -> Evidence:
-    """log p(target, given), each row under the guide's posterior of both.
+    """Estimate log p(target, given) per row, under the guide's posterior given both.
 
     Args:
-        model, guide, batch: as in :func:`pyro_mm.log_marginal`.
-        target, given: sequences of names of modalities, without one in common.
-        options: of :func:`pyro_mm.log_marginal`: ``num_particles``, ``seed``, ..
+        model, guide (callable): a story and its guide, called with a batch.
+        batch (Batch): N rows.
+        target, given (sequence of str): names of modalities, without one in common; strings alone are refused.
+        options: of :func:`pyro_mm.log_marginal`, such as ``num_particles``, ``proposal`` and ``seed``.
+
+    Returns:
+        An :class:`~pyro_mm.Evidence` of N rows, in nats per row.
 
     Raises:
-        ValueError: a string in the place of a sequence, or a name in both.
+        ValueError: a string in the place of a sequence, a name in both, or an unknown one.
     """
-    target, given = _names(model, guide, batch, target, given)
+    target, given = _check_arguments(model, guide, batch, target, given)
     with evaluating(model, guide, batch, audit=False) as rows:
         return returned(log_marginal(model, guide, rows.only(*target, *given), **options), rows, batch)
 
 
 def multiple(model: Callback, guide: Callback, batch: Batch, target: Names, given: Names, **options: Any) -> Evidence:
-    """log p(target), under the posterior of target and given. Arguments as of :func:`joint`."""
-    target, given = _names(model, guide, batch, target, given)
+    """Estimate log p(target) per row, under the guide's posterior given target and given.
+
+    That proposal knows more than the likelihood asks for. It is narrower than p(z | target), so that its weights may
+    have heavy tails: look at k-hat.
+
+    Args:
+        model, guide, batch, target, given, options: as in :func:`joint`, but another guide or batch as ``proposal``.
+
+    Returns:
+        An :class:`~pyro_mm.Evidence` of N rows, in nats per row.
+    """
+    target, given = _check_arguments(model, guide, batch, target, given)
+    audit = options.pop("audit", True)
+    settings = importance_sampling(**options)
     with evaluating(model, guide, batch, audit=False) as rows:
         seen = rows.only(*target, *given)
-        return returned(log_marginal(model, guide, rows.only(*target), proposal=seen, **options), rows, batch)
+        evidence = estimate_log_marginal(model, guide, rows.only(*target), settings, seen=seen, audit=audit)
+        return returned(evidence, rows, batch)
 
 
 def single(
     model: Callback, guide: Callback, batch: Batch, target: Names, given: Names = (), **options: Any
 ) -> Evidence:
-    """log p(target), under the posterior of the target alone. Arguments as of :func:`joint`."""
-    target, given = _names(model, guide, batch, target, given)
+    """Estimate log p(target) per row, under the guide's posterior given the target alone.
+
+    Args:
+        model, guide, batch, target, options: as in :func:`joint`.
+        given (sequence of str): not used; it is there so that all protocols can be called alike.
+
+    Returns:
+        An :class:`~pyro_mm.Evidence` of N rows, in nats per row.
+    """
+    target, given = _check_arguments(model, guide, batch, target, given)
     with evaluating(model, guide, batch, audit=False) as rows:
         return returned(log_marginal(model, guide, rows.only(*target), **options), rows, batch)
 
@@ -93,12 +108,23 @@ def conditional(
     seed: int | None = None,
     **options: Any,
 ) -> Evidence:
-    """log p(target | given): the joint one, less log p(given) from ``prior_draws`` draws of the prior.
+    r"""Estimate log p(target | given) per row, with the denominator from draws of the prior.
 
-    Its error for the second part grows with what the given modalities tell of z: for labels it is small, for images
-    it is hopeless, as its standard error says. Other arguments as of :func:`joint`.
+    .. math:: \log p(x | w) \approx \log p(x, w) - \log \frac1L \sum_l p(w | z_l), \qquad z_l \sim p(z)
+
+    The error of the second part grows with what the given modalities say about z: it is small for labels and hopeless
+    for images, as the standard error and k-hat say.
+
+    Args:
+        model, guide, batch, target, given, options: as in :func:`joint`. A ``proposal`` is that of the joint part; the
+            other part draws as it says, from the prior.
+        prior_draws (int): L.
+        seed (int): of all draws; None takes one from torch's generator.
+
+    Returns:
+        An :class:`~pyro_mm.Evidence` of N rows, in nats per row; exactly 0 in a row that lacks all targets.
     """
-    target, given = _names(model, guide, batch, target, given)
+    target, given = _check_arguments(model, guide, batch, target, given)
     check_counts(prior_draws=prior_draws)
     seed = normalize_seed(seed)
     quantity = f"log p({', '.join(target)} | {', '.join(given)})"
@@ -106,8 +132,8 @@ def conditional(
         if options.get("audit", True):
             audited(model, guide, rows.only(*target, *given), targets=target, givens=given)
         both = joint(model, guide, rows, target, given, seed=seed, **options)
-        options |= {"num_particles": prior_draws, "prior_share": 1.0}
-        marginal = log_marginal(model, guide, rows.only(*given), seed=seed + 1, **options)
+        prior_options = _from_prior(options) | {"num_particles": prior_draws}
+        marginal = log_marginal(model, guide, rows.only(*given), seed=seed + 1, **prior_options)
         return returned(conditional_evidence(both, marginal, rows.having(target), quantity), rows, batch)
 
 
@@ -121,20 +147,55 @@ def both_ways(
     seed: int | None = None,
     **options: Any,
 ) -> Evidence:
-    r"""log p(target | given) + log p(given | target), whose mean is minus the variation of information.
+    r"""Estimate log p(target | given) + log p(given | target) per row.
+
+    Its mean is minus the variation of information,
 
     .. math:: -VI(x, w) = E[\log p(x | w) + \log p(w | x)]
 
-    What the penalty of JMVAE-kl bounds: a larger alpha trades log p(x, w) for it (Suzuki et al. 2016, section 3.3).
-    Each of the two is :func:`pyro_mm.log_conditional`'s, with draws of its own. Arguments as of :func:`joint`.
+    which the penalty of JMVAE-kl bounds: a larger alpha trades log p(x, w) for it. Each of the two is that of
+    :func:`pyro_mm.log_conditional`, with draws of its own.
+
+    Args:
+        model, guide, batch, target, given, options: as in :func:`joint`.
+        seed (int): of all draws; None takes one from torch's generator.
+
+    Returns:
+        An :class:`~pyro_mm.Evidence` of N rows, in nats per row; means are over the rows that have both.
+
+    References:
+        Suzuki et al. 2016, arXiv:1611.01891, section 3.3.
     """
-    target, given = _names(model, guide, batch, target, given)
+    target, given = _check_arguments(model, guide, batch, target, given)
     seed = normalize_seed(seed)
     x, w = ", ".join(target), ", ".join(given)
     with evaluating(model, guide, batch, audit=False) as rows:
         one = log_conditional(model, guide, rows, target=target, given=given, seed=seed, **options)
         marginal = single(model, guide, rows, target, seed=seed + 2, **options)
         both = joint(model, guide, rows, target, given, seed=seed + 3, **options)
-        found = replace(one - (marginal - both), quantity=f"log p({x} | {w}) + log p({w} | {x})")
-        both_there = rows.having(target) & rows.having(given)
-        return returned(restrict_means(found, both_there), rows, batch)
+        total = replace(one - (marginal - both), quantity=f"log p({x} | {w}) + log p({w} | {x})")
+        return returned(restrict_means(total, rows.having(target) & rows.having(given)), rows, batch)
+
+
+def _check_arguments(
+    model: Any, guide: Any, batch: Any, target: Any, given: Any
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Check a pair, a batch and names of modalities, and return target and given as tuples."""
+    check_programs(model=model, guide=guide)
+    check_batch(batch)
+    wanted = "expected target and given to be sequences of names without one in common"
+    if isinstance(target, str) or isinstance(given, str):
+        raise ValueError(f"{wanted}, got a string: target={target!r}, given={given!r}")
+    targets, givens = check_names("target", target, batch, least=1), check_names("given", given, batch)
+    if set(targets) & set(givens):
+        raise ValueError(f"{wanted}, got target={targets}, given={givens}")
+    return targets, givens
+
+
+def _from_prior(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options of ``log_marginal`` with all draws from the prior."""
+    proposal = options.get("proposal")
+    if not isinstance(proposal, ProposalScheme):
+        return options | {"prior_share": 1.0}
+    prior = replace(proposal, prior_share=1.0) if isinstance(proposal, Proposal) else Proposal(prior_share=1.0)
+    return options | {"proposal": prior}

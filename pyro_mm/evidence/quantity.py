@@ -1,4 +1,4 @@
-"""Names of log-likelihoods, and the rows that have them."""
+"""Names of log-likelihoods, and the rows that they are log-likelihoods of."""
 
 from __future__ import annotations
 
@@ -13,48 +13,70 @@ from ..scoring.structure import Callback, pair_structure
 from .evidence import Evidence
 
 
-def conditional_evidence(joint: Evidence, marginal: Evidence, some: Tensor, quantity: str) -> Evidence:
-    """The difference of two estimates, and exactly 0 in rows where there is nothing of which it is one."""
-    found = joint - marginal
-    only = lambda x: torch.where(some, x, torch.zeros_like(x))  # noqa: E731
-    return Evidence(
-        only(found.log_prob),
-        only(found.standard_error),
-        torch.where(some, found.ess, float(joint.num_particles)),
-        only(found.pareto_k),
-        quantity,
-        joint.num_particles,
-        {k: (only(log_prob), only(error)) for k, (log_prob, error) in found.running.items()},
-        None if bool(some.all()) else some,
-        found.notes,
-    )
+def quantity_name(model: Callback, guide: Callback, batch: Batch, seen: Batch | None = None) -> str:
+    """Return the name of the log-likelihood that is estimated, such as ``"log p(image | label)"``.
 
+    Before the bar are the modalities that are present in some row and observed by the story, and the sites that it
+    observes besides modalities; after the bar those that it reads and does not observe.
 
-def restrict_means(found: Evidence, rows: Tensor) -> Evidence:
-    """Return an evidence whose means are over some rows, boolean ``(N,)``: those that have what it is of."""
-    return replace(found, counts=None if bool(rows.all()) else rows)
+    Args:
+        model, guide: callables of a batch.
+        batch: the rows that are scored.
+        seen: the same rows as the guide sees them; ``batch`` by default.
+    """
+    structure = pair_structure(model, guide, batch if seen is None else seen)
+    present = [name for name in batch.names if batch.presence(name) is not False]
+    observed = [name for name in present if name in structure.modalities]
+    read = modalities_read(model, guide, batch, seen) if observed != present else frozenset()
+    given = [name for name in present if name in read and name not in structure.modalities]
+    scored = ", ".join([*observed, *sorted(structure.factors)])
+    return f"log p({scored}{' | ' if given else ''}{', '.join(given)})"
 
 
 def name_quantity(
-    found: Evidence, model: Callback, guide: Callback, batch: Batch, seen: Batch | None = None
+    evidence: Evidence, model: Callback, guide: Callback, batch: Batch, seen: Batch | None = None
 ) -> Evidence:
-    """Return an evidence with the name of its quantity, the rows that have it, and what the audit says of it."""
-    quantity = quantity_name(model, guide, batch, seen)
-    scored = pair_structure(model, guide, batch if seen is None else seen).modalities
-    observed = [n for n in batch.names if n in scored and batch.presence(n) is not False]
-    rows = batch.having(observed) if observed else batch.having()
-    return restrict_means(replace(found, quantity=quantity, notes=likelihood_notes(model, guide, batch, seen)), rows)
+    """Return an evidence with its quantity's name, the rows that means are over, and the audit's notes.
 
-
-def quantity_name(model: Callback, guide: Callback, batch: Batch, seen: Batch | None = None) -> str:
-    """Name the log-likelihood of what is present and observed, given what the story reads and does not observe.
-
-    What the model observes besides modalities is named too.
+    Args:
+        evidence: of the rows of ``batch``.
+        model, guide, batch, seen: as in :func:`quantity_name`.
     """
-    info = pair_structure(model, guide, batch if seen is None else seen)
-    there = [n for n in batch.names if batch.presence(n) is not False]
-    observed = [n for n in there if n in info.modalities]
-    read = modalities_read(model, guide, batch, seen) if observed != there else frozenset()
-    given = [n for n in there if n in read and n not in info.modalities]
-    scored = ", ".join([*observed, *sorted(info.factors)])
-    return f"log p({scored}{' | ' if given else ''}{', '.join(given)})"
+    quantity = quantity_name(model, guide, batch, seen)
+    modalities = pair_structure(model, guide, batch if seen is None else seen).modalities
+    observed = [name for name in batch.names if name in modalities and batch.presence(name) is not False]
+    rows = batch.having(observed) if observed else batch.having()
+    notes = likelihood_notes(model, guide, batch, seen)
+    return restrict_means(replace(evidence, quantity=quantity, notes=notes), rows)
+
+
+def restrict_means(evidence: Evidence, rows: Tensor) -> Evidence:
+    """Return an evidence whose means are over some rows, boolean ``(N,)``: those that have the quantity."""
+    return replace(evidence, counts=None if bool(rows.all()) else rows)
+
+
+def conditional_evidence(joint: Evidence, marginal: Evidence, rows: Tensor, quantity: str) -> Evidence:
+    """Return the difference of two estimates, and exactly 0 in the other rows, over which means are not.
+
+    Args:
+        joint: log p(target, given).
+        marginal: log p(given).
+        rows: the rows that have a target, boolean ``(N,)``.
+        quantity: the name of the difference.
+    """
+    difference = joint - marginal
+
+    def zero_elsewhere(x: Tensor) -> Tensor:
+        return torch.where(rows, x, torch.zeros_like(x))
+
+    return Evidence(
+        zero_elsewhere(difference.log_prob),
+        zero_elsewhere(difference.standard_error),
+        torch.where(rows, difference.ess, float(joint.num_particles)),
+        zero_elsewhere(difference.pareto_k),
+        quantity,
+        joint.num_particles,
+        {k: (zero_elsewhere(log_prob), zero_elsewhere(error)) for k, (log_prob, error) in difference.running.items()},
+        None if bool(rows.all()) else rows,
+        difference.notes,
+    )

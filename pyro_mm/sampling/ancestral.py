@@ -1,4 +1,4 @@
-"""Draws from a model, ancestor by ancestor."""
+"""Ancestral sampling: draws from a model, parents first."""
 
 from __future__ import annotations
 
@@ -20,106 +20,158 @@ from ..scoring.structure import factor_sites, latent_sites, observed_sites, priv
 from ..utils.arguments import check_programs
 
 SiteValues = dict[str, Tensor]
-
-
-def to_sample_layout(site: Any, size: int, value: Tensor | None = None, event_dim: int | None = None) -> Tensor:
-    """The value of a site, or another one of its batch shape, as ``(S, N, *plates, *event)``."""
-    x, event_dim = site["value"] if value is None else value, site["fn"].event_dim if event_dim is None else event_dim
-    plates = {frame.name: frame for frame in site["cond_indep_stack"] if frame.vectorized}
-    particles, _ = plates.pop("particles", None), plates.pop("data", None)
-    inner = {frame.dim: frame.size for frame in plates.values()}
-    lead, event = x.dim() - event_dim, x.shape[x.dim() - event_dim :]
-    nesting = max([1, lead, *(-dim for dim in inner)]) if particles is None else -particles.dim - 1
-    samples = 1 if particles is None else particles.size
-    x = x.expand(samples, *(inner.get(dim, 1) for dim in range(-nesting, -1)), size, *event)
-    return x.reshape(samples, *(inner[dim] for dim in sorted(inner)), size, *event).movedim(1 + len(inner), 1)
+"""Site -> value."""
 
 
 @torch.no_grad()
 def simulate(model: Callable[[Batch], Any], batch: Batch, *, audit: bool = True) -> tuple[Batch, dict[str, Tensor]]:
-    """Rows drawn from the model itself, with the latents that made them: an exact draw from p(z | x) of those rows.
+    """Simulate rows from a model, together with the latents that made them.
+
+    The latents are an exact draw from the posterior p(z | x) of the simulated rows, which makes such rows a test bed
+    for guides (:func:`~pyro_mm.calibration`) and for likelihoods (:func:`~pyro_mm.bidirectional`). Draws come from
+    torch's generator, and modules run in evaluation mode.
 
     Args:
-        batch: says how many rows, which modalities each of them has, and the covariates; its values are not used.
-        audit: False spares the audit of the model (:mod:`pyro_mm.scoring.audit`), and what it would refuse.
+        model (callable): a story, called with a batch.
+        batch (Batch): N rows. Their number, masks and covariates are used, and their values are not.
+        audit (bool): False skips the audit of the model (:mod:`pyro_mm.scoring.audit`) and its errors.
 
     Returns:
-        (rows, latents): the batch with drawn values under the same masks, and latent site -> ``(N, *event)``, with the
-        plates within a row to the left of N.
+        (rows, latents): the batch with simulated values under the same masks, and latent site -> ``(*plates, N,
+        *event)``, plates being those within a row.
+
+    Raises:
+        ValueError: a story that observes a site which is no modality of the batch, such as a ``pyro.factor``.
+
+    Example:
+        >>> import torch, pyro_mm as mm
+        >>> model = mm.models.LinearGaussian({"x": torch.ones(3, 2)})
+        >>> rows, latents = mm.simulate(model, mm.Batch({"x": torch.zeros(5, 3)}))
+        >>> rows["x"].shape, latents["z"].shape
+        (torch.Size([5, 3]), torch.Size([5, 2]))
     """
     check_programs(model=model)
     with evaluating(model, None, batch, audit=audit) as rows:
-        with poutine.block(), poutine.trace() as drawn:
+        with poutine.block(), poutine.trace() as traced:
             model(rows.only())
-        if weighed := factor_sites(drawn.trace, rows):
+        if factors := factor_sites(traced.trace, rows):
             raise ValueError(
-                f"the story observes {sorted(weighed)[0]!r}, which is no modality of the batch, so that rows cannot be "
+                f"the story observes {sorted(factors)[0]!r}, which is no modality of the batch, so that rows cannot be "
                 "simulated: a draw of its latents would have to be weighed by it. Make it a modality, or leave it out"
             )
-        sites = {name: site for name, site in observed_sites(drawn.trace).items() if name in rows}
+
+        sites = {name: site for name, site in observed_sites(traced.trace).items() if name in rows}
         values = {name: to_sample_layout(site, rows.size)[0] for name, site in sites.items()}
-        found = rows.replaced(values), {name: site["value"] for name, site in latent_sites(drawn.trace).items()}
-        return returned(found, rows, batch)
+        latents = {name: site["value"] for name, site in latent_sites(traced.trace).items()}
+        return returned((rows.replaced(values), latents), rows, batch)
+
+
+def to_sample_layout(site: Any, size: int, value: Tensor | None = None, event_dim: int | None = None) -> Tensor:
+    """Bring the value of a site to ``(S, N, *plates, *event)``, samples first and rows second.
+
+    Args:
+        site: a site of a trace, in the plates "particles" (or not), "data" (or not) and those within a row.
+        size: N.
+        value: another value of the site's batch shape.
+        event_dim: the number of event dimensions of that value.
+    """
+    x = site["value"] if value is None else value
+    event_dim = site["fn"].event_dim if event_dim is None else event_dim
+    batch_dim = x.dim() - event_dim
+    event = x.shape[batch_dim:]
+
+    plates = {frame.name: frame for frame in site["cond_indep_stack"] if frame.vectorized}
+    particles = plates.pop("particles", None)
+    plates.pop("data", None)
+    within_row = {frame.dim: frame.size for frame in plates.values()}
+
+    if particles is None:
+        samples = 1
+        nesting = max([1, batch_dim, *(-dim for dim in within_row)])
+    else:
+        samples = particles.size
+        nesting = -particles.dim - 1
+    x = x.expand(samples, *(within_row.get(dim, 1) for dim in range(-nesting, -1)), size, *event)
+    sizes = [within_row[dim] for dim in sorted(within_row)]
+    return x.reshape(samples, *sizes, size, *event).movedim(1 + len(sizes), 1)
 
 
 class AncestralSampler(Messenger):
-    """Draws every modality anew, and from p the latents that nothing present informs on, given their parents' values.
+    """Handler that samples every modality, and from the prior the latents that nothing present informs.
 
-    Descendants of a modality see its value where it was observed, and the draw elsewhere.
+    A latent in the plate "data" keeps its value in the rows that :meth:`informed_rows` names, and is drawn given its
+    parents' values in the others. Descendants of a modality see its value where it is observed, and the draw elsewhere.
+
+    Args:
+        batch: N rows.
+        modalities: names of the model's modalities.
+        mean: whether to return means in the place of draws.
+
+    Attributes:
+        samples: modality -> draws or means, ``(S, N, *plates, *event)``, after a run of the model.
     """
 
     def __init__(self, batch: Batch, modalities: frozenset[str], mean: bool):
         super().__init__()
-        self.batch, self._modalities, self.mean = batch, modalities, mean
-        self.modalities: SiteValues = {}
+        self.batch = batch
+        self.mean = mean
+        self.samples: SiteValues = {}
+        self._modalities = modalities
 
-    def informed(self, site: Any) -> Presence:
-        """The rows in which something that is present informs on a latent."""
+    def informed_rows(self, site: Any) -> Presence:
+        """Return the rows in which a present modality informs a latent: its own one if the latent is private."""
         modality = private_modality(site["name"], self._modalities)
-        there = self.batch.rows if modality is None else self.batch.presence(modality)
-        return there if isinstance(there, bool) or in_data_plate(site) else True
+        rows = self.batch.rows if modality is None else self.batch.presence(modality)
+        return rows if isinstance(rows, bool) or in_data_plate(site) else True
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             return
-        if msg["is_observed"] and in_data_plate(msg):
-            self._observed(msg)
-        elif not msg["is_observed"] and msg["value"] is not None and (there := self.informed(msg)) is not True:
-            msg["value"] = select(there, msg["value"], msg["fn"].sample(), msg["fn"].event_dim)
+        if msg["is_observed"]:
+            if in_data_plate(msg):
+                self._sample_modality(msg)
+            return
+        if msg["value"] is None:
+            return  # a latent that the trace lacks, which the model draws
+        rows = self.informed_rows(msg)
+        if rows is not True:
+            msg["value"] = select(rows, msg["value"], msg["fn"].sample(), msg["fn"].event_dim)
 
-    def _observed(self, msg: Any) -> None:
+    def _sample_modality(self, msg: Any) -> None:
         name, fn = msg["name"], msg["fn"]
         while isinstance(fn, dist.MaskedDistribution):
             fn = fn.base_dist
         if isinstance(fn, dist.Unit):
             return
-        missing = msg["infer"].get("is_auxiliary", False)  # a modality of which the batch holds nothing
-        there, drawn = self.batch.presence(name) if name in self.batch else not missing, fn.sample()
-        msg["value"] = select(there, msg["value"], drawn, fn.event_dim)
-        event_dim = fn.event_dim + (self.mean and _is_categorical(fn))
-        self.modalities[name] = to_sample_layout(
-            msg, self.batch.size, mean_of_modality(name, fn) if self.mean else drawn, event_dim
-        )
+
+        sample = fn.sample()
+        held = not msg["infer"].get("is_auxiliary", False)  # False for a modality of which the batch holds nothing
+        present = self.batch.presence(name) if name in self.batch else held
+        msg["value"] = select(present, msg["value"], sample, fn.event_dim)
+
+        event_dim = fn.event_dim + (self.mean and _is_categorical(fn))  # probabilities have one more dimension
+        value = mean_of_modality(name, fn) if self.mean else sample
+        self.samples[name] = to_sample_layout(msg, self.batch.size, value, event_dim)
 
 
 def in_data_plate(site: Any) -> bool:
+    """Return whether a site is in the plate of the rows."""
     return any(frame.name == "data" for frame in site["cond_indep_stack"])
 
 
 def select(mask: Presence, one: Tensor, other: Tensor, event_dim: int) -> Tensor:
+    """Return ``one`` where the mask holds and ``other`` elsewhere; the mask is of their batch shape, or a bool."""
     if isinstance(mask, Tensor):
         return torch.where(over_events(mask, event_dim), one, other)
     return one if mask else other
 
 
-def _is_categorical(fn: Any) -> bool:
-    while isinstance(fn, torch.distributions.Independent | dist.Independent):
-        fn = fn.base_dist
-    return isinstance(fn, torch.distributions.Categorical)
-
-
 def mean_of_modality(name: str, fn: Any) -> Tensor:
-    """Return the mean of a modality's distribution. Raises a ValueError for a family whose mean is not known."""
+    """Return the mean of a distribution; of a Categorical, the probabilities of its classes, ``(.., C)``.
+
+    Raises:
+        ValueError: a family whose mean is not known.
+    """
     if not _is_categorical(fn):
         try:
             return fn.mean
@@ -131,3 +183,9 @@ def mean_of_modality(name: str, fn: Any) -> Tensor:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return fn.probs
+
+
+def _is_categorical(fn: Any) -> bool:
+    while isinstance(fn, torch.distributions.Independent | dist.Independent):
+        fn = fn.base_dist
+    return isinstance(fn, torch.distributions.Categorical)

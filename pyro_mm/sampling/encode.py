@@ -15,20 +15,32 @@ from ..utils.arguments import check_programs
 
 
 def encode(guide: Callable[[Batch], Any], batch: Batch, *, audit: bool = True) -> dict[str, dist.Distribution]:
-    """Return the guide's distributions given what is present: site -> distribution with batch shape ``(N,)``.
+    """Return the guide's distribution of each latent, given the modalities that are present.
 
-    Of a guide that draws a site given another one, the distribution given one draw of that. Modules run in evaluation
-    mode.
+    A site that the guide samples given another one has the distribution given one draw of that. Modules run in
+    evaluation mode.
 
     Args:
-        guide: a callable of a batch.
-        batch: N rows.
-        audit: False spares the audit of the guide (:mod:`pyro_mm.scoring.audit`), and what it would refuse.
+        guide (callable): called with a batch.
+        batch (Batch): N rows.
+        audit (bool): False skips the audit of the guide (:mod:`pyro_mm.scoring.audit`) and its errors.
+
+    Returns:
+        Latent site -> distribution of batch shape ``(N,)``, or ``(*plates, N)`` in plates within a row.
+
+    Example:
+        >>> import torch, pyro_mm as mm
+        >>> model = mm.models.LinearGaussian({"a": torch.ones(3, 2), "b": torch.ones(4, 2)})
+        >>> mm.encode(mm.Guide(z=model.posterior), model.sample(5).only("a"))["z"].mean.shape
+        torch.Size([5, 2])
     """
     check_programs(guide=guide)
     with evaluating(None, guide, batch, audit=audit, draws=True) as rows:
-        with poutine.block(), poutine.trace() as trace:
+        with poutine.block(), poutine.trace() as traced:
             guide(rows)
-        sites = {n: s for n, s in trace.trace.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
-        found = {n: s["fn"] for n, s in sites.items() if not site_is_subsample(s)}
-        return returned(found, rows, batch)
+        sites = {
+            name: site["fn"]
+            for name, site in traced.trace.nodes.items()
+            if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
+        }
+        return returned(sites, rows, batch)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from pyro import poutine
@@ -16,129 +17,200 @@ from ..distributions.quantiles import has_mixture, quantile
 from ..scoring.importance import propose
 from ..scoring.reduction import SiteReducer
 from ..scoring.scores import Scores
-from ..scoring.structure import PairStructure, latent_sites
+from ..scoring.structure import latent_sites
 from ..scoring.term_pair import TermPair
 from ..utils.seeding import part_seed
-from .proposals import Proposal
+from .particle_sampler import ParticleSampler, RowBlock
 from .streams import REPLICATES, Antithetic, QuasiRandom, Systematic
 
-FIRST_STREAM = 2**32  # the parts of a seed that streams of noise are, after any number of blocks of draws
+DrawMethod = Literal["independent", "antithetic", "quasi"]
+DRAW_METHODS = ("independent", "antithetic", "quasi")
+FIRST_STREAM = 2**32  # parts of a seed from here on are streams of uniforms; those below are blocks of particles
+
+Sites = Mapping[str, dict[str, Any]]
 
 
-class GuideSampler:
-    """K draws of every row of a batch from a proposal, block by block.
+class GuideSampler(ParticleSampler):
+    r"""Particles from :math:`(1 - s) q(z | x_S) + s p(z)`.
 
-    ``group`` is the number of successive draws that depend on each other.
+    Uniforms come from streams with generators of their own, row by row and particle by particle, so that a sample does
+    not depend on the blocks that it is taken in. One stream makes the draws (antithetic or quasi-random), another
+    chooses between prior and guide and among the components of a mixture.
+
+    Args:
+        rows: the rows, the pair and the number of particles K.
+        draws: the way to draw from the guide.
+        stratify: whether components, and the prior's share, come in their proportions.
+        prior_share: s.
+
+    Raises:
+        ValueError: a share of the prior beside sites that the guide enumerates, a site that is scaled or outside the
+            plate ``"data"``, or more than 21,201 quasi-random dimensions.
     """
 
-    def __init__(self, proposal: Proposal, info: PairStructure, pair: TermPair, num_particles: int, seed: int):
-        self.proposal, self.info = proposal, info
-        if proposal.prior_share and "enumerated" in info.latents.values():
+    def __init__(self, rows: RowBlock, draws: DrawMethod, stratify: bool, prior_share: float):
+        if prior_share and "enumerated" in rows.structure.latents.values():
             raise ValueError("prior_share needs a guide without enumerated sites: let the model alone have them")
+        self.structure = rows.structure
+        self.draws, self.stratify, self.prior_share = draws, stratify, prior_share
+        self.needs_prior_density = prior_share > 0
+
+        pair = rows.pair()
         with torch.no_grad(), poutine.block():
             pair.guide()
-        rows, device = pair.views.encode.size, pair.views.encode.device
-        sites, shape = latent_sites(pair.trace), SiteReducer(pair, unscaled=True)
+        sites = latent_sites(pair.trace)
+        reducer = SiteReducer(pair, unscaled=True)
         for site in sites.values():
-            shape.scale(site)  # which refuses a site outside the plate "data"
-        mixed = [name for name, site in sites.items() if has_mixture(site["fn"])]
-        self.stratified = next((n for n in mixed if isinstance(sites[n]["fn"], Mixture)), None)
-        if sites and self.stratified is not None and _plate_size(sites[self.stratified]["fn"], pair) > 1:
-            self.stratified = None  # a plate within a row has several choices, which must not go in step
-        strata = 1
-        if proposal.stratify:
-            strata = sites[self.stratified]["fn"].num_components if self.stratified is not None else 1
-            if 0 < proposal.prior_share < 1:
-                strata = max(strata, math.ceil(1 / proposal.prior_share))
-            strata = max(1, min(strata, num_particles // REPLICATES))  # as the error needs many groups
-        self.widths = {
-            n: _plate_size(s["fn"], pair) * (math.prod(s["fn"].event_shape) + (n in mixed)) for n, s in sites.items()
+            reducer.scale(site)  # raises for a site that is scaled or outside the plate "data"
+
+        mixtures = {name for name, site in sites.items() if has_mixture(site["fn"])}
+        self.mixture_site = _stratifiable_mixture(sites, pair)
+        self.uniforms_per_site = {
+            name: _plate_size(site["fn"], pair) * (math.prod(site["fn"].event_shape) + (name in mixtures))
+            for name, site in sites.items()
         }
-        repeat, dimensions = 1, sum(self.widths.values())
-        self.noise: Antithetic | QuasiRandom | None = None
-        if proposal.draws == "antithetic":
-            repeat, self.noise = 2, Antithetic(rows, dimensions, part_seed(seed, FIRST_STREAM), device)
-        self.group = strata * repeat
-        if proposal.draws == "quasi":
-            self.group = max(1, -(-num_particles // REPLICATES))
-            self.noise = QuasiRandom(rows, dimensions + 1, self.group, part_seed(seed, FIRST_STREAM), device)
-        uses = proposal.prior_share or (proposal.stratify and self.stratified is not None)
-        of_strata = part_seed(seed, FIRST_STREAM + 1)
-        self.strata = Systematic(num_particles, rows, strata, repeat, of_strata, device) if uses else None
+        self._make_streams(rows, self._num_strata(sites, rows.num_particles))
 
-    def propose(self, pair: TermPair) -> None:
-        """Draws the next block, as many particles as the pair has, and leaves trace and log q in the pair."""
-        k, share = pair.num_particles, self.proposal.prior_share
-        u = None if self.noise is None else self.noise.take(k)
-        choice = None if self.strata is None else self.strata.take(k)
-        if u is not None and self.proposal.draws == "quasi":
-            choice, u = u[..., 0] if choice is not None else None, u[..., 1:]
-        prior = choice < share if share and choice is not None else None
+    def _num_strata(self, sites: Sites, num_particles: int) -> int:
+        """Return the number of strata that a group of particles covers, at most K / 20: errors need many groups."""
+        if not self.stratify:
+            return 1
+        strata = 1 if self.mixture_site is None else sites[self.mixture_site]["fn"].num_components
+        if 0 < self.prior_share < 1:
+            strata = max(strata, math.ceil(1 / self.prior_share))
+        return max(1, min(strata, num_particles // REPLICATES))
+
+    def _make_streams(self, rows: RowBlock, strata: int) -> None:
+        """Make the streams of uniforms, and find the size of the groups of particles that share them."""
+        dimensions = sum(self.uniforms_per_site.values())
+        seed = part_seed(rows.seed, FIRST_STREAM)
+        repeat = 1
+        self.group_size = strata
+        self.uniforms: Antithetic | QuasiRandom | None = None
+        if self.draws == "antithetic":
+            repeat = 2
+            self.group_size = 2 * strata
+            self.uniforms = Antithetic(rows.size, dimensions, seed, rows.device)
+        elif self.draws == "quasi":
+            self.group_size = max(1, -(-rows.num_particles // REPLICATES))
+            self.uniforms = QuasiRandom(rows.size, dimensions + 1, self.group_size, seed, rows.device)
+
+        self.choices: Systematic | None = None
+        if self.prior_share or (self.stratify and self.mixture_site is not None):
+            choice_seed = part_seed(rows.seed, FIRST_STREAM + 1)
+            self.choices = Systematic(rows.num_particles, rows.size, strata, repeat, choice_seed, rows.device)
+
+    def draw(self, pair: TermPair) -> None:
+        uniforms = None if self.uniforms is None else self.uniforms.take(pair.num_particles)
+        choice = None if self.choices is None else self.choices.take(pair.num_particles)
+        if uniforms is not None and self.draws == "quasi":
+            # the first coordinate of the points chooses, in the place of the systematic sample
+            choice = None if choice is None else uniforms[..., 0]
+            uniforms = uniforms[..., 1:]
+
+        share = self.prior_share
+        from_prior = choice < share if share and choice is not None else None
         if choice is not None and share < 1:
-            choice = ((choice - share) / (1 - share)).clamp(min=0)
-        offset = 0
+            choice = ((choice - share) / (1 - share)).clamp(min=0)  # uniform again, where the guide is drawn from
 
-        def draw(msg: dict[str, Any]) -> None:
-            nonlocal offset
+        self._draw_guide(pair, uniforms, choice if self.stratify and share < 1 else None)
+        if from_prior is not None:
+            self._mix_with_prior(pair, from_prior)
+
+    def _draw_guide(self, pair: TermPair, uniforms: Tensor | None, choice: Tensor | None) -> None:
+        """Run the guide.
+
+        Args:
+            pair: k particles of N rows.
+            uniforms: ``(k, N, D)``, from which all sites are drawn; None for independent draws.
+            choice: ``(k, N)``, by which the stratified mixture takes its component; None to leave it to chance.
+        """
+        used = 0
+
+        def draw_site(msg: dict[str, Any]) -> None:
+            nonlocal used
             name, fn = msg["name"], msg["fn"]
-            own = choice if name == self.stratified and self.proposal.stratify and share < 1 else None
-            if u is None:
-                if own is not None:
-                    index = component_of(fn, _broadcastable(own, fn.batch_shape, pair))
-                    msg["value"], msg["done"] = fn.component_sample(index), True
-                return
-            part = u[..., offset : offset + self.widths[name]]
-            offset += self.widths[name]
-            msg["value"], msg["done"] = _draw_from_uniforms(name, fn, part, own, pair), True
+            component_choice = choice if name == self.mixture_site else None
+            if uniforms is not None:
+                width = self.uniforms_per_site[name]
+                own = uniforms[..., used : used + width]
+                used += width
+                msg["value"], msg["done"] = _draw_from_uniforms(name, fn, own, component_choice, pair), True
+            elif component_choice is not None:
+                index = component_of(fn, _broadcastable(component_choice, fn.batch_shape, pair))
+                msg["value"], msg["done"] = fn.component_sample(index), True
 
-        propose(pair, self.info, draw)
-        if prior is not None:
-            self._mix(pair, prior)
+        propose(pair, self.structure, draw_site)
 
-    def log_weights(self, scores: Scores) -> Tensor:
-        """The log-weights ``(K, N)``: log p(x, z) less the log-density of the whole proposal."""
-        share = self.proposal.prior_share
-        log_q = scores.log_proposal
+    def log_density(self, scores: Scores) -> Tensor:
+        share = self.prior_share
         if share == 1:
-            log_q = scores.log_prior
-        elif share:
-            log_q = torch.logaddexp(math.log1p(-share) + log_q, math.log(share) + scores.log_prior)
-        return (sum(scores.likelihood.values(), scores.log_prior) - log_q)[:, 0]
+            return scores.log_prior[:, 0]
+        log_guide = scores.log_proposal[:, 0]
+        if not share:
+            return log_guide
+        return torch.logaddexp(math.log1p(-share) + log_guide, math.log(share) + scores.log_prior[:, 0])
 
-    def _mix(self, pair: TermPair, prior: Tensor) -> None:
-        """Puts draws from the model's prior where ``prior`` holds, and scores all of them under the guide."""
-        drawn, trace = pair.draw_prior(), pair.trace.copy()
+    def _mix_with_prior(self, pair: TermPair, from_prior: Tensor) -> None:
+        """Replace particles by draws from the model's prior, and score all of them under the guide.
+
+        Args:
+            pair: k particles of N rows, drawn from the guide.
+            from_prior: the particles to replace, boolean ``(k, N)``.
+        """
+        prior = pair.draw_prior()
+        trace = pair.trace.copy()
         for name, site in latent_sites(trace).items():
-            if name not in drawn:
+            if name not in prior:
                 raise ValueError(f"prior_share needs latents that the model has, and {name!r} is in the guide only")
-            shape, event_dim = site["fn"].batch_shape, site["fn"].event_dim
-            mask = over_events(_broadcastable(prior, shape, pair), event_dim)
-            trace.nodes[name] = site | {"value": torch.where(mask, drawn[name]["value"], site["value"])}
+            mask = over_events(_broadcastable(from_prior, site["fn"].batch_shape, pair), site["fn"].event_dim)
+            trace.nodes[name] = site | {"value": torch.where(mask, prior[name]["value"], site["value"])}
         pair.trace = trace
+
         with poutine.replay(trace=trace):
             pair.guide()
-        shape = SiteReducer(pair)
-        pair.log_q = {name: shape.log_prob(site) for name, site in latent_sites(pair.trace).items()}
+        reducer = SiteReducer(pair)
+        pair.log_q = {name: reducer.log_prob(site) for name, site in latent_sites(pair.trace).items()}
+
+
+def _stratifiable_mixture(sites: Sites, pair: TermPair) -> str | None:
+    """Return the first site that is a mixture, unless a plate within a row makes several choices at it."""
+    first = next((name for name, site in sites.items() if isinstance(site["fn"], Mixture)), None)
+    if first is None or _plate_size(sites[first]["fn"], pair) > 1:
+        return None  # the choices of one row would go in step
+    return first
 
 
 def _plate_size(fn: Any, pair: TermPair) -> int:
-    """The size of the plates within a row at a site."""
+    """Return the size of the plates within a row at a site."""
     return math.prod(fn.batch_shape[pair.plated : -1])
 
 
 def _broadcastable(x: Tensor, batch_shape: torch.Size, pair: TermPair) -> Tensor:
-    """``(k, N)`` to broadcast with a site's batch shape: particles leftmost, rows last, plates in between."""
+    """Reshape ``(k, N)`` to broadcast with a site's batch shape: particles leftmost, rows last, plates between."""
     return x.reshape(x.shape[0], *[1] * (len(batch_shape) - 2), x.shape[1]) if pair.plated else x[0]
 
 
-def _draw_from_uniforms(name: str, fn: Any, u: Tensor, own: Tensor | None, pair: TermPair) -> Tensor:
-    """The draw of a site from its uniforms ``(k, N, D)``; the last of them choose components, unless ``own`` does."""
-    like, batch, event = fn.sample(), fn.batch_shape, fn.event_shape
-    inner, numel = batch[pair.plated : -1], event.numel()
-    u = u.reshape(*u.shape[:2], *inner, -1).movedim(1, 1 + len(inner))
-    choice = u[..., -1] if own is None else own
+def _draw_from_uniforms(name: str, fn: Any, u: Tensor, component_choice: Tensor | None, pair: TermPair) -> Tensor:
+    """Return the draw of a site that its uniforms give.
+
+    Args:
+        name: of the site, for an error.
+        fn: its distribution.
+        u: uniforms ``(k, N, D)``; in a mixture the last one chooses the component.
+        component_choice: uniforms ``(k, N)`` that choose it instead.
+        pair: the pair of the site.
+
+    Raises:
+        ValueError: a distribution without an inverse distribution function.
+    """
+    like = fn.sample()
+    batch, event = fn.batch_shape, fn.event_shape
+    plates = batch[pair.plated : -1]
+    u = u.reshape(*u.shape[:2], *plates, -1).movedim(1, 1 + len(plates))
+    choice = u[..., -1] if component_choice is None else component_choice
     try:
-        value = quantile(fn, u[..., :numel].reshape(batch + event), choice.reshape(batch))
+        value = quantile(fn, u[..., : event.numel()].reshape(batch + event), choice.reshape(batch))
     except NotImplementedError as error:
         raise ValueError(f"site {name!r} cannot be drawn from uniforms, so take draws='independent': {error}") from None
     return value.to(like.dtype).expand(like.shape)

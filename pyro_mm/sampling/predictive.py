@@ -1,11 +1,11 @@
-"""Draws of every modality, given whichever of them each row has."""
+"""Samples of every modality and latent, given whichever modalities each row has."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
@@ -13,19 +13,20 @@ from pyro.infer import infer_discrete
 from torch import Tensor
 
 from ..batch.batch import Batch, check_batch
-from ..batch.masks import Presence, all_of
+from ..batch.masks import all_of
 from ..handlers.plates import FixedPlate
 from ..handlers.rewrite import EditSites
 from ..scoring.evaluation import evaluating, returned
-from ..scoring.structure import PairStructure, latent_sites, pair_structure
+from ..scoring.structure import Callback, PairStructure, latent_sites, pair_structure
 from ..utils.arguments import check_counts, check_flags, check_programs, check_seed
 from ..utils.seeding import temporary_seed
 from .ancestral import AncestralSampler, SiteValues, to_sample_layout
-from .proposals import Proposal
-from .resampling import resample_latents
+from .guide_sampler import DrawMethod
+from .particle_sampler import ProposalScheme
+from .proposals import resolve_proposal
+from .resampling import Resampling, resample_latents
 
 
-@torch.no_grad()
 def generate(
     model: Callable[[Batch], Any],
     guide: Callable[[Batch], Any],
@@ -35,48 +36,67 @@ def generate(
     mean: bool = False,
     resample: bool = False,
     num_particles: int = 1000,
+    proposal: ProposalScheme | None = None,
     seed: int | None = None,
     vectorize: bool = True,
     audit: bool = True,
 ) -> dict[str, Tensor]:
-    r"""Draws :math:`x_m \sim p(x_m | z, w_m)`, :math:`z \sim q(z | x_{present})`, of every modality of every row.
+    r"""Sample every modality of every row, given the modalities that are present in it.
 
-    Of a present modality it is a reconstruction, of a missing one cross-modal generation. The private latent
-    :math:`w_m` of a missing modality is drawn from :math:`p(w_m | z)`, whatever the guide has in its place, and a row
-    in which nothing is present from the model's own prior. A discrete latent that only the model has is drawn from its
-    exact posterior given z and what is present. A missing modality on which a latent depends is drawn from its prior,
-    unless the whole row is missing: give the story a latent for it where that matters. Descendants of a modality see
-    its value where it is present, and the draw that is returned where it is not.
+    .. math:: x_m \sim p(x_m | z, w_m), \qquad z \sim q(z | x_S)
+
+    with S the modalities present in the row. Of a present modality the result is a reconstruction, of a missing one
+    cross-modal generation; all modalities of one sample share their latents.
+
+    * The private latent :math:`w_m` of a missing modality comes from :math:`p(w_m | z)`, whatever the guide has in its
+      place, and all latents of a row in which nothing is present from the model's prior.
+    * A discrete latent that only the model has comes from its exact posterior given z and what is present.
+    * A missing modality on which a latent depends comes from its prior, unless the whole row is missing: give the story
+      a latent for it if that matters. Descendants of a modality see its value where it is present, and elsewhere the
+      sample that is returned.
+
+    Modules run in evaluation mode, without gradient.
 
     Args:
-        num_samples: S, independent draws of every row.
-        mean: returns the means of the p(x_m | z) in place of draws; of a Categorical, the class probabilities
+        model (callable): a story, called with a batch.
+        guide (callable): its guide, called with a batch.
+        batch (Batch): N rows.
+        num_samples (int): S, independent samples per row.
+        mean (bool): return the means of the p(x_m | z) in the place of draws; of a Categorical, the class probabilities
             ``(S, N, *event, C)``.
-        resample: takes z from the guide's draws by their importance weights, and so, as K grows, from p(z | x_present)
-            itself (:func:`posterior_draws`).
-        num_particles: K, the draws to take from, if ``resample``.
-        seed: of all draws; None goes on with torch's generator.
-        vectorize: False draws sample by sample, for stories that do not broadcast.
-        audit: False spares the audit of the pair (:mod:`pyro_mm.scoring.audit`), and what it would refuse.
+        resample (bool): take z from the guide's draws by their importance weights, and so, as K grows, from the
+            posterior p(z | x_S) itself (:func:`posterior_draws`).
+        num_particles (int): K, weighted draws per row to take from, if ``resample``.
+        proposal (Proposal): the way to draw these; None for ``mm.Proposal()``.
+        seed (int): of all draws; None goes on with torch's generator.
+        vectorize (bool): False samples one by one, for stories that do not broadcast over a plate of samples.
+        audit (bool): False skips the audit of the pair (:mod:`pyro_mm.scoring.audit`) and its errors.
 
     Returns:
-        modality -> ``(S, N, *event)``; of a site in plates within a row ``(S, N, *plates, *event)``.
+        Modality -> ``(S, N, *event)``, or ``(S, N, *plates, *event)`` for a site in plates within a row.
+
+    Raises:
+        ValueError: a proposal without ``resample``, a guide with enumerated sites with it, or a modality whose mean is
+            not known with ``mean``.
+
+    Example:
+        >>> import torch, pyro_mm as mm
+        >>> model = mm.models.LinearGaussian({"a": torch.ones(3, 2), "b": torch.ones(4, 2)})
+        >>> guide = mm.Guide(z=model.posterior)
+        >>> samples = mm.generate(model, guide, model.sample(5).only("a"), num_samples=7)
+        >>> samples["b"].shape
+        torch.Size([7, 5, 4])
     """
     check_programs(model=model, guide=guide)
     check_batch(batch)
     check_counts(num_samples=num_samples, num_particles=num_particles)
     check_flags(mean=mean, resample=resample, vectorize=vectorize)
     check_seed(seed)
-    options: dict[str, Any] = {"resample": resample, "num_particles": num_particles, "vectorize": vectorize}
-    stacked = vectorize and (num_samples > 1 or resample)
-    with (
-        evaluating(model, guide, batch, audit=audit, stacked=stacked, draws=True) as rows,
-        temporary_seed(seed, rows.device),
-    ):
-        return returned(draw_samples(model, guide, rows, num_samples, mean=mean, **options)[2], rows, batch)
+    resampling = _resampling(resample, num_particles, {"proposal": proposal})
+    settings = SampleSettings(num_samples, mean=mean, resampling=resampling, vectorize=vectorize)
+    return sample_pair(model, guide, batch, settings, seed=seed, audit=audit).modalities
 
 
-@torch.no_grad()
 def posterior_draws(
     model: Callable[[Batch], Any],
     guide: Callable[[Batch], Any],
@@ -85,149 +105,245 @@ def posterior_draws(
     *,
     resample: bool = False,
     num_particles: int = 1000,
+    proposal: ProposalScheme | None = None,
+    draws: DrawMethod | None = None,
+    stratify: bool | None = None,
+    prior_share: float | None = None,
     seed: int | None = None,
     vectorize: bool = True,
     audit: bool = True,
-    **options: Any,
 ) -> dict[str, Tensor]:
-    r"""Draws of the guide's latents given what is present, or, with ``resample``, of the posterior's.
+    r"""Sample latents from the guide given what is present or, with ``resample``, from the posterior.
 
-    Sampling importance resampling: S draws of every row, with replacement, out of K of the guide's, by
+    Sampling importance resampling takes S draws per row, with replacement, out of K of the proposal's, by
 
-    .. math:: P(z = z_k) = w_k / \sum_l w_l, \qquad w_k = p(x_S, z_k) / q(z_k | x_S)
+    .. math:: P(z = z_k) = \frac{w_k}{\sum_l w_l}, \qquad w_k = \frac{p(x_S, z_k)}{q(z_k | x_S)}
 
-    which tends to p(z | x_S) as K grows. The draws of a row whose weights have a k-hat above 0.7 are mostly one and the
-    same. The private latent :math:`w_m` of a missing modality is drawn from the model's :math:`p(w_m | z)`, and so are
-    all latents of a row in which nothing is present from p. Rubin 1988 (Bayesian Statistics 3:395).
+    which tends to p(z | x_S) as K grows; at finite K the draws are biased towards the proposal, by O(1/K). Not to be
+    trusted are rows whose weights have a k-hat above 0.7 (``mm.log_marginal(..).pareto_k``): most of their draws are
+    copies of one particle. Take K several times the number of different draws that are needed.
+
+    The private latent :math:`w_m` of a missing modality comes from the model's :math:`p(w_m | z)`, and so do all
+    latents of a row in which nothing is present.
 
     Args:
-        num_samples: S.
-        resample: whether the weights count.
-        num_particles: K.
-        seed: of all draws; None goes on with torch's generator.
-        vectorize: False runs draw by draw, for stories that do not broadcast.
-        audit: False spares the audit of the pair (:mod:`pyro_mm.scoring.audit`), and what it would refuse.
-        options: ``draws``, ``stratify`` and ``prior_share``, as of :func:`pyro_mm.log_marginal`.
+        model (callable): a story, called with a batch.
+        guide (callable): its guide, called with a batch.
+        batch (Batch): N rows.
+        num_samples (int): S, draws per row.
+        resample (bool): draw by weight.
+        num_particles (int): K, weighted draws per row to take from, if ``resample``.
+        proposal (Proposal): the way to draw these; None for ``mm.Proposal()``.
+        draws, stratify, prior_share: fields of a :class:`~pyro_mm.Proposal` one by one, in the place of ``proposal``.
+        seed (int): of all draws; None goes on with torch's generator.
+        vectorize (bool): False draws one by one, for stories that do not broadcast over a plate of samples.
+        audit (bool): False skips the audit of the pair (:mod:`pyro_mm.scoring.audit`) and its errors.
 
     Returns:
-        latent site of the guide -> ``(S, N, *plates, *event)``, plates being those within a row, outermost first.
+        Latent site of the guide -> ``(S, N, *plates, *event)``, plates being those within a row, outermost first.
+
+    Raises:
+        ValueError: a proposal or its fields without ``resample`` or beside each other, or a guide with enumerated sites
+            with ``resample``.
+
+    Example:
+        >>> import torch, pyro_mm as mm
+        >>> model = mm.models.LinearGaussian({"x": torch.ones(3, 2)})
+        >>> expert = mm.conditionals.Normal(mm.nn.MLP(3, 4))
+        >>> guide = mm.Guide(z=mm.posteriors.ProductOfExperts({"x": expert}))
+        >>> defensive = mm.Proposal(prior_share=0.2)
+        >>> z = mm.posterior_draws(model, guide, model.sample(5), 7, resample=True, proposal=defensive)["z"]
+        >>> z.shape
+        torch.Size([7, 5, 2])
+
+    References:
+        Rubin 1988, "Using the SIR algorithm to simulate posterior distributions", Bayesian Statistics 3:395.
     """
     check_programs(model=model, guide=guide)
     check_batch(batch)
     check_counts(num_samples=num_samples, num_particles=num_particles)
     check_flags(resample=resample, vectorize=vectorize)
     check_seed(seed)
-    if unknown := set(options) - {field.name for field in fields(Proposal)}:
-        raise TypeError(f"unknown options {', '.join(map(repr, sorted(unknown)))} of posterior_draws")
-    if options and not resample:
-        raise ValueError(f"{', '.join(options)}: for draws by weight, with resample=True")
-    how: dict[str, Any] = {"proposal": Proposal(**options), "resample": resample, "num_particles": num_particles}
-    stacked = vectorize and (num_samples > 1 or resample)
+    proposed = {"proposal": proposal, "draws": draws, "stratify": stratify, "prior_share": prior_share}
+    resampling = _resampling(resample, num_particles, proposed)
+    settings = SampleSettings(num_samples, decode=False, resampling=resampling, vectorize=vectorize)
+    return sample_pair(model, guide, batch, settings, seed=seed, audit=audit).guide_latents
+
+
+def _resampling(resample: bool, num_particles: int, proposed: dict[str, Any]) -> Resampling | None:
+    """Return the settings of resampling, or None without it. Raises a ValueError for a proposal without it."""
+    if resample:
+        return Resampling(num_particles, resolve_proposal(**proposed))
+    if given := [name for name, value in proposed.items() if value is not None]:
+        resolve_proposal(**proposed)  # whose own errors come first
+        raise ValueError(f"{', '.join(given)}: for draws by weight, with resample=True")
+    return None
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """Settings of samples from a pair.
+
+    Args:
+        num_samples: S, samples per row.
+        mean: whether modalities are means in the place of draws.
+        decode: whether modalities are sampled.
+        resampling: the settings of draws by weight; None for draws of the guide.
+        vectorize: whether all samples come from one run of guide and model.
+    """
+
+    num_samples: int = 1
+    mean: bool = False
+    decode: bool = True
+    resampling: Resampling | None = None
+    vectorize: bool = True
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the pair is run on several samples or particles at once."""
+        return self.vectorize and (self.num_samples > 1 or self.resampling is not None)
+
+
+class Samples(NamedTuple):
+    """Samples from a pair: site -> ``(S, N, *plates, *event)``.
+
+    Attributes:
+        guide_latents: latents of the guide.
+        model_latents: latents of the model with the same values; empty if the model was not run.
+        modalities: modalities decoded from them; empty if the model was not run.
+    """
+
+    guide_latents: SiteValues
+    model_latents: SiteValues
+    modalities: SiteValues
+
+
+@torch.no_grad()
+def sample_pair(
+    model: Callback, guide: Callback, batch: Batch, settings: SampleSettings, *, seed: int | None, audit: bool
+) -> Samples:
+    """Sample from a pair in evaluation mode, under a seed, where its networks are.
+
+    Args:
+        model, guide: callables of a batch.
+        batch: N rows.
+        settings: the number and kind of samples.
+        seed: of all draws; None goes on with torch's generator.
+        audit: whether to audit the pair.
+    """
     with (
-        evaluating(model, guide, batch, audit=audit, stacked=stacked, draws=True) as rows,
+        evaluating(model, guide, batch, audit=audit, stacked=settings.stacked, draws=True) as rows,
         temporary_seed(seed, rows.device),
     ):
-        return returned(
-            draw_samples(model, guide, rows, num_samples, decode=False, vectorize=vectorize, **how)[0], rows, batch
-        )
+        samples = draw_samples(model, guide, rows, settings)
+        return Samples(*returned(tuple(samples), rows, batch))
 
 
-def draw_samples(
-    model: Callable[[Batch], Any],
-    guide: Callable[[Batch], Any],
-    batch: Batch,
-    num_samples: int,
-    *,
-    mean: bool = False,
-    decode: bool = True,
-    resample: bool = False,
-    num_particles: int = 1000,
-    proposal: Proposal | None = None,
-    vectorize: bool = True,
-) -> tuple[SiteValues, SiteValues, SiteValues]:
-    """Draws of the guide's latents, and with ``decode`` of the model's and of modalities with these very latents."""
-    info, chosen = pair_structure(model, guide, batch), SiteValues()
-    if info.factors and not bool(torch.as_tensor(batch.rows).all()):
+def draw_samples(model: Callback, guide: Callback, batch: Batch, settings: SampleSettings) -> Samples:
+    """Sample from a pair, with torch's generator and in the mode that its modules are in.
+
+    Raises:
+        ValueError: rows without anything present under a story that observes more than modalities, or enumerated sites
+            of the guide with resampling.
+    """
+    structure = pair_structure(model, guide, batch)
+    if structure.factors and not bool(torch.as_tensor(batch.rows).all()):
         raise ValueError(
-            f"the story observes {sorted(info.factors)[0]!r}, which is no modality of the batch, and a row in which "
-            "nothing is present is drawn from the prior without it: take rows that have something, or make it a "
+            f"the story observes {sorted(structure.factors)[0]!r}, which is no modality of the batch, and a row in "
+            "which nothing is present is drawn from the prior without it: take rows that have something, or make it a "
             "modality"
         )
-    if resample:
-        if "enumerated" in info.latents.values():
+
+    latents: SiteValues = {}
+    if settings.resampling is not None:
+        if "enumerated" in structure.latents.values():
             raise ValueError("resample needs a guide without enumerated sites: let the model alone have them")
-        chosen = resample_latents(model, guide, batch, num_samples, num_particles, proposal or Proposal(), vectorize)
-    runs = [chosen]
-    if not vectorize:
-        runs = [{name: z[s : s + 1] for name, z in chosen.items()} for s in range(num_samples)]
-    each = [_run(model, guide, batch, info, num_samples // len(runs), run, mean, decode) for run in runs]
-    guides, models, modalities = ({n: torch.cat([d[n] for d in of]) for n in of[0]} for of in zip(*each, strict=True))
-    return guides, models, modalities
+        latents = resample_latents(model, guide, batch, settings.num_samples, settings.resampling, settings.vectorize)
+
+    if settings.vectorize:
+        return _PairRun(model, guide, batch, structure, settings.num_samples).samples(latents, settings)
+    one = _PairRun(model, guide, batch, structure, 1)
+    runs = [
+        one.samples({name: z[s : s + 1] for name, z in latents.items()}, settings) for s in range(settings.num_samples)
+    ]
+    return Samples(*(_concatenate(field) for field in zip(*runs, strict=True)))
 
 
-def _run(
-    model: Any,
-    guide: Any,
-    batch: Batch,
-    info: PairStructure,
-    num_samples: int,
-    chosen: SiteValues,
-    mean: bool,
-    decode: bool,
-) -> tuple[SiteValues, SiteValues, SiteValues]:
-    """Return what :func:`draw_samples` does, from one run of the guide, or draws in its place, and one of the model."""
-
-    def particles() -> Any:
-        return FixedPlate("particles", num_samples, dim=-info.nesting - 1) if num_samples > 1 else nullcontext()
-
-    with poutine.block(), poutine.trace() as drawn, particles():
-        guide(batch)
-    trace, ancestral, ours = drawn.trace, AncestralSampler(batch, info.modalities, mean), {}
-    for name, z in chosen.items():
-        site = trace.nodes[name]
-        inner = z.dim() - 2 - site["fn"].event_dim
-        trace.nodes[name] = site | {"value": z.movedim(1, 1 + inner).reshape(site["value"].shape)}
-    theirs = latent_sites(trace)
-    if decode or not all(ancestral.informed(site) is True for site in theirs.values()):
-        if discrete := {name for name, enumerable in info.model_only.items() if enumerable}:
-            first = -info.nesting - 1 - (num_samples > 1)
-            trace = _with_discrete(trace, model, batch, discrete, ancestral.informed, particles, first)
-        with poutine.block(), poutine.trace() as run, ancestral, poutine.replay(trace=trace), particles():
-            model(batch)
-        ours = latent_sites(run.trace)
-        theirs = {name: ours.get(name, site) for name, site in theirs.items()}
-    placed = lambda sites: {name: to_sample_layout(site, batch.size) for name, site in sites.items()}  # noqa: E731
-    return placed(theirs), placed(ours), ancestral.modalities
+def _concatenate(samples: tuple[SiteValues, ...]) -> SiteValues:
+    """Concatenate samples of the same sites."""
+    return {name: torch.cat([values[name] for values in samples]) for name in samples[0]}
 
 
-def _with_discrete(
-    trace: Any,
-    model: Any,
-    batch: Batch,
-    names: set[str],
-    informed: Callable[[Any], Presence],
-    particles: Any,
-    enum_dim: int,
-) -> Any:
-    """The trace with draws of the discrete sites that only the model has, from their posterior."""
+@dataclass(frozen=True)
+class _PairRun:
+    """One run of a guide and a model for S samples of a batch."""
 
-    def edit(msg: dict[str, Any]) -> None:
-        if msg["name"] in names:
-            msg["infer"]["enumerate"] = "parallel"
-        if (there := informed(msg)) is not True:  # what is to be drawn from p says nothing of its parents
-            msg["mask"] = there if msg["mask"] is None else all_of([there, msg["mask"]])
+    model: Callback
+    guide: Callback
+    batch: Batch
+    structure: PairStructure
+    num_samples: int
 
-    # not by a replay alone: what is done already hides from Pyro which enumerated sites its prior depends on
-    given = {name: site["value"] for name, site in latent_sites(trace).items()}
+    def plate(self) -> Any:
+        """Return the plate of samples, left of all plates of the pair; none for one sample."""
+        if self.num_samples == 1:
+            return nullcontext()
+        return FixedPlate("particles", self.num_samples, dim=-self.structure.nesting - 1)
 
-    def conditioned() -> None:
-        with poutine.replay(trace=trace), poutine.condition(data=given), EditSites(edit), particles():
-            model(batch)
+    def samples(self, latents: SiteValues, settings: SampleSettings) -> Samples:
+        """Return samples of the pair.
 
-    with poutine.block(), poutine.trace() as discrete:
-        infer_discrete(conditioned, first_available_dim=enum_dim)()
-    new = trace.copy()
-    for name in names:
-        site = discrete.trace.nodes[name]
-        new.add_node(name, **(site | {"infer": {}, "name": name}))
-    return new
+        Args:
+            latents: latent site of the guide -> ``(S, N, *plates, *event)``, values in the place of the guide's.
+            settings: whether to decode, and means or draws.
+        """
+        with poutine.block(), poutine.trace() as traced, self.plate():
+            self.guide(self.batch)
+        trace = traced.trace
+        for name, z in latents.items():
+            site = trace.nodes[name]
+            plates = z.dim() - 2 - site["fn"].event_dim
+            trace.nodes[name] = site | {"value": z.movedim(1, 1 + plates).reshape(site["value"].shape)}
+
+        ancestral = AncestralSampler(self.batch, self.structure.modalities, settings.mean)
+        guide_sites = latent_sites(trace)
+        model_sites: dict[str, Any] = {}
+        if settings.decode or not all(ancestral.informed_rows(site) is True for site in guide_sites.values()):
+            trace = self._with_discrete_latents(trace, ancestral)
+            with poutine.block(), poutine.trace() as run, ancestral, poutine.replay(trace=trace), self.plate():
+                self.model(self.batch)
+            model_sites = latent_sites(run.trace)
+            guide_sites = {name: model_sites.get(name, site) for name, site in guide_sites.items()}
+        return Samples(self._values(guide_sites), self._values(model_sites), ancestral.samples)
+
+    def _values(self, sites: dict[str, Any]) -> SiteValues:
+        return {name: to_sample_layout(site, self.batch.size) for name, site in sites.items()}
+
+    def _with_discrete_latents(self, trace: Any, ancestral: AncestralSampler) -> Any:
+        """Return the trace with discrete latents that only the model has, drawn from their exact posterior."""
+        names = {name for name, enumerable in self.structure.model_only.items() if enumerable}
+        if not names:
+            return trace
+        # not by a replay alone: what is done already hides from Pyro which enumerated sites its prior depends on
+        given = {name: site["value"] for name, site in latent_sites(trace).items()}
+
+        def edit(msg: dict[str, Any]) -> None:
+            if msg["name"] in names:
+                msg["infer"]["enumerate"] = "parallel"
+            rows = ancestral.informed_rows(msg)
+            if rows is not True:  # a latent drawn from its prior is no evidence about its parents
+                msg["mask"] = rows if msg["mask"] is None else all_of([rows, msg["mask"]])
+
+        def conditioned() -> None:
+            with poutine.replay(trace=trace), poutine.condition(data=given), EditSites(edit), self.plate():
+                self.model(self.batch)
+
+        first_dim = -self.structure.nesting - 1 - (self.num_samples > 1)
+        with poutine.block(), poutine.trace() as traced:
+            infer_discrete(conditioned, first_available_dim=first_dim)()
+
+        trace = trace.copy()
+        for name in names:
+            site = traced.trace.nodes[name]
+            trace.add_node(name, **(site | {"infer": {}, "name": name}))
+        return trace

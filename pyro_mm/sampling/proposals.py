@@ -1,24 +1,52 @@
-r"""How an importance sampler draws from a guide: stratified, antithetic or quasi-random, with a share of the prior."""
+"""Proposals of importance samplers, as values."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
-from ..utils.arguments import check_choice, check_flag, check_number
+from ..utils.arguments import check_choice, check_flag, check_number, describe
+from .guide_sampler import DRAW_METHODS, DrawMethod, GuideSampler
+from .particle_sampler import ParticleSampler, ProposalScheme, RowBlock
 
 
 @dataclass(frozen=True)
-class Proposal:
-    r"""What is drawn from, and how: :math:`(1 - s) q(z | x_S) + s p(z)`, whose density all weights have below them.
+class Proposal(ProposalScheme):
+    r"""Settings by which an importance sampler draws its particles from a guide.
+
+    The proposal density, the denominator of every weight, is
+
+    .. math:: (1 - s) \, q(z | x_S) + s \, p(z)
+
+    with s the share of the prior. It is passed as ``proposal=`` to :func:`~pyro_mm.log_marginal`,
+    :func:`~pyro_mm.log_conditional`, :func:`~pyro_mm.compare`, and with ``resample=True`` to
+    :func:`~pyro_mm.posterior_draws` and :func:`~pyro_mm.generate`. All settings give unbiased estimates of p(x); they
+    differ in variance.
 
     Args:
-        draws: ``"independent"``; ``"antithetic"``, pairs made of u and 1 - u; or ``"quasi"``, scrambled Sobol points.
-            The last two need guides whose draws are functions of uniforms (Normal, Laplace, mixtures and products of
-            them, flows on top of them; no mixtures within ``to_event``).
-        stratify: takes the components of a mixture, and the share of the prior, in their proportions and not at random.
-        prior_share: s, the share of draws from the model's prior, for the latents of a row together. A defensive
-            mixture (Hesterberg 1995, Technometrics 37:185): no weight exceeds p(x | z) / s.
+        draws (str): ``"independent"``; ``"antithetic"``, pairs made of u and 1 - u, which help where log-weights change
+            sign-wise with z and harm where they are symmetric; or ``"quasi"``, scrambled Sobol points in 20 independent
+            randomisations, whose spread is the standard error. The last two need guides whose draws are functions of
+            uniforms: Normal, Laplace, mixtures and products of them and flows on top, but no mixture within
+            ``to_event``.
+        stratify (bool): draw from the components of a mixture, and from the prior, in their exact proportions rather
+            than at random.
+        prior_share (float): s, from 0 to 1, the share of particles drawn from the model's prior, all latents of a row
+            together. A defensive mixture: no weight exceeds p(x | z) / s, however narrow the guide. With 1 the guide is
+            not used.
+
+    Raises:
+        TypeError: a setting of another type.
+        ValueError: an unknown way to draw, or a share outside [0, 1].
+
+    Example:
+        >>> import pyro_mm as mm
+        >>> mm.Proposal(draws="quasi", prior_share=0.1)
+        Proposal(draws='quasi', stratify=True, prior_share=0.1)
+
+    References:
+        Hesterberg 1995, "Weighted average importance sampling and defensive mixture distributions", Technometrics
+        37:185. Owen 2013, "Monte Carlo theory, methods and examples", chapters 8, 9 and 17.
     """
 
     draws: DrawMethod = "independent"
@@ -26,9 +54,34 @@ class Proposal:
     prior_share: float = 0.0
 
     def __post_init__(self) -> None:
-        check_choice("draws", self.draws, ("independent", "antithetic", "quasi"))
+        check_choice("draws", self.draws, DRAW_METHODS)
         check_flag("stratify", self.stratify)
         check_number("prior_share", self.prior_share, 0, 1)
 
+    def sampler(self, rows: RowBlock) -> ParticleSampler:
+        """Return a sampler of particles for a block of rows."""
+        return GuideSampler(rows, self.draws, self.stratify, self.prior_share)
 
-DrawMethod = Literal["independent", "antithetic", "quasi"]
+
+def resolve_proposal(proposal: Any, **settings: Any) -> ProposalScheme:
+    """Return the proposal that a caller asks for, as a value or by its settings one by one.
+
+    Args:
+        proposal: a proposal, or None.
+        settings: ``draws``, ``stratify`` and ``prior_share`` of a :class:`Proposal`; None for its default.
+
+    Raises:
+        TypeError: a proposal of another type.
+        ValueError: a proposal and settings beside it.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    if proposal is None:
+        return Proposal(**given)
+    if not isinstance(proposal, ProposalScheme):
+        raise TypeError(f"expected proposal to be a pyro_mm.Proposal or None, got {describe(proposal)}")
+    if given:
+        names = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        raise ValueError(
+            f"expected the settings of draws once, got {names} beside proposal={proposal!r}: put them into the proposal"
+        )
+    return proposal

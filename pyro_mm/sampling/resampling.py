@@ -1,57 +1,99 @@
-"""Draws of latents by their importance weights."""
+"""Sampling importance resampling: latents drawn from the posterior by their weights."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..batch.batch import Batch
 from ..batch.masks import over_events
-from ..scoring.structure import latent_sites
+from ..scoring.structure import Callback, latent_sites
 from ..scoring.term_pair import TermPair
-from ..utils.network_calls import ROWS
 from ..utils.seeding import normalize_seed
 from .ancestral import SiteValues, to_sample_layout
+from .particle_sampler import ProposalScheme
 from .proposals import Proposal
-from .weighted import weighted_blocks
+from .weighted import BlockSizes, ImportanceSampling, row_blocks, weighted_blocks
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """Settings of sampling importance resampling.
+
+    Args:
+        num_particles: K, the weighted draws per row to take from.
+        proposal: the way to draw them.
+        sizes: sizes of blocks.
+    """
+
+    num_particles: int = 1000
+    proposal: ProposalScheme = field(default_factory=Proposal)
+    sizes: BlockSizes = field(default_factory=BlockSizes)
 
 
 def resample_latents(
-    model: Any, guide: Any, batch: Batch, num_samples: int, num_particles: int, proposal: Proposal, vectorize: bool
+    model: Callback, guide: Callback, batch: Batch, num_samples: int, resampling: Resampling, vectorize: bool = True
 ) -> SiteValues:
-    """Draws of the guide's latents by their importance weights."""
-    seed, parts = normalize_seed(None), []
-    for start in range(0, batch.size, ROWS):
-        rows = batch if batch.size <= ROWS else batch.block(slice(start, start + ROWS))
-        chosen = WeightedReservoir(num_samples)
-        blocks = weighted_blocks(model, guide, rows, rows, num_particles, proposal, seed + start, None, vectorize)
-        for _, pair, log_w in blocks:
-            chosen.add(pair, log_w)
-        parts.append(chosen.values)
+    """Draw S of K weighted particles per row, with replacement.
+
+    Args:
+        model, guide: callables of a batch.
+        batch: N rows.
+        num_samples: S.
+        resampling: K, the proposal and the sizes of blocks.
+        vectorize: whether particles are scored together.
+
+    Returns:
+        Latent site of the guide -> ``(S, N, *plates, *event)``.
+    """
+    settings = ImportanceSampling(
+        resampling.num_particles, normalize_seed(None), resampling.proposal, vectorize, resampling.sizes
+    )
+    parts = []
+    for first, rows in row_blocks(batch, settings.sizes.rows):
+        reservoir = WeightedReservoir(num_samples)
+        for block in weighted_blocks(model, guide, rows, settings.for_rows(first)):
+            reservoir.add(block.pair, block.log_weights)
+        parts.append(reservoir.values)
     return {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
 
 
 class WeightedReservoir:
-    """S draws of every row out of those that come in blocks, by weight, as if all of them had been there at once."""
+    """S draws per row by weight, out of particles that come in blocks.
+
+    Each draw is replaced by one of the new block with the probability that the block has of all the weight so far, so
+    that the result is distributed as if all particles had been there at once.
+
+    Args:
+        num_samples: S.
+
+    Attributes:
+        values: latent site -> ``(S, N, *plates, *event)``.
+    """
 
     def __init__(self, num_samples: int):
         self.num_samples = num_samples
         self.values: SiteValues = {}
-        self.total: Tensor | None = None
+        self._log_total: Tensor | None = None  # of the weights so far, (N,)
 
-    def add(self, pair: TermPair, log_w: Tensor) -> None:
-        block = log_w.double().logsumexp(0)
-        total = block if self.total is None else torch.logaddexp(self.total, block)
-        # a row whose weights are all zero has no posterior to draw from, and keeps the guide's
-        share = (log_w.double() - block).exp().T.nan_to_num(1.0)
-        index = torch.multinomial(share, self.num_samples, replacement=True).T
-        new = torch.rand(index.shape, dtype=total.dtype, device=total.device) < (block - total).exp().nan_to_num(1.0)
+    def add(self, pair: TermPair, log_weights: Tensor) -> None:
+        """Add a block of particles: the latents in the pair's trace, and their log-weights ``(k, N)``."""
+        log_weights = log_weights.double()
+        log_block = log_weights.logsumexp(0)
+        log_total = log_block if self._log_total is None else torch.logaddexp(self._log_total, log_block)
+
+        # a row whose weights are all zero has no posterior to draw from, and keeps the guide's draws
+        probabilities = (log_weights - log_block).exp().T.nan_to_num(1.0)
+        index = torch.multinomial(probabilities, self.num_samples, replacement=True).T
+        replace = torch.rand(index.shape, dtype=log_total.dtype, device=log_total.device)
+        replace = replace < (log_block - log_total).exp().nan_to_num(1.0)
+
         rows = torch.arange(index.shape[1], device=index.device)
         for name, site in latent_sites(pair.trace).items():
-            taken = to_sample_layout(site, len(rows))[index, rows]
-            if self.total is not None:
-                taken = torch.where(over_events(new, taken.dim() - 2), taken, self.values[name])
-            self.values[name] = taken
-        self.total = total
+            values = to_sample_layout(site, len(rows))[index, rows]
+            if self._log_total is not None:
+                values = torch.where(over_events(replace, values.dim() - 2), values, self.values[name])
+            self.values[name] = values
+        self._log_total = log_total

@@ -1,10 +1,10 @@
-"""Weighted draws of a pair, in chunks of a bounded size."""
+"""Weighted particles of a pair, in blocks of particles and parts of bounded size."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,109 +15,182 @@ from ..scoring.importance import score_model
 from ..scoring.structure import Callback, PairStructure, latent_sites, pair_structure
 from ..scoring.term_pair import TermPair
 from ..scoring.views import TermViews
+from ..utils.network_calls import ROWS
 from ..utils.seeding import generator_state, part_seed, set_generator_state, temporary_seed
-from .guide_sampler import GuideSampler
+from .particle_sampler import ParticleSampler, ProposalScheme, RowBlock, log_weights
 from .proposals import Proposal
 
-BLOCK = 2**16  # draws of a (row, particle) pair that share a seed: the canonical block, whatever the chunk
+DRAWN_PAIRS = 2**16
+DECODED_PAIRS = 2**14
+DECODED_NUMBERS = 2**20  # larger arrays leave a CPU's cache, and are allocated anew each time
 
 
-CHUNK = 2**14  # pairs decoded at once, at most
+@dataclass(frozen=True)
+class BlockSizes:
+    """Sizes of the parts in which an evaluation goes through rows and particles.
+
+    A (row, particle) pair is one latent draw of one row.
+
+    Args:
+        rows: rows encoded at once.
+        drawn_pairs: pairs drawn under one seed. It decides which random numbers a particle gets, and so the digits of a
+            result.
+        decoded_pairs: pairs decoded at once, which bounds the memory and changes a result by rounding alone. By
+            default 2^14, or fewer, so that the widest modality has 2^20 numbers; on CUDA ``drawn_pairs``.
+    """
+
+    rows: int = ROWS
+    drawn_pairs: int = DRAWN_PAIRS
+    decoded_pairs: int | None = None
+
+    def particles_per_seed(self, rows: int) -> int:
+        """Return the number of particles of so many rows that are drawn under one seed."""
+        return max(1, self.drawn_pairs // rows)
+
+    def pairs_to_decode(self, batch: Batch) -> int:
+        """Return the number of (row, particle) pairs of a batch to decode at once."""
+        if self.decoded_pairs is not None:
+            return self.decoded_pairs
+        if batch.device.type == "cuda":
+            return self.drawn_pairs
+        widest = max([1, *(batch[name][0].numel() for name in batch if batch.holds(name))])
+        return min(DECODED_PAIRS, max(1, DECODED_NUMBERS // widest))
 
 
-NUMBERS = 2**20  # and of the widest modality, on a CPU: larger arrays leave the cache, and are allocated anew each time
+@dataclass(frozen=True)
+class ImportanceSampling:
+    """Settings of an importance sampler.
+
+    Args:
+        num_particles: K, draws per row.
+        seed: of all draws.
+        proposal: the way to draw them.
+        vectorize: whether the particles of a block are scored in one run of the model.
+        sizes: sizes of blocks.
+    """
+
+    num_particles: int
+    seed: int
+    proposal: ProposalScheme = field(default_factory=Proposal)
+    vectorize: bool = True
+    sizes: BlockSizes = field(default_factory=BlockSizes)
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the model is run on several particles at once."""
+        return self.vectorize and self.num_particles > 1
+
+    def for_rows(self, first: int) -> ImportanceSampling:
+        """Return these settings with the seed of the block of rows that begins at row ``first``."""
+        return replace(self, seed=self.seed + first)
+
+
+class WeightedBlock(NamedTuple):
+    """A block of k particles of N rows.
+
+    Attributes:
+        pair: its trace holds the latents, with the particles' dimension and the plates of the story.
+        log_weights: ``(k, N)``, in nats.
+        group_size: the number of successive particles that depend on each other.
+    """
+
+    pair: TermPair
+    log_weights: Tensor
+    group_size: int
+
+
+def row_blocks(batch: Batch, most: int) -> Iterator[tuple[int, Batch]]:
+    """Yield (first row, rows) for blocks of at most so many rows; the batch itself if it is no larger."""
+    for first in range(0, batch.size, most):
+        yield first, batch if batch.size <= most else batch.block(slice(first, first + most))
 
 
 @torch.no_grad()
 def weighted_blocks(
-    model: Callback,
-    guide: Callback,
-    batch: Batch,
-    seen: Batch,
-    num_particles: int,
-    proposal: Proposal,
-    seed: int,
-    chunk: int | None = None,
-    vectorize: bool = True,
-) -> Iterator[tuple[GuideSampler, TermPair, Tensor]]:
-    """Draws in canonical blocks of particles, each under a seed of its own, with their log-weights ``(k, N)``.
+    model: Callback, guide: Callback, batch: Batch, settings: ImportanceSampling, seen: Batch | None = None
+) -> Iterator[WeightedBlock]:
+    """Draw particles in blocks, each under a seed of its own, and weigh them.
 
-    The latents are those of the pair's trace, at the particles' dimension and the plates of the story.
+    Args:
+        model, guide: callables of a batch.
+        batch: N rows, which are scored.
+        settings: K, the proposal, the seed and the sizes of blocks.
+        seen: the same rows as the guide sees them; ``batch`` by default.
+
+    Yields:
+        Blocks of particles, K in all.
+
+    Raises:
+        ValueError: a story that draws while it is scored, if the proposal needs the density of its prior.
     """
-    info = pair_structure(model, guide, seen)
-    chunk = chunk or _chunk(batch)
-    memo: dict[Any, Any] = {}
-    masks = lambda b: {n: b.presence(n) for n in b.names}  # noqa: E731
-    shown = seen.view(masks(seen), TermStack({}), memo, batch.rows)
-    decoded = batch.view(masks(batch), TermStack({}), {})
-    views = TermViews(shown, decoded, shown, info.nesting, modalities=info.modalities)
-    block = max(1, BLOCK // batch.size) if vectorize else 1
-    with temporary_seed(seed, batch.device):
-        sampler = GuideSampler(proposal, info, TermPair(model, guide, views), num_particles, seed)
-    whole = False
-    for index, start in enumerate(range(0, num_particles, block)):
-        with temporary_seed(part_seed(seed, index), batch.device):
-            pair = TermPair(
-                model, guide, views, min(block, num_particles - start), plated=vectorize and num_particles > 1
-            )
-            sampler.propose(pair)
-            before = generator_state(batch.device)
-            if not whole:
-                log_w = _log_weights_in_chunks(pair, info, sampler, chunk)
-                # a story that draws (a missing parent, say) would draw otherwise in other chunks
-                whole = not torch.equal(before, generator_state(batch.device))
-            if whole:
-                if proposal.prior_share:
+    rows = _row_block(model, guide, batch, batch if seen is None else seen, settings)
+    pairs_to_decode = settings.sizes.pairs_to_decode(batch)
+    block_size = settings.sizes.particles_per_seed(batch.size) if settings.vectorize else 1
+    with temporary_seed(rows.seed, batch.device):
+        sampler = settings.proposal.sampler(rows)
+
+    draws_in_scoring = False  # a missing parent, say, is drawn anew whenever the story is scored
+    for index, first in enumerate(range(0, settings.num_particles, block_size)):
+        with temporary_seed(part_seed(rows.seed, index), batch.device):
+            pair = rows.pair(min(block_size, settings.num_particles - first))
+            sampler.draw(pair)
+            state = generator_state(batch.device)
+            if not draws_in_scoring:
+                log_w = _log_weights_in_parts(pair, rows.structure, sampler, pairs_to_decode)
+                draws_in_scoring = not torch.equal(state, generator_state(batch.device))
+            if draws_in_scoring:
+                # parts of another size would draw other values, so the block is scored whole
+                if sampler.needs_prior_density:
                     raise ValueError(
                         "prior_share needs the density of the prior, and this story draws while it is scored: a "
                         "missing modality on which others depend, or a latent that the guide lacks"
                     )
-                set_generator_state(batch.device, before)
-                log_w = sampler.log_weights(score_model(pair, info, unscaled=True))
-        yield sampler, pair, log_w
+                set_generator_state(batch.device, state)
+                log_w = log_weights(sampler, score_model(pair, rows.structure, unscaled=True))
+        yield WeightedBlock(pair, log_w, sampler.group_size)
 
 
-def _chunk(batch: Batch) -> int:
-    """The (row, particle) pairs to decode at once."""
-    if batch.device.type == "cuda":
-        return BLOCK
-    widest = max([1, *(batch[name][0].numel() for name in batch if batch.holds(name))])
-    return min(CHUNK, max(1, NUMBERS // widest))
+def _row_block(model: Callback, guide: Callback, batch: Batch, seen: Batch, settings: ImportanceSampling) -> RowBlock:
+    """Return the rows as the guide sees them and as the model scores them."""
+    structure = pair_structure(model, guide, seen)
+
+    def view(rows: Batch, cache: dict[Any, Any], *scored_rows: Any) -> Batch:
+        return rows.view({name: rows.presence(name) for name in rows.names}, TermStack({}), cache, *scored_rows)
+
+    encoded = view(seen, {}, batch.rows)
+    views = TermViews(encoded, view(batch, {}), encoded, structure.nesting, modalities=structure.modalities)
+    return RowBlock(model, guide, views, structure, settings.num_particles, settings.seed, settings.vectorize)
 
 
-def _log_weights_in_chunks(pair: TermPair, info: PairStructure, sampler: GuideSampler, chunk: int) -> Tensor:
-    """The log-weights of a block, decoding at most ``chunk`` (row, particle) pairs at once."""
-    size, particles = pair.views.decode.size, pair.num_particles
-    if size * particles <= chunk:
-        return sampler.log_weights(score_model(pair, info, unscaled=True))
-    rows, k = (size, chunk // size) if chunk >= size else (chunk, 1)
-    parts = [
-        torch.cat(
-            [
-                _log_weights_of_part(pair, info, sampler, slice(i, i + k), slice(j, j + rows))
-                for j in range(0, size, rows)
-            ],
-            -1,
-        )
-        for i in range(0, particles, k)
-    ]
-    return torch.cat(parts)
+def _log_weights_in_parts(pair: TermPair, structure: PairStructure, sampler: ParticleSampler, most: int) -> Tensor:
+    """Return the log-weights of a block, ``(k, N)``, decoding at most so many (row, particle) pairs at once."""
+    num_rows, num_particles = pair.views.decode.size, pair.num_particles
+    if num_rows * num_particles <= most:
+        return log_weights(sampler, score_model(pair, structure, unscaled=True))
+
+    rows, particles = (num_rows, most // num_rows) if most >= num_rows else (most, 1)
+
+    def weigh(first_particle: int, first_row: int) -> Tensor:
+        part = _part(pair, slice(first_particle, first_particle + particles), slice(first_row, first_row + rows))
+        return log_weights(sampler, score_model(part, structure, unscaled=True))
+
+    return torch.cat(
+        [torch.cat([weigh(k, n) for n in range(0, num_rows, rows)], -1) for k in range(0, num_particles, particles)]
+    )
 
 
-def _log_weights_of_part(
-    pair: TermPair, info: PairStructure, sampler: GuideSampler, particles: slice, rows: slice
-) -> Tensor:
-    """The log-weights of some particles and rows of a block, ``(k, n)``."""
-    size, k = pair.views.decode.size, pair.num_particles
-
+def _part(pair: TermPair, particles: slice, rows: slice) -> TermPair:
+    """Return the pair with some of its particles and rows, their latent values and log-densities."""
+    num_rows, num_particles = pair.views.decode.size, pair.num_particles
     views = replace(pair.views, decode=pair.views.decode.block(rows))
-    part = TermPair(pair._model, pair._guide, views, len(range(*particles.indices(k))), plated=pair.plated)
+    length = len(range(*particles.indices(num_particles)))
+    part = TermPair(pair._model, pair._guide, views, length, plated=pair.plated)
 
     def cut(x: Tensor, event_dim: int = 0) -> Tensor:
-        for dim, full, kept in ((-1, size, rows), (pair.particle_dim, k, particles)):
+        for dim, size, chosen in ((-1, num_rows, rows), (pair.particle_dim, num_particles, particles)):
             place = x.dim() + dim - event_dim
-            if place >= 0 and x.shape[place] == full > 1:
-                x = x[(slice(None),) * place + (kept,)]
+            if place >= 0 and x.shape[place] == size > 1:
+                x = x[(slice(None),) * place + (chosen,)]
         return x
 
     part.trace = pair.trace.copy()
@@ -126,4 +199,4 @@ def _log_weights_of_part(
     for name, site in latent_sites(pair.trace).items():
         part.trace.nodes[name] = site | {"value": cut(site["value"], site["fn"].event_dim)}
     part.log_q = {name: cut(x) for name, x in pair.log_q.items()}
-    return sampler.log_weights(score_model(part, info, unscaled=True))
+    return part

@@ -12,7 +12,11 @@ import pytest
 import torch
 
 import pyro_mm as mm
+from pyro_mm.evidence.likelihood import estimate_log_marginal
 from pyro_mm.evidence.pareto import pareto_k, tail_length
+from pyro_mm.sampling.predictive import SampleSettings, sample_pair
+from pyro_mm.sampling.resampling import Resampling
+from pyro_mm.sampling.weighted import BlockSizes, ImportanceSampling
 from tests.support.linear_gaussian import encoders, every_pattern, oracle
 
 LONG = os.environ.get("PYRO_MM_LONG") == "1"
@@ -160,29 +164,30 @@ def test_a_mixture_deals_no_expert_out_by_place_or_to_all_draws(double):
         assert 4 < first.sum() < 26, "rows choose by themselves"
 
 
-def test_many_blocks_are_one_estimate(trained, monkeypatch):
+def test_many_blocks_are_one_estimate(trained):
     """Draws come in canonical blocks: smaller ones are other draws, and the same quantity within its error."""
     model, guides = trained
     batch = every_pattern(model, rows=2)
     one = mm.log_marginal(model, guides["mixture"], batch, num_particles=999, seed=0)
-    monkeypatch.setattr(mm.sampling.weighted, "BLOCK", 16 * 50)
-    many = mm.log_marginal(model, guides["mixture"], batch, num_particles=999, seed=0, chunk=100)
+
+    def in_blocks(**parts):
+        sizes = BlockSizes(drawn_pairs=16 * 50, **parts)
+        return estimate_log_marginal(model, guides["mixture"], batch, ImportanceSampling(999, 0, sizes=sizes))
+
+    many = in_blocks(decoded_pairs=100)
+    assert not torch.equal(one.log_prob, many.log_prob)
     both = (one.standard_error.square() + many.standard_error.square()).sqrt()
     assert ((one.log_prob - many.log_prob).abs() < 4.5 * both + 1e-9).all()
-    torch.testing.assert_close(
-        many.log_prob, mm.log_marginal(model, guides["mixture"], batch, num_particles=999, seed=0).log_prob
-    )
+    torch.testing.assert_close(many.log_prob, in_blocks().log_prob)
 
 
 @pytest.mark.parametrize("name", POSTERIORS)
-def test_a_last_block_of_one_particle_is_cut_like_the_others(name, trained, monkeypatch):
+def test_a_last_block_of_one_particle_is_cut_like_the_others(name, trained):
     """25 particles in blocks of 8, and rows in parts of 7: the numbers are those of rows decoded at once."""
     model, guides = trained
     batch = every_pattern(model, rows=2)
-    monkeypatch.setattr(mm.sampling.weighted, "BLOCK", 8 * batch.size)
-    whole, cut = (
-        mm.log_marginal(model, guides[name], batch, num_particles=25, seed=0, chunk=chunk) for chunk in (None, 7)
-    )
+    sizes = (BlockSizes(drawn_pairs=8 * batch.size, decoded_pairs=pairs) for pairs in (None, 7))
+    whole, cut = (estimate_log_marginal(model, guides[name], batch, ImportanceSampling(25, 0, sizes=s)) for s in sizes)
     torch.testing.assert_close(cut.log_prob, whole.log_prob, rtol=1e-10, atol=1e-10)
 
 
@@ -338,7 +343,7 @@ def test_nonlinear_story_agrees_with_quadrature(double):
     assert abs(conditional.log_prob[0] - truths[0] + (log_joint + alone).flatten().logsumexp(0)) < 1.5e-2
 
 
-def test_rows_are_encoded_in_blocks(trained, monkeypatch):
+def test_rows_are_encoded_in_blocks(trained):
     """More rows than are encoded at once: joined estimates, each of its own rows, running ones included."""
     model, guides = trained
     batch = model.sample(23)
@@ -348,15 +353,16 @@ def test_rows_are_encoded_in_blocks(trained, monkeypatch):
         sizes.append(rows.size)
         guides["mixture"](rows)
 
-    monkeypatch.setattr(mm.evidence.likelihood, "ROWS", 10)
-    found = mm.log_marginal(model, watched, batch, num_particles=4000, seed=0, prior_share=0.2)
+    blocks = BlockSizes(rows=10)
+    sampling = ImportanceSampling(4000, 0, mm.Proposal(prior_share=0.2), sizes=blocks)
+    found = estimate_log_marginal(model, watched, batch, sampling)
     assert max(sizes) == 10 and len(found) == 23 and {k: len(v[0]) for k, v in found.running.items()}[4000] == 23
     trusted = found.pareto_k < 0.7
     error = (found.log_prob - model.log_prob(batch)).abs()
     assert trusted.sum() > 15 and (error < 4.5 * found.standard_error)[trusted].all()
     drawn = mm.posterior_draws(model, guides["mixture"], batch, 5, resample=True, num_particles=50)["z"]
-    monkeypatch.setattr(mm.sampling.predictive, "ROWS", 10)
-    parts = mm.posterior_draws(model, guides["mixture"], batch, 5, resample=True, num_particles=50)["z"]
+    settings = SampleSettings(5, decode=False, resampling=Resampling(50, sizes=blocks))
+    parts = sample_pair(model, guides["mixture"], batch, settings, seed=None, audit=True).guide_latents["z"]
     assert drawn.shape == parts.shape == (5, 23, 2)
 
 
@@ -379,18 +385,17 @@ def test_parameters_of_each_row_are_its_own_however_rows_are_cut(how, double, mo
 
     right = dist.Normal(0.0, (slopes.square() + 0.25).sqrt()).log_prob(batch["x"])
     options = {"num_particles": 6, "seed": 0}
-    if how in ("rows", "draws"):
-        monkeypatch.setattr("pyro_mm.evidence.likelihood.ROWS", 5)
-        monkeypatch.setattr("pyro_mm.sampling.predictive.ROWS", 5)
+    sizes = BlockSizes(rows=5)
     if how == "annealed":
         monkeypatch.setattr("pyro_mm.evidence.annealing._rows_at_once", lambda *_: 5)
         found = mm.annealed_importance(model, guide, batch, num_chains=2, temperatures=3, seed=0).log_prob
     elif how == "chunks":
         found = mm.log_marginal(model, guide, batch, chunk=7, **options).log_prob
     elif how == "rows":
-        found = mm.log_marginal(model, guide, batch, **options).log_prob
+        found = estimate_log_marginal(model, guide, batch, ImportanceSampling(**options, sizes=sizes)).log_prob
     else:
-        draws = mm.posterior_draws(model, guide, batch, 400, resample=True, num_particles=500, seed=0)["z"].mean(0)
+        settings = SampleSettings(400, decode=False, resampling=Resampling(500, sizes=sizes))
+        draws = sample_pair(model, guide, batch, settings, seed=0, audit=True).guide_latents["z"].mean(0)
         precision = 1 + slopes.square() / 0.25
         # 400 draws with replacement out of 500: a variance of (1/400 + 1/500) of the posterior's, five of its roots
         off = (draws - slopes * batch["x"] / 0.25 / precision).abs() * precision.sqrt()
@@ -436,7 +441,7 @@ def test_to_arviz(trained):
         data = evidence.to_arviz()
     np.testing.assert_array_equal(data["log_likelihood"][evidence.quantity].values[0, 0], evidence.log_prob.numpy())
     np.testing.assert_array_equal(data["sample_stats"]["pareto_k"].values[0, 0], evidence.pareto_k.numpy())
-    assert evidence.quantity == "log p(x0, x1, x2)" and "nats a row" in repr(evidence)
+    assert evidence.quantity == "log p(x0, x1, x2)" and "nats per row" in repr(evidence)
 
 
 def test_errors(trained):

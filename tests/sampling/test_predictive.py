@@ -10,6 +10,9 @@ from torch import nn
 
 import pyro_mm as mm
 from pyro_mm.diagnostics.inference_data import to_arviz
+from pyro_mm.sampling.predictive import SampleSettings, sample_pair
+from pyro_mm.sampling.resampling import Resampling
+from pyro_mm.sampling.weighted import BlockSizes
 from tests.support.linear_gaussian import every_pattern, oracle
 
 S = 6000
@@ -553,7 +556,7 @@ def test_resampled_draws_have_the_posteriors_moments_where_the_guides_have_not(d
     assert len(set(z[:, 0, 0].tolist())) == 4000
 
 
-def test_resampling_picks_by_weight_across_blocks(double, monkeypatch):
+def test_resampling_picks_by_weight_across_blocks(double):
     """Blocks of two particles, in a guide of two point masses nearly: the shares are those of the weights."""
     loc = torch.tensor([0.0, 1.0])
 
@@ -568,8 +571,9 @@ def test_resampling_picks_by_weight_across_blocks(double, monkeypatch):
             pyro.sample("z", dist.Normal(loc[k.long()], 1e-4))
 
     batch = mm.Batch({"x": torch.tensor([0.9, -0.4])})
-    monkeypatch.setattr(mm.sampling.weighted, "BLOCK", 4)
-    z = mm.posterior_draws(model, guide, batch, 3000, resample=True, num_particles=600, seed=1)["z"]
+    resampling = Resampling(600, sizes=BlockSizes(drawn_pairs=4))
+    settings = SampleSettings(3000, decode=False, resampling=resampling)
+    z = sample_pair(model, guide, batch, settings, seed=1, audit=True).guide_latents["z"]
     at = lambda c: dist.Normal(0.0, 1.0).log_prob(c) + dist.Normal(c, 0.7).log_prob(batch["x"])  # noqa: E731
     share = torch.sigmoid(at(loc[1]) - at(loc[0]))
     # the weights' own error, of 600 draws of either kind, is that of a proportion: 0.02, and the draws' 0.009

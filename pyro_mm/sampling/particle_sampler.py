@@ -1,0 +1,122 @@
+"""The protocol between an importance sampler and its proposals.
+
+A proposal has two halves. A :class:`ProposalScheme` is a value that the user makes, such as
+:class:`pyro_mm.Proposal`: settings, and no state. For each block of rows it makes a :class:`ParticleSampler`, which
+draws. The engine (:func:`pyro_mm.sampling.weighted.weighted_blocks`) knows nothing else of either::
+
+    sampler = scheme.sampler(rows)                   # once per block of rows
+    for pair in blocks_of_particles:
+        sampler.draw(pair)                           # sets pair.trace and pair.log_q
+        scores = score_model(pair, ...)              # log p(x | z), log p(z), log q(z)
+        log_w = log_weights(sampler, scores)         # log p(x, z) - sampler.log_density(scores)
+    # standard errors come from groups of sampler.group_size successive particles
+
+So another proposal is two classes: a frozen dataclass that subclasses ``ProposalScheme``, and its sampler. One that
+fits a Normal to each row's posterior does the fit in its sampler's constructor, with pairs from
+:meth:`RowBlock.pair`, writes draws of that Normal into ``pair.trace`` in :meth:`ParticleSampler.draw`, and their
+log-density into ``pair.log_q``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..scoring.scores import Scores
+from ..scoring.structure import Callback, PairStructure
+from ..scoring.term_pair import TermPair
+from ..scoring.views import TermViews
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """A block of rows, the pair that is evaluated on it, and the particles that are wanted.
+
+    Attributes:
+        model, guide: callables of a batch.
+        views: the rows as the guide sees them (``views.encode``) and as the model scores them (``views.decode``).
+        structure: sites of the pair.
+        num_particles: K, of all blocks of particles together.
+        seed: of what the sampler draws besides the blocks of particles, each of which has a seed of its own.
+        vectorize: whether the particles of a block lie along a plate.
+    """
+
+    model: Callback
+    guide: Callback
+    views: TermViews
+    structure: PairStructure
+    num_particles: int
+    seed: int
+    vectorize: bool = True
+
+    @property
+    def size(self) -> int:
+        """The number of rows N."""
+        return self.views.encode.size
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the rows."""
+        return self.views.encode.device
+
+    def pair(self, num_particles: int | None = None) -> TermPair:
+        """Return the pair for so many particles, or for one without a plate by default."""
+        if num_particles is None:
+            return TermPair(self.model, self.guide, self.views)
+        plated = self.vectorize and self.num_particles > 1
+        return TermPair(self.model, self.guide, self.views, num_particles, plated=plated)
+
+
+class ParticleSampler(ABC):
+    """Draws of K particles for each row of a block, in blocks of particles.
+
+    Attributes:
+        group_size: the number of successive particles that depend on each other; 1 if all are independent. The last
+            group may be smaller. Standard errors treat groups as the independent units, so K should hold at least
+            20 of them (:data:`~pyro_mm.sampling.streams.REPLICATES`).
+        needs_prior_density: whether :meth:`log_density` uses ``scores.log_prior``. Stories that draw while they are
+            scored, whose prior density is random, are then refused.
+    """
+
+    group_size: int = 1
+    needs_prior_density: bool = False
+
+    @abstractmethod
+    def draw(self, pair: TermPair) -> None:
+        """Draw the next ``pair.num_particles`` particles of every row.
+
+        Leaves in ``pair.trace`` the guide's trace with the values that were drawn, and in ``pair.log_q`` their
+        log-densities: site -> ``(k, N)``, plates within a row summed, or one entry for several sites drawn together;
+        without the dimension of particles if ``pair.plated`` is False. A density is 0 where its site is masked, as in a
+        row in which nothing is present: ``SiteReducer(pair).log_prob(site | {"fn": q})`` sees to that. Random numbers
+        from torch's generator are seeded per block of particles.
+        """
+
+    def log_density(self, scores: Scores) -> Tensor:
+        """Return the log-density of the whole proposal at the particles, ``(k, N)``, in nats.
+
+        Args:
+            scores: log-densities of some of the particles and rows of the last :meth:`draw`, one term.
+        """
+        return scores.log_proposal[:, 0]
+
+
+class ProposalScheme(ABC):
+    """Settings by which the particles of an importance sampler are drawn: a value given as ``proposal=``."""
+
+    @abstractmethod
+    def sampler(self, rows: RowBlock) -> ParticleSampler:
+        """Return a sampler for a block of rows.
+
+        Raises:
+            ValueError: a guide or a story that cannot be sampled so.
+        """
+
+
+def log_weights(sampler: ParticleSampler, scores: Scores) -> Tensor:
+    r"""Return the log-weights :math:`\log p(x, z_k) - \log q(z_k)`, ``(k, N)``, in nats."""
+    log_joint = sum(scores.likelihood.values(), scores.log_prior)[:, 0]
+    return log_joint - sampler.log_density(scores)
