@@ -1,4 +1,4 @@
-"""Densities by a normalising flow."""
+"""Distributions given by normalising flows."""
 
 from typing import Any
 
@@ -18,28 +18,33 @@ class Flow(Conditional):
         p(x) = N(f_c(x); 0, I) \, |\det \partial f_c / \partial x|
 
     Args:
-        net: gives the context c, ``(.., C)``.
+        net: a module from the parents to the context c, ``(.., C)``.
         flow: a flow of :mod:`zuko`, such as ``zuko.flows.MAF(features=D, context=C)``: a module that maps a context
             to a distribution with a ``transform`` f to a ``base``. Its event shape is ``(D,)``.
 
-    An autoregressive flow scores in one pass and draws in D of them; one of coupling layers (``NICE``, ``RealNVP``)
-    does both in one. Rezende & Mohamed 2015 (arXiv:1505.05770); Papamakarios et al. 2017 (arXiv:1705.07057).
+    An autoregressive flow scores in one pass and draws in D passes; coupling layers (``NICE``, ``RealNVP``) take one
+    pass for either.
+
+    Raises:
+        TypeError: in ``forward``, the flow returns no distribution of zuko.
+
+    References:
+        Rezende & Mohamed 2015 (arXiv:1505.05770); Papamakarios et al. 2017 (arXiv:1705.07057).
     """
 
     def __init__(self, net: nn.Module, flow: nn.Module) -> None:
         super().__init__(net)
         self.flow = check_function("flow", flow, ("context",))
 
-    def forward(self, *parents: Tensor) -> dist.TorchDistribution:
-        context = self.output(parents)
-        d = self.flow(context)
+    def distribution(self, output: Tensor) -> dist.TorchDistribution:
+        d = self.flow(output)
         if not hasattr(d, "transform") or not hasattr(d, "base"):
             raise TypeError(f"expected a flow of zuko, with a transform and a base, got one that gives {describe(d)}")
-        return _Flowing(d.base, [_Drawn(d.transform, context.dtype)], validate_args=False)
+        return _FlowDistribution(d.base, [_InverseFlow(d.transform, output.dtype)], validate_args=False)
 
 
-class _Drawn(torch.distributions.Transform):
-    """From noise to a draw: the inverse of a flow's transformation, of noise of any type (uniforms are float64)."""
+class _InverseFlow(torch.distributions.Transform):
+    """The transformation from noise to a draw: the inverse of a flow's. Noise may have any dtype."""
 
     domain = codomain = torch.distributions.constraints.real_vector
     bijective = True
@@ -58,10 +63,10 @@ class _Drawn(torch.distributions.Transform):
         return -self.flow.log_abs_det_jacobian(y, x)
 
 
-class _Flowing(dist.TransformedDistribution):
-    """As torch's, but that density and noise come of one pass of the networks.
+class _FlowDistribution(dist.TransformedDistribution):
+    """A transformed distribution whose density takes one pass of the flow's networks.
 
-    Not ``pyro.contrib.zuko.ZukoToPyro``, which has no ``rsample``, and whose draws cannot be made of uniforms.
+    It has ``rsample``, and draws can be made from given noise, unlike those of ``pyro.contrib.zuko.ZukoToPyro``.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:

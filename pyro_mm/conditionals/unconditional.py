@@ -1,4 +1,4 @@
-"""A distribution as a module."""
+"""Distributions as modules."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..utils.arguments import describe
 
 
 class Unconditional(nn.Module):
-    """A distribution with fixed parameters as a module that ignores its inputs, so that it moves with a model.
+    """A module that ignores its inputs and returns a fixed distribution, which moves between devices with a model.
 
     Args:
-        distribution: its tensors follow ``.to(...)`` like buffers; they are not part of the ``state_dict``.
+        distribution: its tensors follow ``.to(...)`` like buffers. They are not in the ``state_dict``.
 
     Raises:
-        ValueError: a tensor that requires a gradient, which no optimiser would find here.
+        ValueError: a tensor of the distribution requires a gradient; no optimiser would find it here.
     """
 
     def __init__(self, distribution: dist.Distribution):

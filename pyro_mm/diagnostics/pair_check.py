@@ -74,7 +74,7 @@ def check(
     check_counts(num_particles=num_particles)
     check_counts(2, repeats=repeats)
     check_seed(seed)
-    batch = batch._copy(total=None, _index=None)  # these rows are the data: nothing is scaled up to others
+    batch = batch.standalone()
     objective, estimator = copy.copy(objective), getattr(objective, "estimator", objective)
     vectorize = getattr(objective, "vectorize", True)
     vectorize = vectorize and (not isinstance(estimator, PerRow) or estimator.vectorize_particles)

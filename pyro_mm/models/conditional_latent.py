@@ -12,7 +12,6 @@ from ..batch.batch import Batch
 from ..conditionals.unconditional import as_module
 from ..handlers.params import register
 from ..utils.arguments import check_function, check_mapping, check_name, describe
-from ..utils.network_calls import apply_network
 from .decoders import check_decoders
 
 
@@ -64,7 +63,7 @@ class ConditionalLatent(nn.Module):
         names = list(self.decoders)
         with batch.plate():
             y = batch.observe(self.name, self.root(batch))
-            seen = apply_network(f"modality {self.name!r}", self.features, y)
+            seen = batch.features(self.name, self.features, y)
             z = pyro.sample("z", self.prior(batch))
             for m in pyro.plate("modalities", len(names)):
                 batch.observe(names[m], self.decoders[names[m]], z, seen)

@@ -126,6 +126,5 @@ class GivenCovariate(nn.Module):
         self.conditional = check_function("conditional", conditional, ("covariate",))
 
     def forward(self, batch: Batch) -> dist.Distribution:
-        if self.name not in batch.covariates:
-            raise ValueError(f"the prior is given the covariate {self.name!r}; this batch has {list(batch.covariates)}")
-        return apply_network(f"covariate {self.name!r}", self.conditional, batch.covariates[self.name])
+        covariate = batch.covariate(self.name, "the prior")
+        return apply_network(f"covariate {self.name!r}", self.conditional, covariate)

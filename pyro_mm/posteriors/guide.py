@@ -7,7 +7,7 @@ from typing import Any
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..batch.batch import Batch
 from ..handlers.params import register
@@ -54,25 +54,10 @@ class Guide(nn.Module):
                 posterior = self.posteriors[site] if site in self.posteriors else self._callables[site]
                 value = pyro.sample(site, _check_distribution(site, posterior(batch)))
                 if site != self._sites[-1]:
-                    batch = BatchWithDraw(batch, site, value)
+                    batch = batch.with_latent(site, value)
 
 
 def _check_distribution(site: str, d: Any) -> Any:
     if isinstance(d, torch.distributions.Distribution):
         return d
     raise TypeError(f"site {site!r}: expected a posterior that gives a distribution of a batch, got {describe(d)}")
-
-
-class BatchWithDraw(Batch):
-    """A batch with the draw of a latent as one more modality; what is made of a draw is not kept for the next one."""
-
-    def __init__(self, batch: Batch, site: str, value: Tensor):
-        if site in batch:
-            raise ValueError(f"site {site!r} bears the name of a modality: a latent needs one of its own")
-        self.__dict__.update(batch.__dict__)
-        self._rows, self._drawn = batch.rows, {*getattr(batch, "_drawn", ()), site}
-        self._values, self._masks = batch._values | {site: value}, batch._masks | {site: True}
-        self._each = None if batch._each is None else [{**masks, site: True} for masks in batch._each]
-
-    def encode(self, name: str, module: Callable[[Tensor], Any]) -> Any:
-        return module(self._values[name]) if name in self._drawn else super().encode(name, module)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..batch.batch import Batch
 from ..distributions.where import Where
 from ..utils.arguments import check_function, check_modules
-from ..utils.network_calls import OfOutput, Output, output_of
+from ..utils.network_calls import head_in_blocks
 
 
 class JointEncoder(nn.Module):
@@ -51,7 +51,7 @@ class JointEncoder(nn.Module):
             encoded.append(feature)
         lead = broadcast_shape(*(h.shape[:-1] for h in encoded))
         whole = torch.cat([h.expand(*lead, -1) for h in encoded], -1)
-        joint = self.head(Output(output_of(self.head, whole)) if isinstance(self.head, OfOutput) else whole)
+        joint = head_in_blocks(self.head, whole)
         if self.partial is None:
             return joint
         return Where(complete, joint, self.partial(batch)) if isinstance(complete, Tensor) else joint

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..batch.batch import Batch
-from ..batch.context import cache, cached, is_cached
+from ..batch.context import cached, is_cached, put
 from ..batch.masks import Presence, any_of, stacked
 
 
@@ -24,23 +24,23 @@ def per_set(batch: Batch, owner: object, f: Callable[[Batch], tuple[Tensor, ...]
         f: a function of the values and masks of a batch alone, to tensors ``(.., N, F)``.
         few: with so many terms it is computed for each, where looking for equal sets would take longer.
     """
-    if batch._memo is None or batch._each is None or batch._stack is None or getattr(batch, "_drawn", None):
+    cache, stack, terms = batch._context.cache, batch._context.stack, batch._context.term_masks
+    if batch._context.latents or cache is None or stack is None or terms is None or len(terms) <= few:
         return f(batch)
-    if len(batch._each) <= few:
-        return f(batch)
-    memo, nesting = batch._memo, -batch._stack.dim - 1
-    keys = [_key(owner, masks) for masks in batch._each]
-    new = {key: t for t, key in enumerate(keys) if not is_cached(memo, key)}
+
+    nesting = -stack.dim - 1
+    keys = [_key(owner, masks) for masks in terms]
+    new = {key: t for t, key in enumerate(keys) if not is_cached(cache, key)}
     if new:
-        each = [batch._each[t] for t in new.values()]
+        each = [terms[t] for t in new.values()]
         masks = {n: stacked([m[n] for m in each], batch.size, batch.device, nesting) for n in batch.names}
-        out = f(batch.view(masks, batch._stack, memo, each=each))
+        out = f(batch.view(masks, stack, cache, term_masks=each))
         for place, (key, those) in enumerate(zip(new, each, strict=True)):
             # a tensor without the stack's dimension does not depend on the set
-            cache(memo, key, tuple(x[place] if x.dim() - 1 > nesting else x for x in out), owner, those)
+            put(cache, key, tuple(x[place] if x.dim() - 1 > nesting else x for x in out), owner, those)
         if list(new) == keys:
             return out
-    found = [memo[key][0] for key in keys]
+    found = [cache[key][0] for key in keys]
     return tuple(_stack_terms(pieces, nesting) for pieces in zip(*found, strict=True))
 
 
@@ -52,16 +52,17 @@ def _stack_terms(pieces: tuple[Tensor, ...], nesting: int) -> Tensor:
 
 def per_view(batch: Batch, owner: object, f: Callable[[Batch], Any]) -> Any:
     """``f(batch)``, run once a step for what the batch shows."""
-    if batch._memo is None or batch._each is None or getattr(batch, "_drawn", None):
+    cache, terms = batch._context.cache, batch._context.term_masks
+    if batch._context.latents or cache is None or terms is None:
         return f(batch)
-    key = ("once", *(_key(owner, masks) for masks in batch._each))
-    return cached(batch._memo, key, lambda: f(batch), owner, batch._each)
+    key = ("once", *(_key(owner, masks) for masks in terms))
+    return cached(cache, key, lambda: f(batch), owner, terms)
 
 
 def rows_with_any(batch: Batch, names: Iterable[str]) -> Presence:
     """Which rows have any of these modalities: True where every term shows every row one."""
     names = tuple(names)
-    each = [any_of(masks.get(n, False) for n in names) for masks in batch._each or [batch._masks]]
+    each = [any_of(masks.get(n, False) for n in names) for masks in batch.terms()]
     return True if all(m is True for m in each) else any_of(batch.presence(n) for n in names)
 
 

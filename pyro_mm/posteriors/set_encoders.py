@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from ..batch.batch import Batch
 from ..batch.masks import Presence
-from ..conditionals import Conditional
 from ..utils.arguments import (
     check_flag,
     check_integer,
     check_module,
     check_modules,
 )
-from ..utils.network_calls import ROWS, Output, runs_in_blocks
+from ..utils.network_calls import ROWS, is_composition, runs_in_blocks
 from .per_set import per_set, per_view
 
 
@@ -150,15 +149,13 @@ def zero_where_missing(mask: Presence, x: Tensor) -> Tensor:
     return torch.where(mask[..., None], x, torch.zeros_like(x)) if isinstance(mask, Tensor) else x
 
 
-def apply_head(
-    head: Callable[..., Any], batch: Batch, owner: nn.Module, state: Callable[[Batch], Tensor]
-) -> dist.Distribution:
+def apply_head(head: Any, batch: Batch, owner: nn.Module, state: Callable[[Batch], Tensor]) -> dist.Distribution:
     """The head of a set's state, its network run once a step for every set."""
-    if not isinstance(head, Conditional):
+    if not is_composition(head):
         return head(state(batch))
-    if runs_in_blocks(owner, batch.size) and batch.plain:
+    if runs_in_blocks(owner, batch.size) and batch.is_plain:
         starts = range(0, batch.size, ROWS)
-        parts = [head.output((state(batch[start : start + ROWS]),)) for start in starts]
-        return head(Output(torch.cat(parts, -2)))
-    (output,) = per_set(batch, owner, lambda some: (head.output((state(some),)),))
-    return head(Output(output))
+        parts = [head.output(state(batch[start : start + ROWS])) for start in starts]
+        return head.distribution(torch.cat(parts, -2))
+    (output,) = per_set(batch, owner, lambda some: (head.output(state(some)),))
+    return head.distribution(output)

@@ -108,7 +108,7 @@ def _structure(model: Callback, guide: Callback, batch: Batch) -> PairStructure:
     used: set[str] = set()
     read: list[str] = []
     watch = _Watch(batch)
-    batch = batch.listened(used.add).noting_lengths(lambda: read.append("")).drawn_by(watch.draw_missing)
+    batch = batch.with_context(on_use=used.add, on_lengths=lambda: read.append(""), draw_missing=watch.draw_missing)
     told = explained({"model": model, "guide": guide}, batch.size)
     with told, no_inference, torch.enable_grad(), fork, poutine.block(), buffers_kept(model, guide):
         guide_trace, in_guide = watch.run(guide, batch)

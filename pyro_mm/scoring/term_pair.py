@@ -118,7 +118,7 @@ class TermPair:
             return self.missing_of_prior[name][0]
 
         with poutine.block(), poutine.trace() as trace, poutine.replay(trace=values or poutine.Trace()), self.plates():
-            self._model(self.views.decode.drawn_by(drawer, unscored=True))
+            self._model(self.views.decode.with_context(draw_missing=drawer, values_only=True))
         return latent_sites(trace.trace)
 
     def _of_prior(self, of_prior: Tensor | None, event_dim: int, otherwise: Callable[[], Tensor]) -> Tensor:
@@ -163,7 +163,7 @@ class TermPair:
                 msg["value"], msg["done"] = self._of_prior(value, event_dim, lambda: msg["fn"](*msg["args"])), True
 
         with EditSites(edit, self._weigh), self.plates():
-            self._model(self.views.decode.drawn_by(self._draw_missing))
+            self._model(self.views.decode.with_context(draw_missing=self._draw_missing))
 
     def _weigh(self, msg: dict[str, Any]) -> None:
         """A row with nothing present scores nothing, nor does the private latent of a modality not decoded."""

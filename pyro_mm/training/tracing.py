@@ -67,7 +67,7 @@ def trace_step(
     moving = [i for i, p in enumerate(parameters) if p.requires_grad]
 
     def step(numbers: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        loss = loss_of(problem, batch.assembled(tensors[: len(rows)]), numbers, fixed)
+        loss = loss_of(problem, batch.with_tensors(tensors[: len(rows)]), numbers, fixed)
         terms = problem.by_term()
         labels[:] = terms
         factor = numbers[0].to(loss.dtype)

@@ -1,85 +1,125 @@
-"""Values of modalities on their way into networks and densities: their types, and so many rows of them at once."""
+"""Calls of networks on values of modalities: in a type that they take, and on a bounded number of rows at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from .network_keywords import call_network
+
 ROWS = 2**12  # rows encoded at once, where no gradient is asked for
 FAMILIES = {"torch", "pyro", "pyro_mm", "zuko"}  # packages whose densities take numbers of any type as floats
+NO_KEYWORDS: Mapping[str, Any] = {}
 
 
-class Output(NamedTuple):
-    """Output of a network in the place of its input: a conditional that is called with it runs no network."""
+class Composition(Protocol):
+    """A module that returns ``distribution(output(*inputs, **keywords))``: a network, and a family for its output.
 
-    value: Tensor
+    Attributes:
+        composes: True if that is what its ``forward`` computes, so that the network may run on one block of rows at a
+            time.
+    """
+
+    @property
+    def composes(self) -> bool: ...
+
+    def output(self, *inputs: Any, **keywords: Any) -> Tensor: ...
+
+    def distribution(self, output: Tensor) -> Any: ...
 
 
-class OfOutput(nn.Module):
-    """A module that makes its distribution of what a network puts out, and takes an :class:`Output` in its place."""
-
-    def output(self, parents: tuple[Tensor, ...]) -> Tensor:
-        raise NotImplementedError
-
-
-def apply_network(what: str, module: Callable[[Any], Any], value: Tensor) -> Any:
-    """Return ``module(value)``, in the type that the module takes.
+def apply_network(
+    what: str, network: Callable[..., Any], value: Tensor, keywords: Mapping[str, Any] = NO_KEYWORDS
+) -> Any:
+    """Return ``network(value, **keywords)``, the value in a type that the network takes.
 
     Args:
-        what: the value is, for an error: ``"covariate 'u'"``.
-        module: a network.
+        what: the value in words, for an error: ``"covariate 'u'"``.
+        network: a module or function of one input.
         value: ``(.., N, *event)``.
+        keywords: the lengths or covariates that the network asks for.
 
     Raises:
-        TypeError: values of a type that the module does not take.
-        ValueError: integers that are no indices of its table.
+        TypeError: values of a type that the network does not take.
+        ValueError: integers that do not index the network's embedding.
     """
-    return _tried(what, module, module, value)
+    return _call_with_types(what, network, lambda x: call_network(network, (x,), keywords), value)
 
 
-def encode_rows(name: str, module: Callable[[Any], Any], value: Tensor) -> Any:
-    """Return ``module(value)`` of a modality's values ``(N, *event)``; without gradient, ``ROWS`` rows at once.
+def encode_rows(
+    name: str, network: Callable[..., Any], value: Tensor, keywords: Mapping[str, Any] = NO_KEYWORDS
+) -> Any:
+    """Return a network's result for all rows of a modality; without gradient it runs on ``ROWS`` rows at a time.
+
+    Args:
+        name: the modality.
+        network: a module or function of one input, returning features or a distribution.
+        value: ``(N, *event)``.
+        keywords: the lengths ``(N,)`` and covariates ``(N, ...)`` that the network asks for.
 
     Raises:
-        TypeError: values of a type that the module does not take.
-        ValueError: integers that are no indices of its table.
+        TypeError: values of a type that the network does not take.
+        ValueError: integers that do not index the network's embedding.
     """
-
     what = f"modality {name!r}"
+    if not runs_in_blocks(network, value.shape[0]):
+        return apply_network(what, network, value, keywords)
 
-    def call(x: Tensor) -> Any:
-        return apply_network(what, module, x)
+    blocks = zip(value.split(ROWS), _split(keywords, value.shape[0]), strict=True)
+    if is_composition(network):
+        outputs = [_output(what, network, block, given) for block, given in blocks]
+        return network.distribution(torch.cat(outputs))  # type: ignore[attr-defined]
 
-    if not runs_in_blocks(module, value.shape[0]):
-        return call(value)
-    if isinstance(module, OfOutput):
-        net = module.output
-        parts = [_tried(what, module, lambda x: net((x,)), part) for part in value.split(ROWS)]
-        return module(Output(torch.cat(parts)))
-    first, *rest = value.split(ROWS)
-    found = [call(first)]
-    if not isinstance(found[0], Tensor) and _parameters(found[0]) is None:
-        return call(value)  # a distribution whose parts are not known
-    found += [call(part) for part in rest]
-    return torch.cat(found) if isinstance(found[0], Tensor) else _joined(found)
+    first = apply_network(what, network, *next(blocks))
+    if not isinstance(first, Tensor) and _joinable_parameters(first) is None:
+        return apply_network(what, network, value, keywords)  # a distribution that cannot be put together
+    found = [first, *(apply_network(what, network, block, given) for block, given in blocks)]
+    return torch.cat(found) if isinstance(first, Tensor) else _concatenate(found)
 
 
-def output_of(module: OfOutput, x: Tensor) -> Tensor:
-    """Return the output of the module's network of features ``(.., N, F)``; without gradient, ``ROWS`` rows at once."""
-    if not runs_in_blocks(module, x.shape[-2]):
-        return module.output((x,))
-    return torch.cat([module.output((part,)) for part in x.split(ROWS, -2)], x.dim() - 2)
+def _output(what: str, module: Any, block: Tensor, keywords: Mapping[str, Any]) -> Tensor:
+    return _call_with_types(what, module, lambda x: module.output(x, **keywords), block)
 
 
-def runs_in_blocks(module: Any, rows: int) -> bool:
-    """Return whether to run a module on blocks of rows: many rows, no gradient, and nothing that mixes rows."""
+def head_in_blocks(head: Any, features: Tensor) -> Any:
+    """Return a head's distribution of features ``(.., N, F)``; without gradient its network runs on ``ROWS`` rows."""
+    if not is_composition(head) or not runs_in_blocks(head, features.shape[-2]):
+        return head(features)
+    outputs = [head.output(block) for block in features.split(ROWS, -2)]
+    return head.distribution(torch.cat(outputs, features.dim() - 2))
+
+
+def is_composition(module: Any) -> bool:
+    """Return True if a module is a :class:`Composition`, such as our conditionals."""
+    return getattr(module, "composes", False) is True
+
+
+def runs_in_blocks(network: Any, rows: int) -> bool:
+    """Return True if a network is to run on blocks of rows: many rows, no gradient, and nothing that mixes rows."""
     if torch.is_grad_enabled() or rows <= ROWS:
         return False
-    return not isinstance(module, nn.Module) or not any(part.training for part in module.modules())
+    return not isinstance(network, nn.Module) or not any(part.training for part in network.modules())
+
+
+def _split(keywords: Mapping[str, Any], rows: int) -> Iterator[dict[str, Any]]:
+    """Yield the keywords of each block of rows: tensors, and dictionaries of tensors, whose first dimension is N."""
+    for start in range(0, rows, ROWS):
+        block = slice(start, start + ROWS)
+        yield {name: take_rows(x, block) for name, x in keywords.items()}
+
+
+def take_rows(x: Any, rows: Any) -> Any:
+    """Return the rows of a tensor, or of every tensor in a dictionary."""
+    if not isinstance(x, dict):
+        return x[rows]
+    taken = x.copy()
+    for name, value in x.items():
+        taken[name] = value[rows]
+    return taken
 
 
 def in_scoring_type(d: Any, value: Tensor) -> Tensor:
@@ -112,12 +152,12 @@ def _float_type(d: Any) -> torch.dtype | None:
 # -- types that networks take -------------------------------------------------------------------------------------
 
 
-def _tried(what: str, module: Any, call: Callable[[Tensor], Any], value: Tensor) -> Any:
+def _call_with_types(what: str, module: Any, call: Callable[[Tensor], Any], value: Tensor) -> Any:
     """Return ``call(value)``, or that of the same numbers in the type that the module takes."""
     try:
         return call(value)
     except (RuntimeError, IndexError, NotImplementedError) as error:
-        wanted = _wanted(module)
+        wanted = _parameter_type(module)
         if isinstance(error, IndexError) and not value.is_floating_point() and _embeds(module):
             low, high = int(value.min()), int(value.max())
             raise ValueError(
@@ -129,7 +169,7 @@ def _tried(what: str, module: Any, call: Callable[[Tensor], Any], value: Tensor)
                 f"{what}: its network has a table of classes, and the values are no whole numbers, but from "
                 f"{value.min().item():g} to {value.max().item():g}"
             ) from error
-        for other in _others(value, wanted):
+        for other in _other_types(value, wanted):
             try:
                 return call(other)
             except (RuntimeError, IndexError, NotImplementedError):
@@ -143,7 +183,7 @@ def _tried(what: str, module: Any, call: Callable[[Tensor], Any], value: Tensor)
         ) from error
 
 
-def _others(value: Tensor, wanted: torch.dtype) -> list[Tensor]:
+def _other_types(value: Tensor, wanted: torch.dtype) -> list[Tensor]:
     """Return the same numbers in other types."""
     if not value.is_floating_point():
         return [x for x in (value.long(), value.to(wanted)) if x.dtype != value.dtype]
@@ -156,7 +196,7 @@ def _whole(value: Tensor) -> bool:
     return torch.equal(value.long().to(value.dtype), value)
 
 
-def _wanted(module: Any) -> torch.dtype:
+def _parameter_type(module: Any) -> torch.dtype:
     parameters = module.parameters() if isinstance(module, nn.Module) else ()
     floats = (p.dtype for p in parameters if p.is_floating_point())
     return next(floats, torch.get_default_dtype())
@@ -170,7 +210,7 @@ def _embeds(module: Any) -> bool:
 # -- distributions of blocks of rows ------------------------------------------------------------------------------
 
 
-def _parameters(d: Any) -> tuple[str, ...] | None:
+def _joinable_parameters(d: Any) -> tuple[str, ...] | None:
     """Return the names of the parameters of a distribution that blocks of can be joined; None of any other."""
     base = d.base_dist if type(d) is dist.Independent else d
     if type(base) in (dist.Normal, dist.Laplace):
@@ -178,9 +218,9 @@ def _parameters(d: Any) -> tuple[str, ...] | None:
     return ("logits",) if type(base) is dist.Categorical else None
 
 
-def _joined(parts: list[Any]) -> Any:
+def _concatenate(parts: list[Any]) -> Any:
     """Return one distribution of the rows of all parts."""
-    names = _parameters(parts[0]) or ()
+    names = _joinable_parameters(parts[0]) or ()
     event_dim = parts[0].reinterpreted_batch_ndims if type(parts[0]) is dist.Independent else 0
     bases = [part.base_dist if type(part) is dist.Independent else part for part in parts]
     joined = {name: torch.cat([getattr(base, name) for base in bases]) for name in names}

@@ -55,5 +55,5 @@ def few_rows(batch: Batch, seen: Batch | None, reached: ReachableObjects) -> tup
 
 
 def _rows_on(batch: Batch, rows: list[int], device: torch.device | None) -> Batch:
-    few = batch[torch.tensor(rows, device=batch.device)]._copy(total=None, _index=None, _memo=None)
+    few = batch[torch.tensor(rows, device=batch.device)].standalone()
     return few if device is None or device == few.device else few.to(device)

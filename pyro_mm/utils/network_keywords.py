@@ -1,0 +1,171 @@
+"""Keyword arguments that networks ask for by their signatures: ``lengths`` and ``covariates``."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import weakref
+from collections.abc import Mapping
+from contextlib import contextmanager
+from types import CodeType, FunctionType, MethodType
+from typing import Any, NamedTuple
+
+from torch import nn
+
+NAMES = ("lengths", "covariates")
+WRAPPED = ("net", "module", "_orig_mod")  # where our conditionals, torch's wrappers and torch.compile hold a network
+
+
+class Keyword(NamedTuple):
+    """A parameter of a network that is handed over by keyword.
+
+    Attributes:
+        name: ``"lengths"`` or ``"covariates"``.
+        position: its place among the positional parameters, by which a caller may have filled it; None without one.
+        required: True if it has no default.
+        owner: the name of the network's class, or of the function.
+    """
+
+    name: str
+    position: int | None
+    required: bool
+    owner: str
+
+
+class Signature(NamedTuple):
+    """What a network's signature says.
+
+    Attributes:
+        keywords: the parameters that are handed over by keyword.
+        passes_on: True if it takes ``**keywords``, as one does that hands them on to a network within.
+    """
+
+    keywords: tuple[Keyword, ...] = ()
+    passes_on: bool = False
+
+
+NOTHING = Signature()
+_known: weakref.WeakKeyDictionary[Any, Signature] = weakref.WeakKeyDictionary()
+
+
+def keywords_of(network: Any) -> tuple[Keyword, ...]:
+    """Return the parameters ``lengths`` and ``covariates`` of a network's signature.
+
+    The signature of a module is that of its ``forward``. Of an ``nn.Sequential`` it is that of its first module; of one
+    with ``**keywords`` that holds a network as ``net`` or ``module`` (our conditionals, ``nn.DataParallel``), or that
+    ``torch.compile`` has made, it is that network's. Each signature is read once.
+
+    Args:
+        network: a module, or any other callable.
+    """
+    while True:
+        if isinstance(network, nn.Sequential):
+            network = first_of(network)
+        signature = _signature(network)
+        if not signature.passes_on or not isinstance(network, nn.Module):
+            return signature.keywords
+        inner = _wrapped(network)
+        if inner is None or (first_of(inner) is not inner and not hasattr(network, "composes")):
+            return signature.keywords  # a wrapper calls a Sequential by itself, which takes no keywords
+        network = inner
+
+
+def first_of(network: Any) -> Any:
+    """Return the first module of an ``nn.Sequential``, however deep, and anything else as it is."""
+    while isinstance(network, nn.Sequential) and len(network) and type(network).forward is nn.Sequential.forward:
+        network = network[0]
+    return network
+
+
+def call_network(network: Any, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
+    """Return ``network(*inputs, **keywords)``; the first module of an ``nn.Sequential`` gets the keywords."""
+    if not keywords:
+        return network(*inputs)
+    first = first_of(network)
+    if first is network:
+        return network(*inputs, **keywords)
+    with _added_once(first, keywords):
+        return network(*inputs)
+
+
+@contextmanager
+def _added_once(module: nn.Module, keywords: Mapping[str, Any]) -> Any:
+    """Add keywords to the next call of a module."""
+
+    def add(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        hook.remove()  # a module that stands in a Sequential twice gets them the first time
+        return args, {**kwargs, **keywords}
+
+    hook = module.register_forward_pre_hook(add, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _wrapped(network: nn.Module) -> Any:
+    modules = network._modules
+    for name in WRAPPED:
+        if modules.get(name) is not None:
+            return modules[name]
+    return None
+
+
+def _signature(network: Any) -> Signature:
+    """Return what a callable's signature says, read once per module and once per function's code."""
+    if isinstance(network, nn.Module):
+        found = _known.get(network)
+        return _cached(network, network) if found is None else found
+    if isinstance(network, FunctionType) and not hasattr(network, "__wrapped__"):
+        return _of_code(network.__code__, network)
+    if isinstance(network, MethodType):
+        return _shifted(_signature(network.__func__), 1)
+    if isinstance(network, functools.partial):
+        inner = _shifted(_signature(network.func), len(network.args))
+        return inner._replace(keywords=tuple(k for k in inner.keywords if k.name not in network.keywords))
+    if isinstance(network, type):
+        return NOTHING
+    return _cached(network, network)
+
+
+def _of_code(code: CodeType, network: FunctionType) -> Signature:
+    # a story may make its functions anew in every step: their code is one and the same
+    names = code.co_varnames
+    return _cached(code, network) if NAMES[0] in names or NAMES[1] in names else NOTHING
+
+
+def _cached(key: Any, network: Any) -> Signature:
+    try:
+        return _known[key]
+    except KeyError:
+        pass
+    except TypeError:  # neither hashed nor referred to weakly
+        return _read(network)
+    signature = _known[key] = _read(network)
+    return signature
+
+
+def _read(network: Any) -> Signature:
+    try:
+        signature = inspect.signature(network.forward if isinstance(network, nn.Module) else network)
+    except (TypeError, ValueError):
+        return NOTHING
+    parameters = signature.parameters.values()
+    owner = getattr(network, "__name__", None) or type(network).__name__
+    found = []
+    for place, parameter in enumerate(parameters):
+        if parameter.name in NAMES and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            position = place if parameter.kind is parameter.POSITIONAL_OR_KEYWORD else None
+            found.append(Keyword(parameter.name, position, parameter.default is parameter.empty, owner))
+    return Signature(tuple(found), any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters))
+
+
+def _shifted(signature: Signature, filled: int) -> Signature:
+    """Return a signature without its first ``filled`` positional parameters."""
+    keywords = []
+    for keyword in signature.keywords:
+        if keyword.position is None:
+            keywords.append(keyword)
+        elif keyword.position >= filled:
+            keywords.append(keyword._replace(position=keyword.position - filled))
+    return signature._replace(keywords=tuple(keywords))
