@@ -258,7 +258,7 @@ def test_the_tables_name_every_public_function():
     """All that mm and its modules name, but what is made by the package itself and what other tests hold to this."""
     known = {f.__name__ for f in (*evaluations(None, None, mm.Batch({"x": [0.0], "y": [0]})), *constructors())}
     results = {"Calibration", "Check", "Comparison", "Evidence", "History", "MeanCorrelation", "Share", "Conditional"}
-    elsewhere = {"fit", "stage", "save", "load", "gaussian_frechet"}
+    elsewhere = {"fit", "stage", "save", "load", "gaussian_frechet", "Loss", "TrainingObjective"}
     modules = [mm, conditionals, metrics, models, posteriors, priors, mm.nn, mm.distributions, protocols]
     public = {n for module in modules for n in module.__all__ if callable(getattr(module, n))}
     public -= {"STANDARD_NORMAL"}

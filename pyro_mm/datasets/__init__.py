@@ -1,11 +1,11 @@
-"""Data sets, each a function that returns (train, test): two batches that share no row.
+"""Data sets: functions that return (train, test), two batches without a common row.
 
-Where a modality is the class itself it is called ``label``; where it only says what rows were paired by, it is the
-covariate ``label``, int64 of shape ``(N,)``: no story sees it unless it asks, and ``metrics`` can be given it.
+A class that is a modality is called ``label``; a class that only says what rows were paired by is the covariate
+``label``, int64 ``(N,)``, which no story reads unless it asks for it, and which ``metrics`` take as an argument.
 
 ========================== ======================================= ==========================================
-``digits()``               images of 8 x 8, label                  no files needed
-``mnist()``, ``fashion()`` images of 28 x 28, label                idx files, downloaded where absent
+``digits()``               images of 8 x 8, label                  none
+``mnist()``, ``fashion()`` images of 28 x 28, label                idx files, downloaded if missing
 ``mnist_usps_word()``      two images of a digit and its name      ``mnist/``, ``usps/usps.npz``
 ``mnist_speech()``         a digit written and spoken              ``mnist/``, ``fsdd/fsdd.npz``
 ``mnist_photographs()``    digits on up to eight photographs       ``mnist/``, ``backgrounds/``
@@ -19,8 +19,9 @@ covariate ``label``, int64 of shape ``(N,)``: no story sees it unless it asks, a
 ``sequences()``            audio and video of 20 steps, ratings    ``mosi/*_mfn.npz``
 ========================== ======================================= ==========================================
 
-Files are looked for in ``directory=``, or else in the folder that ``PYRO_MM_DATA`` names; ``data/README.md`` says
-where they come from and under what terms. Nothing but the idx files is ever downloaded.
+Files are read from ``directory=``, or else from the folder named by the environment variable ``PYRO_MM_DATA``;
+``data/README.md`` lists their sources and licences. Only the idx files of MNIST (11 MB) and Fashion-MNIST (31 MB) are
+ever downloaded, over https into the folder ``pyro_mm`` of the user's cache.
 """
 
 from __future__ import annotations
@@ -49,19 +50,21 @@ __all__ = [
 
 
 def load(name: str, *, directory: str | os.PathLike[str] | None = None, **options: Any) -> Split:
-    """The data set of that name.
+    """Load a data set by name.
 
     Args:
-        name: ``"digits"``, ``"mnist"``, ``"fashion"``, or that of another function with ``-`` for ``_``;
-            ``"mmmo"``, ``"youtube"`` and ``"pom"`` are :func:`sequences`.
-        directory: where the files are, for those that have any.
+        name: the name of a function of this module with ``-`` for ``_``, such as ``"digits"`` or ``"mnist-svhn"``;
+            ``"mmmo"``, ``"youtube"`` and ``"pom"`` load :func:`sequences`.
+        directory: the folder of the data files, for data sets that need any.
         options: keyword arguments of the function of that name.
 
     Returns:
         (train, test).
 
     Raises:
-        ValueError: no data set has that name.
+        ValueError: the name is unknown.
+        TypeError: an option is unknown.
+        FileNotFoundError: files are missing.
 
     >>> load("digits")[1]
     Batch(size=360, image(8, 8) present: all, label() present: all)

@@ -1,4 +1,4 @@
-"""Files of data sets: where they are, and reading them within bounds."""
+"""Finding the files of a data set, and reading them safely: no code is run, and sizes are checked first."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ..utils.arguments import check_integer, check_path, describe
 Directory = str | os.PathLike[str] | None
 Shape = tuple[int | str, ...]
 
-MOST = 2**31  # bytes of the arrays of one file
-SLACK = 2**16  # bytes by which a compressed file may be longer than what is in it
+MAX_ARRAY_BYTES = 2**31  # of all arrays read from one file
+GZIP_OVERHEAD = 2**16  # bytes by which a compressed file may be longer than its content
 
 
 def data_folder(directory: Directory) -> Path | None:
-    """Return the folder of the data files, by default that of ``PYRO_MM_DATA``; None where neither is given."""
+    """Return the folder of the data files: ``directory``, else ``PYRO_MM_DATA``; None if neither is given."""
     if directory is not None:
         return check_path("directory", directory).expanduser()
     named = os.environ.get("PYRO_MM_DATA")
@@ -31,10 +31,14 @@ def data_folder(directory: Directory) -> Path | None:
 
 
 def check_rows(rows: Any) -> tuple[int | None, int | None]:
-    """Return how many rows of training and of the others are wanted, each None for all or a number from 1 on.
+    """Return the numbers of training and held-out rows to load, checked; None stands for all.
+
+    Args:
+        rows: two integers of at least 1, or None.
 
     Raises:
-        TypeError, ValueError: anything else than two such numbers.
+        TypeError: ``rows`` is no pair of integers or None.
+        ValueError: a number is below 1.
     """
     if not isinstance(rows, tuple | list) or len(rows) != 2:
         raise TypeError(f"expected rows to be two numbers or None, (training, others), got {describe(rows)}")
@@ -42,17 +46,20 @@ def check_rows(rows: Any) -> tuple[int | None, int | None]:
     return train, others
 
 
-def located(what: str, files: Sequence[str], folder: str, directory: Directory) -> list[Path]:
-    """The paths of files (or folders), all in DIRECTORY/folder or all in DIRECTORY itself.
+def locate_files(what: str, files: Sequence[str], folder: str, directory: Directory) -> list[Path]:
+    """Return the paths of files (or folders) that are all in DIRECTORY/folder, or all in DIRECTORY itself.
 
     Args:
-        what: the data set, for the message.
-        files: their names, relative to the folder.
-        folder: that of the data set.
-        directory: DIRECTORY; by default what the environment variable ``PYRO_MM_DATA`` names.
+        what: the name of the data set, for the message.
+        files: names of the files.
+        folder: the folder of the data set within DIRECTORY.
+        directory: DIRECTORY; by default the folder named by the environment variable ``PYRO_MM_DATA``.
+
+    Returns:
+        One path per file.
 
     Raises:
-        FileNotFoundError: they are not there; says which, and where they should be.
+        FileNotFoundError: files are missing; the message says which, and where they belong.
         TypeError, ValueError: the directory is no path.
     """
     root = data_folder(directory)
@@ -71,19 +78,22 @@ def located(what: str, files: Sequence[str], folder: str, directory: Directory) 
     )
 
 
-def arrays(path: Path, wanted: Mapping[str, Shape], texts: Sequence[str] = ()) -> list[np.ndarray]:
-    """Read arrays of an npz file, of which nothing is unpickled.
+def read_arrays(path: Path, wanted: Mapping[str, Shape], texts: Sequence[str] = ()) -> list[np.ndarray]:
+    """Read arrays of an npz file without unpickling anything.
 
-    Sizes and shapes are compared before anything is decompressed: a small file cannot fill the memory.
+    Sizes and shapes are checked before anything is decompressed, so that a small file cannot fill the memory.
 
     Args:
         path: the file.
-        wanted: name of an array -> its shape, where a letter stands for any size, the same wherever it stands.
-        texts: names of those that hold text; all others hold finite numbers.
+        wanted: array name -> its shape; a string in a shape stands for any size, the same wherever it occurs.
+        texts: names of the arrays that hold text; all others hold finite numbers.
+
+    Returns:
+        One array per entry of ``wanted``.
 
     Raises:
-        FileNotFoundError: there is no file.
-        ValueError: the file is damaged, lacks one of them, or has one of another shape or kind, with its path.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged, or an array is missing or has another shape or type; names the path.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -91,8 +101,8 @@ def arrays(path: Path, wanted: Mapping[str, Shape], texts: Sequence[str] = ()) -
             if absent := [name for name in wanted if name not in members]:
                 raise BadFile(f"{path} lacks {', '.join(absent)}: it holds {', '.join(members)}")
             total = sum(members[name].file_size for name in wanted)
-            if total > MOST:
-                raise BadFile(f"{path} would take {total:,} bytes of memory, more than {MOST:,}")
+            if total > MAX_ARRAY_BYTES:
+                raise BadFile(f"{path} would take {total:,} bytes of memory, more than {MAX_ARRAY_BYTES:,}")
             sizes: dict[str, int] = {}
             for name, shape in wanted.items():
                 with archive.open(members[name]) as file:
@@ -110,13 +120,23 @@ def arrays(path: Path, wanted: Mapping[str, Shape], texts: Sequence[str] = ()) -
 
 
 class BadFile(ValueError):
-    """A file that is not what it should be; the message has its path."""
+    """A file with unexpected content; the message names its path."""
 
 
 def _check_header(
     path: Path, name: str, file: IO[bytes], nbytes: int, wanted: Shape, text: bool, sizes: dict[str, int]
 ) -> None:
-    """Compare the header of an array in an npz file with what is wanted; ``sizes`` collects those of letters."""
+    """Raise a BadFile unless the header of an array in an npz file has the wanted shape and type.
+
+    Args:
+        path: the npz file, for the message.
+        name: the array.
+        file: the array's member of the archive, at its start.
+        nbytes: the uncompressed size of that member.
+        wanted: the shape; strings stand for any size.
+        text: the array has to hold text, not numbers.
+        sizes: string in a shape -> its size; sizes that are new are added.
+    """
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
@@ -135,13 +155,17 @@ def _check_header(
         raise BadFile(f"{path} is damaged: {name} has {nbytes - file.tell()} bytes, too few or too many for {shape}")
 
 
-def unzipped(path: Path, most: int) -> bytes:
-    """Read a file whole, and decompress it if gzip wrote it, up to a number of bytes.
+def read_decompressed(path: Path, most: int) -> bytes:
+    """Read a whole file, decompressing it if it was written by gzip.
+
+    Args:
+        path: the file.
+        most: the largest allowed size after decompression, in bytes.
 
     Raises:
-        ValueError: it is longer, or damaged, with its path; no more than ``most`` bytes were held.
+        ValueError: the content is larger, or damaged; names the path. No more than ``most`` bytes were held.
     """
-    if path.stat().st_size > most + SLACK:
+    if path.stat().st_size > most + GZIP_OVERHEAD:
         raise ValueError(f"{path} is too large: {path.stat().st_size:,} bytes, expected {most:,} at most")
     with open(path, "rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
@@ -155,12 +179,12 @@ def unzipped(path: Path, most: int) -> bytes:
     return payload
 
 
-def check_inside(path: Path, names: Iterable[str]) -> None:
-    """Raise a ValueError unless names that a file lists are those of files in one folder.
+def check_file_names(path: Path, names: Iterable[str]) -> None:
+    """Raise a ValueError unless all names listed in a file are plain file names, on any system.
 
     Args:
         path: the file that lists them, for the message.
-        names: neither absolute, nor with ``..`` or another folder in them, on any system.
+        names: names that must neither be absolute nor contain ``..`` or a folder.
     """
     for name in names:
         plain = name == PurePosixPath(name).name == PureWindowsPath(name).name and name not in ("", ".", "..")
@@ -169,7 +193,7 @@ def check_inside(path: Path, names: Iterable[str]) -> None:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Read the lines of a text file. Raises a ValueError with its path if it is no text."""
+    """Read the lines of a text file. Raises a ValueError that names its path if it is no UTF-8 text."""
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""Rows whose pictures stay on disk until they are asked for."""
+"""Images that stay in files until a minibatch needs them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from ..batch.batch import Batch
 
 
 class Pictures(Dataset[Batch]):
-    """N rows of pictures in files, as a data set of torch whose items are batches.
+    """A torch data set of N rows of images in files, whose items are batches.
 
-    ``pictures.loader(128)`` is what ``fit`` takes in the place of rows that do not fit into memory.
+    Pass ``pictures.loader(128)`` to ``fit`` if the rows do not fit into memory.
 
     Args:
         paths: modality -> N files.
-        read: a function of a file: a tensor, of one shape for all files of a modality. Worker processes need one that
-            can be pickled.
-        values: further modalities, ``(N, ...)`` each, held in memory.
-        covariates: as those of a batch.
+        read: a function from a file to a tensor, of one shape for all files of a modality. It must be picklable for
+            worker processes.
+        values: further modalities held in memory, ``(N, ...)`` each.
+        covariates: name -> tensor ``(N, ...)``, as of a batch.
+
+    Raises:
+        ValueError: modalities and covariates differ in their numbers of rows.
     """
 
     def __init__(
@@ -33,10 +36,12 @@ class Pictures(Dataset[Batch]):
         values: Mapping[str, Tensor] | None = None,
         covariates: Mapping[str, Tensor] | None = None,
     ):
-        self.paths, self.read = {name: list(files) for name, files in paths.items()}, read
-        self.values, self.covariates = dict(values or {}), dict(covariates or {})
-        held: dict[str, Any] = {**self.paths, **self.values, **self.covariates}
-        sizes = {name: len(column) for name, column in held.items()}
+        self.paths = {name: list(files) for name, files in paths.items()}
+        self.read = read
+        self.values = dict(values or {})
+        self.covariates = dict(covariates or {})
+        columns: dict[str, Any] = {**self.paths, **self.values, **self.covariates}
+        sizes = {name: len(column) for name, column in columns.items()}
         if len(set(sizes.values())) != 1:
             raise ValueError(f"expected as many rows in every modality, got {sizes}")
         self.size = next(iter(sizes.values()))
@@ -45,17 +50,21 @@ class Pictures(Dataset[Batch]):
         return self.size
 
     def __getitem__(self, row: int) -> Batch:
-        """One row, a batch of size 1."""
+        """Return one row, as a batch of size 1."""
         return self.__getitems__([range(self.size)[row]])
 
     def __getitems__(self, rows: Sequence[int]) -> Batch:
-        """Several rows, one batch."""
+        """Return several rows as one batch.
+
+        Raises:
+            ValueError: files of one modality hold images of different shapes.
+        """
         values: dict[str, Tensor] = {}
         for name, files in self.paths.items():
             first = self.read(files[rows[0]])
-            values[name] = first.new_empty(len(rows), *first.shape)  # filled: a stack would hold all of them twice
+            values[name] = first.new_empty(len(rows), *first.shape)  # torch.stack would hold all of them twice
             for place, row in enumerate(rows):
-                picture = self.read(files[row]) if place else first
+                picture = first if place == 0 else self.read(files[row])
                 if picture.shape != first.shape:
                     raise ValueError(
                         f"{files[row]} is of shape {tuple(picture.shape)}, and {files[rows[0]]} of {tuple(first.shape)}"
@@ -66,7 +75,11 @@ class Pictures(Dataset[Batch]):
         return Batch(values, covariates={name: value[index] for name, value in self.covariates.items()})
 
     def batch(self, rows: int | None = None) -> Batch:
-        """The first ``rows`` rows, or all, in memory."""
+        """Load the first ``rows`` rows, by default all, into memory.
+
+        Raises:
+            ValueError: ``rows`` is below 1.
+        """
         if rows is not None and rows < 1:
             raise ValueError(f"expected at least one row, got {rows}")
         return self.__getitems__(range(self.size if rows is None else min(rows, self.size)))
@@ -74,33 +87,43 @@ class Pictures(Dataset[Batch]):
     def loader(
         self, batch_size: int, *, shuffle: bool = True, workers: int = 0, seed: int | None = None
     ) -> DataLoader[Any]:
-        """Minibatches of all rows, for ``fit``.
+        """Make a loader of minibatches of all rows, for ``fit``.
 
         Args:
-            batch_size: rows of one; the last one may be smaller.
-            shuffle: whether each epoch has an order of its own.
-            workers: processes that read files.
-            seed: of the orders; None goes on with torch's generator.
+            batch_size: rows per minibatch; the last one may be smaller.
+            shuffle: shuffle the rows anew in each epoch.
+            workers: number of processes that read files.
+            seed: the seed of the orders; None uses torch's generator.
+
+        Returns:
+            A ``DataLoader`` whose items are batches.
         """
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        return DataLoader(self, batch_size, shuffle=shuffle, num_workers=workers, generator=generator, collate_fn=_same)
+        return DataLoader(
+            self, batch_size, shuffle=shuffle, num_workers=workers, generator=generator, collate_fn=_identity
+        )
 
 
-def _same(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
+    """Return the batch as it is: ``__getitems__`` has collated it already."""
     return batch
 
 
 def read_rgb(path: Path, size: int | None = None, crop: int | None = None) -> Tensor:
-    """A picture as float32 ``(3, H, W)`` in [0, 1].
+    """Read an image as float32 ``(3, H, W)`` in [0, 1].
 
     Args:
-        path: a file that Pillow reads.
-        size: the side of the result in pixels, from bilinear interpolation with an antialias filter; None leaves it.
-        crop: the side of the square in the middle that is kept before that; None keeps all.
+        path: a file that Pillow can read.
+        size: the side of the result in pixels, by bilinear interpolation with an antialias filter; None keeps the
+            size.
+        crop: the side of a centred square, in pixels, that is cut out first; None keeps the whole image.
+
+    Returns:
+        The pixels, float32 ``(3, H, W)``; ``H = W = size`` if ``size`` is given.
 
     Raises:
-        FileNotFoundError: there is no file.
-        ValueError: the square is larger than the picture, or the file is damaged or none; with its path.
+        FileNotFoundError: the file does not exist.
+        ValueError: the square is larger than the image, or the file is damaged or no image; names the path.
     """
     import numpy as np
     from PIL import Image  # here: most users have no pictures

@@ -1,20 +1,20 @@
 """Images with their labels: digits, which needs no file, and MNIST and Fashion-MNIST, which do.
 
 Each function returns (train, test), two batches with the modalities ``image``, float32 in [0, 1], and
-``label``, int64 of shape ``(N,)``. What a pixel means differs, and so does any log-likelihood of it:
+``label``, int64 of shape ``(N,)``. The meaning of a pixel differs, and so does any log-likelihood of it:
 
 =================== ======================================================================================
-``digits()``        8 x 8, 1 where the pixel is above 7 of 16, else 0
-``binarize=``       28 x 28, of ``mnist()`` and ``fashion()``:
-``"static"``        0 or 1, drawn once from Bernoulli(pixel / 255), train and test alike; the default
-``"threshold"``     0 or 1, 1 where pixel / 255 is above 0.5
-``"dynamic"``       training pixels grey, to be drawn anew every time they are used: ``fit(transform=
+``digits()``        8 x 8, 1 if the pixel is above 7 of 16, else 0
+``binarize=``       28 x 28, for ``mnist()`` and ``fashion()``:
+``"static"``        0 or 1, sampled once from Bernoulli(pixel / 255), in training and test rows; the default
+``"threshold"``     0 or 1, 1 if pixel / 255 is above 0.5
+``"dynamic"``       training pixels grey, to be sampled anew in every minibatch: ``fit(transform=
                     datasets.drawn("image"))``; test pixels as under ``"static"``
-``None``            grey, pixel / 255: not counts, and no density until noise is added
+``None``            grey, pixel / 255: neither counts, nor continuous until noise is added
 =================== ======================================================================================
 
-Salakhutdinov & Murray 2008 drew their binarised MNIST in the same way with other random numbers:
-log-likelihoods are of the same size, not of the same data.
+Salakhutdinov & Murray 2008 sampled their binarised MNIST in the same way with other random numbers:
+log-likelihoods are comparable in size, but not on the same data.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import torch
 
 from ..batch.batch import Batch
 from ..utils.global_state import preserve_process_settings
-from .files import data_folder, unzipped
+from .files import data_folder, read_decompressed
 
 Binarize = Literal["static", "threshold", "dynamic"] | None
 Split = tuple[Batch, Batch]
@@ -42,7 +42,7 @@ FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-SIZES = (47_040_016, 60_008, 7_840_016, 10_008)  # bytes of the uncompressed files, the most that is read
+SIZES = (47_040_016, 60_008, 7_840_016, 10_008)  # bytes of the uncompressed files
 MIRRORS = {
     "mnist": (
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -53,7 +53,7 @@ MIRRORS = {
         "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
     ),
 }
-# Of the uncompressed files: compressed ones differ from mirror to mirror.
+# Of the uncompressed files, since the compressed ones differ between mirrors.
 SHA256 = {
     "mnist": (
         "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -72,10 +72,19 @@ SEEDS = (0, 1)  # of the static binarisation, train and test
 
 
 def digits() -> Split:
-    """Handwritten digits of 8 x 8 pixels, 1437 and 360 of them (Alpaydin & Kaynak 1998).
+    """Load handwritten digits of 8 x 8 pixels, which scikit-learn ships; no file is needed.
 
-    scikit-learn ships them. A pixel is 1 where it is above 7 of 16. The split is a fixed one, drawn with
-    equal shares of each label.
+    Modalities: ``image``, float32 ``(8, 8)``, 1 if the pixel is above 7 of 16, else 0; ``label``, int64 ``()``, 0 to
+    9. The split is fixed, and stratified by label. Licence: CC BY 4.0.
+
+    Returns:
+        (train, test), 1,437 and 360 rows.
+
+    References:
+        Alpaydin & Kaynak 1998, Optical Recognition of Handwritten Digits (UCI).
+
+    >>> digits()[0]
+    Batch(size=1437, image(8, 8) present: all, label() present: all)
     """
     with preserve_process_settings():
         from sklearn.datasets import load_digits  # here, because it takes seconds
@@ -89,37 +98,68 @@ def digits() -> Split:
 
 
 def mnist(directory: str | os.PathLike[str] | None = None, *, binarize: Binarize = "static") -> Split:
-    """Handwritten digits of 28 x 28 pixels, 60,000 and 10,000 of them (LeCun et al. 1998).
+    """Load MNIST: handwritten digits of 28 x 28 pixels.
+
+    Modalities: ``image``, float32 ``(28, 28)`` in [0, 1]; ``label``, int64 ``()``, 0 to 9. Licence: CC BY-SA 3.0.
+
+    Missing files (11 MB in all) are downloaded over https from the mirrors in ``data/README.md`` into the folder
+    ``pyro_mm`` of the user's cache, and read from there afterwards. Every file is checked by its SHA-256.
 
     Args:
-        directory: holds the four idx files, compressed or not, itself or in a folder ``mnist``; by default
-            what the environment variable ``PYRO_MM_DATA`` names. What is absent is downloaded into a cache.
-        binarize: what a pixel is, see the top of this module.
+        directory: a folder with the four idx files, compressed or not, in itself or in its folder ``mnist``; by
+            default the folder named by the environment variable ``PYRO_MM_DATA``.
+        binarize: the meaning of a pixel, see the top of this module.
+
+    Returns:
+        (train, test), 60,000 and 10,000 rows; 188 MB and 31 MB in memory.
 
     Raises:
-        FileNotFoundError: the files are not there and cannot be downloaded.
-        ValueError: a file is not the one that was published.
+        FileNotFoundError: a file is missing and cannot be downloaded.
+        ValueError: a file is not the published one, or ``binarize`` is unknown.
+
+    References:
+        LeCun, Bottou, Bengio & Haffner 1998.
     """
-    return _idx("mnist", directory, binarize)
+    return _load_idx("mnist", directory, binarize)
 
 
 def fashion(directory: str | os.PathLike[str] | None = None, *, binarize: Binarize = "static") -> Split:
-    """Fashion-MNIST: articles of clothing of 28 x 28 pixels, 60,000 and 10,000 of them (Xiao et al. 2017).
+    """Load Fashion-MNIST: articles of clothing of 28 x 28 pixels.
 
-    Grey by nature: binarised ones are a benchmark more than pictures. Arguments and errors are those of
-    :func:`mnist`, with a folder ``fashion``.
+    Modalities, download (31 MB in all) and cache are as in :func:`mnist`. The images are grey by nature: their
+    binarised form serves as a benchmark more than as pictures. Licence: MIT.
+
+    Args:
+        directory: as in :func:`mnist`, with a folder ``fashion``.
+        binarize: the meaning of a pixel, see the top of this module.
+
+    Returns:
+        (train, test), 60,000 and 10,000 rows.
+
+    Raises:
+        FileNotFoundError: a file is missing and cannot be downloaded.
+        ValueError: a file is not the published one, or ``binarize`` is unknown.
+
+    References:
+        Xiao, Rasul & Vollgraf 2017 (arXiv:1708.07747).
     """
-    return _idx("fashion", directory, binarize)
+    return _load_idx("fashion", directory, binarize)
 
 
 def parse_idx(payload: bytes) -> np.ndarray:
-    """The array in an uncompressed idx file of unsigned bytes.
+    """Parse an uncompressed idx file of unsigned bytes.
 
     The header is two zero bytes, 8 for unsigned bytes, the number of dimensions, and each dimension as a
     big-endian 32-bit integer.
 
+    Args:
+        payload: the content of the file.
+
+    Returns:
+        The array, uint8, with the dimensions of the header.
+
     Raises:
-        ValueError: it is no such file, or has not as many bytes as the header says.
+        ValueError: the payload is no such file, or its length does not match the header.
 
     >>> parse_idx(bytes([0, 0, 8, 1, 0, 0, 0, 2, 5, 7]))
     array([5, 7], dtype=uint8)
@@ -135,41 +175,55 @@ def parse_idx(payload: bytes) -> np.ndarray:
     return np.frombuffer(payload, np.uint8, offset=start).reshape(shape)
 
 
-def _idx(name: str, directory: str | os.PathLike[str] | None, binarize: Binarize) -> Split:
+def _load_idx(name: str, directory: str | os.PathLike[str] | None, binarize: Binarize) -> Split:
+    """Load the four idx files of a data set."""
     if binarize not in ("static", "threshold", "dynamic", None):
         raise ValueError(f"expected binarize='static', 'threshold', 'dynamic' or None, got {binarize!r}")
-    arrays = [parse_idx(_read(name, i, directory)) for i in range(len(FILES))]
-    hows = (None, "static") if binarize == "dynamic" else (binarize, binarize)
-    train, test = (
-        Batch({"image": _pixels(images, how, seed), "label": torch.from_numpy(labels.astype(np.int64))})
-        for images, labels, how, seed in zip(arrays[::2], arrays[1::2], hows, SEEDS, strict=True)
-    )
-    return train, test
+    arrays = [parse_idx(_read_checked(name, i, directory)) for i in range(len(FILES))]
+    of_train, of_test = (None, "static") if binarize == "dynamic" else (binarize, binarize)
+
+    def batch(images: np.ndarray, labels: np.ndarray, kind: Binarize, seed: int) -> Batch:
+        return Batch({"image": _binarize(images, kind, seed), "label": torch.from_numpy(labels.astype(np.int64))})
+
+    train = batch(arrays[0], arrays[1], of_train, SEEDS[0])
+    return train, batch(arrays[2], arrays[3], of_test, SEEDS[1])
 
 
 def drawn(*names: str) -> Callable[[Batch], Batch]:
-    """A transform of batches: each value in [0, 1] of these modalities becomes a draw from Bernoulli(value)."""
+    """Make a transform of batches that samples each value in [0, 1] of the modalities from Bernoulli(value).
 
-    def drawn(batch: Batch) -> Batch:
+    Args:
+        names: the modalities to sample, such as ``"image"``.
+
+    Returns:
+        A function from batch to batch, for ``fit(transform=...)``: the dynamic binarisation of grey pixels.
+
+    >>> batch = Batch({"image": torch.tensor([[0.0, 1.0]])})
+    >>> drawn("image")(batch)["image"]
+    tensor([[0., 1.]])
+    """
+
+    def sample(batch: Batch) -> Batch:
         return batch.replaced({name: torch.bernoulli(batch[name]) for name in names})
 
-    return drawn
+    return sample
 
 
-def _pixels(images: np.ndarray, binarize: Binarize, seed: int) -> torch.Tensor:
+def _binarize(images: np.ndarray, binarize: Binarize, seed: int) -> torch.Tensor:
+    """Convert bytes to float32 pixels in [0, 1] of the kind ``binarize``, which is not "dynamic"."""
     if binarize is None:
         return torch.from_numpy(images.astype(np.float32) / np.float32(255))
     if binarize == "threshold":
         return torch.from_numpy((images > 127).astype(np.float32))  # 127.5 is one half
-    # Uniform on 0 .. 254, so that P(u < pixel) is pixel / 255 exactly. From NumPy: alike on every device.
+    # uniform on 0 .. 254, so that P(u < pixel) is pixel / 255 exactly; from NumPy, whose draws are alike everywhere
     u = np.random.default_rng(seed).integers(0, 255, size=images.shape, dtype=np.uint8)
     return torch.from_numpy((u < images).astype(np.float32))
 
 
-def _read(name: str, i: int, directory: str | os.PathLike[str] | None) -> bytes:
-    """The i-th file, uncompressed, and checked to be the one that was published."""
-    path = _find(name, FILES[i], directory)
-    payload = unzipped(path, SIZES[i])
+def _read_checked(name: str, i: int, directory: str | os.PathLike[str] | None) -> bytes:
+    """Read the i-th of :data:`FILES`, uncompressed. Raises a ValueError unless its SHA-256 is the published one."""
+    path = _find_or_download(name, FILES[i], directory)
+    payload = read_decompressed(path, SIZES[i])
     found, expected = hashlib.sha256(payload).hexdigest(), SHA256[name][i]
     if found != expected:
         raise ValueError(
@@ -179,7 +233,8 @@ def _read(name: str, i: int, directory: str | os.PathLike[str] | None) -> bytes:
     return payload
 
 
-def _find(name: str, file: str, directory: str | os.PathLike[str] | None) -> Path:
+def _find_or_download(name: str, file: str, directory: str | os.PathLike[str] | None) -> Path:
+    """Return the path of a file: in the data folder, or else in the cache, downloaded if it is not there."""
     root = data_folder(directory)
     for folder in () if root is None else (root / name, root):
         for path in (folder / f"{file}.gz", folder / file):
@@ -193,7 +248,7 @@ def _find(name: str, file: str, directory: str | os.PathLike[str] | None) -> Pat
     for mirror in MIRRORS[name]:
         url = f"{mirror}{file}.gz"
         try:
-            # No hash here: what the file must be is checked after decompression, wherever it comes from.
+            # no hash here: it is taken after decompression, wherever the file comes from
             cache = pooch.os_cache("pyro_mm")
             return Path(pooch.retrieve(url, known_hash=None, fname=f"{name}-{file}.gz", path=cache))
         except OSError as error:  # that of requests is one too

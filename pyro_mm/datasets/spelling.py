@@ -1,4 +1,4 @@
-"""The English names of the digits as sequences of letters."""
+"""The English names of the digits as sequences of letters: tokens, text, and a classifier of words."""
 
 from __future__ import annotations
 
@@ -16,17 +16,21 @@ LETTERS = 27  # the end mark and a to z
 
 
 def words(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The names of digits, letter by letter.
+    """Spell the names of digits as tokens, one per letter.
 
-    A token is 0 for the end and the padding after it, and 1 to 26 for a to z, so that ``Categorical`` with 27 classes
-    and event shape ``(6,)`` is a likelihood of words. The end mark is part of the word: a story that scores its steps
-    up to ``lengths`` alone still gives words of all lengths a probability that sums to 1.
+    Token 0 is the end mark and the padding after it, tokens 1 to 26 are a to z, so that a ``Categorical`` with 27
+    classes and event shape ``(6,)`` is a likelihood of words. The end mark is part of the word: a story that scores
+    only the first ``lengths`` steps still gives probabilities that sum to 1 over words of all lengths.
 
     Args:
-        labels: ``(N,)``, 0 to 9.
+        labels: integers from 0 to 9, ``(N,)``.
 
     Returns:
-        (tokens, lengths): int64 ``(N, 6)``, and the letters and the end mark counted ``(N,)``.
+        (tokens, lengths): int64 ``(N, 6)``, and the number of letters plus the end mark, int64 ``(N,)``.
+
+    Raises:
+        TypeError: ``labels`` is no tensor.
+        ValueError: ``labels`` is no vector of integers from 0 to 9.
 
     >>> words(torch.tensor([2]))
     (tensor([[20, 23, 15,  0,  0,  0]]), tensor([4]))
@@ -44,7 +48,17 @@ def words(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def spell(tokens: Iterable[Iterable[int]] | Tensor) -> list[str]:
-    """Tokens ``(N, L)`` as text, up to the first end mark.
+    """Convert tokens to text, up to the first end mark.
+
+    Args:
+        tokens: integers from 0 to 26, ``(N, L)``; a tensor or nested sequences.
+
+    Returns:
+        N strings.
+
+    Raises:
+        TypeError: ``tokens`` is no iterable.
+        ValueError: a row is no sequence of integers from 0 to 26.
 
     >>> spell(words(torch.tensor([4, 0]))[0])
     ['four', 'zero']
@@ -60,13 +74,16 @@ def spell(tokens: Iterable[Iterable[int]] | Tensor) -> list[str]:
 
 
 def word_logits(tokens: Tensor) -> Tensor:
-    """A classifier of words for ``metrics``: which digit is spelled, letter for letter.
+    """Classify words by the digit that they spell exactly; a classifier for ``metrics``.
 
     Args:
-        tokens: ``(N, L)``, or probabilities of the letters ``(N, L, 27)``, of which the likeliest are read.
+        tokens: tokens ``(N, L)``, or probabilities of letters ``(N, L, 27)``, whose argmax is read.
 
     Returns:
-        ``(N, 11)``: 1 for the digit, else 0; class 10 is anything that is not the name of a digit.
+        float32 ``(N, 11)``: 1 at the class of the word, else 0; class 10 is any other string.
+
+    >>> word_logits(words(torch.tensor([3]))[0]).argmax(-1)
+    tensor([3])
     """
     if check_tensor("tokens", tokens).is_floating_point():
         check_tensor("tokens", tokens, ("N", "L", LETTERS))

@@ -21,7 +21,7 @@ from ..scoring.importance import log_weights
 from ..scoring.structure import Callback
 from ..utils.seeding import temporary_seed
 
-DRAWS = 20  # evaluations of a bound, whose spread is its standard error
+NUM_DRAWS = 20  # evaluations of a bound, whose spread is its standard error
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Gap:
         return math.hypot(self.bound_error, self.evidence_error)
 
 
-def bounded(target: Target, evidence: Callable[[frozenset[str]], Evidence]) -> tuple[float, float] | None:
+def target_evidence(target: Target, evidence: Callable[[frozenset[str]], Evidence]) -> tuple[float, float] | None:
     r"""The sum :math:`\sum_i w_i \log p(x_{S_i})` that a target is a lower bound on, nats a row, and its error.
 
     None of a target that is no lower bound, or one on something else: a conditional, or a random subset of modalities.
@@ -54,20 +54,20 @@ def bounded(target: Target, evidence: Callable[[frozenset[str]], Evidence]) -> t
         target: what an objective bounds, by the modalities' names.
         evidence: a set of modalities -> the likelihood of what is present of them.
     """
-    if why_no_gap(target):
+    if undefined_gap_reason(target):
         return None
     parts = [(weight, *evidence(names).mean()) for names, weight in target.log_evidence.items()]
     return sum(weight * mean for weight, mean, _ in parts), math.hypot(*(weight * error for weight, _, error in parts))
 
 
-def averaged(value: Callable[[], float], batch: Batch, seed: int) -> tuple[float, float]:
+def mean_over_draws(value: Callable[[], float], batch: Batch, seed: int) -> tuple[float, float]:
     """The mean of a random number over 20 draws under a seed, and its standard error."""
     with temporary_seed(seed, batch.device):
-        values = torch.tensor([value() for _ in range(DRAWS)], dtype=torch.float64)
-    return values.mean().item(), (values.std() / DRAWS**0.5).item()
+        values = torch.tensor([value() for _ in range(NUM_DRAWS)], dtype=torch.float64)
+    return values.mean().item(), (values.std() / NUM_DRAWS**0.5).item()
 
 
-def bound_of(objective: Any, names: tuple[str, ...]) -> Target | None:
+def bound_target(objective: Any, names: tuple[str, ...]) -> Target | None:
     """What an objective bounds: its own word, log p(x) for another ``pyro.infer.ELBO``, None for what is neither."""
     return _bounds(objective, names) if isinstance(objective, ELBO) else None
 
@@ -77,7 +77,7 @@ def _bounds(objective: ELBO, names: tuple[str, ...], present: Collection[str] | 
     return table.bounds(names, present)
 
 
-def why_no_gap(target: Target | None) -> str:
+def undefined_gap_reason(target: Target | None) -> str:
     """Why what an objective bounds cannot be estimated, or nothing."""
     if target is None:
         return "so that there is no evidence to hold it against"
@@ -88,7 +88,7 @@ def why_no_gap(target: Target | None) -> str:
     return ""
 
 
-def rows_of(objective: Any, target: Target, batch: Batch) -> Tensor:
+def rows_of_target(objective: Any, target: Target, batch: Batch) -> Tensor:
     """Return the rows that a target holds for, boolean ``(N,)``.
 
     Where the target is a multiple of the log-evidence of all modalities, those rows whose own is the same multiple of
@@ -113,7 +113,7 @@ def rows_of(objective: Any, target: Target, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def gap_of(
+def objective_gap(
     target: Target,
     objective: Any,
     model: Callback,
@@ -125,7 +125,7 @@ def gap_of(
     """The gap of an objective whose target is a lower bound on a sum of log-evidences.
 
     Weights that depend on the step are those after any warm-up. It is of the rows that the target holds for
-    (:func:`rows_of`); None where there are none.
+    (:func:`rows_of_target`); None where there are none.
 
     Args:
         evidence: a set of modalities -> the likelihood of what is present of them, row by row.
@@ -133,14 +133,14 @@ def gap_of(
     if hasattr(objective, "steps"):
         objective = copy.copy(objective)
         objective.steps = SETTLED
-    rows = rows_of(objective, target, batch)
+    rows = rows_of_target(objective, target, batch)
     if not rows.any():
         return None
     batch = batch[rows]
-    total = bounded(target, lambda names: evidence(names)[rows])
+    total = target_evidence(target, lambda names: evidence(names)[rows])
     if total is None:
         return None
-    bound = averaged(lambda: -float(objective.loss(model, guide, batch)) / batch.size, batch, seed)
+    bound = mean_over_draws(lambda: -float(objective.loss(model, guide, batch)) / batch.size, batch, seed)
     return Gap(*bound, *total, batch.size)
 
 
@@ -148,5 +148,5 @@ def gap_of(
 def elbo_gap(model: Callback, guide: Callback, batch: Batch, joint: Evidence, seed: int) -> Gap:
     """The gap of the plain ELBO, by samples: the mean over rows of KL(q(z | x) || p(z | x))."""
     rows = batch.having()
-    value = averaged(lambda: log_weights(model, guide, batch, audit=False)[:, rows].mean().item(), batch, seed)
+    value = mean_over_draws(lambda: log_weights(model, guide, batch, audit=False)[:, rows].mean().item(), batch, seed)
     return Gap(*value, *joint.mean(), int(rows.sum()))

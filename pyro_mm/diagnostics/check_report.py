@@ -13,16 +13,16 @@ from ..objectives.bounds import Target
 from ..scoring.audit.sites import Sites
 from ..utils.text import align_columns, plus_minus, wrap_remark
 from .bound_gap import Gap
-from .gradient_noise import Gradients
+from .gradient_noise import GradientNoise
 from .site_checks import site_findings
 
-DOUBTFUL = 0.1  # the share of doubtful rows that is worth a remark
+MANY_DOUBTFUL = 0.1  # the share of doubtful rows that is worth a remark
 
 
-GROUPS = 24  # parts of a gradient that are printed
+MAX_GROUPS = 24  # parts of a gradient that are printed
 
 
-QUIET = 0.1  # the signal-to-noise ratio below which a gradient is
+LOW_SNR = 0.1  # the signal-to-noise ratio below which a gradient is
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Check:
         gap: of the objective; None where it bounds no sum of log-evidences, for which ``remark`` has the reason.
         elbo: the gap of the plain ELBO, the mean over rows of KL(q(z | x) || p(z | x)).
         evidence: of everything that is present, and of each modality alone, by quantity.
-        gradients: signal and noise by part of model and guide (:class:`~pyro_mm.diagnostics.gradient_noise.Gradients`).
+        gradients: signal and noise of the gradient, by part of model and guide.
         errors: what could not be evaluated, with the exception that says why.
         findings: in words, most serious first.
     """
@@ -47,7 +47,7 @@ class Check:
     gap: Gap | None
     elbo: Gap | None
     evidence: Mapping[str, Evidence]
-    gradients: Gradients | None
+    gradients: GradientNoise | None
     errors: Mapping[str, Exception]
     findings: tuple[str, ...]
     remark: str = ""
@@ -58,7 +58,7 @@ class Check:
         return "\n\n".join([f"Check of {self.rows} rows", *filter(None, parts), "\n".join(["Findings", *findings])])
 
 
-def _objective_text(objective: Any, estimator: Any, target: Target | None) -> str:
+def objective_text(objective: Any, estimator: Any, target: Target | None) -> str:
     text = repr(estimator) if isinstance(estimator, PerRow) else type(estimator).__name__
     return f"{text}; {target or 'a bound on nothing that is known here'}"
 
@@ -102,7 +102,7 @@ def _evidence_text(found: Check) -> str:
             e.quantity if e.counts is None else f"{e.quantity}, {e.rows_text}",
             plus_minus(*e.mean()),
             f"{e.ess[e.counted].median().item():.0f} of {e.num_particles}",
-            f"{_doubt(e):.1%}",
+            f"{_doubtful_proportion(e):.1%}",
         ]
         for e in found.evidence.values()
         if bool(e.counted.any())
@@ -113,9 +113,9 @@ def _evidence_text(found: Check) -> str:
 def _gradient_text(found: Check) -> str:
     if found.gradients is None:
         return ""
-    groups, more = list(found.gradients.groups), len(found.gradients.groups) - GROUPS
+    groups, more = list(found.gradients.groups), len(found.gradients.groups) - MAX_GROUPS
     if more > 0:
-        groups = sorted(groups, key=lambda g: g.snr if g.snr == g.snr else -1.0)[:GROUPS]
+        groups = sorted(groups, key=lambda g: g.snr if g.snr == g.snr else -1.0)[:MAX_GROUPS]
     rows = [[g.name, _ratio(g), f"{g.signal:.1e}", f"{g.noise:.1e}", f"{g.size}"] for g in groups]
     header = [
         f"Gradient, {found.gradients.repeats} draws on these rows",
@@ -128,7 +128,7 @@ def _gradient_text(found: Check) -> str:
     text += f"\n  and {more} more, of larger ratios" if more > 0 else ""
     text += "\n  norms of the mean gradient and of one draw's departure from it, in nats a row" if rows else ""
     frozen = found.gradients.frozen
-    return text + (f"\n  frozen: {_some(frozen)}" if frozen else "")
+    return text + (f"\n  frozen: {_summarize_names(frozen)}" if frozen else "")
 
 
 def _ratio(group: Any) -> str:
@@ -137,11 +137,11 @@ def _ratio(group: Any) -> str:
     return "no noise" if group.snr > 1e4 else f"{group.snr:.2f}"
 
 
-def _doubt(evidence: Evidence) -> float:
+def _doubtful_proportion(evidence: Evidence) -> float:
     return evidence.doubtful[evidence.counted].float().mean().item()
 
 
-def _some(names: tuple[str, ...], limit: int = 8) -> str:
+def _summarize_names(names: tuple[str, ...], limit: int = 8) -> str:
     """The names, those of one module as the module's."""
     counts: dict[str, int] = {}
     for name in names:
@@ -153,11 +153,12 @@ def _some(names: tuple[str, ...], limit: int = 8) -> str:
     return ", ".join(each[:limit]) + (f" and {len(each) - limit} more" if len(each) > limit else "")
 
 
-def _findings(found: Check, per_row: bool, clash: str, why: str) -> Iterator[tuple[int, str]]:
+def findings(found: Check, per_row: bool, clash: str, why: str) -> Iterator[tuple[int, str]]:
     """What a reader should know, each with its rank: lower ones are more serious."""
     yield from ((0, text) for text in _failures(found, clash))
     yield from site_findings(found.sites, per_row)
-    doubts = sorted([(_doubt(e), e.quantity) for e in found.evidence.values() if _doubt(e) > DOUBTFUL], reverse=True)
+    proportions = {e.quantity: _doubtful_proportion(e) for e in found.evidence.values()}
+    doubts = sorted(((p, quantity) for quantity, p in proportions.items() if p > MANY_DOUBTFUL), reverse=True)
     if doubts:
         those = ", ".join(f"{share:.0%} in {quantity}" for share, quantity in doubts)
         text = (
@@ -173,14 +174,14 @@ def _findings(found: Check, per_row: bool, clash: str, why: str) -> Iterator[tup
         return
     gradients = found.gradients
     if gradients.nonfinite:
-        yield 0, f"The gradient is not finite: {_some(gradients.nonfinite)}."
+        yield 0, f"The gradient is not finite: {_summarize_names(gradients.nonfinite)}."
     if gradients.unused:
-        yield 2, f"No gradient reaches {_some(gradients.unused)}, and fit would raise. {why}"
+        yield 2, f"No gradient reaches {_summarize_names(gradients.unused)}, and fit would raise. {why}"
     if gradients.zero:
-        yield 2, f"The gradient is exactly zero, in every draw, for {_some(gradients.zero)}."
-    if quiet := tuple(group.name for group in gradients.groups if group.snr < QUIET):
+        yield 2, f"The gradient is exactly zero, in every draw, for {_summarize_names(gradients.zero)}."
+    if quiet := tuple(group.name for group in gradients.groups if group.snr < LOW_SNR):
         those = ", ".join(quiet)
-        text = f"Little of the gradient is signal, less than {QUIET:g} of its noise: {those}. Near an optimum "
+        text = f"Little of the gradient is signal, less than {LOW_SNR:g} of its noise: {those}. Near an optimum "
         yield 5, text + "that is as it should be; far from one, more rows, more particles or another estimator help."
 
 

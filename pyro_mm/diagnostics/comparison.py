@@ -17,8 +17,8 @@ from ..utils.arguments import check_mapping, check_names, check_seed
 from ..utils.arviz import compare_log_likelihoods
 from ..utils.text import align_columns, plus_minus, wrap_remark
 
-HEAVY = 0.1  # the share of rows with k-hat > 0.7 that is worth a remark
-DIFFERENT = 2.0  # standard errors
+MANY_UNTRUSTED = 0.1  # the share of rows with k-hat > 0.7 that is worth a remark
+CLOSE_Z = 2.0  # standard errors
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Comparison:
         header = [self.quantity, "nats a row", "difference", "± rows", "± draws", f"k-hat > {PARETO_K_THRESHOLD}", "K"]
         lines = []
         for c in self.candidates:
-            apart = [f"{c.difference:+.3f}", _number(c.paired_error), _number(c.estimation_error)]
+            apart = [f"{c.difference:+.3f}", _error_text(c.paired_error), _error_text(c.estimation_error)]
             if c.name == self.reference:
                 apart = ["reference", "", ""]
             tail = "unknown" if math.isnan(c.untrusted) else f"{c.untrusted:.1%}"
@@ -119,11 +119,11 @@ class Comparison:
         close = [
             c.name
             for c in self.candidates
-            if c.name != self.reference and not abs(c.difference) > DIFFERENT * c.paired_error
+            if c.name != self.reference and not abs(c.difference) > CLOSE_Z * c.paired_error
         ]
         if close:
-            found.append(f"Within {DIFFERENT:g} standard errors of {self.reference}: {', '.join(close)}.")
-        heavy = [f"{c.name} ({c.untrusted:.0%})" for c in self.candidates if c.untrusted > HEAVY]
+            found.append(f"Within {CLOSE_Z:g} standard errors of {self.reference}: {', '.join(close)}.")
+        heavy = [f"{c.name} ({c.untrusted:.0%})" for c in self.candidates if c.untrusted > MANY_UNTRUSTED]
         if heavy:
             text = (
                 f"Many rows have k-hat > {PARETO_K_THRESHOLD} in {', '.join(heavy)}: their likelihoods are more likely "
@@ -189,7 +189,7 @@ def compare(
         raise ValueError(f"expected a baseline among {list(candidates)}, got {baseline!r}")
     if proposal is not None:
         options["proposal"] = proposal
-    evidence = _evidence(candidates, batch, target, given, seed, options)
+    evidence = _estimate(candidates, batch, target, given, seed, options)
     quantities = {name: e.quantity for name, e in evidence.items()}
     sizes = {name: len(e) for name, e in evidence.items()}
     for what, values in (("log-likelihood", quantities), ("number of rows", sizes)):
@@ -226,7 +226,7 @@ def compare(
     return Comparison(quantities[reference], reference, tuple(lines), {name: evidence[name] for name in order}, rows)
 
 
-def _evidence(
+def _estimate(
     candidates: Mapping[str, Any], batch: Batch | None, target: Any, given: Any, seed: int | None, options: Any
 ) -> dict[str, Evidence]:
     pairs: dict[str, Any] = {}
@@ -255,5 +255,5 @@ def _evidence(
     return {name: estimated(*pairs[name]) if name in pairs else one for name, one in candidates.items()}
 
 
-def _number(x: float) -> str:
+def _error_text(x: float) -> str:
     return f"{x:.3f}" if x == x else "?"

@@ -21,7 +21,7 @@ from ..utils.seeding import temporary_seed
 
 
 @dataclass(frozen=True)
-class Group:
+class GroupNoise:
     """The gradient of some tensors: the norms of its mean, with the noise's part taken off, and of its noise.
 
     Both are of the loss a row, in nats a row and unit of the parameters. ``tensors`` and ``size`` count the tensors
@@ -41,20 +41,20 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Gradients:
+class GradientNoise:
     """The groups, and by name the tensors that never had a gradient, only zeros, one that is not finite, or want none.
 
     ``repeats`` is the number R of gradients that this is drawn from.
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[GroupNoise, ...]
     repeats: int
     unused: tuple[str, ...] = ()
     zero: tuple[str, ...] = ()
     nonfinite: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
 
-    def __getitem__(self, name: str) -> Group:
+    def __getitem__(self, name: str) -> GroupNoise:
         return {group.name: group for group in self.groups}[name]
 
 
@@ -90,7 +90,7 @@ def gradient_noise(
     *,
     repeats: int = 20,
     seed: int | None = 0,
-) -> Gradients:
+) -> GradientNoise:
     r"""The signal-to-noise ratio of an objective's gradient, for every part of model and guide.
 
     With R gradients :math:`g_r` of the loss of these rows and their sample covariance C,
@@ -127,12 +127,12 @@ def gradient_noise(
         for count in range(1, repeats + 1):
             if step is not None:
                 objective.steps = step  # one gradient repeated: a warm-up does not go on
-            gradients = _gradients(objective, model, guide, batch, [p.tensor for p in parameters])
+            gradients = _gradient(objective, model, guide, batch, [p.tensor for p in parameters])
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.add(gradient, count)
     names = dict.fromkeys(p.group for p in parameters)
     groups = [_group(name, [p for p in parameters if p.group == name], repeats, rows) for name in names]
-    return Gradients(
+    return GradientNoise(
         tuple(groups),
         repeats,
         unused=tuple(p.name for p in parameters if not p.seen),
@@ -142,15 +142,15 @@ def gradient_noise(
     )
 
 
-def _group(name: str, parameters: Sequence[_Parameter], repeats: int, rows: int) -> Group:
+def _group(name: str, parameters: Sequence[_Parameter], repeats: int, rows: int) -> GroupNoise:
     mean = sum(float(p.mean.square().sum()) for p in parameters)
     trace = sum(float(p.squares.sum()) for p in parameters) / (repeats - 1)
     signal = math.sqrt(max(mean - trace / repeats, 0.0)) if math.isfinite(mean) else math.nan
     size = sum(p.tensor.numel() for p in parameters)
-    return Group(name, signal / rows, math.sqrt(trace) / rows, len(parameters), size)
+    return GroupNoise(name, signal / rows, math.sqrt(trace) / rows, len(parameters), size)
 
 
-def _gradients(objective: Any, model: Any, guide: Any, batch: Batch, tensors: list[Tensor]) -> list[Tensor | None]:
+def _gradient(objective: Any, model: Any, guide: Any, batch: Batch, tensors: list[Tensor]) -> list[Tensor | None]:
     """The gradient of the loss; the tensors' ``.grad`` are as before."""
     if differentiable(objective):
         loss = objective.differentiable_loss(model, guide, batch)

@@ -20,8 +20,8 @@ from ..training.arguments import check_objective
 from ..training.missing_gradients import reasons
 from ..utils.arguments import check_counts, check_programs, check_seed
 from ..utils.reachable import ReachableObjects
-from .bound_gap import bound_of, elbo_gap, gap_of, why_no_gap
-from .check_report import Check, _findings, _objective_text
+from .bound_gap import bound_target, elbo_gap, objective_gap, undefined_gap_reason
+from .check_report import Check, findings, objective_text
 from .comparison import Comparison, compare
 from .gradient_noise import gradient_noise, unchanged
 from .inference_data import to_arviz
@@ -101,17 +101,17 @@ def check(
         alone = [n for n in sites.observed if batch.presence(n) is not False]
         for name in alone if len(alone) > 1 and joint is not None else []:
             attempt(f"the likelihood of {name!r} alone", evidence, frozenset({name}))
-        target = bound_of(objective, batch.names)
-        gap, remark = None, why_no_gap(target)
+        target = bound_target(objective, batch.names)
+        gap, remark = None, undefined_gap_reason(target)
         if joint is not None and target is not None and not remark:
-            gap = attempt("the objective", gap_of, target, objective, model, guide, batch, evidence, seed)
+            gap = attempt("the objective", objective_gap, target, objective, model, guide, batch, evidence, seed)
             remark = "" if gap or "the objective" in errors else "no gap: no row here has every modality"
         plain = attempt("the ELBO", elbo_gap, model, guide, batch, joint, seed) if joint is not None else None
     with unchanged(model, guide), _quiet():
         gradients = attempt("the gradient", gradient_noise, model, guide, objective, batch, repeats=repeats, seed=seed)
         clash = _clash(estimator, model, guide, batch) if not isinstance(objective, Objective) else ""
     found = Check(
-        batch.size, sites, _objective_text(objective, estimator, target), gap, plain,
+        batch.size, sites, objective_text(objective, estimator, target), gap, plain,
         {e.quantity: e for e in known.values()}, gradients, errors, (), remark,
     )  # fmt: skip
     why = " ".join(
@@ -124,7 +124,7 @@ def check(
             type(estimator).__name__,
         )
     )
-    ranked = sorted(_findings(found, isinstance(estimator, PerRow), clash, why), key=lambda x: x[0])
+    ranked = sorted(findings(found, isinstance(estimator, PerRow), clash, why), key=lambda x: x[0])
     return replace(found, findings=tuple(text for _, text in ranked))
 
 

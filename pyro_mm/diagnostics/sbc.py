@@ -23,9 +23,9 @@ from ..scoring.term_pair import TermPair
 from ..scoring.views import TermViews
 from ..utils.arguments import check_counts, check_flags, check_function, check_mapping, check_programs
 from ..utils.seeding import normalize_seed, temporary_seed
-from .rank_tests import LEVEL, Finding, _finding, _holm, p_text, uniformity
+from .rank_tests import LEVEL, RankTest, adjust_p_values, p_text, rank_test, uniformity
 
-CHUNK = 2**14  # (row, draw) pairs at once, on CUDA four times as many
+PAIRS_PER_PASS = 2**14  # (row, draw) pairs at once, on CUDA four times as many
 LIKELIHOOD = "log_likelihood"
 
 Quantity = Callable[[dict[str, Tensor], Batch], Tensor]
@@ -55,14 +55,14 @@ class Calibration:
         return found
 
     @cached_property
-    def findings(self) -> dict[str, Finding]:
-        """Coordinate -> :class:`Finding`."""
+    def findings(self) -> dict[str, RankTest]:
+        """Coordinate -> :class:`RankTest`."""
         p_values = [uniformity(counts) for counts in self.counts.values()]
-        each = zip(self.counts.values(), p_values, _holm(p_values), strict=True)
-        return dict(zip(self.counts, (_finding(*one) for one in each), strict=True))
+        each = zip(self.counts.values(), p_values, adjust_p_values(p_values), strict=True)
+        return dict(zip(self.counts, (rank_test(*one) for one in each), strict=True))
 
     @property
-    def off(self) -> dict[str, Finding]:
+    def off(self) -> dict[str, RankTest]:
         """The coordinates whose ranks are not uniform, the least uniform first."""
         found = {name: f for name, f in self.findings.items() if f.adjusted < LEVEL}
         return dict(sorted(found.items(), key=lambda item: item[1].p_value))
@@ -149,11 +149,11 @@ def calibration(
     for name, quantity in check_mapping("quantities", {} if quantities is None else quantities, "functions").items():
         check_function(f"quantities[{name!r}]", quantity, ("latents", "rows"))
     with evaluating(model, guide, batch, audit=False) as rows:
-        found = _calibration(model, guide, rows, num_draws, seed, quantities, chunk, vectorize, audit)
+        found = _simulate_and_rank(model, guide, rows, num_draws, seed, quantities, chunk, vectorize, audit)
         return returned(found, rows, batch)
 
 
-def _calibration(
+def _simulate_and_rank(
     model: Callback,
     guide: Callback,
     batch: Batch,
@@ -169,7 +169,7 @@ def _calibration(
     if not there.any():
         raise ValueError("no row of the batch has anything present, so there is no posterior to look at")
     seed, parts = normalize_seed(seed), []
-    chunk = chunk or CHUNK * (4 if batch.device.type == "cuda" else 1)
+    chunk = chunk or PAIRS_PER_PASS * (4 if batch.device.type == "cuda" else 1)
     with temporary_seed(seed, batch.device):
         simulated, truth = simulate(model, batch, audit=False)
         if audit:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import objectives
 from ..batch.batch import Batch
-from ..diagnostics.bound_gap import averaged, bounded, rows_of, why_no_gap
+from ..diagnostics.bound_gap import mean_over_draws, rows_of_target, target_evidence, undefined_gap_reason
 from ..evidence.evidence import Evidence
 from ..evidence.likelihood import log_conditional, log_marginal
 from ..objectives.bounds import Target
@@ -47,7 +47,7 @@ def evaluated(run: Recipe, test: Batch, num_particles: int, seed: int) -> tuple[
     elbo = _bound(objectives.elbo(), run, test[test.having()], seed)
     lines.append(Line(f"ELBO, below {joint.quantity}", *elbo, True))
     target: Target | None = objective.bounds(test.names)
-    rows = test.having() if why_no_gap(target) else rows_of(objective, target, test)  # type: ignore[arg-type]
+    rows = test.having() if undefined_gap_reason(target) else rows_of_target(objective, target, test)  # type: ignore[arg-type]
     if not rows.any():  # the target holds for none
         rows, target = test.having(), None
     lines.append(Line("training objective (see below)", *_bound(objective, run, test[rows], seed), False))
@@ -57,7 +57,7 @@ def evaluated(run: Recipe, test: Batch, num_particles: int, seed: int) -> tuple[
         found = known[names] if names in known else log_marginal(model, guide, test.only(*names), **options)
         return found[rows]
 
-    if target is not None and (total := bounded(target, evidence_of)) is not None:
+    if target is not None and (total := target_evidence(target, evidence_of)) is not None:
         lines.append(Line("what it bounds, estimated", *total, False))
     return lines, evidence
 
@@ -71,7 +71,7 @@ def _line(e: Evidence) -> Line:
 
 def _bound(objective: Objective, run: Recipe, test: Batch, seed: int) -> tuple[float, float]:
     """The value of an objective in nats a row, and its standard error over draws of the latent."""
-    return averaged(lambda: -objective.loss(run.model, run.guide, test) / test.size, test, seed)
+    return mean_over_draws(lambda: -objective.loss(run.model, run.guide, test) / test.size, test, seed)
 
 
 def cells(lines: Sequence[Line]) -> list[list[str]]:

@@ -7,7 +7,8 @@ of a modality to a Normal of event shape ``(D,)`` unless another kind is named; 
 
 from .categorical import Label, ProductOfCategoricals
 from .conditional_choice import Either, Given
-from .experts import DependentExperts, HoelderPooling, MixtureOfExperts, MixtureOfProducts, ProductOfExperts
+from .expert_mixtures import HoelderPooling, MixtureOfExperts, MixtureOfProducts
+from .experts import DependentExperts, ProductOfExperts
 from .joint_encoder import JointEncoder
 from .private import Private, PrivateOf
 from .set_encoders import SelfAttention, SumPooling

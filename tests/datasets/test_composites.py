@@ -50,7 +50,7 @@ def test_written_and_spoken(small):
     torch.testing.assert_close(train["sound"].std((0, 2), correction=0), torch.ones(32), atol=1e-5, rtol=0)
     assert (test["sound"].mean((0, 2)).abs() > 1e-4).any()
     # each is the one of its digit and speaker, unscaled: an affine map of the recording's own picture
-    raw = datasets.log_mel(composites.clipped(sounds["audio"], sounds["offsets"]))
+    raw = datasets.log_mel(composites.clip_recordings(sounds["audio"], sounds["offsets"]))
     for batch, chosen in ((train, sounds["index"] >= 5), (test, sounds["index"] < 5)):
         rows = np.flatnonzero(chosen)
         deviation, mean = torch.std_mean(raw[sounds["index"] >= 5], (0, 2), correction=0)
@@ -92,7 +92,7 @@ def test_digits_on_photographs(small):
 def test_photographs_by_seed_and_in_chunks(small, monkeypatch):
     first, other = (datasets.mnist_photographs(small[0], seed=seed) for seed in (0, 1))
     assert first[0].size == TRAIN and first[0].names == ("m0", "m1", "m2", "m3", "m4")
-    monkeypatch.setattr(composites, "CHUNK", 7)
+    monkeypatch.setattr(composites, "ROWS_AT_ONCE", 7)
     again = datasets.load("mnist-photographs", directory=small[0])
     assert torch.equal(first[1]["m4"], again[1]["m4"]) and not torch.equal(first[1]["m4"], other[1]["m4"])
 

@@ -10,7 +10,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from pyro_mm import datasets
-from pyro_mm.datasets.images import MIRRORS, _pixels
+from pyro_mm.datasets.images import MIRRORS, _binarize
 from tests.support.idx_files import idx, write
 
 
@@ -176,17 +176,17 @@ def test_binarisation(tiny, tmp_path):
 def test_static_binarisation_is_a_bernoulli_of_the_grey_value():
     # Exact where u runs over all its values: pixel of the 255 are below a pixel. 0 and 255 are certain.
     pixels = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 2000, 1)
-    drawn = _pixels(pixels, "static", seed=0)
+    drawn = _binarize(pixels, "static", seed=0)
     assert drawn[0].sum() == 0
     assert drawn[255].sum() == 2000
     p = torch.arange(256) / 255
     error = (p * (1 - p) / 2000).sqrt()  # of each mean of 2000 independent draws; the seed is fixed
     assert ((drawn.mean(1) - p).abs() <= 4.5 * error).all()
-    assert not torch.equal(drawn, _pixels(pixels, "static", seed=1))
+    assert not torch.equal(drawn, _binarize(pixels, "static", seed=1))
 
 
 def test_the_stream_of_static_binarisation_has_not_changed():
-    drawn = _pixels(np.full((4, 4), 128, np.uint8), "static", seed=0)
+    drawn = _binarize(np.full((4, 4), 128, np.uint8), "static", seed=0)
     assert drawn.int().flatten().tolist() == [1, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 1, 1]
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from pyro_mm import datasets
 from pyro_mm.datasets import files
 from pyro_mm.datasets import published as public
-from pyro_mm.datasets.files import arrays, check_inside
+from pyro_mm.datasets.files import check_file_names, read_arrays
 from tests.support.published_files import write_celeba, write_polymnist, write_svhn
 
 
@@ -47,10 +47,10 @@ def test_a_compressed_file_is_read_up_to_the_size_of_the_right_one(tmp_path, zer
     path = tmp_path / f"{datasets.FILES[0]}.gz"
     path.write_bytes(zeros)
     with pytest.raises(ValueError, match=r"train-images-idx3-ubyte.gz is too large: .* expected 10,000 at most"):
-        files.unzipped(path, 10_000)
+        files.read_decompressed(path, 10_000)
     path.write_bytes(zeros[: len(zeros) // 64])
     with pytest.raises(ValueError, match=r"is too large: it decompresses to more than the 10,000 bytes of the right"):
-        files.unzipped(path, 10_000)
+        files.read_decompressed(path, 10_000)
 
 
 def test_the_sizes_are_those_of_the_published_files():
@@ -78,17 +78,17 @@ def test_an_npz_file_is_weighed_before_it_is_read(tmp_path, monkeypatch, little_
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.npy", header((10**12,)) + bytes(100))
     with pytest.raises(ValueError, match=r"x.npz is damaged: a has 100 bytes, too few or too many for \(10+,\)"):
-        arrays(path, {"a": ("n",)})
+        read_arrays(path, {"a": ("n",)})
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.npy", header((10**5,)) + bytes(4 * 10**5))
-    monkeypatch.setattr(files, "MOST", 10**5)
+    monkeypatch.setattr(files, "MAX_ARRAY_BYTES", 10**5)
     with pytest.raises(ValueError, match=r"x.npz would take 400,\d+ bytes of memory, more than 100,000"):
-        arrays(path, {"a": ("n",)})
+        read_arrays(path, {"a": ("n",)})
 
 
 def test_a_matlab_file_is_weighed_before_it_is_read(tmp_path, monkeypatch):
     write_svhn(tmp_path)
-    monkeypatch.setattr(public, "MOST_ROWS", 4)
+    monkeypatch.setattr(public, "MAX_SVHN_ROWS", 4)
     monkeypatch.setattr(scipy.io, "loadmat", lambda *_, **__: pytest.fail("it was read"))
     with pytest.raises(ValueError, match=r"train_32x32.mat: expected 1 to 4 rows, got 5"):
         datasets.svhn(tmp_path)
@@ -122,16 +122,16 @@ def test_npz_files_that_are_none(tmp_path):
     path = tmp_path / "x.npz"
     np.savez_compressed(path, a=np.arange(2000.0), b=np.arange(2000))
     wanted = {"a": ("n",), "b": ("n",)}
-    assert [x.sum() for x in arrays(path, wanted)] == [1999000, 1999000]
+    assert [x.sum() for x in read_arrays(path, wanted)] == [1999000, 1999000]
     flipped = bytearray(path.read_bytes())
     flipped[len(flipped) // 2] ^= 0x55
     for content in [*cut(path), bytes(flipped), *dict(foreign()).values()]:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"x.npz (is damaged|lacks)") as caught:
-            arrays(path, wanted)
+            read_arrays(path, wanted)
         assert "pickle" not in str(caught.value)
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        arrays(tmp_path / "nowhere.npz", wanted)
+        read_arrays(tmp_path / "nowhere.npz", wanted)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_arrays_of_another_shape_or_kind(tmp_path, held, message):
     path = tmp_path / "x.npz"
     np.savez(path, **{"a": np.zeros(3), "b": np.zeros((3, 4)), "c": np.array(["x", "y", "z"])} | held)
     with pytest.raises(ValueError, match=rf"x.npz: {message}"):
-        arrays(path, {"a": ("n",), "b": ("n", 4), "c": ("n",)}, texts=("c",))
+        read_arrays(path, {"a": ("n",), "b": ("n", 4), "c": ("n",)}, texts=("c",))
 
 
 def test_matlab_files_that_are_none(tmp_path):
@@ -205,9 +205,9 @@ def test_names_that_lead_out_of_the_folder(tmp_path, name):
 
 
 def test_plain_names_are_fine():
-    check_inside("x", ["000001.jpg", "a b.png", ".hidden", "x..y", "ä.jpg"])
+    check_file_names("x", ["000001.jpg", "a b.png", ".hidden", "x..y", "ä.jpg"])
     with pytest.raises(ValueError, match="names '', which leads"):
-        check_inside("x", [""])
+        check_file_names("x", [""])
 
 
 @pytest.mark.parametrize(

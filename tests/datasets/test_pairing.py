@@ -12,14 +12,14 @@ LABELS = [np.array([0] * 7 + [1] * 2 + [2] * 3), np.array([1] * 5 + [0] * 3 + [3
 
 
 def rng():
-    return pairing.generator(5, 0)
+    return pairing.numpy_generator(5, 0)
 
 
 # -- matches --------------------------------------------------------------------------------------------------------
 
 
 def test_matches_have_one_label_and_use_no_row_twice():
-    rows, label = pairing.matched(LABELS, rng())
+    rows, label = pairing.match_rows(LABELS, rng())
     for index, labels in zip(rows, LABELS, strict=True):
         assert np.array_equal(labels[index], label) and len(set(index.tolist())) == len(index)
     assert np.bincount(label).tolist() == [3, 2]  # the smaller number of each class that both have
@@ -27,7 +27,7 @@ def test_matches_have_one_label_and_use_no_row_twice():
 
 
 def test_with_repeats_each_row_is_used_before_any_is_used_again():
-    rows, label = pairing.matched(LABELS, rng(), repeat=True)
+    rows, label = pairing.match_rows(LABELS, rng(), repeat=True)
     assert np.bincount(label).tolist() == [7, 5]
     for index, labels in zip(rows, LABELS, strict=True):
         assert np.array_equal(labels[index], label)
@@ -37,14 +37,17 @@ def test_with_repeats_each_row_is_used_before_any_is_used_again():
 
 
 def test_matches_are_those_of_the_seed():
-    draws = [pairing.matched(LABELS, pairing.generator(seed, part)) for seed, part in ((0, 0), (0, 0), (1, 0), (0, 1))]
+    draws = [
+        pairing.match_rows(LABELS, pairing.numpy_generator(seed, part))
+        for seed, part in ((0, 0), (0, 0), (1, 0), (0, 1))
+    ]
     same = [np.array_equal(np.stack(draws[0][0]), np.stack(other[0])) for other in draws]
     assert same == [True, True, False, False]
 
 
 def test_who_meets_whom_and_who_is_left_out_is_drawn():
     labels = [np.zeros(50, np.uint8), np.zeros(30, np.uint8)]
-    (one, other), _ = pairing.matched(labels, rng())
+    (one, other), _ = pairing.match_rows(labels, rng())
     order = one.argsort()
     assert (np.diff(other[order]) < 0).any()  # not in the order of the rows
     assert one.max() >= 30 and sorted(other) == list(range(30))  # nor the first ones
@@ -138,7 +141,7 @@ def test_spectrogram_is_its_formula():
 
 
 def test_filters_share_every_frequency_out():
-    f = speech.filters()
+    f = speech.mel_filters()
     assert f.shape == (32, 129) and (f >= 0).all() and (f.sum(1) > 0).all()
     inner = slice(2, 119)  # between the first and the last peak, 40 and 3730 Hz, neighbours sum to 1
     torch.testing.assert_close(f.sum(0)[inner], torch.ones(129)[inner])
@@ -157,7 +160,7 @@ def test_a_tone_is_loudest_in_its_band(hertz):
 def test_chunks_of_recordings_change_nothing(monkeypatch):
     waves = torch.randn(5, speech.SAMPLES)
     whole = datasets.log_mel(waves)
-    monkeypatch.setattr(speech, "CHUNK", 2)
+    monkeypatch.setattr(speech, "WAVES_AT_ONCE", 2)
     torch.testing.assert_close(datasets.log_mel(waves), whole)
     with pytest.raises(ValueError, match=r"\(N, 5216\)"):
         datasets.log_mel(waves[:, 1:])
@@ -165,7 +168,7 @@ def test_chunks_of_recordings_change_nothing(monkeypatch):
 
 def test_recordings_are_cut_and_padded_about_their_middle():
     audio = np.arange(1, 10_001).astype(np.int16)
-    waves = speech.clipped(audio, np.array([0, 4000, 10_000])) * 32768
+    waves = speech.clip_recordings(audio, np.array([0, 4000, 10_000])) * 32768
     assert waves.shape == (2, 5216)
     assert waves[0].nonzero()[[0, -1], 0].tolist() == [608, 4607] and waves[0, 608] == 1 and waves[0, 4607] == 4000
     assert waves[1, 0] == 4000 + 392 + 1 and waves[1, -1] == 10_000 - 392

@@ -13,7 +13,7 @@ import torch
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 
 import pyro_mm as mm
-from pyro_mm.diagnostics.bound_gap import bounded
+from pyro_mm.diagnostics.bound_gap import target_evidence
 from pyro_mm.diagnostics.comparison import compare
 from pyro_mm.diagnostics.gradient_noise import gradient_noise
 from pyro_mm.diagnostics.inference_data import to_arviz
@@ -385,7 +385,7 @@ def test_what_bounds_no_sum_of_evidences_has_no_gap(double):
         found = check(model, guide, objective, batch, num_particles=20, repeats=2)
         assert found.gap is None and why in repr(found) and not found.errors
         assert abs(found.elbo.value) < 1e-9
-        assert bounded(objective.bounds(batch.names), lambda names: None) is None
+        assert target_evidence(objective.bounds(batch.names), lambda names: None) is None
     only = check(model, guide, tables.mvae(), batch.only("x0"), num_particles=20, repeats=2)
     assert only.gap is None and "no row here has every modality" in repr(only)
 

@@ -145,7 +145,7 @@ def test_a_module_that_acts_on_its_mode_is_told_of_it_by_train():
 def test_an_inner_evaluation_sees_that_it_is_inside(batch, monkeypatch):
     model, guide = story_of(DECODER), guide_of(NETS["encoder"])
     with evaluating(model, guide, batch, audit=False) as rows:
-        monkeypatch.setattr("pyro_mm.scoring.evaluation.Reached", None)  # not called again
+        monkeypatch.setattr("pyro_mm.scoring.evaluation.ReachableObjects", None)  # not called again
         with evaluating(model, guide, rows, audit=False), evaluating(None, guide, rows, audit=False):
             pass
     with pytest.raises(TypeError), evaluating(model, guide, batch, audit=False):
