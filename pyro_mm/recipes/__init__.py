@@ -1,13 +1,17 @@
-r"""The literature's pairs: from a paper to ``(model, guide, objective)``. The one place for networks and their sizes.
+"""Recipes: models, guides and objectives of papers, with networks that fit the modalities of a batch.
 
-A recipe looks at a batch only to see what modalities there are and of which kind. An image, floats in {0, 1} of
-shape ``(N, H, W)``, has a Bernoulli likelihood, and perceptrons for its logits and its encoder; a label, integers of
-shape ``(N,)``, a Categorical one, a perceptron for its logits, and an encoder that is a table with a row for each
-class. All papers train other networks on other data; what a docstring says of departures comes on top of that.
+A recipe reads from a batch only which modalities there are, of which kind and size. An image, floats in {0, 1} of shape
+``(N, H, W)``, has a Bernoulli likelihood, and perceptrons for its logits and its encoder. A label, integers of shape
+``(N,)``, has a Categorical likelihood, a perceptron for its logits, and an embedding for its encoder. The papers train
+other networks on other data; the departures that a docstring lists come on top of that.
 
 >>> import pyro_mm as mm
 >>> train, test = mm.datasets.load("digits")
 >>> model, guide, objective = mvae(train, latent=8)
+>>> print(objective.bounds(train.names))
+lower bound on log p(image, label) + log p(image) + log p(label)
+>>> mm.encode(guide, test[:5].only("image"))["z"].mean.shape
+torch.Size([5, 8])
 """
 
 from collections.abc import Callable, Mapping
@@ -31,4 +35,4 @@ RECIPES: Mapping[str, Callable[..., Recipe]] = {
         dmvae, jnf, mmvm, code, hoelder, vae, cvae,
     )
 }  # fmt: skip
-"""The names of the command line; elsewhere call the functions."""
+"""Recipe by its name on the command line."""

@@ -33,10 +33,22 @@ def mvae(
     label_weight: float = 1.0,
     kl: Number = 1.0,
 ) -> Recipe:
-    """MVAE: a product of experts, and the sum of the joint bound and the unimodal ones.
+    """MVAE: a product of experts, trained on the joint bound and every unimodal one.
 
-    Wu & Goodman 2018 (arXiv:1802.05335). They weigh the label's likelihood by 50 and warm ``kl`` up. The weight here
-    is 1: any other makes the sum a surrogate, and on the digits 10 and 50 made every likelihood worse.
+    Model: one latent behind all modalities, with a standard Normal prior. Guide: the product of Normal experts and the
+    prior expert. Objective: :func:`pyro_mm.objectives.mvae` without random subsets.
+
+    Args:
+        batch: rows from which the modalities, their kinds and sizes are read.
+        latent: dimensions of z.
+        hidden: sizes of the hidden layers of every network.
+        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+        label_weight: weight of a label's likelihood. Any other than 1 makes the sum a surrogate, not a bound.
+        kl: weight of the prior's KL, or a warm-up of it.
+
+    References:
+        Wu & Goodman 2018 (arXiv:1802.05335). They weigh the label's likelihood by 50, and warm ``kl`` up. On the
+        digits the weights 10 and 50 made every likelihood worse.
     """
     weights = {name: label_weight for name in batch if is_label(batch, name)}
     objective = objectives.mvae(estimator=estimator, likelihood=weights or 1.0, kl=kl)
@@ -45,10 +57,19 @@ def mvae(
 
 @check_recipe_arguments
 def vaevae(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
-    """Wu & Goodman's objective of every modality's evidence and the others' given it.
+    """VAEVAE with a product of experts: the evidence of every modality, and of the others given it.
 
-    Wu & Goodman 2019 (arXiv:1912.05075). The posterior here is a product of experts; :func:`vaevae_joint` has a joint
-    encoder.
+    Model: one latent behind all modalities, with a standard Normal prior. Guide: the product of Normal experts and the
+    prior expert; :func:`vaevae_joint` has a joint encoder. Objective: :func:`pyro_mm.objectives.vaevae`.
+
+    Args:
+        batch: rows from which the modalities, their kinds and sizes are read.
+        latent: dimensions of z.
+        hidden: sizes of the hidden layers of every network.
+        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+
+    References:
+        Wu & Goodman 2019 (arXiv:1912.05075).
     """
     return Recipe(
         shared_latent_model(batch, latent, hidden), product_guide(batch, latent, hidden), objectives.vaevae(estimator)
@@ -57,9 +78,19 @@ def vaevae(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimato
 
 @check_recipe_arguments
 def mvtcae(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
-    """MVTCAE: a product of experts without the prior, and bounds given each modality besides the joint one.
+    """MVTCAE: a product of experts without a prior, trained on the joint bound and one given each modality.
 
-    Hwang et al. 2021 (NeurIPS). With beta = 1.
+    Model: one latent behind all modalities, with a standard Normal prior. Guide: the product of Normal experts alone.
+    Objective: :func:`pyro_mm.objectives.mvtcae` with alpha = 5 / 6 and beta = 1.
+
+    Args:
+        batch: rows from which the modalities, their kinds and sizes are read.
+        latent: dimensions of z.
+        hidden: sizes of the hidden layers of every network.
+        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+
+    References:
+        Hwang et al. 2021 (NeurIPS, Multi-View Representation Learning via Total Correlation Objective).
     """
     guide = Guide(z=posteriors.ProductOfExperts(unimodal_encoders(batch, latent, hidden), prior=None))
     return Recipe(shared_latent_model(batch, latent, hidden), guide, objectives.mvtcae(estimator=estimator))
@@ -67,10 +98,20 @@ def mvtcae(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimato
 
 @check_recipe_arguments
 def mopoe(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
-    """MoPoE, as it is trained: the mean over all subsets of the bounds that encode the product of a subset's experts.
+    """MoPoE as its authors train it: the mean over all subsets of bounds that encode a subset's product of experts.
 
-    Sutter et al. 2021 (arXiv:2105.02470). Without their beta; every subset's product has the prior expert. The mixture
-    of these products is ``posteriors.MixtureOfProducts``, and its own, tighter bound ``objectives.mopoe``.
+    Model: one latent behind all modalities, with a standard Normal prior. Guide: the product of Normal experts and the
+    prior expert. Objective: :func:`pyro_mm.objectives.subset_mean` over all subsets. The mixture of these products is
+    :class:`pyro_mm.posteriors.MixtureOfProducts`, and its own, tighter bound :func:`pyro_mm.objectives.mopoe`.
+
+    Args:
+        batch: rows from which the modalities, their kinds and sizes are read.
+        latent: dimensions of z.
+        hidden: sizes of the hidden layers of every network.
+        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+
+    References:
+        Sutter et al. 2021 (arXiv:2105.02470), without their beta.
     """
     objective = objectives.subset_mean(estimator=estimator)
     return Recipe(shared_latent_model(batch, latent, hidden), product_guide(batch, latent, hidden), objective)
@@ -80,7 +121,17 @@ def mopoe(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator
 def mmjsd(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
     """mmJSD: a Jensen-Shannon divergence between the experts and the prior, with their product as dynamic prior.
 
-    Sutter et al. 2020 (arXiv:2006.08242). Without their modality-specific latents.
+    Model: one latent behind all modalities, with a standard Normal prior. Guide: the product of Normal experts and the
+    prior expert. Objective: :func:`pyro_mm.objectives.mmjsd`, a surrogate.
+
+    Args:
+        batch: rows from which the modalities, their kinds and sizes are read.
+        latent: dimensions of z.
+        hidden: sizes of the hidden layers of every network.
+        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+
+    References:
+        Sutter et al. 2020 (arXiv:2006.08242), without their modality-specific latents.
     """
     return Recipe(
         shared_latent_model(batch, latent, hidden),
@@ -101,10 +152,23 @@ def mmvae(
 ) -> Recipe:
     """MMVAE: a mixture of Laplace experts, with K importance-weighted draws from each.
 
-    Shi et al. 2019 (arXiv:1911.03393). ``looser`` is the bound that they train, the mean over experts of logarithms;
-    without it the logarithm of the mean. The gradient is plain reparameterisation in place of their DReG, which is
-    biased with a stratified mixture; scales are not normalised over the dimensions of z, and the prior's are learned
-    only if asked for; and no modality's likelihood is weighed.
+    Model: one latent behind all modalities, with a standard Laplace prior. Guide: the mixture of Laplace experts.
+    Objective: :func:`pyro_mm.objectives.mmvae`.
+
+    Args:
+        batch: rows from which the modalities, their kinds and sizes are read.
+        latent: dimensions of z.
+        hidden: sizes of the hidden layers of every network.
+        estimator: in place of the stratified ``IWAE`` that ``num_particles`` and ``looser`` describe.
+        num_particles: draws K from each expert.
+        looser: True for the bound that the authors train, the mean over experts of logarithms; False for the logarithm
+            of the mean.
+        learn_prior: True to train the scales of the prior.
+
+    References:
+        Shi et al. 2019 (arXiv:1911.03393). Departures: the gradient is plain reparameterisation in place of DReG, which
+        is biased for a stratified mixture; scales are not normalised over the dimensions of z; no modality's likelihood
+        is weighed.
     """
     experts = unimodal_encoders(batch, latent, hidden, conditionals.Laplace)
     prior = LearnedScalePrior(latent) if learn_prior else standard_prior(latent, dist.Laplace)
@@ -115,10 +179,21 @@ def mmvae(
 
 @check_recipe_arguments
 def unimodal_mean(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
-    """A mixture of experts trained expert by expert, each reconstructing all: looser than the mixture's own bound.
+    """MMVAE with one draw and Gaussian experts: the mean of bounds that each encode one modality and decode all.
 
-    The form with one particle that much work after Shi et al. 2019 (arXiv:1911.03393) trains under MMVAE's name,
-    with Gaussian experts.
+    Looser than the mixture's own bound. Much work after MMVAE trains this under its name.
+
+    Model: one latent behind all modalities, with a standard Normal prior. Guide: the mixture of Normal experts.
+    Objective: :func:`pyro_mm.objectives.unimodal_mean`.
+
+    Args:
+        batch: rows from which the modalities, their kinds and sizes are read.
+        latent: dimensions of z.
+        hidden: sizes of the hidden layers of every network.
+        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+
+    References:
+        Shi et al. 2019 (arXiv:1911.03393).
     """
     guide = Guide(z=posteriors.MixtureOfExperts(unimodal_encoders(batch, latent, hidden)))
     return Recipe(shared_latent_model(batch, latent, hidden), guide, objectives.unimodal_mean(estimator))
@@ -128,12 +203,23 @@ def unimodal_mean(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, e
 def mmvm(
     batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None, beta: Number = 1.0
 ) -> Recipe:
-    """MMVM: every modality reconstructed from its own latent, and these latents tied softly to each other.
+    """MMVM: every modality reconstructed from its own latent, with a soft tie between these latents.
 
-    Sutter et al. 2024 (arXiv:2403.05300). They have no posterior given several modalities; what stands there, for
-    evaluation, is the product of the experts, which this trains no more than it trains p(z): draws from the prior mean
-    little, and a likelihood is one of the decoders under a prior that they have not met. In missing rows the sums are
-    over what is there.
+    Model: one latent behind all modalities, with a standard Normal prior. Guide: the product of Normal experts alone,
+    which serves evaluation: the paper has no posterior given several modalities. Objective:
+    :func:`pyro_mm.objectives.mmvm`, a surrogate, which trains neither that product nor p(z): draws from the prior mean
+    little, and a likelihood is one of decoders under a prior that they were not trained with. In an incomplete row the
+    sums are over the modalities that are present.
+
+    Args:
+        batch: rows from which the modalities, their kinds and sizes are read.
+        latent: dimensions of z.
+        hidden: sizes of the hidden layers of every network.
+        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+        beta: weight of the tie.
+
+    References:
+        Sutter et al. 2024 (arXiv:2403.05300).
     """
     guide = Guide(z=posteriors.ProductOfExperts(unimodal_encoders(batch, latent, hidden), prior=None))
     return Recipe(shared_latent_model(batch, latent, hidden), guide, objectives.mmvm(beta, estimator))
@@ -148,10 +234,22 @@ def code(
     correlation: float = 0.4,
     kl: Number = 1.0,
 ) -> Recipe:
-    """CoDE-VAE: the mean over all subsets of the bounds that encode the consensus of a subset's dependent experts.
+    """CoDE-VAE: the mean over all subsets of bounds that encode the consensus of a subset's dependent experts.
 
-    Mancisidor et al. 2025 (arXiv:2505.01134). They learn the weights of the subsets' bounds, which are equal here; the
-    correlation is one number, theirs is chosen by cross-validation; and no modality's likelihood is weighed.
+    Model: one latent behind all modalities, with a standard Normal prior. Guide:
+    :class:`pyro_mm.posteriors.DependentExperts`. Objective: :func:`pyro_mm.objectives.subset_mean` over all subsets.
+
+    Args:
+        batch: rows from which the modalities, their kinds and sizes are read.
+        latent: dimensions of z.
+        hidden: sizes of the hidden layers of every network.
+        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+        correlation: of the experts' errors, above -1 / (M - 1) and below 1.
+        kl: weight of the prior's KL, or a warm-up of it.
+
+    References:
+        Mancisidor et al. 2025 (arXiv:2505.01134). Departures: they learn the weights of the subsets' bounds, which are
+        equal here; they choose the correlation by cross-validation; no modality's likelihood is weighed.
     """
     guide = Guide(z=posteriors.DependentExperts(unimodal_encoders(batch, latent, hidden), correlation))
     return Recipe(shared_latent_model(batch, latent, hidden), guide, objectives.subset_mean(estimator=estimator, kl=kl))
@@ -159,12 +257,21 @@ def code(
 
 @check_recipe_arguments
 def hoelder(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
-    """Hölder pooling of order 1/2: a mixture of the experts and, as far as they overlap, of all their pairs.
+    """Hölder pooling of order 1/2: a mixture of the experts and of all their pairs, as far as these overlap.
 
-    arXiv:2606.13381, of which the pool is taken and not the training: the bound here is that of the mixture, a draw
-    from every component and the weights as they are. That is M (M + 1) / 2 decodes
-    of every modality; with ``AnalyticKL()`` it is one.
+    Model: one latent behind all modalities, with a standard Normal prior. Guide:
+    :class:`pyro_mm.posteriors.HoelderPooling` of Normal experts. Objective: the ELBO of the mixture, by a draw from
+    every component: M (M + 1) / 2 decodes of every modality. With ``estimator=AnalyticKL()`` it is one.
+
+    Args:
+        batch: rows from which the modalities, their kinds and sizes are read.
+        latent: dimensions of z.
+        hidden: sizes of the hidden layers of every network.
+        estimator: None for ``IWAE(1, stratified="outside")``.
+
+    References:
+        arXiv:2606.13381, of which the pool is taken, and not the training.
     """
     guide = Guide(z=posteriors.HoelderPooling(unimodal_encoders(batch, latent, hidden)))
-    stratified = estimators.IWAE(1, stratified="outside") if estimator is None else estimator
-    return Recipe(shared_latent_model(batch, latent, hidden), guide, objectives.elbo(stratified))
+    chosen = estimators.IWAE(1, stratified="outside") if estimator is None else estimator
+    return Recipe(shared_latent_model(batch, latent, hidden), guide, objectives.elbo(chosen))

@@ -1,4 +1,4 @@
-"""A recipe in two stages, whose unimodal posteriors are normalising flows."""
+"""A recipe in two stages whose unimodal posteriors are normalizing flows."""
 
 from __future__ import annotations
 
@@ -32,23 +32,33 @@ def jnf(
     estimator: Estimator = None,
     transforms: int = 2,
 ) -> Recipe:
-    """JNF, its first stage: a joint VAE. The flows q(z | x_m) are there, frozen until :func:`jnf_second`.
+    """JNF, first stage: a joint VAE, with frozen normalizing flows for :func:`jnf_second`.
 
-    Senellart, Chadebec & Allassonnière 2023 (arXiv:2305.11832), without the features from deep canonical correlation
-    that their variant has. For two modalities or one: given some of several they sample a product of flows by
-    Hamiltonian Monte Carlo, which is no distribution that a guide could hold. The rows of both stages are to be
-    complete: what is encoded of others is the business of flows that are not trained yet, or of nobody.
+    Model: one latent behind all modalities, with a standard Normal prior. Guide: a joint encoder, and for rows with one
+    of two modalities a masked autoregressive flow q(z | x_m), frozen. Objective: the ELBO. The rows of both stages
+    should be complete: an incomplete one is encoded by flows that are not trained yet.
+
+    Args:
+        batch: rows from which the modalities, their kinds and sizes are read.
+        latent: dimensions of z.
+        hidden: sizes of the hidden layers of every network.
+        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+        transforms: number of autoregressive transforms of each flow.
 
     Raises:
-        ValueError: three modalities or more.
-    """
+        ValueError: three modalities or more. Given some of several, the paper samples a product of flows by Hamiltonian
+            Monte Carlo, which is no distribution that a guide could have.
 
+    References:
+        Senellart, Chadebec & Allassonnière 2023 (arXiv:2305.11832), without the features from deep canonical
+        correlation of their variant.
+    """
     zuko = import_zuko()
 
     def flow(name: str) -> nn.Module:
         net = nn.Sequential(feature_network(batch, name, hidden[-1], hidden[:-1]), nn.ReLU())
-        made = zuko.flows.MAF(latent, hidden[-1], transforms=transforms, hidden_features=tuple(hidden[-1:]))
-        return conditionals.Flow(net, made)
+        transform = zuko.flows.MAF(latent, hidden[-1], transforms=transforms, hidden_features=tuple(hidden[-1:]))
+        return conditionals.Flow(net, transform)
 
     partial = posteriors.Either({name: flow(name) for name in batch}).requires_grad_(False)
     guide = Guide(z=make_joint_encoder(batch, latent, hidden, partial))
@@ -56,14 +66,21 @@ def jnf(
 
 
 def jnf_second(run: Recipe) -> Recipe:
-    r"""JNF, its second stage: the flows, drawn to the joint posterior. Model and joint encoder are frozen, in place.
+    r"""JNF, second stage: fit the flows to the joint posterior. Freezes model and joint encoder, in place.
 
     .. math:: \min \sum_m KL(q(z | x) \| q(z | x_m))
 
-    by a draw from q(z | x). Any run with a joint encoder and a posterior for what is incomplete will do.
+    by one draw from q(z | x) per row.
+
+    Args:
+        run: the recipe of the first stage after its training, or any with a joint encoder and a posterior for
+            incomplete rows (``partial``).
+
+    Returns:
+        The same model and guide with the objective of the second stage.
 
     Raises:
-        TypeError: the posterior of z is no joint encoder with a ``partial``.
+        TypeError: ``run`` is not a Recipe, or its posterior of z is not a joint encoder with a ``partial``.
     """
     if not isinstance(run, Recipe):
         raise TypeError(f"expected run to be a Recipe, got {describe(run)}")

@@ -1,4 +1,4 @@
-"""Recipes with a joint encoder, and encoders of one modality beside it."""
+"""Recipes with a joint encoder, and encoders of single modalities."""
 
 from __future__ import annotations
 
@@ -21,9 +21,19 @@ from .networks import (
 
 @check_recipe_arguments
 def jmvae_zero(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
-    """JMVAE-zero: a joint encoder that is given zeros for what is missing, and never trained on them.
+    """JMVAE-zero: a joint encoder with zeros in place of what is missing, on which it is not trained.
 
-    Suzuki et al. 2016 (arXiv:1611.01891), their baseline. Zeros stand for features, not for the values.
+    Model: one latent behind all modalities, with a standard Normal prior. Guide: a joint encoder without a partial
+    posterior. Objective: the ELBO.
+
+    Args:
+        batch: rows from which the modalities, their kinds and sizes are read.
+        latent: dimensions of z.
+        hidden: sizes of the hidden layers of every network.
+        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+
+    References:
+        Suzuki et al. 2016 (arXiv:1611.01891), their baseline. The zeros stand for features, not for values.
     """
     guide = Guide(z=make_joint_encoder(batch, latent, hidden))
     return Recipe(shared_latent_model(batch, latent, hidden), guide, objectives.elbo(estimator))
@@ -38,9 +48,21 @@ def jmvae_kl(
     alpha: float = 0.1,
     kl: Number = 1.0,
 ) -> Recipe:
-    """JMVAE-kl: a joint encoder, and unimodal encoders drawn near to it.
+    """JMVAE-kl: a joint encoder, and unimodal encoders that are drawn near to it.
 
-    Suzuki et al. 2016 (arXiv:1611.01891). They warm up ``kl``, the weight of the prior's KL.
+    Model: one latent behind all modalities, with a standard Normal prior. Guide: a joint encoder, and for incomplete
+    rows the product of unimodal Normal encoders, without a prior. Objective: :func:`pyro_mm.objectives.jmvae_kl`.
+
+    Args:
+        batch: rows from which the modalities, their kinds and sizes are read.
+        latent: dimensions of z.
+        hidden: sizes of the hidden layers of every network.
+        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+        alpha: weight of the KLs from the joint posterior to the unimodal ones.
+        kl: weight of the prior's KL, or a warm-up of it.
+
+    References:
+        Suzuki et al. 2016 (arXiv:1611.01891), who warm ``kl`` up.
     """
     objective = objectives.jmvae_kl(alpha, estimator, kl=kl)
     return Recipe(shared_latent_model(batch, latent, hidden), joint_guide(batch, latent, hidden), objective)
@@ -48,10 +70,20 @@ def jmvae_kl(
 
 @check_recipe_arguments
 def telbo(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
-    """The triple ELBO: a joint encoder trained with the decoders, and unimodal encoders trained against them.
+    """TELBO: a joint encoder trained with the decoders, and unimodal encoders trained against the decoders held fixed.
 
-    Vedantam et al. 2018 (arXiv:1705.10762). They weigh the likelihoods, and have a product of experts over the
-    attributes of an incomplete description.
+    Model: one latent behind all modalities, with a standard Normal prior. Guide: a joint encoder, and for incomplete
+    rows the product of unimodal Normal encoders, without a prior. Objective: :func:`pyro_mm.objectives.telbo`.
+
+    Args:
+        batch: rows from which the modalities, their kinds and sizes are read.
+        latent: dimensions of z.
+        hidden: sizes of the hidden layers of every network.
+        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+
+    References:
+        Vedantam et al. 2018 (arXiv:1705.10762). They weigh the likelihoods, and have a product of experts over the
+        attributes of an incomplete description.
     """
     return Recipe(
         shared_latent_model(batch, latent, hidden), joint_guide(batch, latent, hidden), objectives.telbo(estimator)
@@ -60,11 +92,20 @@ def telbo(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator
 
 @check_recipe_arguments
 def vaevae_joint(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
-    """Wu & Goodman's objective of every modality's evidence and the others' given it, with a joint encoder.
+    """VAEVAE with a joint encoder: the evidence of every modality, and of the others given it.
 
-    Wu & Goodman 2019 (arXiv:1912.05075). With three modalities or more, what is given several but not all of them is
-    the product of their encoders. Without their adversarial and flow likelihoods, and rows that have one modality only
-    add the bounds of that one. :func:`vaevae` has a product of experts.
+    Model: one latent behind all modalities, with a standard Normal prior. Guide: a joint encoder, and for incomplete
+    rows the product of unimodal Normal encoders, without a prior; :func:`vaevae` has a product of experts. Objective:
+    :func:`pyro_mm.objectives.vaevae`. A row with one modality adds the bounds of that one.
+
+    Args:
+        batch: rows from which the modalities, their kinds and sizes are read.
+        latent: dimensions of z.
+        hidden: sizes of the hidden layers of every network.
+        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+
+    References:
+        Wu & Goodman 2019 (arXiv:1912.05075), without their adversarial and flow likelihoods.
     """
     return Recipe(
         shared_latent_model(batch, latent, hidden), joint_guide(batch, latent, hidden), objectives.vaevae(estimator)

@@ -1,4 +1,4 @@
-"""The networks of the recipes: for each modality of a batch, by its kind, and put together to stories and guides."""
+"""Networks of the recipes, chosen by the kind of each modality, and the models and guides made of them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,18 @@ from ..utils.arguments import check_counts, check_name, check_shape, describe
 Hidden: TypeAlias = Sequence[int]
 Estimator: TypeAlias = ELBO | None
 P = ParamSpec("P")
-LATENT, HIDDEN = 16, (128,)
+LATENT = 16
+HIDDEN = (128,)
 
 
 class Recipe(NamedTuple):
-    """What a paper proposes, as three values that can be taken apart: ``model, guide, objective = mvae(train)``."""
+    """A model, a guide and an objective that a paper proposes: ``model, guide, objective = mvae(train)``.
+
+    Attributes:
+        model: the generative story p(z, x_1 .. x_M).
+        guide: the posterior q(z | x_S).
+        objective: the loss to train both by.
+    """
 
     model: nn.Module
     guide: Guide
@@ -35,7 +42,14 @@ class Recipe(NamedTuple):
 
 
 def check_recipe_arguments(make: Callable[P, Recipe]) -> Callable[P, Recipe]:
-    """Check the arguments that recipes share, for a function ``(batch, latent, hidden, estimator, ..)``."""
+    """Decorate a recipe with checks of ``batch``, ``latent``, ``hidden`` and ``estimator``.
+
+    Args:
+        make: a function with at least these parameters.
+
+    Returns:
+        The function, which raises a TypeError or a ValueError before it builds anything.
+    """
 
     @functools.wraps(make)
     def checked(*args: P.args, **kwargs: P.kwargs) -> Recipe:
@@ -55,8 +69,15 @@ def check_recipe_arguments(make: Callable[P, Recipe]) -> Callable[P, Recipe]:
     return checked
 
 
+# -- kinds of modalities ------------------------------------------------------------------------------------------
+
+
 def is_label(batch: Batch, name: str) -> bool:
-    """Whether a modality is a label, integers ``(N,)``, and not an image. Raises a ValueError if it is neither."""
+    """Return True for a label, integers of shape ``(N,)``, and False for an image, floats of shape ``(N, H, W)``.
+
+    Raises:
+        ValueError: the modality is of neither kind, unknown, or without values in the batch.
+    """
     check_batch(batch)
     check_name("modality", name, batch)
     if not batch.holds(name):
@@ -64,97 +85,156 @@ def is_label(batch: Batch, name: str) -> bool:
             f"modality {name!r}: the batch holds no values of it, which the networks take their sizes from"
         )
     value = batch[name]
-    image = value.is_floating_point() and value.dim() > 2
-    if not image and (value.is_floating_point() or value.dim() != 1):
+    is_image = value.is_floating_point() and value.dim() > 2
+    if not is_image and (value.is_floating_point() or value.dim() != 1):
         raise ValueError(
             f"{name!r} is neither an image, floats of shape (N, H, W), nor a label, integers of shape (N,): it is "
             f"{value.dtype} of shape {tuple(value.shape)}. A recipe has no networks for it; write the story instead"
             + (", or make it integers, .long(), if it is a label" if value.dim() == 1 else "")
         )
-    return not image
+    return not is_image
 
 
 def number_of_classes(batch: Batch, name: str) -> int:
-    """The number of classes of a label: one more than the largest that the rows have."""
+    """Return the number of classes of a label: one more than its largest value in the batch."""
     check_name("modality", name, batch)
     return int(batch[name].max()) + 1
 
 
+# -- priors -------------------------------------------------------------------------------------------------------
+
+
+def standard_prior(size: int, family: type[dist.Normal] | type[dist.Laplace] = dist.Normal) -> dist.Distribution:
+    """Return a Normal or Laplace with location 0 and scale 1, of event shape ``(size,)``."""
+    return family(torch.zeros(size), 1.0).to_event(1)
+
+
 class LearnedScalePrior(nn.Module):
-    """A distribution centred at zero, whose scales are parameters: a prior that is learned."""
+    """A distribution with location 0 and trainable scales, which ignores its inputs.
+
+    Args:
+        size: the event shape is ``(size,)``.
+        family: Laplace or Normal.
+    """
 
     def __init__(self, size: int, family: type[dist.Normal] | type[dist.Laplace] = dist.Laplace):
         super().__init__()
-        self.family, self.log_scale = family, nn.Parameter(torch.zeros(size))
+        self.family = family
+        self.log_scale = nn.Parameter(torch.zeros(size))
 
     def forward(self, *_: Any) -> dist.Distribution:
+        """Return the distribution, of batch shape ``()``."""
         return self.family(torch.zeros_like(self.log_scale), self.log_scale.exp(), validate_args=False).to_event(1)
 
 
 class LearnedClassFrequencies(nn.Module):
-    """A Categorical whose logits are parameters."""
+    """A Categorical with trainable logits, which ignores its inputs.
+
+    Args:
+        number: the number of classes.
+    """
 
     def __init__(self, number: int):
         super().__init__()
         self.logits = nn.Parameter(torch.zeros(number))
 
     def forward(self, *_: Any) -> dist.Distribution:
+        """Return the Categorical, of batch shape ``()``."""
         return dist.Categorical(logits=self.logits, validate_args=False)
 
 
-def standard_prior(size: int, family: type[dist.Normal] | type[dist.Laplace] = dist.Normal) -> dist.Distribution:
-    """A Normal or Laplace with location 0 and scale 1 for each of ``size`` entries, event shape ``(size,)``."""
-    return family(torch.zeros(size), 1.0).to_event(1)
+# -- networks of one modality -------------------------------------------------------------------------------------
 
 
 def decoder_network(batch: Batch, name: str, inputs: int, hidden: Hidden) -> nn.Module:
-    """p(x_m | z) from ``(.., inputs)``: Categorical for a label, independent Bernoulli pixels for an image."""
+    """Build p(x_m | z): a Categorical for a label, independent Bernoulli pixels for an image.
+
+    Args:
+        batch: rows from which the kind and the size of the modality are read.
+        name: the modality m.
+        inputs: the size of z, ``(.., inputs)``.
+        hidden: sizes of the hidden layers.
+    """
     if is_label(batch, name):
         return conditionals.Categorical(MLP(inputs, number_of_classes(batch, name), hidden))
     event = batch[name].shape[1:]
     return conditionals.Bernoulli(MLP(inputs, event.numel(), hidden), event)
 
 
-def shared_latent_model(
-    batch: Batch, latent: int, hidden: Hidden, prior: dist.Distribution | nn.Module | None = None
-) -> SharedLatent:
-    """One latent ``(latent,)`` behind all modalities of the batch, standard Normal unless a prior is given."""
-    prior = standard_prior(latent) if prior is None else prior
-    return SharedLatent(prior, {name: decoder_network(batch, name, latent, hidden) for name in batch})
-
-
 def feature_network(batch: Batch, name: str, out: int, hidden: Hidden) -> nn.Module:
-    """From values to ``(.., out)``: a perceptron for an image, and for a label a table with a row for each class."""
+    """Build a map from values to features ``(.., out)``: a perceptron for an image, an embedding for a label.
+
+    Args:
+        batch: rows from which the kind and the size of the modality are read.
+        name: the modality.
+        out: the number of features.
+        hidden: sizes of the hidden layers, which an embedding does not have.
+    """
     if is_label(batch, name):
         return nn.Embedding(number_of_classes(batch, name), out)
     return MLP(batch[name][0].numel(), out, hidden)
 
 
+# -- models and guides --------------------------------------------------------------------------------------------
+
+
+def shared_latent_model(
+    batch: Batch, latent: int, hidden: Hidden, prior: dist.Distribution | nn.Module | None = None
+) -> SharedLatent:
+    """Build a story with one latent ``(latent,)`` behind all modalities of a batch.
+
+    Args:
+        batch: rows from which kinds and sizes of the modalities are read.
+        latent: dimensions of z.
+        hidden: sizes of the hidden layers of each decoder.
+        prior: p(z); None for a standard Normal.
+    """
+    prior = standard_prior(latent) if prior is None else prior
+    return SharedLatent(prior, {name: decoder_network(batch, name, latent, hidden) for name in batch})
+
+
 def unimodal_encoders(
     batch: Batch, latent: int, hidden: Hidden, family: type[nn.Module] = conditionals.Normal
 ) -> dict[str, nn.Module]:
-    """q(z | x_m) of every modality, a Normal unless another family of location and scale is given."""
+    """Build q(z | x_m) for every modality of a batch.
+
+    Args:
+        batch: rows from which kinds and sizes of the modalities are read.
+        latent: dimensions of z.
+        hidden: sizes of the hidden layers.
+        family: a conditional with a location and a scale, such as ``conditionals.Laplace``.
+    """
     return {name: family(feature_network(batch, name, 2 * latent, hidden)) for name in batch}
 
 
 def product_guide(batch: Batch, latent: int, hidden: Hidden) -> Guide:
-    """The product of the experts of all modalities and of the prior expert."""
+    """Build a guide with the product of the experts of all modalities and of the prior expert."""
     return Guide(z=posteriors.ProductOfExperts(unimodal_encoders(batch, latent, hidden)))
 
 
 def make_joint_encoder(
     batch: Batch, latent: int, hidden: Hidden, partial: nn.Module | None = None
 ) -> posteriors.JointEncoder:
-    """Features of one hidden layer less than an encoder, whose last one is the head's."""
+    """Build a joint encoder whose head has the last of the hidden layers, and whose feature networks have the others.
+
+    Args:
+        batch: rows from which kinds and sizes of the modalities are read.
+        latent: dimensions of z.
+        hidden: sizes of the hidden layers, one at least.
+        partial: the posterior of rows that lack a modality; None for zeros in place of its features.
+
+    Raises:
+        ValueError: no hidden layer.
+    """
     if not hidden:
         raise ValueError("expected hidden to be the sizes of one layer at least, got none: the head is its last")
     width = hidden[-1]
-    parts = {name: nn.Sequential(feature_network(batch, name, width, hidden[:-1]), nn.ReLU()) for name in batch}
-    head = conditionals.Normal(MLP(width * len(parts), 2 * latent, hidden[-1:]))
-    return posteriors.JointEncoder(parts, head, partial)
+    networks = {name: nn.Sequential(feature_network(batch, name, width, hidden[:-1]), nn.ReLU()) for name in batch}
+    head = conditionals.Normal(MLP(width * len(networks), 2 * latent, hidden[-1:]))
+    return posteriors.JointEncoder(networks, head, partial)
 
 
 def joint_guide(batch: Batch, latent: int, hidden: Hidden) -> Guide:
-    """A joint encoder, and for rows that are not complete the unimodal encoders of what they have."""
+    """Build a guide with a joint encoder, and for incomplete rows the product of unimodal encoders, without a prior."""
     unimodal = posteriors.ProductOfExperts(unimodal_encoders(batch, latent, hidden), prior=None)
     return Guide(z=make_joint_encoder(batch, latent, hidden, unimodal))

@@ -1,4 +1,4 @@
-"""Recipes with a latent of each modality's own beside the shared one."""
+"""Recipes with a shared latent and a private one for each modality."""
 
 from __future__ import annotations
 
@@ -36,12 +36,24 @@ def dmvae(
     private: int = PRIVATE,
     kl: Number = 1.0,
 ) -> Recipe:
-    """DMVAE: a product of experts for what is shared, and what is private apart from it.
+    """DMVAE: a product of experts for the shared latent, and a private latent for each modality.
 
-    Lee & Pavlovic 2021 (arXiv:2012.13024). Where they reconstruct a modality from what another one shares with it, its
-    private latent is still that of its own encoder; here it is drawn from its prior, as it is where the modality is
-    missing in earnest, so that each of the bounds is one. No modality's likelihood is weighed, and nothing is discrete.
-    Encoders of z and of w share no layers.
+    Model: a shared latent and a private one for each modality, with standard Normal priors. Guide: the product of
+    Normal experts and the prior expert for z, and a Normal encoder for each w_m, which shares no layers with it.
+    Objective: :func:`pyro_mm.objectives.dmvae`.
+
+    Args:
+        batch: rows from which the modalities, their kinds and sizes are read.
+        latent: dimensions of z.
+        hidden: sizes of the hidden layers of every network.
+        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+        private: dimensions of each w_m.
+        kl: weight of the prior's KL, or a warm-up of it.
+
+    References:
+        Lee & Pavlovic 2021 (arXiv:2012.13024). Departures: where they reconstruct a modality from what another one
+        shares with it, they encode its private latent; here it is drawn from its prior, as it is where the modality is
+        missing, so that each term is a bound. No modality's likelihood is weighed, and no latent is discrete.
     """
     names = list(batch)
     model = PrivateLatents(
@@ -49,8 +61,10 @@ def dmvae(
         {name: standard_prior(private) for name in names},
         {name: decoder_network(batch, name, latent + private, hidden) for name in names},
     )
-    own = {f"w_{name}": posteriors.Private(name, e) for name, e in unimodal_encoders(batch, private, hidden).items()}
-    guide = Guide(z=posteriors.ProductOfExperts(unimodal_encoders(batch, latent, hidden)), **own)
+    private_encoders = unimodal_encoders(batch, private, hidden)
+    private_posteriors = {f"w_{name}": posteriors.Private(name, net) for name, net in private_encoders.items()}
+    shared_posterior = posteriors.ProductOfExperts(unimodal_encoders(batch, latent, hidden))
+    guide = Guide(z=shared_posterior, **private_posteriors)
     return Recipe(model, guide, objectives.dmvae(estimator, kl=kl))
 
 
@@ -63,25 +77,37 @@ def mmvae_plus(
     private: int = PRIVATE,
     beta: Number = 1.0,
 ) -> Recipe:
-    """MMVAE+: a mixture of experts for what is shared; private latents of others come from an auxiliary prior r_m.
+    """MMVAE+: a mixture of Laplace experts for the shared latent, and auxiliary priors for private ones.
 
-    Palumbo et al. 2023 (MMVAE+, ICLR): Laplace posteriors and priors, r_m centred at zero with learned scales. Their
-    term of expert m leaves log p(w_l) - log r_l(w_l) out, and so has r_l for the prior of every other w_l; it is in
-    here, by which all terms bound one log p(x), and r_l is drawn to p(w_l). Scales are not normalised over dimensions,
-    p(z) is not learned, and several draws are a mean of bounds, not an importance-weighted one. Encoders of z and of w
-    share no layers.
+    Model: a shared latent and a private one for each modality, with standard Laplace priors. Guide: the mixture of
+    Laplace experts for z, and a Laplace encoder for each w_m, which shares no layers with it; where m is missing, w_m
+    comes from a Laplace r_m with location 0 and learned scales. Objective: :func:`pyro_mm.objectives.mixture_mean`.
+
+    Args:
+        batch: rows from which the modalities, their kinds and sizes are read.
+        latent: dimensions of z.
+        hidden: sizes of the hidden layers of every network.
+        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+        private: dimensions of each w_m.
+        beta: weight of the log-ratios of priors and posteriors.
+
+    References:
+        Palumbo et al. 2023 (MMVAE+, ICLR). Departures: their term of expert m leaves out log p(w_l) - log r_l(w_l), so
+        that r_l is the prior of every other w_l; it is included here, so that all terms bound one log p(x), and r_l is
+        drawn to p(w_l). Scales are not normalised over dimensions, p(z) is not learned, and several draws are a mean of
+        bounds, not an importance-weighted one.
     """
-    names, laplace = list(batch), conditionals.Laplace
+    names = list(batch)
     model = PrivateLatents(
         standard_prior(latent, dist.Laplace),
         {name: standard_prior(private, dist.Laplace) for name in names},
         {name: decoder_network(batch, name, latent + private, hidden) for name in names},
     )
 
-    def own(name: str) -> nn.Module:
-        encoder = laplace(feature_network(batch, name, 2 * private, hidden))
+    def private_posterior(name: str) -> nn.Module:
+        encoder = conditionals.Laplace(feature_network(batch, name, 2 * private, hidden))
         return posteriors.Private(name, encoder, missing=LearnedScalePrior(private))
 
-    shared = posteriors.MixtureOfExperts(unimodal_encoders(batch, latent, hidden, laplace))
-    guide = Guide(z=shared, **{f"w_{name}": own(name) for name in names})
+    shared_posterior = posteriors.MixtureOfExperts(unimodal_encoders(batch, latent, hidden, conditionals.Laplace))
+    guide = Guide(z=shared_posterior, **{f"w_{name}": private_posterior(name) for name in names})
     return Recipe(model, guide, objectives.mixture_mean(beta, estimator))

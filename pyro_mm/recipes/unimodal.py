@@ -39,9 +39,24 @@ def vae(
     modality: str = "image",
     kl: Number = 1.0,
 ) -> Recipe:
-    """The VAE of one modality: whatever else the rows hold is not in the story, and not looked at.
+    """VAE of one modality; the others are not in the story, and are not read.
 
-    Kingma & Welling 2014 (arXiv:1312.6114). Rows that lack the modality count nothing.
+    Model: one latent behind the modality, with a standard Normal prior. Guide: its Normal encoder. Objective: the ELBO.
+    A row without the modality counts nothing.
+
+    Args:
+        batch: rows from which the modalities, their kinds and sizes are read.
+        latent: dimensions of z.
+        hidden: sizes of the hidden layers of every network.
+        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+        modality: an image or a label.
+        kl: weight of the prior's KL, or a warm-up of it.
+
+    Raises:
+        ValueError: the modality is unknown, or neither an image nor a label.
+
+    References:
+        Kingma & Welling 2014 (arXiv:1312.6114).
     """
     encoder = conditionals.Normal(feature_network(batch, modality, 2 * latent, hidden))
     guide = Guide(z=posteriors.ProductOfExperts({modality: encoder}, prior=None))
@@ -60,25 +75,42 @@ def cvae(
     learn_given: bool = False,
     kl: Number = 1.0,
 ) -> Recipe:
-    """The conditional VAE: one modality given a label, which the decoder sees and so does the encoder.
+    """CVAE: one modality given a label, which both the decoder and the encoder see.
 
-    Sohn et al. 2015 (NIPS). To make the story a joint one the label has a distribution, uniform unless ``learn_given``:
-    the bound is on log p(target, given), that on log p(target | given) but for log p(given). p(z) stands in the place
-    of their p(z | given), a relaxation that they name, and there is no network that predicts from p(z | given) beside.
-    Rows without a label are encoded with zeros for its features, and draw it.
+    Model: :class:`pyro_mm.models.ConditionalLatent` with a standard Normal p(z), and an embedding of the label for the
+    decoder. Its label has a distribution, so that the ELBO bounds log p(target, given), which is log p(target | given)
+    plus log p(given). Guide: a joint encoder of both where the target is present, else p(z). Objective: the ELBO. A row
+    without a label is encoded with zeros for its features, and its label is drawn.
+
+    Args:
+        batch: rows from which the modalities, their kinds and sizes are read.
+        latent: dimensions of z.
+        hidden: sizes of the hidden layers of every network.
+        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+        target: the modality that is decoded, an image or a label.
+        given: the label that it is given.
+        learn_given: True to train the probabilities of the labels; False for equal ones.
+        kl: weight of the prior's KL, or a warm-up of it.
 
     Raises:
-        ValueError: what is given is no label.
+        ValueError: ``given`` is not a label.
+
+    References:
+        Sohn et al. 2015 (NIPS). Departures: p(z) in place of their p(z | given), a relaxation that they name, and no
+        network beside that predicts from p(z | given).
     """
     if not is_label(batch, given):
         raise ValueError(f"expected a label to be given, integers of shape (N,), and {given!r} is an image")
-    is_label(batch, target)  # or an image: raises where it is neither
+    is_label(batch, target)  # raises for a modality of no known kind
     check_flags(learn_given=learn_given)
-    both, number = {target: batch[target], given: batch[given]}, number_of_classes(batch, given)
-    root = LearnedClassFrequencies(number) if learn_given else dist.Categorical(logits=torch.zeros(number))
+
+    classes = number_of_classes(batch, given)
+    label_prior = LearnedClassFrequencies(classes) if learn_given else dist.Categorical(logits=torch.zeros(classes))
     prior = standard_prior(latent)
-    width = min(number, hidden[-1])
+    width = min(classes, hidden[-1])
     decoders = {target: decoder_network(batch, target, latent + width, hidden)}
-    model = ConditionalLatent(prior, (given, root), nn.Embedding(number, width), decoders)
-    posterior = make_joint_encoder(Batch(both), latent, hidden)
+    model = ConditionalLatent(prior, (given, label_prior), nn.Embedding(classes, width), decoders)
+
+    both = Batch({target: batch[target], given: batch[given]})
+    posterior = make_joint_encoder(both, latent, hidden)
     return Recipe(model, Guide(z=posteriors.Given(target, posterior, prior)), objectives.elbo(estimator, kl=kl))
