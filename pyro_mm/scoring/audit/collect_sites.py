@@ -1,9 +1,9 @@
-"""Collect the sites of a pair by one run of both programs."""
+"""Collect the sites of a pair from one run of guide and model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,77 +13,100 @@ from ...batch.batch import Batch
 from ...distributions.support import support_of
 from ..program_errors import explained
 from ..structure import is_factor, latent_sites, observed_sites
-from .missing_reads import find_reads_of_missing
+from .missing_reads import Read, find_reads_of_missing
 from .sites import Sites
 from .value_reads import ValueReads
 from .value_shapes import shape_mismatches
 
 
 def collect_sites(model: Any, guide: Any, few: Batch, seen: Batch, hides: bool) -> Sites:
-    """The sites of a pair, by a run of both; and by two more who reads values of what is missing."""
-    heard: dict[str, ValueReads] = {name: ValueReads() for name in ("model", "guide")}
-    devices = [few.device] if few.device.type == "cuda" else []
-    of_guide = of_model = None
+    """Run guide and model once on a few rows, and return their sites and the mistakes in them.
+
+    Args:
+        model, guide: callables of a batch; None for one that is not run.
+        few: a few rows.
+        seen: the same rows as the guide is shown them.
+        hides: as of :func:`~pyro_mm.scoring.audit.missing_reads.find_reads_of_missing`, which runs the pair again.
+
+    Raises:
+        ValueError, TypeError: an error of a program, with the site, the network and the shapes that it comes from.
+    """
     programs = {name: f for name, f in (("model", model), ("guide", guide)) if f is not None}
-    # the state of torch's generators as the caller has it: pyro.param may draw its first value here
+    reads = {name: ValueReads() for name in ("model", "guide")}
+    guide_trace = model_trace = None
+    devices = [few.device] if few.device.type == "cuda" else []
+    # the generators are in the caller's state: pyro.param may draw its first value here
     with torch.random.fork_rng(devices=devices):
         if guide is not None:
             with explained(programs, seen.size):
-                of_guide = poutine.trace(guide).get_trace(heard["guide"].listening(seen))
+                guide_trace = poutine.trace(guide).get_trace(reads["guide"].recorded(seen))
         if model is not None:
-            replayed = model if of_guide is None else poutine.replay(model, trace=of_guide)
+            replayed = model if guide_trace is None else poutine.replay(model, trace=guide_trace)
             with explained(programs, few.size):
-                of_model = poutine.trace(replayed).get_trace(heard["model"].listening(few))
-    reads_missing: list[tuple[str, str]] = []
-    if guide is not None:
-        reads_missing = find_reads_of_missing(model, guide, few, seen, hides)
-    return sites_of_traces(model, guide, few, of_model, of_guide, heard, reads_missing)
+                model_trace = poutine.trace(replayed).get_trace(reads["model"].recorded(few))
+    reads_missing = [] if guide is None else find_reads_of_missing(model, guide, few, seen, hides)
+    return sites_of_traces(few, model_trace, guide_trace, reads, reads_missing)
 
 
 def sites_of_traces(
-    model: Any,
-    guide: Any,
-    few: Batch,
-    of_model: Any,
-    of_guide: Any,
-    heard: dict[str, ValueReads],
-    reads_missing: Sequence[tuple[str, str]],
+    few: Batch, model_trace: Any, guide_trace: Any, reads: Mapping[str, ValueReads], reads_missing: Sequence[Read] = ()
 ) -> Sites:
-    theirs = {} if of_guide is None else latent_sites(of_guide)
-    ours, seen = ({}, {}) if of_model is None else (latent_sites(of_model), observed_sites(of_model))
-    sites = [*theirs.items(), *ours.items(), *seen.items()]
-    auxiliary = {n for n, site in seen.items() if site["infer"].get("is_auxiliary", False)}
-    marked = {n for n, site in theirs.items() if site["infer"].get("is_auxiliary", False)}
-    enumerable = {n for n, s in ours.items() if n not in theirs and s["fn"].has_enumerate_support}
-    summed = enumerable | {n for n, s in theirs.items() if s["infer"].get("enumerate") == "parallel"}
-    named = [n for n in seen if n not in few and n not in auxiliary]
-    unknown = [(who, n) for who, h in heard.items() for n in h.unknown if n not in few and n not in {**theirs, **ours}]
-    both = of_model is not None and of_guide is not None
+    """Return the sites of a pair from its traces.
+
+    Args:
+        few: the rows that the programs ran on.
+        model_trace, guide_trace: their traces; None for a program that was not run.
+        reads: ``"model"`` and ``"guide"`` -> the values that it asked for.
+        reads_missing: reads of missing values, found by further runs.
+    """
+    in_guide = {} if guide_trace is None else latent_sites(guide_trace)
+    in_model = {} if model_trace is None else latent_sites(model_trace)
+    observed = {} if model_trace is None else observed_sites(model_trace)
+    both = model_trace is not None and guide_trace is not None
+
+    model_only = [name for name in in_model if name not in in_guide]
+    guide_only = [name for name, site in in_guide.items() if name not in in_model and not _is_auxiliary(site)]
+    enumerated = {name for name, site in in_guide.items() if site["infer"].get("enumerate") == "parallel"}
+    enumerated |= {name for name in model_only if in_model[name]["fn"].has_enumerate_support}
+    unmasked = [name for name, site in observed.items() if name not in few and not _is_auxiliary(site)]
+    unheld = [name for name, site in observed.items() if name not in few and _is_auxiliary(site)]
+    asked = [(who, name) for who, of_program in reads.items() for name in of_program.unknown]
+    sites = [*in_guide.items(), *in_model.items(), *observed.items()]
+
     return Sites(
-        model=tuple(ours),
-        guide=tuple(theirs),
-        observed=tuple(seen),
-        summed_out=tuple(n for n in ours if n in summed),
-        from_prior=tuple(n for n in ours if n not in theirs and n not in enumerable) if both else (),
-        guide_only=tuple(n for n in theirs if n not in ours and n not in marked) if both else (),
-        outside=tuple(dict.fromkeys(n for n, s in sites if "data" not in {f.name for f in s["cond_indep_stack"]})),
-        scaled=tuple(dict.fromkeys(n for n, s in sites if _scaled(s))),
-        unobserved=tuple(n for n in few.names if n not in seen) if of_model is not None else (),
-        unheld=tuple(n for n in seen if n not in few and n in auxiliary and not is_factor(seen[n])),
-        unmasked=tuple(n for n in named if not is_factor(seen[n])),
+        model=tuple(in_model),
+        guide=tuple(in_guide),
+        observed=tuple(observed),
+        summed_out=tuple(name for name in in_model if name in enumerated),
+        from_prior=tuple(name for name in model_only if name not in enumerated) if both else (),
+        guide_only=tuple(guide_only) if both else (),
+        outside=tuple(dict.fromkeys(name for name, site in sites if "data" not in _frames(site))),
+        scaled=tuple(dict.fromkeys(name for name, site in sites if _is_scaled(site))),
+        unobserved=() if model_trace is None else tuple(name for name in few.names if name not in observed),
+        unheld=tuple(name for name in unheld if not is_factor(observed[name])),
+        unmasked=tuple(name for name in unmasked if not is_factor(observed[name])),
         reads_missing=tuple(reads_missing),
-        read=frozenset(heard["model"].read),
-        unknown=tuple(unknown),
-        unasked=tuple(n for n in few.names if n not in heard["guide"].asked) if of_guide is not None else (),
-        swapped=both and not seen and any(n in few for n in observed_sites(of_guide)),
-        misfits=tuple(shape_mismatches(seen, few)),
-        supports={n: s for n, site in seen.items() if n in few and (s := support_of(site["fn"])) is not None},
+        read=frozenset(reads["model"].read),
+        unknown=tuple((who, n) for who, n in asked if n not in few and n not in in_guide and n not in in_model),
+        unasked=() if guide_trace is None else tuple(n for n in few.names if n not in reads["guide"].asked),
+        swapped=both and not observed and any(name in few for name in observed_sites(guide_trace)),
+        misfits=tuple(shape_mismatches(observed, few)),
+        supports={n: s for n, site in observed.items() if n in few and (s := support_of(site["fn"])) is not None},
     )
 
 
-def _scaled(site: dict[str, Any]) -> bool:
+def _is_auxiliary(site: Mapping[str, Any]) -> bool:
+    return site["infer"].get("is_auxiliary", False)
+
+
+def _frames(site: Mapping[str, Any]) -> dict[str, Any]:
+    """Return plate -> its frame, for the plates that a site is in."""
+    return {frame.name: frame for frame in site["cond_indep_stack"]}
+
+
+def _is_scaled(site: Mapping[str, Any]) -> bool:
     """Return True if a site has a scale besides that of a subsampled data plate."""
-    frames = {frame.name: frame for frame in site["cond_indep_stack"]}
+    frames = _frames(site)
     own = frames["data"].full_size / frames["data"].size if "data" in frames else 1.0
     scale = site["scale"]
     return not (isinstance(scale, float | int) and math.isclose(scale, own))

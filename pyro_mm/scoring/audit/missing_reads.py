@@ -1,4 +1,7 @@
-"""Find programs that read the values of missing modalities."""
+"""Find programs that read the values of missing modalities, by exchanging these values.
+
+A program whose densities change with the values of a modality in rows that lack it has read them.
+"""
 
 from __future__ import annotations
 
@@ -8,35 +11,83 @@ import torch
 from torch import Tensor
 
 from ...batch.batch import Batch
-from .densities import _equal_in_rows, densities, run_program
+from .densities import densities, equal_in_rows, run_program
+
+Read = tuple[str, str]  # "model" or "guide", and a modality
 
 
-def find_reads_of_missing(model: Any, guide: Any, few: Batch, seen: Batch, hides: bool) -> list[tuple[str, str]]:
-    """Find readers of values that rows lack: values are exchanged, and a program whose densities change read them.
+def find_reads_of_missing(model: Any, guide: Any, few: Batch, seen: Batch, hides: bool) -> list[Read]:
+    """Find the modalities whose values a model or a guide reads in rows that lack them.
 
-    A guide that is shown other rows than the model may read them.
+    Args:
+        model, guide: callables of a batch; None for a model that is not run.
+        few: a few rows.
+        seen: the same rows as the guide is shown them; if it is another batch, the guide may read what ``few`` lacks.
+        hides: True to hide, one by one, the modalities that rows have, too.
     """
-    held = [n for n in few.names if few.holds(n)]
-    lacking = [n for n in held if few.presence(n) is not True]
-    found = []
+    held = [name for name in few.names if few.holds(name)]
+    lacking = [name for name in held if few.presence(name) is not True]
+    for_guide = None if seen is few else seen
+    found: list[Read] = []
+
     if lacking:
-        apart = None if seen is few else seen
-        all_exchanged = few.replaced({n: _exchange_missing(few, n) for n in lacking})
-        if _programs_that_differ(model, guide, few, all_exchanged, apart):
-            for name in lacking:
-                exchanged = few.replaced({name: _exchange_missing(few, name)})
-                changed = _programs_that_differ(model, guide, few, exchanged, apart)
-                found += [(who, name) for who in changed]
-    for name in held if hides and seen is few else ():
+        all_exchanged = few.replaced({name: _exchange_missing(few, name) for name in lacking})
+        if not _programs_that_differ(model, guide, few, all_exchanged, for_guide):
+            lacking = []
+    for name in lacking:
+        exchanged = few.replaced({name: _exchange_missing(few, name)})
+        found += [(who, name) for who in _programs_that_differ(model, guide, few, exchanged, for_guide)]
+
+    for name in held if hides and for_guide is None else ():
         hidden = few.without(name)
-        if few.presence(name) is not False and hidden.rows is not False:
-            changed = _programs_that_differ(model, guide, hidden, hidden.replaced({name: few[name].roll(1, 0)}))
-            found += [(who, name) for who in changed if (who, name) not in found]
+        if few.presence(name) is False or hidden.rows is False:
+            continue
+        exchanged = hidden.replaced({name: few[name].roll(1, 0)})
+        reads = [(who, name) for who in _programs_that_differ(model, guide, hidden, exchanged)]
+        found += [read for read in reads if read not in found]
     return found
 
 
+def reads_and_ignores(model: Any, guide: Any, batch: Batch, seed: int) -> tuple[list[Read], list[str]]:
+    """Find reads of missing values, and modalities that the guide ignores where they are present.
+
+    Each modality is hidden, in rows that have another one.
+
+    Args:
+        model, guide: callables of a batch.
+        batch: a few rows.
+        seed: of the draws.
+
+    Returns:
+        (reads, modalities that the guide ignores).
+    """
+    reads: list[Read] = []
+    ignored: list[str] = []
+    whole = densities(run_program(guide, batch, seed))
+    for name in batch.names:
+        if not batch.holds(name) or batch.presence(name) is False:
+            continue
+        hidden = batch.without(name)
+        rows = _rows_with_something(hidden)
+        if not rows.any():
+            continue
+        exchanged = hidden.replaced({name: batch[name].roll(1, 0)})
+        try:
+            of_guide = [run_program(guide, shown, seed) for shown in (hidden, exchanged)]
+            of_model = [run_program(model, shown, seed, of_guide[0]) for shown in (hidden, exchanged)]
+        except Exception:  # a pair that needs this modality says so where a likelihood without it is asked for
+            continue
+        for who, (one, other) in (("model", of_model), ("guide", of_guide)):
+            if not equal_in_rows(densities(one), densities(other), rows):
+                reads.append((who, name))
+        same_without = equal_in_rows(densities(of_guide[0]), whole, rows & batch.present[name])
+        if same_without and ("guide", name) not in reads:
+            ignored.append(name)
+    return reads, ignored
+
+
 def _exchange_missing(few: Batch, name: str) -> Tensor:
-    """Other values of a modality in the rows that lack it, from the rows around."""
+    """Return a modality's values with others, of the rows around, in the rows that lack it."""
     value, mask = few[name], few.presence(name)
     other = value.clone()
     for shift in range(1, few.size):
@@ -48,50 +99,27 @@ def _exchange_missing(few: Batch, name: str) -> Tensor:
     return other
 
 
-def _programs_that_differ(model: Any, guide: Any, one: Batch, two: Batch, seen: Batch | None = None) -> list[str]:
-    """Find which of model and guide differs between two batches, in rows that have something to be seen.
+def _programs_that_differ(model: Any, guide: Any, one: Batch, two: Batch, for_guide: Batch | None = None) -> list[str]:
+    """Return which of "guide" and "model" has other densities on the second batch, in rows with something present.
 
-    With ``seen``, that is what the guide is shown both times.
+    Args:
+        one, two: the batches.
+        for_guide: the batch that the guide is shown both times, if it is shown another one.
     """
-    rows = one.rows
-    rows = rows if isinstance(rows, Tensor) else torch.full((one.size,), rows, device=one.device)
+    rows = _rows_with_something(one)
     if not rows.any():
         return []
     try:
-        guides = [run_program(guide, b if seen is None else seen, 0) for b in (one, two)]
-        each = {"guide": [densities(t) for t in guides]}
+        traces = [run_program(guide, shown if for_guide is None else for_guide, 0) for shown in (one, two)]
+        found = {"guide": [densities(trace) for trace in traces]}
         if model is not None:
-            each |= {"model": [densities(run_program(model, b, 0, guides[0])) for b in (one, two)]}
-    except Exception:  # a pair that cannot do without a modality says so where that is asked of it
+            found["model"] = [densities(run_program(model, shown, 0, traces[0])) for shown in (one, two)]
+    except Exception:  # a pair that needs a modality says so where an evaluation without it is asked for
         return []
-    return [who for who, (a, b) in each.items() if not _equal_in_rows(a, b, rows)]
+    return [who for who, (a, b) in found.items() if not equal_in_rows(a, b, rows)]
 
 
-def reads_and_ignores(model: Any, guide: Any, batch: Batch, seed: int) -> tuple[list[tuple[str, str]], list[str]]:
-    """Find readers of missing modalities, and modalities that the guide ignores where they are present.
-
-    The modality is hidden, and the rows exchange its hidden values: whoever changes has read them. The rows looked at
-    have something else to be seen.
-    """
-    peeks, blind, whole = [], [], densities(run_program(guide, batch, seed))
-    for name in (n for n in batch.names if batch.holds(n) and batch.presence(n) is not False):
-        hidden = batch.without(name)
-        rows = (
-            hidden.rows
-            if isinstance(hidden.rows, Tensor)
-            else torch.full((batch.size,), hidden.rows, device=batch.device)
-        )
-        if not rows.any():
-            continue
-        rolled = hidden.replaced({name: batch[name].roll(1, 0)})
-        try:
-            traces = [run_program(guide, b, seed) for b in (hidden, rolled)]
-            scores = [run_program(model, b, seed, traces[0]) for b in (hidden, rolled)]
-        except Exception:  # a pair that cannot do without a modality says so where its likelihood is asked for
-            continue
-        for who, (one, other) in (("model", scores), ("guide", traces)):
-            if not _equal_in_rows(densities(one), densities(other), rows):
-                peeks.append((who, name))
-        if _equal_in_rows(densities(traces[0]), whole, rows & batch.present[name]) and ("guide", name) not in peeks:
-            blind.append(name)
-    return peeks, blind
+def _rows_with_something(batch: Batch) -> Tensor:
+    """Return a boolean ``(N,)``, True for rows with a modality that is present."""
+    rows = batch.rows
+    return rows if isinstance(rows, Tensor) else torch.full((batch.size,), rows, device=batch.device)

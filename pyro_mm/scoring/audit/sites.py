@@ -1,4 +1,4 @@
-"""Sites of a pair, and what is wrong with them, in words."""
+"""The sites of a pair, and the mistakes in them that an evaluation is refused for."""
 
 from __future__ import annotations
 
@@ -12,28 +12,31 @@ from ...distributions.support import Support
 
 @dataclass(frozen=True)
 class Sites:
-    """Sites and modalities by name.
+    """Names of a pair's sites and of a batch's modalities, by their role, with the mistakes found in them.
 
     Attributes:
-        model, guide: the latent sites of each; of the model's, ``summed_out`` are enumerated, and ``from_prior`` are
-            in the model only and cannot be.
-        observed: the observed sites.
-        guide_only: latent sites of the guide that the model has no latent for, and that are not marked as auxiliary.
+        model: latent sites of the model.
+        guide: latent sites of the guide.
+        observed: observed sites of the model.
+        summed_out: latent sites that are enumerated.
+        from_prior: latent sites of the model that the guide lacks and that cannot be enumerated.
+        guide_only: latent sites of the guide that the model lacks and that are not marked as auxiliary.
         outside: sites outside the plate ``"data"``.
         scaled: sites with a scale of their own.
-        unobserved: modalities of the batch that the story never observes.
+        unobserved: modalities of the batch that the story does not observe.
         unheld: modalities that the story observes and the batch does not hold.
-        unmasked: observed sites that bear no modality's name, so that no mask reaches them.
-        reads_missing: (``"model"`` or ``"guide"``, modality) if it reads that modality's values in rows that lack it.
+        unmasked: observed sites without the name of a modality, which no mask reaches.
+        reads_missing: pairs (``"model"`` or ``"guide"``, modality) of programs that read a modality's values in rows
+            that lack it.
         ignored_by_guide: modalities whose presence makes no difference to the guide.
-        read: modalities whose values the story looks at, be they observed or not.
-        unknown: (``"model"`` or ``"guide"``, name) whose values it asks for, and the batch does not know.
+        read: modalities whose values the story reads, observed or not.
+        unknown: pairs (``"model"`` or ``"guide"``, name) of values that a program asks for and the batch lacks.
         unasked: modalities whose values the guide does not ask for.
-        swapped: whether the guide observes modalities and the model none.
-        misfits: shapes of observed values that do not fit their distributions, in words.
-        supports: observed modality -> what its distribution scores.
-        unsupported: modalities with values that their distributions do not score, in words.
-        mixing: why particles cannot stand to the left of the rows, in words; empty if they can, or nobody asked.
+        swapped: True if the guide observes modalities and the model none.
+        misfits: sentences on observed values whose shape is not that of their distribution.
+        supports: observed modality -> support of its distribution.
+        unsupported: sentences on observed values outside the support of their distribution.
+        mixing: reason why particles cannot stand to the left of the rows; empty if they can, or if it was not tested.
     """
 
     model: tuple[str, ...]
@@ -61,13 +64,13 @@ class Sites:
     def refusals(
         self, batch: Batch, targets: Sequence[str], givens: Sequence[str], hides: bool, draws: bool
     ) -> Iterator[str]:
-        """Yield what would make the numbers of an evaluation or a training wrong, in words.
+        """Yield a sentence for each mistake that would make the numbers of an evaluation or a training wrong.
 
         Args:
             batch: the rows.
-            targets, givens: modalities of which a conditional likelihood is asked for, and given which.
-            hides: whether modalities that rows have will be hidden from the pair, as an objective's terms do.
-            draws: whether the guide's draws are asked for, and not numbers that hold whatever they are.
+            targets, givens: modalities x_T and x_G of a conditional likelihood log p(x_T | x_G).
+            hides: True if modalities that rows have will be hidden from the pair, as terms of an objective do.
+            draws: True if draws of the guide are returned; a likelihood is right under any proposal.
         """
         if self.swapped:
             yield "the guide observes modalities and the model none: are model and guide swapped?"
@@ -92,8 +95,18 @@ class Sites:
                 )
         yield from self.misfits
 
+    @property
+    def peeks(self) -> tuple[tuple[str, str], ...]:
+        """``reads_missing`` under its name in version 0.1."""
+        return self.reads_missing
+
+    @property
+    def blind(self) -> tuple[str, ...]:
+        """``ignored_by_guide`` under its name in version 0.1."""
+        return self.ignored_by_guide
+
     def guide_only_text(self, name: str) -> str:
-        """Describe the error that a latent site of the guide alone makes."""
+        """Return a sentence on a latent site that only the guide has."""
         seen = "observed by the story" if name in self.observed else "unknown to the model"
         text = f"{name}: drawn by the guide and {seen}. Its -log q counts and no log p answers it: bounds are off "
         text += "by its entropy, and likelihoods have no meaning."
@@ -109,7 +122,7 @@ class Sites:
         return text + " A site that is auxiliary on purpose is to be marked by infer={'is_auxiliary': True}."
 
     def _misspelt(self, batch: Batch) -> Iterator[str]:
-        """Names that the batch does not know, in a story or a guide that passes over one of its modalities."""
+        """Yield a sentence for each name that the batch lacks, if that program also ignores a modality of the batch."""
         passed = {
             "model": [n for n in self.unobserved if n not in self.read and batch.presence(n) is not False],
             "guide": [n for n in self.unasked if batch.presence(n) is not False],
@@ -129,7 +142,7 @@ class Sites:
 
 
 def reads_missing_text(who: str, name: str) -> str:
-    """Describe the error that a program makes that reads a modality where it is missing."""
+    """Return a sentence on a program, "model" or "guide", that reads a modality where it is missing."""
     reader, then = ("guide", "posterior") if who == "guide" else ("story", "likelihood")
     text = f"{name}: the {reader} reads its values where they are missing, so that a {then} without them has "
     return text + "seen them. Ask batch.presence, or use batch.observe."

@@ -1,4 +1,4 @@
-"""Find observed values outside of the support of their distribution."""
+"""Find observed values outside the support of their distribution."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from ...distributions.support import Support, describe_values_outside
 
 
 def unscored_values(batch: Batch, supports: dict[str, Support]) -> list[str]:
-    """Modalities with values that their distributions do not score, in words."""
-    found = []
-    for name, support in supports.items():
-        if (
-            name in batch
-            and batch.holds(name)
-            and (text := describe_values_outside(name, batch[name], batch.presence(name), support))
-        ):
-            found.append(text)
-    return found
+    """Return a sentence for each modality with values outside the support of its distribution.
+
+    Args:
+        batch: the rows, all of which are tested, once per tensor.
+        supports: observed modality -> support of its distribution.
+    """
+    held = {name: support for name, support in supports.items() if name in batch and batch.holds(name)}
+    found = [describe_values_outside(name, batch[name], batch.presence(name), held[name]) for name in held]
+    return [text for text in found if text]
