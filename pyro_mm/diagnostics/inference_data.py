@@ -1,8 +1,8 @@
-"""Draws, data and likelihoods of a trained pair as ArviZ's inference data."""
+"""Conversion of draws, data and log-likelihoods of a trained pair to ArviZ's inference data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..utils.arguments import check_counts, check_flags, check_programs, check_s
 from ..utils.arviz import build_inference_data
 from ..utils.seeding import temporary_seed
 
-STATS = ("standard_error", "ess", "pareto_k")
+STATISTICS = ("standard_error", "ess", "pareto_k")  # attributes of Evidence, one number per row
 
 
 @torch.no_grad()
@@ -35,31 +35,42 @@ def to_arviz(
     vectorize: bool = True,
     audit: bool = True,
 ) -> Any:
-    r"""Draws of latents and modalities for every row, beside the data: an ``InferenceData``, or a ``DataTree``.
+    r"""Draw latents and modalities for each row, and return them with the data as ArviZ's inference data.
 
-    The groups, with dimensions ``(chain=1, draw=S, row=N, *plates, *event)`` where there are draws:
+    Groups with draws have dimensions ``(chain=1, draw=S, row=N, *plates, *event)``:
 
-    * ``posterior``: :math:`z \sim q(z | x_{present})`, or p(z) in a row with nothing present, of every latent of the
-      model; the private latent of a missing modality from p given the others. One that the guide lacks is drawn from
+    * ``posterior``: :math:`z \sim q(z | x_{present})` for each latent of the model; p(z) in a row with nothing present.
+      The private latent of a missing modality is from p given the others. A latent that the guide lacks is drawn from
       its posterior given the others if it is discrete, else from p.
-    * ``posterior_predictive``: :math:`x_m \sim p(x_m | z)` of every modality, missing or not, with these same z.
-    * ``observed_data``: the values, ``(row, *event)``. Missing floats are NaN; what is wholly missing is left out.
-    * ``constant_data``: ``<modality>_present`` for each that is not complete, which integers need, and covariates.
-    * ``log_likelihood`` and ``sample_stats``: of ``evidence``, one draw of them (the latents are integrated out): the
-      first in nats, the others its ``standard_error`` (nats), ``ess`` and ``pareto_k``.
+    * ``posterior_predictive``: :math:`x_m \sim p(x_m | z)` for each modality, missing or not, with the same z.
+    * ``observed_data``: the values, ``(row, *event)``. Missing floats are NaN; a modality that no row has is left out.
+    * ``constant_data``: the mask ``<modality>_present`` of each modality that some rows lack, and the covariates.
+    * ``log_likelihood`` and ``sample_stats``: the log-likelihoods of ``evidence`` in nats, as one draw, since latents
+      are integrated out; and their ``standard_error`` (nats), ``ess`` and ``pareto_k``.
     * ``prior`` and ``prior_predictive``: the same from the model alone, given its covariates.
 
     Args:
-        num_samples: S; S N values of every site and modality are held in memory.
-        resample: draws the latents of every row anew by their importance weights, as ``generate`` does.
-        evidence: of these rows.
-        seed: of the draws; None goes on with torch's generator.
-        prior: whether to draw from the prior as well.
-        vectorize: False draws sample by sample, for stories that do not broadcast.
-        audit: False spares the audit of the pair (:mod:`pyro_mm.scoring.audit`), and what it would refuse.
+        model, guide: callables of a batch.
+        batch: N rows.
+        num_samples: S; memory holds S N values of each site and modality.
+        resample: True resamples the latents of each row by their importance weights, as ``generate`` does.
+        evidence: log-likelihoods of the same rows, or None.
+        seed: of the draws; None uses torch's generator.
+        prior: True draws from the prior as well.
+        vectorize: False draws samples one by one, for stories that do not broadcast.
+        audit: False skips the audit of the pair (:mod:`pyro_mm.scoring.audit`).
+
+    Returns:
+        An ``InferenceData`` under ArviZ 0.x, a ``DataTree`` under 1.x.
 
     Raises:
         ValueError: an evidence of another number of rows, or fewer than one sample.
+        TypeError: an evidence that is not an ``Evidence``.
+
+    Example::
+
+        data = mm.to_arviz(model, guide, test, evidence=mm.log_marginal(model, guide, test))
+        arviz.summary(data, var_names=["z"])
     """
     check_programs(model=model, guide=guide)
     check_batch(batch)
@@ -70,40 +81,46 @@ def to_arviz(
         raise TypeError(f"expected evidence to be an Evidence or None, got {describe(evidence)}")
     if evidence is not None and len(evidence) != batch.size:
         raise ValueError(f"expected an evidence of the batch's {batch.size} rows, got one of {len(evidence)}")
-    draws: dict[str, dict[str, Tensor]] = {}
+    draws: dict[str, Mapping[str, Tensor]] = {}
     stacked = vectorize and (num_samples > 1 or resample)
     with (
         evaluating(model, guide, batch, audit=audit, stacked=stacked, draws=True) as rows,
         temporary_seed(seed, rows.device),
     ):
-        resampling = Resampling() if resample else None
-        settings = SampleSettings(num_samples, resampling=resampling, vectorize=vectorize)
-        _, *found = draw_samples(model, guide, rows, settings)
-        draws["posterior"], draws["posterior_predictive"] = found
+        settings = SampleSettings(num_samples, resampling=Resampling() if resample else None, vectorize=vectorize)
+        _, draws["posterior"], draws["posterior_predictive"] = draw_samples(model, guide, rows, settings)
         if prior:
             settings = SampleSettings(num_samples, vectorize=vectorize)
-            _, *found = draw_samples(model, guide, rows.only(), settings)
-            draws["prior"], draws["prior_predictive"] = found
+            _, draws["prior"], draws["prior_predictive"] = draw_samples(model, guide, rows.only(), settings)
+
     groups: dict[str, dict[str, np.ndarray]] = {
-        group: {name: _numpy(x)[None] for name, x in of.items()} for group, of in draws.items()
+        group: {name: _numpy(x)[None] for name, x in values.items()} for group, values in draws.items()
     }
     groups |= _data(batch)
     if evidence is not None:
         groups["log_likelihood"] = {evidence.quantity: _numpy(evidence.log_prob)[None, None]}
-        groups["sample_stats"] = {name: _numpy(getattr(evidence, name))[None, None] for name in STATS}
-    sampled = [group for group in groups if not group.endswith("_data")]
-    dims = {
-        name: ["row", *(f"{name}_dim_{i}" for i in range(x.ndim - 1 - 2 * (group in sampled)))]
-        for group, of in groups.items()
-        for name, x in of.items()
-    }
+        groups["sample_stats"] = {name: _numpy(getattr(evidence, name))[None, None] for name in STATISTICS}
     return build_inference_data(
-        {g: of for g, of in groups.items() if of}, coords={"row": np.arange(batch.size)}, dims=dims
+        {group: values for group, values in groups.items() if values},
+        coords={"row": np.arange(batch.size)},
+        dims=_dimensions(groups),
     )
 
 
+def _dimensions(groups: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, list[str]]:
+    """Name the dimensions of each variable after chain and draw, which data do not have."""
+    dims = {}
+    for group, values in groups.items():
+        leading = 0 if group.endswith("_data") else 2
+        for name, x in values.items():
+            dims[name] = ["row", *(f"{name}_dim_{i}" for i in range(x.ndim - leading - 1))]
+    return dims
+
+
 def _data(batch: Batch) -> dict[str, dict[str, np.ndarray]]:
-    values, constant = {}, {name: _numpy(x) for name, x in batch.covariates.items()}
+    """Return the observed values, and the masks and covariates, as groups of arrays."""
+    values = {}
+    constant = {name: _numpy(x) for name, x in batch.covariates.items()}
     for name in batch.names:
         mask = batch.presence(name)
         if mask is not True:

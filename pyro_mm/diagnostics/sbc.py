@@ -1,4 +1,4 @@
-r"""Simulation-based calibration: whether the draws of a guide could be draws of the model's exact posterior."""
+r"""Simulation-based calibration: a test that a guide's draws are from the model's posterior."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..batch.batch import Batch, check_batch
 from ..batch.masks import over_events
 from ..sampling.ancestral import simulate
-from ..scoring.audit.audit import audit as audited
+from ..scoring.audit.audit import audit as audit_pair
 from ..scoring.evaluation import evaluating, returned
 from ..scoring.importance import score_model
 from ..scoring.reduction import SiteReducer
@@ -25,19 +25,21 @@ from ..utils.arguments import check_counts, check_flags, check_function, check_m
 from ..utils.seeding import normalize_seed, temporary_seed
 from .rank_tests import LEVEL, RankTest, adjust_p_values, p_text, rank_test, uniformity
 
-PAIRS_PER_PASS = 2**14  # (row, draw) pairs at once, on CUDA four times as many
+PAIRS_PER_PASS = 2**14  # (row, draw) pairs at once; four times as many on CUDA
 LIKELIHOOD = "log_likelihood"
+NOT_USED = -1  # in the place of a rank: the row is left out
+NOT_A_NUMBER = -2  # in the place of a rank: a value is NaN
 
 Quantity = Callable[[dict[str, Tensor], Batch], Tensor]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Ranks of true values among draws of a guide, and what they say.
+    """Ranks of true values among the draws of a guide, and tests of their uniformity.
 
     Attributes:
-        ranks: site or quantity -> ``(N, D)``, long: how many of L draws lie below the true value of a row, for each of
-            D coordinates, in 0..L; -1 where the row is left out.
+        ranks: site or quantity -> integers ``(N, D)``: the number of the L draws, 0..L, that lie below the true value,
+            per row and coordinate; -1 if the row is left out.
         num_draws: L.
     """
 
@@ -46,7 +48,7 @@ class Calibration:
 
     @cached_property
     def counts(self) -> dict[str, np.ndarray]:
-        """Coordinate (``"z[0]"``) -> the number of rows of each rank, ``(L + 1,)``."""
+        """Number of rows of each rank, ``(L + 1,)``, by coordinate such as ``"z[0]"``."""
         found = {}
         for name, ranks in self.ranks.items():
             for d, column in enumerate(ranks.cpu().T):
@@ -56,35 +58,43 @@ class Calibration:
 
     @cached_property
     def findings(self) -> dict[str, RankTest]:
-        """Coordinate -> :class:`RankTest`."""
+        """Test of uniform ranks, :class:`~pyro_mm.diagnostics.rank_tests.RankTest`, by coordinate."""
         p_values = [uniformity(counts) for counts in self.counts.values()]
-        each = zip(self.counts.values(), p_values, adjust_p_values(p_values), strict=True)
-        return dict(zip(self.counts, (rank_test(*one) for one in each), strict=True))
+        adjusted = adjust_p_values(p_values)
+        return {
+            name: rank_test(counts, p, holm)
+            for (name, counts), p, holm in zip(self.counts.items(), p_values, adjusted, strict=True)
+        }
 
     @property
     def off(self) -> dict[str, RankTest]:
-        """The coordinates whose ranks are not uniform, the least uniform first."""
+        """Tests of the coordinates whose ranks are not uniform, the least uniform first."""
         found = {name: f for name, f in self.findings.items() if f.adjusted < LEVEL}
         return dict(sorted(found.items(), key=lambda item: item[1].p_value))
 
     def __repr__(self) -> str:
-        rows, found = max(f.rows for f in self.findings.values()), list(self.off.items())
-        named = [f"{name} {f.verdict} ({p_text(f.adjusted)})" for name, f in found[:3]]
-        named += [f"{len(found) - 3} more"] if len(found) > 3 else []
-        what = f"off: {', '.join(named)}" if found else f"all {len(self.findings)} coordinates uniform"
-        return f"Calibration({rows} simulations, {self.num_draws} draws of each; {what})"
+        rows = max(test.rows for test in self.findings.values())
+        off = list(self.off.items())
+        texts = [f"{name} {test.verdict} ({p_text(test.adjusted)})" for name, test in off[:3]]
+        if len(off) > 3:
+            texts.append(f"{len(off) - 3} more")
+        result = f"off: {', '.join(texts)}" if off else f"all {len(self.findings)} coordinates uniform"
+        return f"Calibration({rows} simulations, {self.num_draws} draws of each; {result})"
 
     def table(self) -> str:
-        """A line for each coordinate: its p-values, and how the guide's draws of it are off if they are."""
+        """Return a table as text: p-values, shift, width and verdict of each coordinate."""
         width = max(10, *map(len, self.findings))
-        lines = [f"{'coordinate':{width}}   rows         p      Holm    shift (s.e.)    width (s.e.)   guide's draws"]
-        for name, f in self.findings.items():
-            shift, wide = f"{f.shift:+.2f} ({f.shift_error:.2f})", f"{f.width:.2f} ({f.width_error:.2f})"
-            p, holm = (p_text(x).removeprefix("p ").removeprefix("= ") for x in (f.p_value, f.adjusted))
-            lines.append(f"{name:{width}} {f.rows:6d} {p:>9} {holm:>9} {shift:>15} {wide:>15}   {f.verdict}")
+        lines = [f"{'coordinate':{width}}   rows         p    Holm p    shift (s.e.)    width (s.e.)   guide's draws"]
+        for name, test in self.findings.items():
+            shift = f"{test.shift:+.2f} ({test.shift_error:.2f})"
+            relative_width = f"{test.width:.2f} ({test.width_error:.2f})"
+            p, holm = (p_text(x).removeprefix("p ").removeprefix("= ") for x in (test.p_value, test.adjusted))
+            lines.append(
+                f"{name:{width}} {test.rows:6d} {p:>9} {holm:>9} {shift:>15} {relative_width:>15}   {test.verdict}"
+            )
         lines.append(
-            f"{len(self.off)} of {len(lines) - 1} off, by Holm's p < {LEVEL} over all lines. shift: in standard "
-            "deviations of the draws; width: 1 is right."
+            f"{len(self.off)} of {len(self.findings)} off: Holm's p < {LEVEL}, adjusted for all lines. Shift of the "
+            "guide's draws: in their standard deviations, 0 is right. Width: relative to the right one, 1 is right."
         )
         return "\n".join(lines)
 
@@ -102,43 +112,47 @@ def calibration(
     vectorize: bool = True,
     audit: bool = True,
 ) -> Calibration:
-    r"""Test if q(z | x_S) could be the posterior p(z | x_S), on rows that the model itself makes.
+    r"""Test a guide q(z | x_S) against the posterior p(z | x_S), on rows simulated from the model.
 
     .. math:: z^* \sim p(z), \quad x_S \sim p(x_S | z^*), \quad z_1, \dots, z_L \sim q(z | x_S), \qquad
               r = \#\{l : t(z_l, x_S) < t(z^*, x_S)\}
 
-    If q is the posterior then r is uniform on {0, .., L}, for every function t. Those here are each coordinate of each
+    If q is the posterior, the rank r is uniform on {0, .., L} for every function t. Tested are each coordinate of each
     latent site that guide and model share, ``"log_likelihood"``, which is t = log p(x_S | z), and ``quantities``. The
-    likelihood sees what no latent's ranks can: those of a guide that is the prior are uniform, and its likelihoods
-    are ``"too low"``, which is to say that its draws explain the rows worse than the truth does.
+    log-likelihood finds errors that no latent's ranks show: a guide that is the prior has uniform ranks, and its
+    log-likelihoods are ``"too low"``, because its draws explain the rows worse than the truth does.
 
-    Rows differ in what is present, so a p-value is of the mixture of patterns in ``batch``; one pattern at a time
-    (``batch.only("image")``) finds a fault of one pattern sooner. Left out, because nothing in the package uses the
-    guide there: rows in which nothing is present, and the private latent ``"w_m"`` of a modality m in rows that lack
-    it. Ties, as of discrete latents, are broken at random; the classes of a Categorical are compared as numbers.
+    A p-value is for the mixture of missing-data patterns in ``batch``. One pattern at a time, as in
+    ``batch.only("image")``, needs fewer rows to find an error in that pattern. Rows with nothing present are left out,
+    and so are the private latent ``"w_m"`` of modality m in rows that lack m: the package does not use the guide
+    there. Ties, as of discrete latents, are broken at random; the classes of a Categorical are compared as numbers.
 
-    **What a uniform result does not show.** That the model fits any data: all rows are its own, and the guide may
-    still fail on real ones that the model seldom makes. That q is right in every row: opposite errors cancel over
-    rows. That functions t that were not asked for are right, dependence between coordinates among them. Nor small
-    errors: from N rows a shift below about :math:`4 / \sqrt N` standard deviations is seldom found.
+    **Limits.** Uniform ranks do not show that the model fits data: all rows are simulated, and the guide may still be
+    wrong on real rows that the model seldom generates. Nor do they show that q is right in each row, since errors of
+    opposite sign cancel over rows, or that other functions t, such as those of two coordinates, have uniform ranks.
+    Small errors remain: N rows seldom find a shift below about :math:`4 / \sqrt N` standard deviations.
 
     Args:
-        model, guide: callables of a batch. Row-local enumerated sites of the model alone are summed out of
-            log p(x_S | z); any other latent that only the model has is drawn from its prior there.
-        batch: how many rows, what is present in each, and covariates; its values are not used.
-        num_draws: L. The number of rows decides what is found; more than about 100 draws of each adds little.
-        seed: of everything; None takes one from torch's generator, which is not otherwise touched.
-        quantities: name -> t(latents, rows): site -> ``(.., N, *event)`` and a batch of simulated rows give
-            ``(.., N)``, where .. are the draws (none with ``vectorize=False``).
-        chunk: (row, draw) pairs at once, which bounds the memory. Another one gives other draws.
+        model, guide: callables of a batch. Row-local enumerated sites that only the model has are summed out of
+            log p(x_S | z); other latents that only the model has are drawn from their prior there.
+        batch: N rows; their number, their missing modalities and their covariates count, their values are not used.
+        num_draws: L, draws per row. Power depends on N; more than about 100 draws add little.
+        seed: of all draws; None takes one from torch's generator.
+        quantities: name -> function t of (latents, rows): site -> values ``(.., N, *event)``, and a batch of simulated
+            rows; it returns ``(.., N)``. The dimensions .. are those of draws, and none with ``vectorize=False``.
+        chunk: (row, draw) pairs at once, which bounds the memory; another value gives other draws.
         vectorize: False draws one by one, for stories that do not broadcast.
-        audit: False spares the audit of the pair (:mod:`pyro_mm.scoring.audit`), and what it would refuse.
+        audit: False skips the audit of the pair (:mod:`pyro_mm.scoring.audit`).
+
+    Returns:
+        A :class:`Calibration`; ``print`` shows the result in a line, ``table()`` in full.
 
     Raises:
         ValueError: fewer than two draws; no row with anything present; no latent that guide and model share; a quantity
             of another shape, with a NaN, or whose name is taken; a site that is scaled or outside the plate ``"data"``.
 
-    Talts et al. 2018 (arXiv:1804.06788); Modrák et al. 2023 (Bayesian Analysis) on functions of z and x.
+    References:
+        Talts et al. 2018 (arXiv:1804.06788). Modrák et al. 2023 (Bayesian Analysis), for functions of z and x.
     """
     check_programs(model=model, guide=guide)
     check_batch(batch)
@@ -146,7 +160,8 @@ def calibration(
     if chunk is not None:
         check_counts(chunk=chunk)
     check_flags(vectorize=vectorize, audit=audit)
-    for name, quantity in check_mapping("quantities", {} if quantities is None else quantities, "functions").items():
+    quantities = check_mapping("quantities", {} if quantities is None else quantities, "functions")
+    for name, quantity in quantities.items():
         check_function(f"quantities[{name!r}]", quantity, ("latents", "rows"))
     with evaluating(model, guide, batch, audit=False) as rows:
         found = _simulate_and_rank(model, guide, rows, num_draws, seed, quantities, chunk, vectorize, audit)
@@ -159,79 +174,121 @@ def _simulate_and_rank(
     batch: Batch,
     num_draws: int,
     seed: int | None,
-    quantities: Mapping[str, Quantity] | None,
+    quantities: Mapping[str, Quantity],
     chunk: int | None,
     vectorize: bool,
     audit: bool,
 ) -> Calibration:
     """Simulate rows, draw from the guide given them, and rank the truth among the draws."""
-    there = torch.stack(list(batch.present.values())).any(0)
-    if not there.any():
-        raise ValueError("no row of the batch has anything present, so there is no posterior to look at")
-    seed, parts = normalize_seed(seed), []
+    nonempty = torch.stack(list(batch.present.values())).any(0)
+    if not nonempty.any():
+        raise ValueError("no row of the batch has anything present, so there is no posterior to test")
     chunk = chunk or PAIRS_PER_PASS * (4 if batch.device.type == "cuda" else 1)
-    with temporary_seed(seed, batch.device):
-        simulated, truth = simulate(model, batch, audit=False)
+
+    with temporary_seed(normalize_seed(seed), batch.device):
+        simulated, latents = simulate(model, batch, audit=False)
         if audit:
-            audited(model, guide, simulated, stacked=vectorize)
+            audit_pair(model, guide, simulated, stacked=vectorize)
         info = pair_structure(model, guide, simulated)
-        truth = {name: value for name, value in truth.items() if name in info.latents}
+        truth = {name: value for name, value in latents.items() if name in info.latents}
         if not truth:
             raise ValueError(f"the guide's latent sites {sorted(info.latents)} are none of the model's")
-        own = dict(quantities or {})
-        if taken := set(own) & {*truth, LIKELIHOOD}:
+        if taken := set(quantities) & {*truth, LIKELIHOOD}:
             raise ValueError(f"quantities need names of their own, and these are taken: {sorted(taken)}")
-        # the truth takes the place of one of L + 1 draws, so that nothing but its value tells it from the others:
-        # neither the rounding at its place, nor, among equals, its order, which so is a random one
+
+        # The truth takes the place of one of L + 1 draws, so that only its value distinguishes it from the others:
+        # rounding at its place is the same, and its order among equal values is random.
         place = torch.randint(num_draws + 1, (batch.size,), device=batch.device)
+        parts = []
         for rows in torch.arange(batch.size, device=batch.device).split(max(1, chunk // (num_draws + 1))):
-            here = torch.arange(num_draws + 1, device=batch.device)[:, None] == place[rows]
-            part = simulated.block(rows)
-            views = TermViews.of(part, info)
-            passes = [here] if vectorize else here.split(1)
-            found = [_values(TermPair(model, guide, views, len(h)), info, h, truth, rows, part, own) for h in passes]
-            parts.append({name: _ranks(torch.cat([f[name] for f in found]), place[rows]) for name in found[0]})
-    ranks = {}
-    for name in parts[0]:
-        modality, use = private_modality(name, info.modalities), there
+            is_truth = torch.arange(num_draws + 1, device=batch.device)[:, None] == place[rows]
+            block = simulated.block(rows)
+            views = TermViews.of(block, info)
+            values = [
+                _values(TermPair(model, guide, views, len(mask)), info, mask, truth, rows, block, quantities)
+                for mask in ([is_truth] if vectorize else is_truth.split(1))
+            ]
+            parts.append({name: _ranks(torch.cat([v[name] for v in values]), place[rows]) for name in values[0]})
+    ranks = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return Calibration(_ranks_in_use(ranks, batch, nonempty, info), num_draws)
+
+
+def _ranks_in_use(
+    ranks: Mapping[str, Tensor], batch: Batch, nonempty: Tensor, info: PairStructure
+) -> dict[str, Tensor]:
+    """Mark rows in which a site is not used by -1, and drop sites that are used in no row.
+
+    Args:
+        ranks: site or quantity -> ``(N, D)``.
+        batch: N rows.
+        nonempty: rows with something present, boolean ``(N,)``.
+        info: structure of the pair.
+
+    Raises:
+        ValueError: a value is NaN in some draw.
+    """
+    found = {}
+    for name, values in ranks.items():
+        used = nonempty
+        modality = private_modality(name, info.modalities)
         if modality is not None:
-            use = there & batch.present[modality] if modality in batch else torch.zeros_like(there)
-        if use.any():
-            ranks[name] = torch.cat([ranked[name] for ranked in parts]).masked_fill(~use[:, None], -1)
-            if (ranks[name] == -2).any():
-                raise ValueError(f"{name!r} is NaN in some draw, which so has no rank")
-    return Calibration(ranks, num_draws)
+            used = nonempty & batch.present[modality] if modality in batch else torch.zeros_like(nonempty)
+        if not used.any():
+            continue
+        found[name] = values.masked_fill(~used[:, None], NOT_USED)
+        if (found[name] == NOT_A_NUMBER).any():
+            raise ValueError(f"{name!r} is NaN in some draw, and NaN has no rank")
+    return found
 
 
 def _values(
     pair: TermPair,
     info: PairStructure,
-    here: Tensor,
+    is_truth: Tensor,
     truth: Mapping[str, Tensor],
     rows: Tensor,
     batch: Batch,
     quantities: Mapping[str, Quantity],
 ) -> dict[str, Tensor]:
-    """Everything that is ranked, ``(K, n, D)``: of draws from the guide, and of the truth where ``here`` says."""
-    k, n = here.shape
-    mask = here.reshape(k, *[1] * (info.nesting - 1), n) if pair.plated else here[0]
+    """Compute the values that are ranked: of draws from the guide, and of the truth in its place.
+
+    Args:
+        pair: model and guide on these rows, with K particles.
+        info: structure of the pair.
+        is_truth: boolean ``(K, n)``, True at the place of the truth.
+        truth: latent site -> simulated values of all N rows.
+        rows: indices of these n rows among the N.
+        batch: the n rows.
+        quantities: name -> function of latents and rows.
+
+    Returns:
+        Site or quantity -> values ``(K, n, D)``.
+    """
+    k, n = is_truth.shape
+    mask = is_truth.reshape(k, *[1] * (info.nesting - 1), n) if pair.plated else is_truth[0]
     with poutine.block():
         pair.guide()
-    values, sites, shape = {}, {}, SiteReducer(pair, unscaled=True)
+
+    values: dict[str, Tensor] = {}
+    latents: dict[str, Tensor] = {}
+    reducer = SiteReducer(pair, unscaled=True)
     for name, site in latent_sites(pair.trace).items():
-        if name in truth:
-            shape.scale(site)  # which refuses a site outside the plate "data"
-            event_dim, drawn = site["fn"].event_dim, site["value"]
-            true = truth[name].index_select(truth[name].dim() - event_dim - 1, rows)
-            sites[name] = x = torch.where(over_events(mask, event_dim), true, drawn)
-            pair.trace.nodes[name] = site | {"value": x}
-            x = x if pair.plated else x[None]
-            values[name] = x.movedim(x.dim() - event_dim - 1, 1).reshape(k, n, -1)
+        if name not in truth:
+            continue
+        reducer.scale(site)  # raises for a site outside the plate "data"
+        event_dim = site["fn"].event_dim
+        row_dim = truth[name].dim() - event_dim - 1
+        x = torch.where(over_events(mask, event_dim), truth[name].index_select(row_dim, rows), site["value"])
+        latents[name] = x
+        pair.trace.nodes[name] = site | {"value": x}
+        x = x if pair.plated else x[None]
+        values[name] = x.movedim(x.dim() - event_dim - 1, 1).reshape(k, n, -1)
+
     with poutine.block():
         scores = score_model(pair, info, unscaled=True)
     values[LIKELIHOOD] = sum(scores.likelihood.values(), torch.zeros(()))[:, 0, :, None]
     for name, function in quantities.items():
-        x = function(dict(sites), batch)
+        x = function(dict(latents), batch)
         if x.shape[-1:] != (n,) or x.numel() != k * n:
             raise ValueError(f"quantity {name!r}: expected shape {(k, n) if pair.plated else (n,)}, got {(*x.shape,)}")
         values[name] = x.reshape(k, n, 1)
@@ -239,10 +296,12 @@ def _values(
 
 
 def _ranks(values: Tensor, place: Tensor) -> Tensor:
-    """The ranks ``(n, D)`` among ``(L + 1, n, D)`` of those at ``place``, ``(n,)``; ties by order, -2 if any is NaN."""
+    """Rank the values at ``place``, ``(n,)``, among ``(L + 1, n, D)``, with ties by order.
+
+    Returns:
+        Ranks ``(n, D)``; NOT_A_NUMBER if a value is NaN.
+    """
     true = values.gather(0, place[None, :, None].expand(1, *values.shape[1:]))
     before = torch.arange(len(values), device=place.device)[:, None, None] < place[:, None]
-    return ((values < true) | ((values == true) & before)).sum(0).masked_fill(values.isnan().any(0), -2)
-
-
-# -- the test of uniform ranks, and what ranks look like -------------------------------------------------------------
+    ranks = ((values < true) | ((values == true) & before)).sum(0)
+    return ranks.masked_fill(values.isnan().any(0), NOT_A_NUMBER)
