@@ -26,7 +26,7 @@ from ..utils.tensors import constant
 from . import pyro_elbos as foreign
 from . import subsampling
 from .bounds import Target, is_linear, is_lower_bound, target
-from .plan import ConcreteTerm, expand, sharing, views
+from .expansion import ConcreteTerm, expand, sharing, views
 from .terms import Term, check_modalities, check_table, step_weight
 
 Terms = Sequence[Term] | Callable[[tuple[str, ...]], Sequence[Term]]

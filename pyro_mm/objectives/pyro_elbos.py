@@ -29,7 +29,7 @@ from ..handlers.elbos import traceable_form
 from ..handlers.params import GRADIENT, announce_gradient
 from ..scoring.structure import Callback, PairStructure
 from ..scoring.term_pair import TermPair
-from .plan import ConcreteTerm, views
+from .expansion import ConcreteTerm, views
 
 
 def stacks(estimator: ELBO) -> bool:

@@ -188,7 +188,7 @@ def test_and_so_is_a_term_where_it_decodes_nothing(estimator, monkeypatch, doubl
     """Of the subset that was drawn a row may have nothing: what is left of (S, S, P) is the distance of q(y | -)."""
     model, guide, batch = Story(continuous=True), Enumerating(continuous=True), batch_of(True)
     nothing = torch.full((4,), False)
-    monkeypatch.setattr("pyro_mm.objectives.plan._random_subset", lambda *_: {"a": nothing, "b": nothing})
+    monkeypatch.setattr("pyro_mm.objectives.expansion._random_subset", lambda *_: {"a": nothing, "b": nothing})
     compare(Objective([Term(Random(), Random())], estimator), lambda r: r.term([], []), model, guide, batch)
 
 

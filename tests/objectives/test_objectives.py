@@ -14,7 +14,7 @@ from torch.distributions import kl_divergence
 import pyro_mm as mm
 from pyro_mm.distributions import STANDARD_NORMAL
 from pyro_mm.distributions.base import diagonal
-from pyro_mm.objectives import ALL, EACH, EVERY, OTHERS, PRIOR, Objective, Random, Term, plan
+from pyro_mm.objectives import ALL, EACH, EVERY, OTHERS, PRIOR, Objective, Random, Term, expansion
 from pyro_mm.scoring.structure import pair_structure
 from pyro_mm.scoring.views import TermViews
 from tests.support.linear_gaussian import ByHand, Sigma, encoders, every_pattern, oracle
@@ -267,7 +267,7 @@ def test_masked_equals_its_formula_for_every_subset(pair, monkeypatch):
     names = batch.names
     for subset in [s for k in range(4) for s in combinations(names, k)]:
         drawn = {n: batch.present[n] & (n in subset) for n in names}
-        monkeypatch.setattr(plan, "_random_subset", lambda *_, d=drawn: d)
+        monkeypatch.setattr(expansion, "_random_subset", lambda *_, d=drawn: d)
 
         def formula(h, subset=subset):
             chosen = tuple(n for n in h.present if n in subset)
@@ -286,7 +286,7 @@ def test_where_a_row_decodes_nothing_the_term_is_a_kl(pair, monkeypatch):
     batch = model.sample(4)
     rows = [ByHand(model, posterior, batch, i) for i in range(4)]
     drawn = {n: torch.zeros(4, dtype=torch.bool) for n in batch.names}
-    monkeypatch.setattr(plan, "_random_subset", lambda *_: drawn)
+    monkeypatch.setattr(expansion, "_random_subset", lambda *_: drawn)
     objective = Objective([Term(ALL, Random())], mm.estimators.IWAE(50))
     expected = sum(row.term(row.present, ()) for row in rows).item()
     assert -objective.loss(model, mm.Guide(z=posterior), batch) == pytest.approx(expected, rel=1e-11)
@@ -301,7 +301,7 @@ def test_random_subsets_are_uniform(empty):
         "c": torch.arange(rows) % 2 == 0,
     }
     batch = mm.Batch({n: torch.zeros(rows, 1) for n in present}, present=present)
-    drawn = plan._random_subset(batch, empty)
+    drawn = expansion._random_subset(batch, empty)
     code = drawn["a"] * 1 + drawn["b"] * 2 + drawn["c"] * 4
     for has_c in (True, False):
         some = code[present["c"] == has_c]
@@ -408,7 +408,7 @@ def test_gap_of_a_subsampled_table_is_that_of_the_subsets_drawn(pair, monkeypatc
     every = [s for k in range(1, 4) for s in combinations(names, k)]
     picks = [[every[(row + shift) % 7] for row in range(6)] for shift in (0, 3)]
     drawn = iter([{n: torch.tensor([n in s for s in pick]) for n in names} for pick in picks])
-    monkeypatch.setattr(plan, "_random_subset", lambda *_: next(drawn))
+    monkeypatch.setattr(expansion, "_random_subset", lambda *_: next(drawn))
     bound = -tables.subset_mean(2, AnalyticKL(2 * LATENT)).loss(model, guide, batch)
     gap = 0.0
     for pick in picks:

@@ -187,7 +187,7 @@ def differing(case, monkeypatch):
     GivenNormal.noise = case.noise
     order = iter(case.indices())
     monkeypatch.setattr(
-        "pyro_mm.objectives.plan._random_subset", lambda batch, *_: case.random_subset(batch, next(order))
+        "pyro_mm.objectives.expansion._random_subset", lambda batch, *_: case.random_subset(batch, next(order))
     )
     objective, (batch, factor) = case.objective(), case.batch()
     expected = -factor * case.expected()
