@@ -56,8 +56,16 @@ class PerRow(ELBO, PreparedObjective):
         """The bound of every term and row, ``(T, N)``, with weights broadcastable to ``(T, N)``."""
         raise NotImplementedError
 
-    def scores(self, model: Callback, guide: Callback, views: TermViews, info: PairStructure) -> Scores:
-        """Draws the particles that :meth:`bound` needs.
+    def scores(
+        self, model: Callback, guide: Callback, views: TermViews, info: PairStructure, *, draws: bool = False
+    ) -> Scores:
+        """Draw the particles that :meth:`bound` needs.
+
+        Args:
+            model, guide: callables of a batch.
+            views: the rows as T terms show them.
+            info: of the pair on such rows.
+            draws: True to keep the values behind the scores in ``scores.draws``.
 
         Raises:
             ValueError: a latent of the model alone whose draws have no derivative, with a gradient asked for.
@@ -72,6 +80,7 @@ class PerRow(ELBO, PreparedObjective):
             stratify=self.stratified is not None,
             paths=self.paths,
             resample=self.resample,
+            draws=draws,
         )
         _check_derivatives(scores, info)
         return scores

@@ -191,6 +191,8 @@ def _weight(term: Term, decode: Names, linear: bool) -> float | None:
     kl = _settled(term.kl)
     if kl is None:
         return None
+    if term.kind is not None:
+        return 0.0 if term.kind.only_loosens and kl >= 0 else None
     if decode == ():
         return 0.0 if kl >= 0 else None
     given = term.likelihood

@@ -17,16 +17,15 @@ from torch import Tensor
 
 from ..batch.batch import Batch, check_batch
 from ..estimators import AnalyticKL, PerRow, check_pairing, stacks_particles
-from ..scoring.prepare_objective import as_total, why_untraceable
-from ..scoring.scores import Scores
+from ..scoring.prepare_objective import why_untraceable
 from ..scoring.structure import Callback, PairStructure, pair_structure
 from ..scoring.training_objective import Layout, Loss, PreparedObjective, StepWeights, plain_attributes
 from ..utils.arguments import check_flag, check_function, describe
-from ..utils.tensors import constant
-from . import pyro_elbos as foreign
-from . import subsampling
+from . import pyro_elbos, subsampling
 from .bounds import Target, is_linear, is_lower_bound, target
-from .expansion import ConcreteTerm, expand, sharing, views
+from .evaluation import Evaluation, combine
+from .expansion import expand
+from .plan import plan
 from .terms import Term, check_modalities, check_table, step_weight
 
 Terms = Sequence[Term] | Callable[[tuple[str, ...]], Sequence[Term]]
@@ -65,7 +64,6 @@ class Objective(ELBO, PreparedObjective):
         self.steps = 0
         self.by_term: dict[str, Tensor] = {}
         self._names: tuple[str, ...] | None = None
-        self._known: Any = None  # the names and modalities that the table was last checked against
 
     def __call__(self, model: Callback, guide: Callback) -> torch.nn.Module:  # type: ignore[override]
         """The loss as a module, holding model and guide: called with a batch."""
@@ -134,7 +132,7 @@ class Objective(ELBO, PreparedObjective):
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
         """Whether there is a differentiable loss; if not, ``loss_and_grads`` trains all the same."""
-        return foreign.differentiable(self.estimator)
+        return pyro_elbos.differentiable(self.estimator)
 
     # -- as a prepared objective ------------------------------------------------------------------------------------
 
@@ -153,13 +151,13 @@ class Objective(ELBO, PreparedObjective):
 
     def evaluate(self, model: Callback, guide: Callback, batch: Batch, *, step: int | Tensor) -> Loss:
         """Return minus the objective: summed over rows, averaged over particles, scaled by a subsampled data plate."""
-        return self._loss(model, guide, batch, _at_step(step))
+        return self._evaluate(model, guide, batch, _at_step(step))
 
     def evaluate_with_gradient(self, model: Callback, guide: Callback, batch: Batch, *, step: int) -> Loss:
         """Return the loss without a graph, after its gradient was added to the parameters'."""
         if self.differentiable:
             return super().evaluate_with_gradient(model, guide, batch, step=step)
-        return self._loss(model, guide, batch, _at_step(step), backward=True)
+        return self._evaluate(model, guide, batch, _at_step(step), takes_gradient=True)
 
     def step_weights(self, names: tuple[str, ...], step: int) -> StepWeights:
         """Return the weights that depend on the step, in the table's order.
@@ -199,7 +197,7 @@ class Objective(ELBO, PreparedObjective):
             place = next(places)
             return fixed[place] if place in fixed else weights[place]
 
-        return self._loss(model, guide, batch, at)
+        return self._evaluate(model, guide, batch, at)
 
     def layout(self, batch: Batch) -> Layout:
         """Return how an evaluation shows a batch to model and guide."""
@@ -261,108 +259,44 @@ class Objective(ELBO, PreparedObjective):
 
     # -- evaluation -----------------------------------------------------------------------------------------------
 
-    def _loss(
+    def _evaluate(
         self,
         model: Callback,
         guide: Callback,
         batch: Batch,
-        at: Callable[[Callable[[int], float], str], float | Tensor],
-        backward: bool = False,
+        weight_at: Callable[[Callable[[int], float], str], float | Tensor],
+        takes_gradient: bool = False,
     ) -> Loss:
-        """The loss; with ``backward`` a number, for estimators that take their gradient themselves."""
-        check_batch(batch)
-        estimator = self.estimator
-        info = pair_structure(model, guide, batch, getattr(estimator, "stratified", None) is not None)
-        memo: dict[Any, Any] = {}
-        by_term: dict[str, Tensor] = {}
-        check_pairing(estimator, info)
-        self._check_modalities(batch, info)
-        drawn: Mapping[str, float] | None = None
-        if self.subsample is not None and torch.is_grad_enabled():
-            subsampling.check(self.subsample, self.estimator_text, self.linear)
-            drawn = subsampling.drawn(self.subsample, batch, info)
-        table = [term.evaluated(at) for term in self._table(batch.names)]
-        if info.factors and not any(term.of_joint for term in table):
-            raise ValueError(
-                f"the model observes {sorted(info.factors)[0]!r}, which is no modality of the batch and so belongs to "
-                "its log joint, and this table has no term given PRIOR that decodes something, which alone count it: "
-                "take such a table (elbo, vaevae, masked), or leave the site out of the story"
-            )
-        rows = expand(table, batch, bool(info.factors))
-        one_pass = isinstance(estimator, PerRow) or (foreign.stacks(estimator) and not any(r.frozen for r in rows))
-        loss: Any = None
-        for group in self._groups(rows, info) if self.vectorize and one_pass else [[row] for row in rows]:
-            if isinstance(estimator, PerRow):
-                by = AnalyticKL() if all(row.penalty for row in group) else estimator
-                part: Any = self._per_row(by, model, guide, batch, group, info, memo, drawn, by_term)
-            elif group[0].penalty and not foreign.stacks(estimator):
-                foreign.check_penalty(estimator, info)
-                own = {} if backward else memo
-                part = self._per_row(AnalyticKL(), model, guide, batch, group, info, own, drawn, by_term)
-                part = _backward(part) if backward else part
-            else:
-                part = foreign.loss(estimator, model, guide, batch, group, info, memo, backward, drawn)
-                if len(group) == 1:
-                    by_term[group[0].label] = -torch.as_tensor(part).detach()
-            loss = part if loss is None else loss + part
-        return Loss(torch.zeros(()) if loss is None else as_total(loss), by_term)
+        """Plan the passes, evaluate each, and combine what they give.
 
-    def _groups(self, rows: list[ConcreteTerm], info: PairStructure) -> list[list[ConcreteTerm]]:
-        """The rows by the pass that evaluates them: one for all, but where some of them cannot share it.
-
-        A resampled pass has no gradient to give to penalties; and a site that the guide enumerates is drawn where the
-        prior takes the guide's place.
+        Args:
+            model, guide, batch: what is evaluated.
+            weight_at: gives the value of a weight that depends on the step, from its function and what it weighs,
+                "likelihood" or "kl".
+            takes_gradient: True to add the gradient to the parameters', for estimators that take it themselves.
         """
-        apart: list[Callable[[ConcreteTerm], bool]] = []
-        if getattr(self.estimator, "resample", False):
-            apart.append(lambda row: row.penalty)
-        if "enumerated" in info.latents.values():
-            apart.append(lambda row: row.encode_prior)
-        groups: dict[tuple[bool, ...], list[ConcreteTerm]] = {}
-        for row in rows:
-            groups.setdefault(tuple(is_so(row) for is_so in apart), []).append(row)
-        return list(groups.values())
+        check_batch(batch)
+        stratified = isinstance(self.estimator, PerRow) and self.estimator.stratified is not None
+        structure = pair_structure(model, guide, batch, stratified)
+        check_pairing(self.estimator, structure)
+        table = self._table(batch.names)
+        check_modalities(table, batch.names, structure.modalities)
+        decoded = self._subsample(batch, structure)
 
-    def _per_row(
-        self,
-        estimator: PerRow,
-        model: Callback,
-        guide: Callback,
-        batch: Batch,
-        rows: list[ConcreteTerm],
-        info: PairStructure,
-        memo: Any,
-        drawn: Mapping[str, float] | None,
-        by_term: dict[str, Tensor],
-    ) -> Tensor:
-        shared, carriers = sharing(rows, info) if isinstance(estimator, AnalyticKL) else (rows, None)
-        scores = estimator.scores(model, guide, views(shared, batch, info, memo, drawn), info)
-        scores.freeze([t for t, row in enumerate(shared) if row.frozen and not row.penalty])
-        if carriers is not None:
-            scores.share(carriers, [row.decode for row in rows])
-        values: list[Any] = [0.0] * len(rows)
-        decoding = [t for t, row in enumerate(rows) if not row.penalty]
-        penalties = [t for t, row in enumerate(rows) if row.penalty]
-        if decoding:
-            some = scores if not penalties else scores.take(decoding)
-            for t, value in zip(decoding, _bound(estimator, some, [rows[t] for t in decoding]), strict=True):
-                values[t] = value
-        if penalties:
-            for t, kl in zip(penalties, scores.kl()[penalties], strict=True):
-                values[t] = -rows[t].kl * kl
-        weights = [row.weight.to(scores.like.dtype) if isinstance(row.weight, Tensor) else row.weight for row in rows]
-        totals = [(weight * value).sum() * scores.factor for weight, value in zip(weights, values, strict=True)]
-        for row, total in zip(rows, totals, strict=True):
-            by_term[row.label] = by_term.get(row.label, 0.0) + total.detach()
-        return -sum(totals[1:], totals[0])
+        at_step = [term.evaluated(weight_at) for term in table]
+        passes = plan(at_step, self.estimator, batch, structure, vectorize=self.vectorize)
+        evaluation = Evaluation(model, guide, batch, structure, decoded, takes_gradient)
+        return combine((each.evaluate(evaluation) for each in passes), takes_gradient)
+
+    def _subsample(self, batch: Batch, structure: PairStructure) -> Mapping[str, float] | None:
+        """Draw the modalities that an evaluation with gradient decodes; None for all."""
+        if self.subsample is None or not torch.is_grad_enabled():
+            return None
+        subsampling.check(self.subsample, self.estimator_text, self.linear)
+        return subsampling.drawn(self.subsample, batch, structure)
 
     def _table(self, names: tuple[str, ...] | None) -> Sequence[Term]:
         return check_table(self.terms(names or ())) if callable(self.terms) else self.terms
-
-    def _check_modalities(self, batch: Batch, info: PairStructure) -> None:
-        if self._known != (batch.names, info.modalities):
-            check_modalities(self._table(batch.names), batch.names, info.modalities)
-            self._known = (batch.names, info.modalities)
 
     def _get_trace(self, *_: Any) -> Any:
         raise TypeError("an Objective has no single trace")
@@ -379,56 +313,6 @@ def _check_estimator(value: Any) -> ELBO:
     raise TypeError(f"{wanted}, got {describe(value)}{hint}")
 
 
-def _bound(estimator: PerRow, scores: Scores, rows: list[ConcreteTerm]) -> Tensor:
-    """The bound of every term, ``(T, N)``; where a row has nothing to decode, minus its KL."""
-    outer = [row.outer for row in rows]
-    kl = _column([row.kl / w for row, w in zip(rows, outer, strict=True)], scores)
-
-    def inner(row: ConcreteTerm, weight: Any, name: str) -> Any:
-        if isinstance(row.likelihood, dict):
-            return row.likelihood.get(name, 1.0)
-        return 1.0 if weight is row.likelihood else row.likelihood / weight
-
-    if "*" in scores.likelihood and any(isinstance(row.likelihood, dict) for row in rows):
-        raise ValueError("a weight per modality cannot be given where an enumerated site is summed out of them all")
-    each = {n: [inner(row, w, n) for row, w in zip(rows, outer, strict=True)] for n in scores.likelihood}
-    likelihood: Any = {n: _column(weights, scores) for n, weights in each.items()}
-    if all(isinstance(w, float) and w == 1 for w in likelihood.values()):
-        likelihood = 1.0
-    elif "*" in likelihood:
-        likelihood = likelihood["*"]
-    bound = estimator.bound(scores, likelihood, kl)
-    ragged = any(not row.decodes and all(m is not True for m in row.decode.values()) for row in rows)
-    if ragged and (not isinstance(estimator, AnalyticKL) or "*" in scores.likelihood):
-        some = torch.stack([_decodes(row, bound) for row in rows])
-        bound = torch.where(some, bound, -kl * scores.kl())
-    return bound * _column(outer, scores)
-
-
-def _decodes(row: ConcreteTerm, like: Tensor) -> Tensor:
-    if row.joint:
-        return torch.ones_like(like[0], dtype=torch.bool)
-    full = lambda m: m if isinstance(m, Tensor) else torch.full(like.shape[1:], m, device=like.device)  # noqa: E731
-    return torch.stack([full(m) for m in row.decode.values()]).any(0)
-
-
 def _at_step(step: int | Tensor) -> Callable[[Callable[[int], float], str], float]:
     """Return the function that evaluates a weight at a step."""
     return lambda weight, kind: step_weight(weight, int(step))
-
-
-def _column(values: Sequence[float | Tensor], scores: Scores) -> Any:
-    like = scores.like
-    if all(v is values[0] for v in values):
-        return values[0]
-    if all(isinstance(v, float) for v in values):
-        if len(set(values)) == 1:
-            return values[0]
-        return constant(tuple(values), like.dtype, like.device)[:, None]
-    return torch.stack([torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in values])[:, None]
-
-
-def _backward(loss: Tensor) -> float:
-    if loss.requires_grad:
-        loss.backward()
-    return loss.item()

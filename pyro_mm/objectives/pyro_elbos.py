@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,7 +30,9 @@ from ..handlers.elbos import traceable_form
 from ..handlers.params import GRADIENT, announce_gradient
 from ..scoring.structure import Callback, PairStructure
 from ..scoring.term_pair import TermPair
-from .expansion import ConcreteTerm, views
+from .concrete_terms import ConcreteTerm
+from .evaluation import Evaluation, PassTotals, TermPass
+from .stacked_views import stack_views
 
 
 def stacks(estimator: ELBO) -> bool:
@@ -57,79 +60,101 @@ def check_penalty(estimator: ELBO, info: PairStructure) -> None:
             )
 
 
-def loss(
-    estimator: ELBO,
-    model: Callback,
-    guide: Callback,
-    batch: Batch,
-    rows: Sequence[ConcreteTerm],
-    info: PairStructure,
-    memo: Any,
-    backward: bool,
-    drawn: Mapping[str, float] | None = None,
-) -> Any:
-    """Minus the weighted sum of some terms: differentiable, or a number whose gradient was taken if ``backward``.
+class PyroPass(TermPass):
+    """Terms by one of Pyro's own estimators, which gives their weighted sum alone."""
 
-    Where modalities are ``drawn``, each with a scale, the others are not decoded.
+    def __init__(self, estimator: ELBO, terms: Sequence[ConcreteTerm]):
+        self.estimator = estimator
+        self.terms = terms
+        self.name = type(estimator).__name__
+        self._refuse_estimator()
 
-    Raises:
-        ValueError: a pairing that would be wrong (see :func:`pyro_mm.estimators.check_pairing`).
-        TypeError: a differentiable loss of an estimator that has none.
-    """
-    name, weight = type(estimator).__name__, 1.0
-    if isinstance(estimator, ReweightedWakeSleep | Trace_MMD | TraceTailAdaptive_ELBO):
-        raise ValueError(f"{name} is no estimate of a term's value: use pyro_mm.estimators, or another pyro.infer.ELBO")
-    if not stacks(estimator):
-        (row,) = rows
-        if isinstance(row.weight, Tensor):
+    def evaluate(self, evaluation: Evaluation) -> PassTotals:
+        """Return the weighted sum: differentiable, or a number if the estimator takes its gradient itself.
+
+        Raises:
+            ValueError: a pairing that would be wrong (see :func:`pyro_mm.estimators.check_pairing`).
+            TypeError: a differentiable loss of an estimator that has none.
+        """
+        self._refuse_terms(evaluation)
+        terms, weight = self._without_outer_weight()
+        estimator, particles = self._adapted(evaluation)
+        views = stack_views(terms, evaluation.batch, evaluation.structure, evaluation.fresh_cache(), evaluation.decoded)
+        pair = TermPair(evaluation.model, evaluation.guide, views, particles)
+        scale = _Scale(terms, evaluation.structure.nesting, evaluation.batch, 1 / particles)
+
+        def weighted_model(*_: Any) -> None:
+            with scale:
+                pair.model()
+
+        def weighted_guide(*_: Any) -> None:
+            announce_gradient()
+            with scale:
+                pair.guide()
+
+        # what is announced is for the estimator: SVI would make an optimiser for it
+        with _frozen(evaluation.model, [term.frozen for term in terms], self.name), poutine.block(hide=[GRADIENT]):
+            if evaluation.takes_gradient:
+                loss = estimator.loss_and_grads(weighted_model, weighted_guide)
+            elif not torch.is_grad_enabled():
+                loss = weight * estimator.loss(weighted_model, weighted_guide)
+            elif differentiable(estimator):
+                loss = weight * _differentiable_loss(estimator, weighted_model, weighted_guide)
+            else:
+                raise TypeError(
+                    f"{self.name} has no differentiable loss: use loss_and_grads, as SVI and pyro_mm.fit do"
+                )
+        return PassTotals([-loss], [terms[0].label] if len(terms) == 1 else [])
+
+    def _refuse_estimator(self) -> None:
+        if isinstance(self.estimator, ReweightedWakeSleep | Trace_MMD | TraceTailAdaptive_ELBO):
             raise ValueError(
-                f"{name} gives one number for all rows, and {row.label} weighs rows: use pyro_mm.estimators"
+                f"{self.name} is no estimate of a term's value: use pyro_mm.estimators, or another pyro.infer.ELBO"
             )
-        if not isinstance(row.likelihood, dict) and (outer := row.outer) is row.likelihood:
-            weight, row.kl, row.likelihood = row.weight * outer, row.kl / outer, 1.0  # type: ignore[assignment]
-            row.weight = 1.0
-    if isinstance(estimator, RenyiELBO) and (weight != 1 or batch.total is not None):
-        raise ValueError(
-            "pyro.infer.RenyiELBO takes the scale of a subsampled plate, or a weight, into its logarithm, which is "
-            "no bound: use pyro_mm.estimators.Renyi or IWAE"
-        )
-    if isinstance(estimator, TraceEnum_ELBO) and rows[0].encode_prior and any(info.model_only.values()):
-        raise ValueError(
-            f"{rows[0].label} encodes the prior, whose density is a sum over the class that only the model has, and "
-            "pyro.infer.TraceEnum_ELBO takes that of the latents given one class: use AnalyticKL or IWAE of "
-            "pyro_mm.estimators"
-        )
-    estimator = copy.copy(traceable_form(estimator))
-    if not stacks(estimator) and rows[0].encode_prior:
-        estimator.vectorize_particles = False  # Pyro's plate of particles is hidden from where the prior is drawn
-    particles = estimator.num_particles if estimator.vectorize_particles else 1
-    estimator.max_plate_nesting = info.nesting + (len(rows) > 1) + (particles > 1)
-    if stacks(estimator) and particles > 1:
+
+    def _refuse_terms(self, evaluation: Evaluation) -> None:
+        term = self.terms[0]
+        enumerates = isinstance(self.estimator, TraceEnum_ELBO)
+        if enumerates and term.encode_prior and any(evaluation.structure.model_only.values()):
+            raise ValueError(
+                f"{term.label} encodes the prior, whose density is a sum over the class that only the model has, "
+                "and pyro.infer.TraceEnum_ELBO takes that of the latents given one class: use AnalyticKL or IWAE "
+                "of pyro_mm.estimators"
+            )
+        if isinstance(self.estimator, RenyiELBO):
+            _, weight = self._without_outer_weight()
+            if weight != 1 or evaluation.batch.total is not None:
+                raise ValueError(
+                    "pyro.infer.RenyiELBO takes the scale of a subsampled plate, or a weight, into its logarithm, "
+                    "which is no bound: use pyro_mm.estimators.Renyi or IWAE"
+                )
+
+    def _without_outer_weight(self) -> tuple[Sequence[ConcreteTerm], Any]:
+        """Return the terms, and a weight taken out of a single term whose estimator may take a logarithm."""
+        if stacks(self.estimator):
+            return self.terms, 1.0
+        (term,) = self.terms
+        if isinstance(term.weight, Tensor):
+            raise ValueError(
+                f"{self.name} gives one number for all rows, and {term.label} weighs rows: use pyro_mm.estimators"
+            )
+        if isinstance(term.likelihood, dict) or (outer := term.outer) is not term.likelihood:
+            return self.terms, 1.0
+        return [replace(term, kl=term.kl / outer, likelihood=1.0, weight=1.0)], term.weight * outer
+
+    def _adapted(self, evaluation: Evaluation) -> tuple[Any, int]:
+        """Return a copy of the estimator for a pair of terms, and the particles that are drawn under our own plate."""
+        estimator = copy.copy(traceable_form(self.estimator))
+        if not stacks(estimator) and self.terms[0].encode_prior:
+            estimator.vectorize_particles = False  # Pyro's plate of particles is hidden from where the prior is drawn
+        particles = estimator.num_particles if estimator.vectorize_particles else 1
+        estimator.max_plate_nesting = evaluation.structure.nesting + (len(self.terms) > 1) + (particles > 1)
+        if not stacks(estimator) or particles == 1:
+            return estimator, 1
         # under our own plate, which everything that the pair runs can see: the sum of K terms weighing 1 / K each
-        estimator.num_particles, estimator.vectorize_particles = 1, False
-    else:
-        particles = 1
-    pair = TermPair(model, guide, views(rows, batch, info, {} if backward else memo, drawn), particles)
-    scale = _Scale(rows, info.nesting, batch, 1 / particles)
-
-    def weighted_model(*_: Any) -> None:
-        with scale:
-            pair.model()
-
-    def weighted_guide(*_: Any) -> None:
-        announce_gradient()
-        with scale:
-            pair.guide()
-
-    # what is announced is for the estimator: SVI would make an optimiser for it
-    with _frozen(model, [row.frozen for row in rows], name), poutine.block(hide=[GRADIENT]):
-        if backward:
-            return estimator.loss_and_grads(weighted_model, weighted_guide)
-        if not torch.is_grad_enabled():
-            return weight * estimator.loss(weighted_model, weighted_guide)
-        if not differentiable(estimator):
-            raise TypeError(f"{name} has no differentiable loss: use loss_and_grads, as SVI and pyro_mm.fit do")
-        return weight * _differentiable_loss(estimator, weighted_model, weighted_guide)
+        estimator.num_particles = 1
+        estimator.vectorize_particles = False
+        return estimator, particles
 
 
 def _differentiable_loss(estimator: ELBO, model: Callback, guide: Callback) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pyro.infer import ELBO
 from torch import Tensor
@@ -24,6 +24,7 @@ from ..utils.arguments import (
     check_number,
     describe,
 )
+from .concrete_terms import TermKind
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ class Term:
     kl: Number = 1.0
     freeze_decoder: bool = False
     average: bool = False
+    kind: ClassVar[TermKind | None] = None  # None: a density, or a penalty where it decodes nothing
 
     def __init__(
         self,
@@ -149,7 +151,7 @@ class Term:
         sets = ", ".join(map(_text, (self.encode, self.decode, self.given)))
         over = self.over
         text = f"{'mean' if self.average else 'sum'}_{over} " if over else ""
-        text += f"({sets})"
+        text += f"({sets})" if self.kind is None else f"{self.kind_text} ({sets})"
         if isinstance(self.likelihood, Mapping) or callable(self.likelihood) or self.likelihood != 1:
             text += f" likelihood {_weight_text(self.likelihood)}"
         if callable(self.kl) or self.kl != 1:
@@ -182,12 +184,17 @@ class Term:
             return "of the step" if callable(weight) else weight
 
         weights = constant(self.likelihood), constant(self.kl)
-        return (self.encode, self.decode, self.given, *weights, self.freeze_decoder, self.average)
+        return (type(self), self.encode, self.decode, self.given, *weights, self.freeze_decoder, self.average)
 
     @property
     def of_joint(self) -> bool:
-        """True if it is of the model's log joint: given the prior, and no penalty."""
-        return self.given is PRIOR and self.decode != ()
+        """True if it is of the model's log joint: a density given the prior, and no penalty."""
+        return self.kind is None and self.given is PRIOR and self.decode != ()
+
+    @property
+    def kind_text(self) -> str:
+        """Name of a kind that is neither a density nor a penalty."""
+        return type(self.kind).__name__
 
     @property
     def over(self) -> Symbol | None:

@@ -23,6 +23,7 @@ from torch import Tensor
 from ..batch.batch import Batch, check_batch
 from ..distributions.mixture import draw_from_stratum
 from ..utils.arguments import check_counts, check_flags, check_programs
+from .draws import Draws, StackedDraws
 from .evaluation import evaluating, returned
 from .reduction import LazyMapping, SiteReducer, average, eliminate, expect, sum_out
 from .scores import Path, Scores
@@ -42,6 +43,7 @@ def score(
     stratify: bool = False,
     paths: bool = False,
     resample: bool = False,
+    draws: bool = False,
 ) -> Scores:
     """Runs the guide, and the model against it, for ``num_particles`` particles of every term.
 
@@ -55,7 +57,8 @@ def score(
         ValueError: a site outside the plate ``"data"``, whose weight is of no single row.
     """
     if not vectorize and not stratify and num_particles > 1:
-        return _stack([score(model, guide, views, info, paths=paths) for _ in range(num_particles)])
+        each = [score(model, guide, views, info, paths=paths, draws=draws) for _ in range(num_particles)]
+        return _stack(each)
     resample = resample and torch.is_grad_enabled()
     if resample and (reason := redrawn(info, views)) is not None:
         resample = False
@@ -64,7 +67,8 @@ def score(
     pair = TermPair(model, guide, views, num_particles if strata is None else strata.particles)
     propose(pair, info, None if strata is None else partial(strata.draw, pair))
     with torch.set_grad_enabled(torch.is_grad_enabled() and not resample):
-        scores = score_model(pair, info, stand_ins=_stand_ins(pair) if paths and torch.is_grad_enabled() else {})
+        stand_ins = _stand_ins(pair) if paths and torch.is_grad_enabled() else {}
+        scores = score_model(pair, info, stand_ins=stand_ins, draws=draws)
     log_component = None if strata is None else strata.log_weights(pair)
     scores.log_component = log_component
     if resample:
@@ -230,7 +234,11 @@ def _check_prior_gradient(prior: Mapping[str, Any]) -> None:
 
 
 def score_model(
-    pair: TermPair, info: PairStructure, unscaled: bool = False, stand_ins: Mapping[str, Tensor] | None = None
+    pair: TermPair,
+    info: PairStructure,
+    unscaled: bool = False,
+    stand_ins: Mapping[str, Tensor] | None = None,
+    draws: bool = False,
 ) -> Scores:
     """Runs the pair's model against ``pair.trace`` and adds up what both say.
 
@@ -307,6 +315,8 @@ def score_model(
     ]
     scores = Scores(terms, log_prior, lambda: log_proposal(log_q, moved(shared)), kl, paths, shape.factor)
     scores.undifferentiated = tuple(sorted(undifferentiated))
+    if draws:
+        scores.draws = Draws(pair, traced.trace)
     return scores
 
 
@@ -370,6 +380,7 @@ def _stack(each: list[Scores]) -> Scores:
     def placed(reduce: Callable[[Tensor], Tensor], k: int) -> Callable[[Tensor], Tensor]:
         return lambda x: torch.nn.functional.pad(reduce(x), (0, 0, 0, 0, k, len(each) - 1 - k))
 
+    draws = [s.draws for s in each if s.draws is not None]
     return Scores(
         {name: cat(lambda s, n=name: s.likelihood[n]) for name in each[0].likelihood},  # type: ignore[misc]
         lambda: cat(lambda s: s.log_prior),
@@ -378,6 +389,7 @@ def _stack(each: list[Scores]) -> Scores:
         [Path(p.value, placed(p.reduce, k), p.sources) for k, s in enumerate(each) for p in s.paths],
         each[0].factor,
         undifferentiated=each[0].undifferentiated,
+        draws=StackedDraws(draws) if len(draws) == len(each) else None,
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..batch.masks import Presence
 from ..utils.tensors import constant
+from .draws import Draws
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Scores:
     log_component: Tensor | None = None
     again: Callable[[Tensor], Scores] | None = None
     undifferentiated: tuple[str, ...] = ()
+    draws: Draws | None = None
 
     @cached_property
     def log_prior(self) -> Tensor:
@@ -72,6 +74,7 @@ class Scores:
             self.factor,
             None if self.log_component is None else self.log_component[:, terms],
             None if self.again is None else lambda index: self._all_again(index, terms).take(terms),
+            draws=None if self.draws is None else self.draws.take(terms),
         )
 
     def _all_again(self, index: Tensor, terms: list[int]) -> Scores:

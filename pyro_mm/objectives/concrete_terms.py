@@ -1,0 +1,93 @@
+"""Terms of a table as they hold for one batch, and the interface of the kinds of term."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..batch.masks import Presence
+from ..estimators import PerRow
+from ..scoring.scores import Scores
+
+
+class TermKind(ABC):
+    """A way to compute terms from one pass of guide and model.
+
+    :class:`~pyro_mm.objectives.term_kinds.Density` and ``Penalty`` are the kinds of the tables here. Another one is
+    given to a table by a :class:`~pyro_mm.objectives.Term` of a class with ``kind`` set to it; nothing else has to know
+    of it.
+
+    Attributes:
+        estimated: True if the objective's own estimator evaluates the term; False if any draws from the guide do.
+        needs_draws: True if the values come from ``scores.draws``, which a pass makes only if it is asked to.
+        as_pair: True if the term is the ELBO of a (model, guide) pair, which Pyro's own estimators can evaluate.
+        only_loosens: True if the values are never above 0 for weights that are not negative, so that a bound stays one.
+    """
+
+    estimated: bool = False
+    needs_draws: bool = False
+    as_pair: bool = False
+    only_loosens: bool = False
+
+    @abstractmethod
+    def values(self, terms: Sequence[ConcreteTerm], scores: Scores, estimator: PerRow) -> Sequence[Tensor]:
+        """Return the value of each term, higher being better: per row ``(N,)``, or one number for the batch ``()``.
+
+        A number stands for every row in which its term counts, as the mean of a batch does. A row of which
+        ``scores.draws.counts`` is False must not move it: it may be padding.
+
+        Args:
+            terms: T terms of this kind, with their weights ``likelihood`` and ``kl``.
+            scores: the pass, of these T terms.
+            estimator: the estimator that has drawn the K particles.
+        """
+
+
+@dataclass
+class ConcreteTerm:
+    """A term as it holds for one batch: masks of the modalities that it encodes, decodes and is given, and weights.
+
+    Attributes:
+        label: its name in ``by_term``.
+        encode, decode, given: modality -> rows, a boolean or boolean ``(N,)``.
+        encode_prior, given_prior: True if the model's prior stands in the place of the guide.
+        counts: rows in which the term counts.
+        likelihood, kl: its weights at this step. One that is a tensor is a single number that may change where a step
+            is traced once and run often; of the likelihood it is positive.
+        frozen: True if decoders get no gradient from it.
+        kind: the way in which it is computed.
+        weight: its share in a mean, a number or ``(N,)``.
+        among: how many terms of that mean count.
+        decodes: True if it decodes something wherever it counts.
+        joint: True if what the model observes besides modalities counts in it.
+    """
+
+    label: str
+    encode: dict[str, Presence]
+    decode: dict[str, Presence]
+    given: dict[str, Presence]
+    encode_prior: bool
+    given_prior: bool
+    counts: Presence
+    likelihood: float | Tensor | dict[str, float | Tensor]
+    kl: float | Tensor
+    frozen: bool
+    kind: TermKind
+    weight: float | Tensor = 1.0
+    among: float | Tensor = 1.0
+    decodes: bool = False
+    joint: bool = False
+
+    @property
+    def has_likelihood(self) -> bool:
+        """True if it decodes something in some row, or observes something besides modalities."""
+        return self.joint or any(mask is not False for mask in self.decode.values())
+
+    @property
+    def outer(self) -> float | Tensor:
+        """The likelihood weight that can be taken out of a logarithm: a single, positive one, else 1."""
+        weight = self.likelihood
+        return weight if isinstance(weight, Tensor) or (isinstance(weight, float) and weight > 0) else 1.0

@@ -1,0 +1,149 @@
+"""Evaluation of the terms of a table, pass by pass, and their weighted sum."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..batch.batch import Batch
+from ..batch.masks import all_of
+from ..estimators import AnalyticKL, PerRow
+from ..scoring.prepare_objective import as_total
+from ..scoring.scores import Scores
+from ..scoring.structure import Callback, PairStructure
+from ..scoring.training_objective import Loss
+from .concrete_terms import ConcreteTerm, TermKind
+from .stacked_views import share_decoding, stack_views
+
+
+@dataclass
+class Evaluation:
+    """A (model, guide) pair and a batch, of which terms are evaluated.
+
+    Attributes:
+        structure: of the pair on batches like this one.
+        decoded: modality -> scale, of those that are decoded; None for all.
+        takes_gradient: True if each pass adds its gradient to the parameters', as some of Pyro's ELBOs do.
+        cache: what encoders have computed, for the passes that come after.
+    """
+
+    model: Callback
+    guide: Callback
+    batch: Batch
+    structure: PairStructure
+    decoded: Mapping[str, float] | None = None
+    takes_gradient: bool = False
+    cache: dict[Any, Any] = field(default_factory=dict)
+
+    def fresh_cache(self) -> dict[Any, Any]:
+        """Return a cache for a pass whose graph is freed by its own gradient: an empty one."""
+        return {} if self.takes_gradient else self.cache
+
+
+@dataclass
+class PassTotals:
+    """Weighted sums over rows that one pass gives.
+
+    Attributes:
+        totals: scalars, higher is better: of each term, or of all terms together.
+        labels: a label for each of them; empty if the terms are not known one by one.
+    """
+
+    totals: Sequence[Any]
+    labels: Sequence[str]
+
+
+class TermPass(ABC):
+    """Concrete terms that are evaluated together, and how."""
+
+    terms: Sequence[ConcreteTerm]
+
+    @abstractmethod
+    def evaluate(self, evaluation: Evaluation) -> PassTotals:
+        """Return the terms' weighted sums over the rows."""
+
+
+@dataclass
+class PerRowPass(TermPass):
+    """Terms by an estimator of ours: one run of guide and model, and values row by row."""
+
+    estimator: PerRow
+    terms: Sequence[ConcreteTerm]
+
+    def evaluate(self, evaluation: Evaluation) -> PassTotals:
+        scores = self._scores(evaluation)
+        values = self._values(scores, evaluation.batch)
+        totals = []
+        for term, value in zip(self.terms, values, strict=True):
+            weight = term.weight.to(scores.like.dtype) if isinstance(term.weight, Tensor) else term.weight
+            totals.append((weight * value).sum() * scores.factor)
+        return PassTotals(totals, [term.label for term in self.terms])
+
+    def _scores(self, evaluation: Evaluation) -> Scores:
+        """Return the scores of one run, in which one term may decode for several."""
+        structure = evaluation.structure
+        shared, carriers = self.terms, None
+        if isinstance(self.estimator, AnalyticKL):
+            shared, carriers = share_decoding(self.terms, structure)
+        views = stack_views(shared, evaluation.batch, structure, evaluation.fresh_cache(), evaluation.decoded)
+        options = {"draws": True} if any(term.kind.needs_draws for term in self.terms) else {}
+        scores = self.estimator.scores(evaluation.model, evaluation.guide, views, structure, **options)
+        scores.freeze([t for t, term in enumerate(shared) if term.frozen and term.has_likelihood])
+        if carriers is not None:
+            scores.share(carriers, [term.decode for term in self.terms])
+        return scores
+
+    def _values(self, scores: Scores, batch: Batch) -> Sequence[Tensor]:
+        """Return the value of each term per row, ``(N,)``."""
+        places: dict[TermKind, list[int]] = {}
+        for t, term in enumerate(self.terms):
+            places.setdefault(term.kind, []).append(t)
+        values: list[Any] = [None] * len(self.terms)
+        for kind, own in places.items():
+            some = scores if len(own) == len(self.terms) else scores.take(own)
+            terms = [self.terms[t] for t in own]
+            for t, value in zip(own, kind.values(terms, some, self.estimator), strict=True):
+                values[t] = value if kind.as_pair else _per_row(value, self.terms[t], batch, scores.like.dtype)
+        return values
+
+
+def _per_row(value: Tensor, term: ConcreteTerm, batch: Batch, dtype: torch.dtype) -> Tensor:
+    """Return a value as one per row, 0 in rows in which the term does not count; a number stands for each other row."""
+    if value.dim() > 1 or (value.dim() == 1 and len(value) != batch.size):
+        raise ValueError(
+            f"expected {term.label} to have a value per row, of shape ({batch.size},), or one number for the batch, "
+            f"got {tuple(value.shape)}"
+        )
+    rows = value.to(dtype).expand(batch.size)  # a weight that is a tensor is of double precision
+    counts = all_of([batch.rows, term.counts])
+    return torch.where(counts, rows, torch.zeros_like(rows)) if isinstance(counts, Tensor) else rows
+
+
+def combine(passes: Iterable[PassTotals], takes_gradient: bool = False) -> Loss:
+    """Sum what passes give to a loss.
+
+    Args:
+        passes: one after another; each is evaluated when its turn comes.
+        takes_gradient: True to add the gradient of each pass to the parameters', where it has a graph.
+    """
+    loss: Any = None
+    by_term: dict[str, Tensor] = {}
+    for found in passes:
+        part = -sum(found.totals[1:], found.totals[0])
+        for label, total in zip(found.labels, found.totals, strict=False):
+            by_term[label] = by_term.get(label, 0.0) + torch.as_tensor(total).detach()
+        if takes_gradient and isinstance(part, Tensor):
+            part = _backward(part)
+        loss = part if loss is None else loss + part
+    return Loss(torch.zeros(()) if loss is None else as_total(loss), by_term)
+
+
+def _backward(loss: Tensor) -> float:
+    if loss.requires_grad:
+        loss.backward()
+    return loss.item()

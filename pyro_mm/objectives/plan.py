@@ -1,0 +1,89 @@
+"""The plan of an evaluation: a table and a batch become concrete terms, and these the passes that evaluate them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pyro.infer import ELBO
+
+from ..batch.batch import Batch
+from ..estimators import AnalyticKL, PerRow
+from ..scoring.structure import PairStructure
+from . import pyro_elbos
+from .concrete_terms import ConcreteTerm
+from .evaluation import PerRowPass, TermPass
+from .expansion import expand
+from .terms import Term
+
+
+def plan(
+    table: Sequence[Term], estimator: ELBO, batch: Batch, structure: PairStructure, *, vectorize: bool = True
+) -> list[TermPass]:
+    """Return the passes that evaluate a table on a batch.
+
+    Args:
+        table: terms whose weights are numbers, or scalar tensors.
+        estimator: of the terms that are densities.
+        batch: N rows.
+        structure: of the pair on batches like this one.
+        vectorize: False gives each term a pass of its own.
+
+    Raises:
+        ValueError: a model whose log joint has a factor that no term of the table counts; or an estimator that cannot
+            evaluate one of the terms.
+    """
+    if structure.factors and not any(term.of_joint for term in table):
+        raise ValueError(
+            f"the model observes {sorted(structure.factors)[0]!r}, which is no modality of the batch and so belongs to "
+            "its log joint, and this table has no term given PRIOR that decodes something, which alone count it: "
+            "take such a table (elbo, vaevae, masked), or leave the site out of the story"
+        )
+    terms = expand(table, batch, bool(structure.factors))
+    for term in terms:
+        if term.frozen and not term.kind.as_pair:
+            raise ValueError(f"{term.label}: freeze_decoder is of terms that are densities")
+
+    # Pyro's estimators freeze a model as a whole
+    one_pass = isinstance(estimator, PerRow) or not any(term.frozen for term in terms)
+    groups = _groups(terms, estimator, structure) if vectorize and one_pass else [[term] for term in terms]
+    return [_pass(group, estimator, structure) for group in groups]
+
+
+def _groups(terms: Sequence[ConcreteTerm], estimator: ELBO, structure: PairStructure) -> list[list[ConcreteTerm]]:
+    """Return the terms by the pass that evaluates them: one for all, but for those that cannot share it."""
+    apart: list[Callable[[ConcreteTerm], object]] = []
+    if isinstance(estimator, PerRow):
+        if estimator.resample:  # such a pass has no gradient for other kinds of term
+            apart.append(lambda term: term.kind.estimated)
+        if estimator.stratified is not None:  # its draws are not those of the guide, but of its components in turn
+            apart.append(lambda term: term.kind.needs_draws)
+    elif pyro_elbos.stacks(estimator):
+        apart.append(lambda term: term.kind.as_pair)
+    else:
+        apart.append(id)
+    if "enumerated" in structure.latents.values():  # a site is drawn where the prior takes the guide's place
+        apart.append(lambda term: term.encode_prior)
+    groups: dict[tuple[object, ...], list[ConcreteTerm]] = {}
+    for term in terms:
+        groups.setdefault(tuple(is_so(term) for is_so in apart), []).append(term)
+    return list(groups.values())
+
+
+def _pass(terms: list[ConcreteTerm], estimator: ELBO, structure: PairStructure) -> TermPass:
+    """Return the pass of terms that go together."""
+    if isinstance(estimator, PerRow):
+        estimated = any(term.kind.estimated for term in terms)
+        return PerRowPass(estimator if estimated else _plain(estimator, terms), terms)
+    kind = terms[0].kind
+    if kind.as_pair and (kind.estimated or pyro_elbos.stacks(estimator)):
+        return pyro_elbos.PyroPass(estimator, terms)
+    if kind.as_pair:
+        pyro_elbos.check_penalty(estimator, structure)
+    return PerRowPass(_plain(estimator, terms), terms)
+
+
+def _plain(estimator: ELBO, terms: Sequence[ConcreteTerm]) -> AnalyticKL:
+    """Return the estimator of terms that any draws from the guide serve, with as many draws as they would share."""
+    if not any(term.kind.needs_draws for term in terms):
+        return AnalyticKL()
+    return AnalyticKL(estimator.num_particles, vectorize_particles=estimator.vectorize_particles)

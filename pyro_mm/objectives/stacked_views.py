@@ -1,0 +1,116 @@
+"""A batch as several concrete terms show it, stacked along a batch dimension of their own for one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..batch.batch import Batch
+from ..batch.context import TermStack
+from ..batch.masks import Presence, all_of, any_of, flags, stacked
+from ..scoring.structure import PairStructure, private_modality
+from ..scoring.views import TermViews
+from .concrete_terms import ConcreteTerm
+
+
+def stack_views(
+    terms: Sequence[ConcreteTerm],
+    batch: Batch,
+    structure: PairStructure,
+    cache: dict[Any, Any],
+    decoded: Mapping[str, float] | None = None,
+) -> TermViews:
+    """Return a batch as T concrete terms show it, stacked at batch dimension ``-(nesting + 1)`` if T > 1.
+
+    What holds for whole terms stays a boolean of Python; a tensor is made only where rows of the data differ.
+
+    Args:
+        terms: T terms.
+        batch: N rows.
+        structure: of the pair that is run.
+        cache: what encoders compute is kept there, for other passes of the same step.
+        decoded: modality -> scale, of those that are decoded; None for all.
+    """
+    nesting = structure.nesting
+    if decoded is not None:
+        terms = [replace(term, decode={n: n in decoded and m for n, m in term.decode.items()}) for term in terms]
+
+    decodes = {n: tuple(t for t, term in enumerate(terms) if term.decode[n] is not False) for n in batch.names}
+    stack = TermStack(decodes, len(terms), -nesting - 1)
+    # a row in which a term does not count is, for that term, a row with nothing present
+    everywhere = stacked([all_of([batch.rows, term.counts]) for term in terms], batch.size, batch.device, nesting)
+
+    def view(masks: list[dict[str, Presence]]) -> Batch:
+        full = {n: stacked([m[n] for m in masks], batch.size, batch.device, nesting) for n in batch.names}
+        return batch.view(full, stack, cache, everywhere, masks)
+
+    return TermViews(
+        encode=view([term.encode for term in _guided(terms, lambda term: term.encode_prior)]),
+        decode=view([term.decode for term in terms]),
+        given=view([term.given for term in _guided(terms, lambda term: term.given_prior)]),
+        nesting=nesting,
+        encode_prior=_flags([term.encode_prior for term in terms], batch, nesting),
+        given_prior=_flags([term.given_prior for term in terms], batch, nesting),
+        terms=len(terms),
+        modalities=structure.modalities,
+        scale=decoded or {},
+        joint=_flags([term.joint for term in terms], batch, nesting),
+        prior_terms=frozenset(t for t, term in enumerate(terms) if term.encode_prior),
+    )
+
+
+def _guided(terms: Sequence[ConcreteTerm], of_prior: Callable[[ConcreteTerm], bool]) -> Sequence[ConcreteTerm]:
+    """Return the terms, with the first one of the guide in the place of those of the prior.
+
+    So the guide computes nothing for the terms in which the prior stands in its place.
+    """
+    first = next((term for term in terms if not of_prior(term)), None)
+    return terms if first is None else [first if of_prior(term) else term for term in terms]
+
+
+def share_decoding(
+    terms: Sequence[ConcreteTerm], structure: PairStructure
+) -> tuple[Sequence[ConcreteTerm], list[int] | None]:
+    """Let one term decode for all terms that encode the same set, with one draw.
+
+    The expectation of a log-likelihood is the same whichever term has it, so one draw serves all terms that are linear
+    in it. Not so where a private latent counts only in the terms that decode its modality; where a modality is the
+    parent of another one, which sees the data in a term that decodes it and a draw in one that does not; or where an
+    observed site that is no modality counts in some terms only.
+
+    Args:
+        terms: T terms of densities and penalties, or of other kinds, which neither give nor take.
+        structure: of the pair that is run.
+
+    Returns:
+        The terms with what each has to decode for others too, and for each term the one that decodes for it; the terms
+        as they are and None if there is nothing to share.
+    """
+    private = any(private_modality(site, structure.modalities) is not None for site in structure.latents)
+    if structure.chained or structure.enumerates or structure.factors or private:
+        return terms, None
+
+    first: dict[Any, int] = {}
+    carriers = []
+    for t, term in enumerate(terms):
+        if not term.kind.as_pair:
+            carriers.append(t)
+            continue
+        sets = tuple(m if isinstance(m, bool) else id(m) for m in term.encode.values())
+        carrier = first.setdefault((sets, term.encode_prior, term.frozen), t)
+        carriers.append(carrier if terms[carrier].counts is True else t)
+    if not any(carrier != t and terms[t].kind.estimated for t, carrier in enumerate(carriers)):
+        return terms, None
+
+    served: list[list[ConcreteTerm]] = [[] for _ in terms]
+    for term, carrier in zip(terms, carriers, strict=True):
+        served[carrier].append(term)
+    shared = []
+    for term, others in zip(terms, served, strict=True):
+        shared.append(replace(term, decode={n: any_of(other.decode[n] for other in others) for n in term.decode}))
+    return shared, carriers
+
+
+def _flags(values: list[bool], batch: Batch, nesting: int) -> Presence:
+    return values[0] if len(set(values)) == 1 else flags(values, batch.device, nesting)
