@@ -12,7 +12,7 @@ from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_EL
 from torch import nn
 
 import pyro_mm as mm
-from pyro_mm.objectives import ALL, Objective, Term, plan, subsampling
+from pyro_mm.objectives import ALL, Objective, Term, expansion, subsampling
 from tests.support.linear_gaussian import Sigma, encoders, every_pattern, oracle
 
 E = mm.estimators
@@ -377,6 +377,6 @@ def test_one_story_of_thirty_two_small_modalities_trains(subsample, share):
 @pytest.mark.parametrize("empty", [True, False])
 def test_a_random_subset_of_very_many_modalities_has_half_of_them(empty):
     batch = mm.Batch({f"x{i}": torch.zeros(100, 1) for i in range(200)})
-    size = torch.stack(list(plan._random_subset(batch, empty).values())).sum(0).float()
+    size = torch.stack(list(expansion._random_subset(batch, empty).values())).sum(0).float()
     # the mean of 100 binomial counts of 200: five standard errors
     assert abs(size.mean() - 100) < 5 * 50**0.5 / 10
