@@ -10,6 +10,7 @@ from torch import nn
 
 import pyro_mm as mm
 import pyro_mm.objectives.expansion
+import pyro_mm.objectives.stacked_views
 import pyro_mm.objectives.terms
 from pyro_mm.batch.context import TermStack
 from pyro_mm.objectives import Term
@@ -183,7 +184,7 @@ def test_a_stack_of_terms_sees_what_its_terms_see(kind, double):
     for batch in (mm.Batch(values()), mm.Batch(values(), present)):
         for sets in (SETS, [(), ("a",)], [("a",), ("a", "b", "c")]):
             terms = pyro_mm.objectives.expansion.expand([Term(s, NAMES) for s in sets], batch)
-            view = pyro_mm.objectives.expansion.views(terms, batch, info, {}).encode
+            view = pyro_mm.objectives.stacked_views.stack_views(terms, batch, info, {}).encode
             found = posterior(view).log_prob(z)
             found = found.expand(len(sets), 5) if found.dim() < 3 else found.squeeze(1)
             for t, some in enumerate(sets):
