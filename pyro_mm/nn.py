@@ -191,11 +191,16 @@ class Recurrent(nn.Module):
             x: sequences of shape ``(..., L, in_features)``.
             lengths: the valid steps, broadcastable with the leading dimensions; 0 gives the state 0.
         """
-        states, _ = self.gru(x.to(next(self.parameters()).dtype).reshape(-1, *x.shape[-2:]))
+        x = x.to(next(self.parameters()).dtype)
+        if lengths is not None:
+            lengths = lengths.expand(x.shape[:-2])[..., None, None]
+            steps = torch.arange(x.shape[-2], device=x.device)[:, None]
+            x = torch.where(steps < lengths, x, 0.0)  # padding that is infinite would get into the gradient
+
+        states, _ = self.gru(x.reshape(-1, *x.shape[-2:]))
         states = states.reshape(*x.shape[:-1], self.gru.hidden_size)
         if lengths is None:
             return self.head(states[..., -1, :])
-        lengths = lengths.expand(x.shape[:-2])[..., None, None]
         last = (lengths - 1).clamp(min=0).expand(*x.shape[:-2], 1, self.gru.hidden_size)
         return self.head(torch.where(lengths > 0, states.gather(-2, last), 0.0).squeeze(-2))
 

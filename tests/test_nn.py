@@ -100,6 +100,12 @@ def test_recurrent_ignores_the_steps_beyond_the_length():
     changed = x.clone()
     changed[:, 2, 3:] = 100.0
     assert torch.equal(net(changed, lengths), out)
+    changed[:, 2, 3:] = torch.inf
+    parameters = list(net.parameters())
+    expected = torch.autograd.grad(net(x, lengths).sum(), parameters)
+    found = torch.autograd.grad(net(changed, lengths).sum(), parameters)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
     assert net(x[0, 0]).shape == (5,)
 
 
