@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import pyro_mm as mm
-from pyro_mm.training.compile import Staged
+from pyro_mm.training.compile import CompiledStep
 
 TESTS = Path(__file__).parent
 README = TESTS.parent / "README.md"
@@ -46,7 +46,7 @@ def names_of_the_reader(block: str, namespace: dict) -> dict:
 def few(monkeypatch, tmp_path):
     """Data of few rows, trainings of one epoch, short chains, and steps that are traced but not compiled."""
     monkeypatch.chdir(tmp_path)
-    load, build = mm.datasets.load, Staged.__init__
+    load, build = mm.datasets.load, CompiledStep.__init__
 
     def load_few(*args, **options):
         train, test = load(*args, **options)
@@ -60,7 +60,7 @@ def few(monkeypatch, tmp_path):
         return lambda *args, **given: function(*args, **{**given, **options})
 
     monkeypatch.setattr(mm.datasets, "load", load_few)
-    monkeypatch.setattr(Staged, "__init__", build_without_compiler)
+    monkeypatch.setattr(CompiledStep, "__init__", build_without_compiler)
     for name, options in FEW.items():
         monkeypatch.setattr(mm, name, shortened(getattr(mm, name), options))
 

@@ -2,7 +2,6 @@ r"""How much of a stochastic gradient is signal, for every part of a model and a
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..batch.batch import Batch
-from ..training.step import differentiable, loss_and_grads, problem_of
+from ..objectives.objective import Objective
+from ..scoring.prepare_objective import prepare_objective
+from ..scoring.training_objective import PreparedObjective
+from ..training.problem import problem_from_run
 from ..utils.modules import buffers_kept
 from ..utils.reachable import held, modules
 from ..utils.seeding import temporary_seed
@@ -118,16 +120,15 @@ def gradient_noise(
     """
     if repeats < 2:
         raise ValueError(f"expected at least 2 repeats, which have a variance, got {repeats}")
-    objective, step = copy.copy(objective), getattr(objective, "steps", None)
+    step = objective.steps if isinstance(objective, Objective) else 0  # a warm-up does not go on
+    prepared = prepare_objective(objective)
     with torch.inference_mode(False), torch.enable_grad(), temporary_seed(seed, batch.device), unchanged(model, guide):
-        problem = problem_of(objective, model, guide, batch[: min(2, batch.size)])
-        rows = batch.total if problem.scaled and batch.total else batch.size
+        problem = problem_from_run(prepared, model, guide, batch[: min(2, batch.size)], step=step)
+        rows = batch.total if problem.scales_to_data and batch.total else batch.size
         named = list(_named(model, guide, problem.leaves))
         parameters = [p for p in named if p.tensor.requires_grad]
         for count in range(1, repeats + 1):
-            if step is not None:
-                objective.steps = step  # one gradient repeated: a warm-up does not go on
-            gradients = _gradient(objective, model, guide, batch, [p.tensor for p in parameters])
+            gradients = _gradient(prepared, step, model, guide, batch, [p.tensor for p in parameters])
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.add(gradient, count)
     names = dict.fromkeys(p.group for p in parameters)
@@ -150,18 +151,20 @@ def _group(name: str, parameters: Sequence[_Parameter], repeats: int, rows: int)
     return GroupNoise(name, signal / rows, math.sqrt(trace) / rows, len(parameters), size)
 
 
-def _gradient(objective: Any, model: Any, guide: Any, batch: Batch, tensors: list[Tensor]) -> list[Tensor | None]:
+def _gradient(
+    objective: PreparedObjective, step: int, model: Any, guide: Any, batch: Batch, tensors: list[Tensor]
+) -> list[Tensor | None]:
     """The gradient of the loss; the tensors' ``.grad`` are as before."""
-    if differentiable(objective):
-        loss = objective.differentiable_loss(model, guide, batch)
-        if not getattr(loss, "requires_grad", False):
+    if objective.differentiable:
+        loss = objective.evaluate(model, guide, batch, step=step).total
+        if not loss.requires_grad:
             return [None] * len(tensors)
         return list(torch.autograd.grad(loss, tensors, allow_unused=True))
     kept = [p.grad for p in tensors]
     try:
         for p in tensors:
             p.grad = None
-        loss_and_grads(objective, model, guide, batch)
+        objective.evaluate_with_gradient(model, guide, batch, step=step)
         return [p.grad for p in tensors]
     finally:
         for p, gradient in zip(tensors, kept, strict=True):

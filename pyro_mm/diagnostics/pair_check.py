@@ -15,9 +15,9 @@ from ..evidence.evidence import Evidence
 from ..evidence.likelihood import log_marginal
 from ..objectives.objective import Objective
 from ..scoring.evaluation import evaluating
+from ..scoring.prepare_objective import prepare_objective
 from ..scoring.structure import pair_structure
-from ..training.arguments import check_objective
-from ..training.missing_gradients import reasons
+from ..training.missing_gradients import explain_missing_gradients
 from ..utils.arguments import check_counts, check_programs, check_seed
 from ..utils.reachable import ReachableObjects
 from .bound_gap import bound_target, elbo_gap, objective_gap, undefined_gap_reason
@@ -70,7 +70,7 @@ def check(
     """
     check_programs(model=model, guide=guide)
     check_batch(batch)
-    check_objective(objective)
+    prepare_objective(objective)
     check_counts(num_particles=num_particles)
     check_counts(2, repeats=repeats)
     check_seed(seed)
@@ -115,7 +115,7 @@ def check(
         {e.quantity: e for e in known.values()}, gradients, errors, (), remark,
     )  # fmt: skip
     why = " ".join(
-        reasons(
+        explain_missing_gradients(
             gradients.unused if gradients is not None else (),
             ReachableObjects({"model": model, "guide": guide}).modules,
             batch.names,

@@ -70,10 +70,15 @@ class Objective(ELBO, PreparedObjective):
         return super().__call__(model, guide)  # type: ignore[arg-type]
 
     def __repr__(self) -> str:
-        table = "  (terms depend on the modalities)" if callable(self.terms) and self._names is None else ""
-        rows = [f"  {term!r}" for term in self._table(self._names)] if not table else [table]
+        return self.describe(self._names)
+
+    def describe(self, names: tuple[str, ...] | None) -> str:
+        """Return estimator, target and terms in words, for modalities of these names; None if they are not known."""
+        table = "  (terms depend on the modalities)" if callable(self.terms) and names is None else ""
+        rows = [f"  {term!r}" for term in self._table(names)] if not table else [table]
         some = "" if self.subsample is None else f", modalities subsampled: {self.subsample} decoded a step"
-        return "\n".join([f"Objective, {self.estimator_text}{some}; {self.target}", "  (encode, decode, given)", *rows])
+        head = f"Objective, {self.estimator_text}{some}; {self._target_text(names)}"
+        return "\n".join([head, "  (encode, decode, given)", *rows])
 
     @property
     def estimator_text(self) -> str:
@@ -83,8 +88,11 @@ class Objective(ELBO, PreparedObjective):
     @property
     def target(self) -> str:
         """What the objective bounds, in words; by the modalities' names once it has met a batch."""
+        return self._target_text(self._names)
+
+    def _target_text(self, names: tuple[str, ...] | None) -> str:
         waits = callable(self.terms) or any(isinstance(term.likelihood, Mapping) for term in self.terms)
-        return "known with the modalities" if waits and self._names is None else str(self.bounds(self._names))
+        return "known with the modalities" if waits and names is None else str(self.bounds(names))
 
     def bounds(self, names: Sequence[str] | None = None, present: Collection[str] | None = None) -> Target:
         """Read off the table what the objective bounds.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..batch.batch import Batch
 from ..handlers.elbos import traceable_form
 from ..handlers.params import announce_gradient
+from ..handlers.plates import KnownPlates
 from ..utils.arguments import describe
 from .training_objective import Layout, Loss, PreparedObjective, Program, StepWeights, detached, plain_attributes
 
@@ -91,6 +92,9 @@ class _PyroELBO(PreparedObjective):
         self.differentiable = hasattr(elbo, "differentiable_loss")
         self.untraceable = why_untraceable(elbo)
 
+    def __repr__(self) -> str:
+        return repr(self.elbo)
+
     @property
     def estimator_name(self) -> str:
         return type(self.elbo).__name__
@@ -157,6 +161,9 @@ class _Evaluated(PreparedObjective):
         self.objective = objective
         self.function = function
 
+    def __repr__(self) -> str:
+        return repr(self.objective)
+
     @property
     def estimator_name(self) -> str:
         return getattr(self.objective, "__name__", type(self.objective).__name__)
@@ -166,7 +173,9 @@ class _Evaluated(PreparedObjective):
         return [self.objective] if isinstance(self.objective, nn.Module) else []
 
     def evaluate(self, model: Program, guide: Program, batch: Batch, *, step: int | Tensor) -> Loss:
-        return _checked_loss(self.function(model, guide, batch, step=step), self.estimator_name)
+        with KnownPlates():  # or a sequential plate would read its indices, which no trace of a step can
+            value = self.function(model, guide, batch, step=step)
+        return _checked_loss(value, self.estimator_name)
 
     def step_weights(self, names: tuple[str, ...], step: int) -> StepWeights:
         modules = [module for root in self.modules for module in root.modules()]

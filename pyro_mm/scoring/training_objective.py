@@ -134,6 +134,10 @@ class PreparedObjective(ABC):
         """Return the objective that decodes all modalities, if this one decodes a random choice of them."""
         return self
 
+    def describe(self, names: tuple[str, ...]) -> str:
+        """Return the objective in words, for modalities of these names: a checkpoint goes on if they are the same."""
+        return repr(self)
+
     @property
     def modules(self) -> list[nn.Module]:
         """Modules of the objective itself, whose parameters are trained with those of model and guide."""

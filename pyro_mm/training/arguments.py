@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyro
 import torch
-from pyro.infer import ELBO, SVI
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
@@ -24,27 +22,6 @@ def check_gradients(what: str) -> None:
     for on, name in ((torch.is_inference_mode_enabled(), "inference_mode"), (not torch.is_grad_enabled(), "no_grad")):
         if on:
             raise ValueError(f"{what} takes gradients, and is called under torch.{name}(): call it outside of it")
-
-
-def check_objective(objective: Any) -> Any:
-    """Return an objective: one of :mod:`pyro_mm.objectives`, a ``pyro.infer.ELBO``, or what has a loss like theirs.
-
-    Raises:
-        TypeError: a name, a class, a function that is still to be called, or something without a loss.
-    """
-    wanted = "expected objective to be an objective, such as pyro_mm.objectives.elbo(), or a pyro.infer.ELBO"
-    if isinstance(objective, type):
-        raise TypeError(f"{wanted}, got the class {objective.__name__}: make an instance, {objective.__name__}()")
-    if inspect.isroutine(objective):
-        raise TypeError(f"{wanted}, got the function {objective.__name__}: call it, {objective.__name__}()")
-    if isinstance(objective, SVI):
-        raise TypeError(f"{wanted}, got a pyro.infer.SVI: pass the ELBO that it was made of")
-    has_loss = callable(getattr(objective, "differentiable_loss", None)) or callable(
-        getattr(objective, "loss_and_grads", None)
-    )
-    if not isinstance(objective, ELBO) and not has_loss:
-        raise TypeError(f"{wanted}, got {describe(objective)}")
-    return objective
 
 
 def check_rows(train: Any) -> Batch | DataLoader[Any]:

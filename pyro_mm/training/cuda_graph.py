@@ -7,57 +7,70 @@ from typing import Any
 import torch
 from torch import Tensor
 
-WARM = 3  # steps on a side stream before the capture, as torch's notes on CUDA graphs ask for
+WARMUP_STEPS = 3  # steps on a side stream before the capture, as torch's notes on CUDA graphs ask for
 
 
 class CUDAGraphStep:
-    """Takes the first steps as they are, then captures one and replays it.
+    """Runs the first steps eagerly, then captures one as a CUDA graph and replays it.
 
     Inputs are copied to fixed places; the gradients lie in the graph's own memory and are overwritten by the next step.
     Draws follow torch's CUDA generator, step by step.
+
+    Args:
+        step: a :class:`~pyro_mm.training.compile.GraphStep`.
     """
 
     def __init__(self, step: Any):
-        self.step, self.count = step, 0
+        self.step = step
         self.graph: torch.cuda.CUDAGraph | None = None
+        self._warmups = 0
         self.inputs: list[Tensor] = []
-        self.fixed: list[Any] = []
+        self._constants: list[Any] = []
         self.result: Any = None
 
     def __call__(self, inputs: list[Tensor]) -> Any:
-        if self.count < WARM:
-            self.count += 1
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                result = self.step(inputs)
-            torch.cuda.current_stream().wait_stream(side)
-            return result
-        if self.graph is None or self.fixed != self._fixed():  # a parameter moved, or a learning rate: capture anew
-            self.inputs = [x.clone() for x in inputs]
-            self.graph, self.fixed = torch.cuda.CUDAGraph(), self._fixed()
-            # thread_local: a loader's thread that pins memory is none of this capture's business
-            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-                self.result = self.step(self.inputs)
-        for here, x in zip(self.inputs, inputs, strict=True):
-            here.copy_(x, non_blocking=True)
-        self.graph.replay()
-        self.step.hand_over()
+        """Take a step; return the loss and the value of each term."""
+        if self._warmups < WARMUP_STEPS:
+            self._warmups += 1
+            return self._warm_up(inputs)
+        if self.graph is None or self._constants != self._find_constants():
+            self._capture(inputs)
+        for place, x in zip(self.inputs, inputs, strict=True):
+            place.copy_(x, non_blocking=True)
+        self.graph.replay()  # type: ignore[union-attr]
+        self.step.assign_gradients()
         loss, terms = self.result
         return loss.clone(), tuple(term.clone() for term in terms)
 
-    def _fixed(self) -> list[Any]:
-        """What a capture holds for good: where tensors are, and the optimiser's settings."""
-        groups = [] if self.step.optimizer is None else self.step.optimizer.param_groups
+    def _warm_up(self, inputs: list[Tensor]) -> Any:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            result = self.step(inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        return result
+
+    def _capture(self, inputs: list[Tensor]) -> None:
+        self.inputs = [x.clone() for x in inputs]
+        self.graph = torch.cuda.CUDAGraph()
+        self._constants = self._find_constants()
+        # thread_local: a loader's thread that pins memory is none of this capture's business
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            self.result = self.step(self.inputs)
+
+    def _find_constants(self) -> list[Any]:
+        """Return what a capture holds for good: where tensors are, and the optimiser's settings."""
+        optimizer = self.step.update.optimizer if self.step.optimizes else None
+        groups = [] if optimizer is None else optimizer.param_groups
         settings = [v for group in groups for v in group.values() if isinstance(v, bool | int | float | tuple)]
-        return [*(x.data_ptr() for x in self.step.held), *settings]
+        return [*(x.data_ptr() for x in self.step.parameters_and_buffers), *settings]
 
 
-def capturable(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether an optimiser's step can be captured, made so where it is a matter of a setting.
+def can_capture(optimizer: torch.optim.Optimizer) -> bool:
+    """Return True if an optimiser's step can be captured, after setting ``capturable`` if that is what it takes.
 
-    One with neither a ``capturable`` setting nor plain arithmetic, as SGD's, cannot, nor can one that has taken steps
-    without that setting: it is stepped after the replay.
+    An optimiser with neither that setting nor plain arithmetic, as SGD has, cannot be captured, nor can one that has
+    taken steps without the setting: it is stepped after the replay.
     """
     if type(optimizer) is torch.optim.SGD:
         return True

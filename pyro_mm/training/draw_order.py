@@ -15,8 +15,13 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 aten = torch.ops.aten
-EMPTY = {aten.empty_like.default, aten.new_empty.default, aten.empty.memory_format, aten.empty_strided.default}
-LIKE = {
+EMPTY_OPERATIONS = {
+    aten.empty_like.default,
+    aten.new_empty.default,
+    aten.empty.memory_format,
+    aten.empty_strided.default,
+}
+LIKE_OPERATIONS = {
     getattr(packet, name)
     for packet in (aten.rand_like, aten.randn_like, aten.randint_like)
     for name in ("default", "low_dtype")
@@ -61,7 +66,7 @@ class Pieces:
         return tuple(held[name] for name in self.outputs)
 
 
-def compiled_between_draws(
+def compile_between_draws(
     graph: GraphModule, inputs: Sequence[Tensor], compiler: Callable[[GraphModule, list[Tensor]], Callable[..., Any]]
 ) -> Callable[..., Any]:
     """Compile a graph piece by piece, and run its draws between the pieces, in their order.
@@ -78,7 +83,7 @@ def compiled_between_draws(
         A function of the graph's inputs, which gives its outputs.
     """
     nodes = list(graph.graph.nodes)
-    if not any(map(draws, nodes)):
+    if not any(map(is_draw, nodes)):
         return compiler(graph, list(inputs))
     names = [node.name for node in nodes if node.op == "placeholder"]
     examples = dict(zip(names, inputs, strict=True))
@@ -103,7 +108,7 @@ def compiled_between_draws(
     return Pieces(names, pieces, returned)
 
 
-def draws(node: Node) -> bool:
+def is_draw(node: Node) -> bool:
     """Return True if a node draws random numbers."""
     return node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
@@ -114,10 +119,10 @@ def _parts(graph: GraphModule) -> list[tuple[list[Node], bool]]:
     for node in list(graph.graph.nodes):
         if node.op in ("placeholder", "output", "get_attr"):
             continue
-        if not draws(node):
+        if not is_draw(node):
             parts[-1][0].append(node)
             continue
-        made = _of_shapes_alone(graph, node)
+        made = _replace_by_empty(graph, node)
         if made is None:
             parts += [([node], True), ([], False)]
         else:
@@ -126,7 +131,7 @@ def _parts(graph: GraphModule) -> list[tuple[list[Node], bool]]:
     return [(nodes, random) for nodes, random in parts if nodes]
 
 
-def _of_shapes_alone(graph: GraphModule, node: Node) -> list[Node] | None:
+def _replace_by_empty(graph: GraphModule, node: Node) -> list[Node] | None:
     """Free a draw of the tensors whose shape alone it takes; None where it depends on their values.
 
     Returns:
@@ -138,8 +143,8 @@ def _of_shapes_alone(graph: GraphModule, node: Node) -> list[Node] | None:
     (first,) = tensors if len(tensors) == 1 else (None,)
     if first is None or node.args[0] is not first:
         return None
-    filled = first.target in EMPTY and set(first.users) == {node}
-    if not filled and node.target not in LIKE:
+    filled = first.target in EMPTY_OPERATIONS and set(first.users) == {node}
+    if not filled and node.target not in LIKE_OPERATIONS:
         return None
     with graph.graph.inserting_before(node):
         empty = _empty(graph.graph, first.meta["val"])

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from ..batch.batch import Batch
 
-LEAST = 64  # rows that are hashed
-BYTES = 2**23  # that are hashed of more rows: of small data sets all
+MIN_HASHED_ROWS = 64  # rows that are hashed at least
+MAX_HASHED_BYTES = 2**23  # hashed of more rows: all rows of a small data set
 
 
-def layout(batch: Batch) -> dict[str, str]:
+def describe_contents(batch: Batch) -> dict[str, str]:
     """Describe what a batch holds beside its size: name of a modality, covariate or length -> dtype and shape of a row.
 
     A modality without values in any row has an empty text.
@@ -32,7 +32,7 @@ def rows_hash(batch: Batch) -> str:
     tensors |= {f"covariate {name}": x for name, x in batch.covariates.items()}
     tensors |= {f"length {name}": x for name, x in batch.lengths.items()}
     nbytes = sum(x.nbytes for x in tensors.values()) / max(1, batch.size)
-    count = min(batch.size, max(LEAST, int(BYTES / max(1.0, nbytes))))
+    count = min(batch.size, max(MIN_HASHED_ROWS, int(MAX_HASHED_BYTES / max(1.0, nbytes))))
     # not torch.linspace, whose rounding is that of the device
     rows = torch.tensor([i * (batch.size - 1) // max(1, count - 1) for i in range(count)], dtype=torch.long)
     digest = hashlib.blake2b(digest_size=16)

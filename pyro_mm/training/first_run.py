@@ -1,4 +1,4 @@
-"""The first run of a pair, on a few rows, whose errors say where they arose."""
+"""The first run of model, guide and objective, on a few rows, with errors that say where they arose."""
 
 from __future__ import annotations
 
@@ -10,48 +10,50 @@ from pyro import poutine
 
 from ..batch.batch import Batch
 from ..scoring.program_errors import Explained, explanation
+from ..scoring.training_objective import PreparedObjective
 from ..utils.global_state import override_validation
 from ..utils.reachable import ReachableObjects
-from . import nonfinite_causes as causes
-from .nonfinite import NotFinite
-from .nonfinite_causes import Cause, Rows
-from .step import TrainingError, TrainingProblem, problem_of
+from .nonfinite_causes import Cause, RowNames, cause_in_data, cause_in_run
+from .nonfinite_report import NotFinite
+from .problem import TrainingError, TrainingProblem, problem_from_run, programs_of
 
 ERRORS = (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError, ArithmeticError)
 
 
-class ProbeError(TrainingError, Explained):
-    """A story or a guide that cannot be run on its rows."""
+class FirstRunError(TrainingError, Explained):
+    """A model, guide or objective that cannot be run on its rows."""
 
 
-def probe(
-    objective: Any,
+def build_problem(
+    objective: PreparedObjective,
     model: Callable[[Batch], Any],
     guide: Callable[[Batch], Any],
     batch: Batch,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     unrunnable: Explained | None = None,
+    step: int = 0,
 ) -> TrainingProblem:
-    """Find the :class:`~pyro_mm.training.step.TrainingProblem` by one run on a few rows.
+    """Return the training problem, found by one run on a few rows.
 
     Args:
         objective, model, guide: the training.
         batch: a few rows.
         autocast: makes the context of a loss.
-        unrunnable: the error of a run on more rows, raised where this one ends otherwise than in words: two rows fit
-            where the rows of a plate and the entries of a latent are mixed up, and there are two of these.
+        unrunnable: the error of a run on more rows, raised if this run ends otherwise than in words. Two rows fit where
+            the rows of a plate and the entries of a latent are mixed up, and there are two of these.
+        step: steps taken so far.
 
     Raises:
         ValueError, TypeError: an error of the run, with the site and the network where it arose, and what may mend it.
     """
     try:
-        problem = problem_of(objective, model, guide, batch, autocast)
+        problem = problem_from_run(objective, model, guide, batch, autocast, step)
     except TrainingError:
         raise
     except ERRORS as error:
-        if cause := _not_finite(model, guide, batch):
+        if cause := _find_nonfinite(model, guide, batch):
             raise NotFinite(". ".join(["the first rows cannot be run", *cause.where, cause.advice])) from error
-        new = explanation(error, {"model": model, "guide": guide}, batch.size, ProbeError)
+        new = explanation(error, programs_of(objective, model, guide), batch.size, FirstRunError)
         if new is error:
             if unrunnable is not None:
                 raise unrunnable from error
@@ -63,8 +65,8 @@ def probe(
 
 
 @contextmanager
-def nan_parameters_named(model: Any, guide: Any) -> Iterator[None]:
-    """Name the parameter that holds NaN, if there is one, in the place of an error of a pair.
+def name_nan_parameters(model: Any, guide: Any) -> Iterator[None]:
+    """Replace an error of a pair by one that names the parameter that holds NaN, if there is one.
 
     Raises:
         NotFinite: from the error.
@@ -72,13 +74,12 @@ def nan_parameters_named(model: Any, guide: Any) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if not isinstance(error, NotFinite) and (cause := _of_parameters(model, guide)):
+        if not isinstance(error, NotFinite) and (cause := _find_nan_parameter(model, guide)):
             raise NotFinite(". ".join([*cause.where, cause.advice])) from error
         raise
 
 
-def _of_parameters(model: Any, guide: Any) -> Cause:
-    """Find a parameter that holds NaN."""
+def _find_nan_parameter(model: Any, guide: Any) -> Cause:
     for path, module in ReachableObjects({"model": model, "guide": guide}).modules.items():
         for name, p in module.named_parameters():
             if p.requires_grad and p.is_floating_point() and p.isnan().any():
@@ -86,11 +87,11 @@ def _of_parameters(model: Any, guide: Any) -> Cause:
     return Cause()
 
 
-def _not_finite(model: Any, guide: Any, batch: Batch) -> Cause:
-    """Find NaN or infinity in the rows, in a parameter, or in what the pair makes of them."""
-    if cause := causes.of_data(batch, Rows()):
+def _find_nonfinite(model: Any, guide: Any, batch: Batch) -> Cause:
+    """Find NaN or infinity in the rows, in a parameter, or in a site of a run."""
+    if cause := cause_in_data(batch, RowNames()):
         return cause
-    if cause := _of_parameters(model, guide):
+    if cause := _find_nan_parameter(model, guide):
         return cause
 
     def run() -> None:
@@ -102,6 +103,6 @@ def _not_finite(model: Any, guide: Any, batch: Batch) -> Cause:
 
     try:
         with override_validation(False):
-            return causes.of_run(batch, Rows(), run)
+            return cause_in_run(batch, RowNames(), run)
     except ERRORS:
         return Cause()

@@ -1,4 +1,4 @@
-"""Minibatches of data that are on the device, that are not, or that come from a loader."""
+"""Minibatches of data that lie on the device, that lie elsewhere, or that a ``DataLoader`` gives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..batch.batch import Batch
 
-SHARE = 0.5  # of a GPU's free memory that data may take
+MEMORY_FRACTION = 0.5  # of a GPU's free memory that data may take
 
 
 class MinibatchLoader:
@@ -29,12 +29,16 @@ class MinibatchLoader:
         resident: whether the rows live on the device; None decides by their size.
         workers: processes that fetch rows which do not.
         drop_last: leave out the last minibatch of an epoch if it is a smaller one; None keeps it. A loader has its own.
+        shard: ``(rank, world)`` gives the rows of one of several processes, whose torch generators are in the same
+            state. Together the shards are the one permutation of the unsharded loader, in equally many minibatches;
+            ``drop_last`` leaves out what does not fill one in every shard. A loader is sharded by its own sampler.
 
     Attributes:
         size: rows that an epoch draws from: those of the data, or those that a loader's sampler yields.
 
     Raises:
-        ValueError: no rows, or ``drop_last`` for a loader.
+        ValueError: no rows; ``drop_last`` or ``shard`` for a loader; or shards that cannot have equally many
+            minibatches.
         TypeError: a loader of which nothing has a length.
     """
 
@@ -46,10 +50,12 @@ class MinibatchLoader:
         resident: bool | None = None,
         workers: int = 0,
         drop_last: bool | None = None,
+        shard: tuple[int, int] | None = None,
     ):
         self.device = device
         self.workers = workers
         self.data = data
+        self.shard = shard
         if isinstance(data, Batch):
             if data.size == 0:
                 raise ValueError("expected a batch of one row at least to train on, got one of none")
@@ -59,9 +65,13 @@ class MinibatchLoader:
             self.resident = _fits(data, device) if resident is None else resident
             if self.resident:
                 self.data = data.to(device)
+            if shard is not None:
+                self._check_shard(*shard)
             return
         if drop_last is not None:
             raise ValueError("expected drop_last=None for a loader, which has a drop_last of its own: pass it there")
+        if shard is not None:
+            raise ValueError("expected shard=None for a loader: give it a sampler of this process's rows")
         self.size = _rows_of(data)
         if self.size == 0:
             raise ValueError("expected a loader of one row at least to train on, got one of none")
@@ -69,10 +79,23 @@ class MinibatchLoader:
         self.drop_last = bool(getattr(data.batch_sampler, "drop_last", data.drop_last))
         self.resident = False
 
+    def _check_shard(self, rank: int, world: int) -> None:
+        if not 0 <= rank < world:
+            raise ValueError(f"expected shard to be a rank and the number of processes, got {(rank, world)}")
+        smallest_shard = self._shard_minibatches(torch.arange(self.size), world - 1, world)
+        if len(self) == 0 or any(len(minibatch) == 0 for minibatch in smallest_shard):
+            raise ValueError(
+                f"{self.size} rows cannot be shared out among {world} processes in equally many minibatches of "
+                f"{self.batch_size} rows at most: pass drop_last=True, or another batch_size"
+            )
+
     def __len__(self) -> int:
         if isinstance(self.data, DataLoader):
             return len(self.data)
-        return self.size // self.batch_size if self.drop_last else math.ceil(self.size / self.batch_size)
+        world = 1 if self.shard is None else self.shard[1]
+        if self.drop_last:
+            return self.size // world // self.batch_size
+        return math.ceil(math.ceil(self.size / world) / self.batch_size)
 
     @property
     def ragged(self) -> bool:
@@ -86,6 +109,8 @@ class MinibatchLoader:
             return min(sizes)
         if not self.batch_size:
             return 0
+        if self.shard is not None:
+            return min(map(len, self._minibatches(torch.arange(self.size))))
         rest = self.size % self.batch_size
         return rest if rest and not self.drop_last else min(self.batch_size, self.size)
 
@@ -116,26 +141,26 @@ class MinibatchLoader:
     def head(self) -> Batch:
         """Return a few rows, to learn from what the programs look like: of every modality one with and one without."""
         if isinstance(self.data, Batch):
-            index = _various(self.data)
+            index = _diverse_rows(self.data)
             return self.data.subsample(index).to(self.device)
         first = next(iter(self.data), None)
         if first is None:
             raise ValueError("expected a loader of one minibatch at least, got none from it")
-        whole = self._whole(first)
-        return whole[_various(whole)]
+        part = self._as_part(first)
+        return part[_diverse_rows(part)]
 
     def __iter__(self) -> Iterator[Batch]:
         if isinstance(self.data, DataLoader):
-            yield from map(self._whole, self.data)
+            yield from map(self._as_part, self.data)
             return
-        order = torch.randperm(self.size, device=self.data.device).split(self.batch_size)[: len(self)]
+        minibatches = self._minibatches(torch.randperm(self.size, device=self.data.device))
         if self.resident:
-            yield from map(self.data.subsample, order)
+            yield from map(self.data.subsample, minibatches)
             return
         loader: Any = DataLoader(
             _Rows(self.data),
-            batch_sampler=[index.tolist() for index in order],  # type: ignore[arg-type]
-            collate_fn=_same,
+            batch_sampler=[index.tolist() for index in minibatches],  # type: ignore[arg-type]
+            collate_fn=_identity,
             num_workers=self.workers,
             generator=torch.Generator(),  # or an epoch would take a number from the one that draws the latents
             pin_memory=self.device.type == "cuda",
@@ -143,7 +168,20 @@ class MinibatchLoader:
         for batch in loader:
             yield batch.to(self.device, non_blocking=True)
 
-    def _whole(self, batch: Any) -> Batch:
+    def _minibatches(self, order: Tensor) -> list[Tensor]:
+        """Return the rows of every minibatch of this shard, from a permutation of all rows."""
+        if self.shard is None:
+            return list(order.split(self.batch_size)[: len(self)])
+        return self._shard_minibatches(order, *self.shard)
+
+    def _shard_minibatches(self, order: Tensor, rank: int, world: int) -> list[Tensor]:
+        minibatches = list(order[rank::world].split(self.batch_size)[: len(self)])
+        if len(minibatches) < len(self):  # one row fewer than other shards, where it is a minibatch of its own
+            minibatches[-1:] = minibatches[-1].tensor_split(2)
+        return minibatches
+
+    def _as_part(self, batch: Any) -> Batch:
+        """Return a minibatch of the loader, on the device, as a subsample of all rows."""
         if not isinstance(batch, Batch):
             raise TypeError(f"expected a loader of Batch, got {type(batch).__name__}: give it a collate_fn")
         if batch.size == 0:
@@ -198,7 +236,7 @@ def _minibatch_sizes(data: Batch | DataLoader[Any]) -> list[int] | None:
     return None
 
 
-def _various(batch: Batch) -> Tensor:
+def _diverse_rows(batch: Batch) -> Tensor:
     """Return the first two rows, and for every modality that some rows lack the first row with and the first without.
 
     What only such rows run, such as the expert of a rare modality, is seen by a run on them.
@@ -211,11 +249,11 @@ def _various(batch: Batch) -> Tensor:
     return torch.cat(rows).unique()
 
 
-def _same(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
 def _fits(batch: Batch, device: torch.device) -> bool:
     if device.type != "cuda" or batch.device == device:
         return True
-    return sum(x.nbytes for x in batch.parts()[1]) <= SHARE * torch.cuda.mem_get_info(device)[0]
+    return sum(x.nbytes for x in batch.parts()[1]) <= MEMORY_FRACTION * torch.cuda.mem_get_info(device)[0]

@@ -8,72 +8,78 @@ from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, S
 from torch import Tensor, nn
 
 from ..batch.batch import Batch
-from .step import TrainingError, TrainingProblem
+from .problem import TrainingError, TrainingProblem
 
-LISTED = 5  # names in a message
+MAX_LISTED = 5  # names in a message
 
 
-class Unreached:
-    """The parameters that have had no gradient yet, and the modalities that no row has had.
+class MissingGradients:
+    """Parameters that have had no gradient yet, and modalities that no row has had.
 
     One minibatch does not tell: it may lack a rare modality, or have no row of the kind that a network is for.
 
     Args:
-        problem: what is trained.
+        problem: the training problem.
         names: parameter, by identity, to its name in a message.
     """
 
     def __init__(self, problem: TrainingProblem, names: dict[int, str]):
-        self.problem = problem
-        self.names = names
-        self.pending: dict[int, Tensor] = {id(p): p for p in problem.required.values() if p.requires_grad}
-        self.modalities: tuple[str, ...] = ()
-        self.absent: set[str] = set()
-        self._forms: set[Hashable] = set()
+        self._problem = problem
+        self._names = names
+        self._pending: dict[int, Tensor] = {key: p for key, p in problem.required_parameters.items() if p.requires_grad}
+        self._modalities: tuple[str, ...] = ()
+        self._absent: set[str] = set()
+        self._seen_structures: set[Hashable] = set()
 
-    def after_step(self, batch: Batch) -> None:
-        """Take note of the gradients of a step on a batch."""
-        if not self.pending:
+    def after_step(self, batch: Batch, step: int) -> None:
+        """Record the gradients of a step on a batch."""
+        if not self._pending:
             return
-        self.pending = {key: p for key, p in self.pending.items() if p.grad is None}
-        form, _ = batch.parts()
-        if not self.pending or form in self._forms:
+        self._pending = {key: p for key, p in self._pending.items() if p.grad is None}
+        structure, _ = batch.parts()
+        if not self._pending or structure in self._seen_structures:
             return
-        if not self._forms:
-            self.modalities = batch.names
-            self.absent = set(batch.names)
-        self._forms.add(form)
-        self.absent -= {name for name in batch.names if batch.presence(name) is not False}
+        if not self._seen_structures:
+            self._modalities = batch.names
+            self._absent = set(batch.names)
+        self._seen_structures.add(structure)
+        self._absent -= {name for name in batch.names if batch.presence(name) is not False}
         # an objective that decodes some modalities at a step leaves out parameters that it will reach
-        for key in self.problem.left_out(batch):
-            self.pending.pop(key, None)
+        for key in self._problem.parameters_to_come(batch, step):
+            self._pending.pop(key, None)
 
     def after_epoch(self, could_have: Iterable[str] | None = None) -> None:
         """Raise if a parameter had no gradient so far.
 
         Args:
-            could_have: modalities that some row of the data has. Where a minibatch with one of them is still to come,
-                nothing is judged; None if that is not known.
+            could_have: modalities that some row of the data has; None if that is not known. Nothing is judged while a
+                minibatch with one of them is still to come.
 
         Raises:
             TrainingError: naming the parameters, and what mends it.
         """
-        if self.pending and not self.absent & set(could_have or ()):
+        if self._pending and not self._absent & set(could_have or ()):
             raise TrainingError(self._message())
 
     def _message(self) -> str:
-        names = [self.names[key] for key in self.pending]
-        more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-        problem = self.problem
-        why = reasons(
-            names, problem.reached, self.modalities, self.absent, problem.discrete, problem.estimator, "of the epoch"
+        names = [self._names[key] for key in self._pending]
+        more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+        problem = self._problem
+        sentences = explain_missing_gradients(
+            names,
+            problem.modules_by_path,
+            self._modalities,
+            self._absent,
+            problem.discrete_sites,
+            problem.objective.estimator_name,
+            "of the epoch",
         )
-        return f"no gradient reaches {', '.join(names[:LISTED])}{more} in an epoch. {' '.join(why)}"
+        return f"no gradient reaches {', '.join(names[:MAX_LISTED])}{more} in an epoch. {' '.join(sentences)}"
 
 
-def reasons(
+def explain_missing_gradients(
     names: Iterable[str],
-    reached: Mapping[str, nn.Module],
+    modules_by_path: Mapping[str, nn.Module],
     modalities: Sequence[str],
     absent: Collection[str],
     discrete: Sequence[str],
@@ -84,7 +90,7 @@ def reasons(
 
     Args:
         names: of the parameters, by the paths of their modules.
-        reached: path -> outermost module of the pair.
+        modules_by_path: path -> outermost module of the pair.
         modalities: of the batches.
         absent: those of them that no row has.
         discrete: latent sites that are enumerated, or have no pathwise gradient.
@@ -93,7 +99,7 @@ def reasons(
     """
     unexplained = list(names)
     lacking: dict[str, list[str]] = {}
-    for path, key in _keys(reached, modalities):
+    for path, key in _keys_of_modalities(modules_by_path, modalities):
         those = [name for name in unexplained if name.startswith(path + ".")]
         if not those or (key in modalities and key not in absent):
             continue
@@ -120,9 +126,11 @@ def reasons(
     )
 
 
-def _keys(reached: Mapping[str, nn.Module], modalities: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Path and key of the modules that seem to be named after a modality."""
-    for what, root in reached.items():
+def _keys_of_modalities(
+    modules_by_path: Mapping[str, nn.Module], modalities: Sequence[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield path and key of the modules that seem to be named after a modality."""
+    for what, root in modules_by_path.items():
         for path, module in root.named_modules():
             if not isinstance(module, nn.ModuleDict):
                 continue

@@ -17,14 +17,24 @@ from torch.distributions import Distribution, constraints
 from ..batch.batch import Batch
 from ..handlers.internals import TorchDispatchMode, tree_leaves
 
-LISTED = 5  # rows in a message
-NARROW = 1e-15  # a scale below it has underflowed, or is about to
-WIDE = 1e15  # a parameter beyond it gives densities that overflow
+MAX_LISTED = 5  # rows in a message
+SMALLEST_SCALE = 1e-15  # a scale below it has underflowed, or is about to
+LARGEST_PARAMETER = 1e15  # a parameter beyond it gives densities that overflow
 PACKAGE = Path(__file__).parents[1]
 LIBRARIES = ("/site-packages/", "/dist-packages/", "/lib/python3", "<frozen")
 
-POSITIVE = (constraints.greater_than, constraints.greater_than_eq, type(constraints.lower_cholesky))
-FILLS = ("empty", "new_empty", "full", "new_full", "fill", "masked_fill", "scalar_tensor", "lift_fresh", "detach")
+POSITIVE_CONSTRAINTS = (constraints.greater_than, constraints.greater_than_eq, type(constraints.lower_cholesky))
+FILLING_OPERATIONS = (
+    "empty",
+    "new_empty",
+    "full",
+    "new_full",
+    "fill",
+    "masked_fill",
+    "scalar_tensor",
+    "lift_fresh",
+    "detach",
+)
 OPERATIONS = {
     "log": "a log of 0, or of a negative number",
     "log2": "a log of 0, or of a negative number",
@@ -40,16 +50,16 @@ OPERATIONS = {
     "pow": "a power that overflows",
     "mul": "a product that overflows",
 }
-LOG = (
+LOG_ADVICE = (
     "Keep the argument of the log away from 0: give logits in the place of probabilities, use log_softmax or "
     "logsigmoid, or clamp(min=1e-6)"
 )
-ADVICE = {
-    "log": LOG,
-    "log2": LOG,
-    "log10": LOG,
-    "log1p": LOG,
-    "xlogy": LOG,
+OPERATION_ADVICE = {
+    "log": LOG_ADVICE,
+    "log2": LOG_ADVICE,
+    "log10": LOG_ADVICE,
+    "log1p": LOG_ADVICE,
+    "xlogy": LOG_ADVICE,
     "exp": "Use softplus in the place of exp, or clamp its argument: beyond 88 it overflows in float32",
     "expm1": "Clamp its argument: beyond 88 it overflows in float32",
     "div": "Bound what is divided by away from 0",
@@ -57,15 +67,15 @@ ADVICE = {
     "sqrt": "Add a small number, or clamp, inside of the square root",
     "rsqrt": "Add a small number, or clamp, inside of the square root",
 }
-UNDERFLOW = (
+UNDERFLOW_ADVICE = (
     "Bound it from below, as the families of pyro_mm.conditionals do: torch.nn.functional.softplus(x) + 1e-4 in "
     "the place of exp(x), say"
 )
-ZERO = (
+ZERO_ADVICE = (
     "0 times an infinite derivative. A square root, a norm or a power below 1 has one at 0, so add a small number "
     "inside of it; and so may what torch.where does not choose: clamp its argument"
 )
-BACKWARD = {
+DERIVATIVE_ADVICE = {
     "Sqrt": "the derivative of a square root is infinite at 0: add a small number inside of it",
     "Norm": "a norm has no derivative at 0: add a small number to what it is of",
     "LinalgVectorNorm": "a norm has no derivative at 0: add a small number to what it is of",
@@ -73,9 +83,9 @@ BACKWARD = {
     "Log": "the derivative of a log is infinite at 0: clamp its argument away from 0",
     "Div": "bound what is divided by away from 0",
     "Exp": "an exp overflows: clamp its argument, also where torch.where does not choose it",
-    "Where": ZERO,
-    "Pow": ZERO,
-    "Mul": ZERO,
+    "Where": ZERO_ADVICE,
+    "Pow": ZERO_ADVICE,
+    "Mul": ZERO_ADVICE,
 }
 
 
@@ -91,7 +101,7 @@ class Cause:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowNames:
     """Names of a minibatch's rows in a message: their places in the data, if these are known."""
 
     index: Tensor | None = None
@@ -102,18 +112,18 @@ class Rows:
         if len(places) == len(bad) and len(bad) > 1:
             return f"all {len(bad)} rows of the minibatch"
         numbers = places if self.index is None else self.index[places.to(self.index.device)]
-        listed = ", ".join(map(str, numbers[:LISTED].tolist()))
-        more = f" and {len(places) - LISTED} more" if len(places) > LISTED else ""
+        listed = ", ".join(map(str, numbers[:MAX_LISTED].tolist()))
+        more = f" and {len(places) - MAX_LISTED} more" if len(places) > MAX_LISTED else ""
         of = "the minibatch" if self.index is None else "the data"
         return f"row{'s' if len(places) > 1 else ''} {listed}{more} of {of}"
 
 
-def not_finite(x: Tensor) -> bool:
+def has_nonfinite(x: Tensor) -> bool:
     """Return whether any entry is NaN or infinite."""
     return x.is_floating_point() and not bool(x.isfinite().all())
 
 
-def of_data(batch: Batch, rows: Rows) -> Cause:
+def cause_in_data(batch: Batch, rows: RowNames) -> Cause:
     """Find values of the batch that are not finite."""
     held = {f"modality {name!r}": (batch[name], batch.present[name]) for name in batch.names if batch.holds(name)}
     everywhere = torch.ones(batch.size, dtype=torch.bool, device=batch.device)
@@ -132,7 +142,7 @@ def of_data(batch: Batch, rows: Rows) -> Cause:
     return Cause()
 
 
-def of_run(batch: Batch, rows: Rows, run: Callable[[], Any]) -> Cause:
+def cause_in_run(batch: Batch, rows: RowNames, run: Callable[[], Any]) -> Cause:
     """Run a loss, and find the site and the operation where NaN or infinity comes from.
 
     Args:
@@ -140,28 +150,28 @@ def of_run(batch: Batch, rows: Rows, run: Callable[[], Any]) -> Cause:
         rows: names them.
         run: evaluates the loss, with the draws that were not finite.
     """
-    sites, operations = _Sites(), _Operations()
+    sites, operations = _SiteRecorder(), _OperationRecorder()
     with torch.enable_grad(), sites, operations:
         run()
     with torch.no_grad():
-        cause = next((found for site in sites.found if (found := _of_site(site, batch.size, rows))), Cause())
+        cause = next((found for site in sites.found if (found := _cause_at_site(site, batch.size, rows))), Cause())
     own = next((x for x in operations.found if x.line), None)
     first = own or (None if cause else next(iter(operations.found), None))
     if first is not None:
         what = OPERATIONS.get(first.name, f"the operation {first.name}")
         cause.where.append(f"The first operation that gives {first.gives} from finite numbers is {what}{first.line}")
-        if first.name in ADVICE:
-            cause.advice = ADVICE[first.name]
+        if first.name in OPERATION_ADVICE:
+            cause.advice = OPERATION_ADVICE[first.name]
     return cause
 
 
-def of_backward(error: Exception) -> str:
+def advice_from_anomaly(error: Exception) -> str:
     """Return advice on a gradient that is NaN, from what torch's anomaly detection says; nothing if it is of no use."""
     text = str(error)
     if "Function '" not in text:
         return ""
     name = text.split("Function '")[1].split("Backward")[0]
-    advice = next((advice for start, advice in BACKWARD.items() if name.startswith(start)), "")
+    advice = next((advice for start, advice in DERIVATIVE_ADVICE.items() if name.startswith(start)), "")
     return f"It arises in the derivative of {name.lower()}: {advice}" if advice else ""
 
 
@@ -175,7 +185,7 @@ class _Operation:
     line: str  # of the user's code, or empty
 
 
-class _Operations(TorchDispatchMode):
+class _OperationRecorder(TorchDispatchMode):
     """Records the operations that give NaN or infinity from finite numbers."""
 
     def __init__(self) -> None:
@@ -185,24 +195,24 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.__name__.split(".")[0].strip("_")
-        if name.startswith(FILLS):
+        if name.startswith(FILLING_OPERATIONS):
             return func(*args, **kwargs)
-        finite = not any(map(_bad, tree_leaves((args, kwargs))))
+        finite = not any(map(_is_nonfinite_tensor, tree_leaves((args, kwargs))))
         out = func(*args, **kwargs)
-        results = [x for x in tree_leaves(out) if _bad(x)]
+        results = [x for x in tree_leaves(out) if _is_nonfinite_tensor(x)]
         if finite and results:
             self.found.append(_Operation(name, _kind(results[0]), _line()))
         return out
 
 
-def _bad(x: Any) -> bool:
-    return isinstance(x, Tensor) and not_finite(x.detach())
+def _is_nonfinite_tensor(x: Any) -> bool:
+    return isinstance(x, Tensor) and has_nonfinite(x.detach())
 
 
 def _line() -> str:
     """Return where in the user's code the operation is, unless a library asks for it by itself."""
     frame = sys._getframe(1)
-    while frame is not None and frame.f_code is not of_run.__code__:
+    while frame is not None and frame.f_code is not cause_in_run.__code__:
         file = frame.f_code.co_filename
         if PACKAGE not in Path(file).parents and not any(part in file for part in LIBRARIES):
             return f", in {frame.f_code.co_name} ({Path(file).name}, line {frame.f_lineno})"
@@ -224,7 +234,7 @@ class _Site:
     dim: int | None  # of the data plate
 
 
-class _Sites(Messenger):
+class _SiteRecorder(Messenger):
     """Records every sample site of a run."""
 
     def __init__(self) -> None:
@@ -241,7 +251,7 @@ class _Sites(Messenger):
         )
 
 
-def _of_site(site: _Site, size: int, rows: Rows) -> Cause:
+def _cause_at_site(site: _Site, size: int, rows: RowNames) -> Cause:
     """Find what is not finite at a site: a parameter of its distribution, its value or its log-density."""
     try:
         log_prob = site.fn.log_prob(site.value)
@@ -262,13 +272,13 @@ def _of_site(site: _Site, size: int, rows: Rows) -> Cause:
     what = f"site {site.name!r}"
     where = _in_rows(site, bad, size, rows)
     for name, parameter, constraint in _parameters(site.fn):
-        if not_finite(parameter):
+        if has_nonfinite(parameter):
             kind = _kind(parameter)
             advice = "Bound what the network gives: a softplus in the place of an exp, or clamp"
             return Cause([f"At {what} the distribution's {name} is {kind}{where}"], advice)
-        if isinstance(constraint, POSITIVE) and (smallest := _smallest(name, parameter)) < NARROW:
-            return Cause([f"At {what} the distribution's {name} underflows to {smallest:.3g}{where}"], UNDERFLOW)
-        if (largest := float(parameter.detach().abs().max())) > WIDE:
+        if isinstance(constraint, POSITIVE_CONSTRAINTS) and (smallest := _smallest(name, parameter)) < SMALLEST_SCALE:
+            return Cause([f"At {what} the distribution's {name} underflows to {smallest:.3g}{where}"], UNDERFLOW_ADVICE)
+        if (largest := float(parameter.detach().abs().max())) > LARGEST_PARAMETER:
             advice = "Standardise what the network is given, or bound what it gives"
             return Cause([f"At {what} the distribution's {name} reaches {largest:.3g}{where}"], advice)
     if value.is_floating_point() and not value.isfinite().all():
@@ -278,7 +288,7 @@ def _of_site(site: _Site, size: int, rows: Rows) -> Cause:
         advice = "Give the values the range that the distribution has, or another distribution"
         return Cause([f"At {what} values lie outside of the distribution's support{where}: they go {values}"], advice)
     if (log_prob == -torch.inf).any():
-        return Cause([f"At {what} the log-density takes a log of 0: the value has probability 0{where}"], LOG)
+        return Cause([f"At {what} the log-density takes a log of 0: the value has probability 0{where}"], LOG_ADVICE)
     gives = _kind(log_prob)
     return Cause([f"At {what} the log-density is {gives}{where}"], "")
 
@@ -288,7 +298,7 @@ def _smallest(name: str, parameter: Tensor) -> float:
     return float((size.diagonal(dim1=-2, dim2=-1) if name == "scale_tril" else size).min())
 
 
-def _in_rows(site: _Site, bad: Tensor, size: int, rows: Rows) -> str:
+def _in_rows(site: _Site, bad: Tensor, size: int, rows: RowNames) -> str:
     if site.dim is None or bad.dim() < -site.dim or bad.shape[site.dim] != size:
         return ""
     others = bad.movedim(site.dim, -1).reshape(-1, size)

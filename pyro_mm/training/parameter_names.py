@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pyro
 
-from .step import TrainingProblem
+from .problem import TrainingProblem
 
 
 def parameter_names(problem: TrainingProblem) -> dict[int, str]:
@@ -27,7 +27,7 @@ def parameter_names(problem: TrainingProblem) -> dict[int, str]:
 
 
 def _paths(problem: TrainingProblem) -> Iterator[tuple[int, str]]:
-    for what, module in problem.reached.items():
+    for what, module in problem.modules_by_path.items():
         for path, p in module.named_parameters(remove_duplicate=False):
             yield id(p), f"{what}.{path}"
     for name, p in pyro.get_param_store().named_parameters():

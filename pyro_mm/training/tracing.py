@@ -17,106 +17,133 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from ..batch.batch import Batch
+from ..scoring.training_objective import Loss, StepWeights
 from ..utils.global_state import override_validation, preserve_process_settings
 from ..utils.modules import buffers_kept
 from ..utils.seeding import temporary_seed
-from .step import TrainingProblem
+from .problem import TrainingProblem
+from .step import Update
 
+# Relative error of loss and gradient norm up to which graph and programs agree, by the dtype of their operations.
 TOLERANCE = {torch.bfloat16: 3e-2, torch.float16: 1e-2, torch.float32: 1e-3, torch.float64: 1e-6}
 
 
 class Untraceable(Exception):
-    """Why a step cannot be traced."""
+    """The reason why a step cannot be traced."""
 
 
 @dataclass
 class TracedStep:
-    """A function of ``(numbers, *batch, *parameters, *buffers)``, all tensors.
+    """A traced update: a function of ``(numbers, [step], *batch, *parameters, *buffers)``, all tensors.
 
     It returns the loss, the value of each term in ``labels``, and the gradients of the parameters in ``places``.
     ``numbers`` are the factor of the gradient and the weights that depend on the step.
+
+    Attributes:
+        graph: the function.
+        labels: names of the terms.
+        places: positions, among the parameters of the loss, of those that have a gradient.
+        uses_step: True if ``step``, a scalar, is one of the inputs.
     """
 
     graph: GraphModule
     labels: list[str]
     places: list[int]
+    uses_step: bool
 
 
-def trace_step(
-    problem: TrainingProblem, buffers: list[Tensor], batch: Batch, numbers: Tensor, fixed: dict[int, float]
-) -> TracedStep:
-    """The step on batches like this one, traced by one run on it.
+@dataclass(frozen=True)
+class TraceInputs:
+    """Inputs to trace an update with.
 
-    Randomness stays random: a draw is an operation of the graph. So do masks that are drawn. What Python decided on
-    the way, from shapes and settings, is decided for good; the graph is compared with the programs on other rows and
-    with other draws, so that one that froze what should have moved is found out.
-
-    Args:
+    Attributes:
+        batch: N rows.
         buffers: the modules' buffers, which a step may change.
-        numbers: ``(1 + W,)``; W weights depend on the step.
-        fixed: what of them the graph may depend on (see :meth:`pyro_mm.objectives.Objective.weights`).
+        numbers: the factor of the gradient, and the W weights that depend on the step, ``(1 + W,)``.
+        step: steps taken so far, a scalar.
+        weights: those weights, and by which of them the graph may differ.
+    """
+
+    batch: Batch
+    buffers: list[Tensor]
+    numbers: Tensor
+    step: Tensor
+    weights: StepWeights
+
+
+def trace_step(update: Update, inputs: TraceInputs) -> TracedStep:
+    """Trace an update for batches like this one, by one run on it.
+
+    Randomness stays random: a draw is an operation of the graph, and so are masks that are drawn. Decisions that Python
+    makes from shapes and settings are constants of the graph. The graph is compared with the programs on other rows, at
+    another step and with other draws, so that one that froze what should have moved is found out.
 
     Raises:
         Untraceable: the programs look at a value in Python, have shapes that depend on values, or did not do the same
             as their graph.
     """
+    problem = update.loss
     labels: list[str] = []
     places: list[int] = []
-    _, rows = batch.parts()
+    rows = inputs.batch.parts()[1]
     parameters = problem.parameters
-    moving = [i for i, p in enumerate(parameters) if p.requires_grad]
+    targets = set(map(id, update.targets))
+    moving = [i for i, p in enumerate(parameters) if p.requires_grad and id(p) in targets]
 
-    def step(numbers: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        loss = loss_of(problem, batch.with_tensors(tensors[: len(rows)]), numbers, fixed)
-        terms = problem.by_term()
-        labels[:] = terms
-        factor = numbers[0].to(loss.dtype)
-        gradients = torch.autograd.grad(loss, [parameters[i] for i in moving], factor, allow_unused=True)
+    def step_function(numbers: Tensor, step: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        loss = evaluate_traced(problem, inputs, inputs.batch.with_tensors(tensors[: len(rows)]), numbers, step)
+        factor = numbers[0].to(loss.total.dtype)
+        gradients = torch.autograd.grad(loss.total, [parameters[i] for i in moving], factor, allow_unused=True)
+        labels[:] = loss.by_term
         places[:] = [i for i, g in zip(moving, gradients, strict=True) if g is not None]
-        return (loss.detach(), *terms.values(), *(g for g in gradients if g is not None))
+        return (loss.total.detach(), *loss.by_term.values(), *(g for g in gradients if g is not None))
 
-    inputs = [numbers, *rows, *parameters, *buffers]
     with preserve_process_settings():
         from torch import _dynamo  # noqa: F401, which a process's first trace imports
-    with unchanged(problem, batch.device):
+    with isolated_run(problem, inputs.batch.device):
         try:
-            with override_validation(False), torch.enable_grad(), _uncollected(), _Watch(), _counting(problem):
-                graph = make_fx(step)(*inputs)
+            with (
+                override_validation(False),
+                torch.enable_grad(),
+                _pause_collection(),
+                _RefuseReads(),
+                _refuse_python_state(problem, inputs.batch.names),
+            ):
+                graph = make_fx(step_function)(inputs.numbers, inputs.step, *rows, *parameters, *inputs.buffers)
         except Untraceable:
             raise
         except Exception as error:
-            raise Untraceable(_reason(error)) from error
+            raise Untraceable(_explain(error)) from error
+
     _check_shapes(graph)
-    _fold(graph)
-    _check_values(problem, graph, len(labels), buffers, batch, numbers, fixed)
-    return TracedStep(graph, labels, places)
+    _fold_constants(graph)
+    uses_step = _remove_unused_step(graph)
+    traced = TracedStep(graph, labels, places, uses_step)
+    _check_values(update, traced, inputs)
+    return traced
 
 
-def loss_of(problem: TrainingProblem, batch: Batch, numbers: Tensor, fixed: dict[int, float]) -> Tensor:
-    """The loss as a function of tensors: of the batch's, and of the weights that depend on the step."""
-    if not hasattr(problem.objective, "loss_with"):
-        return problem.loss(batch)
+def evaluate_traced(problem: TrainingProblem, inputs: TraceInputs, batch: Batch, numbers: Tensor, step: Tensor) -> Loss:
+    """Return the loss as a function of tensors: of the batch's, of the weights that depend on the step, of the step."""
     with problem.autocast():
-        return problem.objective.loss_with(numbers[1:], fixed, problem.model, problem.guide, batch)
+        return problem.objective.evaluate_with_weights(
+            numbers[1:], inputs.weights.fixed, problem.model, problem.guide, batch, step
+        )
 
 
 @contextmanager
-def unchanged(problem: TrainingProblem, device: torch.device) -> Iterator[None]:
-    """Generators (which are under a seed meanwhile), buffers and the objective's counts are afterwards as before."""
-    counts = {name: getattr(problem.objective, name, None) for name in ("steps", "by_term")}
-    try:
-        with buffers_kept(*problem.networks), temporary_seed(1, device):
-            yield
-    finally:
-        for name, value in counts.items():
-            if value is not None:
-                setattr(problem.objective, name, value)
+def isolated_run(problem: TrainingProblem, device: torch.device) -> Iterator[None]:
+    """Run programs under a fixed seed, and put generators and buffers back afterwards."""
+    with buffers_kept(*problem.networks), temporary_seed(1, device):
+        yield
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """Puts off the collection of cycles: torch before 2.13 forgets the place of a tensor in its trace, if Python's
-    handle of it is in a cycle that is collected while autograd holds it, and makes a constant of it.
+def _pause_collection() -> Iterator[None]:
+    """Put off the collection of cycles.
+
+    torch before 2.13 forgets the place of a tensor in its trace, and makes a constant of it, if Python's handle of it
+    is in a cycle that is collected while autograd holds it.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -128,31 +155,39 @@ def _uncollected() -> Iterator[None]:
 
 
 @contextmanager
-def _counting(problem: TrainingProblem) -> Iterator[None]:
-    """Raises where a run moved something of Python's that the graph cannot move again."""
-    kept: list[Any] = []
+def _refuse_python_state(problem: TrainingProblem, names: tuple[str, ...]) -> Iterator[None]:
+    """Raise if a run changes Python state that replaying the graph would not change.
 
-    def looked_at() -> tuple[Any, ...]:
-        held = [vars(m) for root in problem.networks for m in root.modules()]
-        numbers = [(k, v) for attributes in held for k, v in attributes.items() if isinstance(v, bool | int | float)]
-        buffers = [b for attributes in held for b in attributes["_buffers"].values()]
-        kept.extend(buffers)  # or the identity of one that is gone would be given to the next
-        return numbers, [id(b) for b in buffers], random.getstate(), repr(np.random.get_state(legacy=False)["state"])
+    Raises:
+        Untraceable: naming the state.
+    """
+    replaced_buffers: list[Any] = []
 
-    before = looked_at()
+    def state() -> dict[str, Any]:
+        attributes = [vars(m) for root in problem.networks for m in root.modules()]
+        numbers = [(k, v) for held in attributes for k, v in held.items() if isinstance(v, bool | int | float)]
+        buffers = [b for held in attributes for b in held["_buffers"].values()]
+        replaced_buffers.extend(buffers)  # or the identity of one that is gone would be given to the next
+        return {
+            "a number that a module holds": numbers,
+            "which tensor a module's buffer is": [id(b) for b in buffers],
+            "a number that the objective holds": problem.objective.step_weights(names, 0).form,
+            "random numbers outside of torch": (
+                random.getstate(),
+                repr(np.random.get_state(legacy=False)["state"]),
+            ),
+        }
+
+    before = state()
     yield
-    what = [
-        "a number that a module holds",
-        "which tensor a module's buffer is",
-        *["random numbers outside of torch"] * 2,
-    ]
-    for name, then, now in zip(what, before, looked_at(), strict=True):
-        if then != now:
-            raise Untraceable(f"a run of it changes {name}, and a run of its graph would not")
+    after = state()
+    for what, value in before.items():
+        if value != after[what]:
+            raise Untraceable(f"a run of it changes {what}, and a run of its graph would not")
 
 
-class _Watch(TorchFunctionMode):
-    """Refuses to hand values to Python; and ``one_hot`` by comparison, since torch's own looks at the classes."""
+class _RefuseReads(TorchFunctionMode):
+    """Refuse to hand values to Python; and compute ``one_hot`` by comparison, since torch's own reads the classes."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -164,24 +199,29 @@ class _Watch(TorchFunctionMode):
         return (args[0][..., None] == torch.arange(classes, device=args[0].device)).long()
 
 
-def _reason(error: Exception) -> str:
+def _explain(error: Exception) -> str:
+    """Return the reason why a trace failed, with the place where a value was read."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if "value out of a tracing tensor" in text:
-        frames: list[Any] = []
-        where = error.__traceback__
-        while where is not None:
-            frames.append(where.tb_frame)
-            where = where.tb_next
-        apart = ("/torch/", "/pyro/", __file__)
-        own = [f for f in frames if not any(where in f.f_code.co_filename for where in apart)]
-        frame = own[-1] if own else frames[-1]
-        at = f"{frame.f_code.co_name}, in {frame.f_code.co_filename}"
-        return f"it reads a tensor's value in Python, as if, float() and .item() do ({at})"
-    return f"{type(error).__name__}: {text}"
+    if "value out of a tracing tensor" not in text:
+        return f"{type(error).__name__}: {text}"
+    frames: list[Any] = []
+    position = error.__traceback__
+    while position is not None:
+        frames.append(position.tb_frame)
+        position = position.tb_next
+    libraries = ("/torch/", "/pyro/", __file__)
+    own = [f for f in frames if not any(library in f.f_code.co_filename for library in libraries)]
+    frame = own[-1] if own else frames[-1]
+    place = f"{frame.f_code.co_name}, in {frame.f_code.co_filename}"
+    return f"it reads a tensor's value in Python, as if, float() and .item() do ({place})"
 
 
 def _check_shapes(graph: GraphModule) -> None:
-    """Raises where the shape of something depends on values: the graph holds that of the rows it was traced on."""
+    """Raise if a shape depends on values: the graph would hold that of the rows it was traced on.
+
+    Raises:
+        Untraceable: naming the operation.
+    """
     for node in graph.graph.nodes:
         if node.op != "call_function" or torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
             continue
@@ -194,13 +234,14 @@ def _check_shapes(graph: GraphModule) -> None:
         )
 
 
-def _fold(graph: GraphModule) -> None:
-    """Makes constants of tensors made of Python's numbers: on a GPU they would be copied there at every step."""
-    lift, copies = torch.ops.aten.lift_fresh_copy.default, torch.ops.aten._to_copy.default
+def _fold_constants(graph: GraphModule) -> None:
+    """Make constants of tensors made of Python's numbers: on a GPU they would be copied there at every step."""
+    lift = torch.ops.aten.lift_fresh_copy.default
+    copy = torch.ops.aten._to_copy.default
     for node in graph.graph.nodes:
-        if node.target not in (lift, copies) or node.args[0].op != "get_attr" or any(map(_mutates, node.users)):
+        if node.target not in (lift, copy) or node.args[0].op != "get_attr" or any(map(_mutates, node.users)):
             continue
-        if node.target is copies and not node.args[0].target.startswith("_folded_"):
+        if node.target is copy and not node.args[0].target.startswith("_folded_"):
             continue  # a tensor of the programs' own, which they may change
         value = node.target(getattr(graph, node.args[0].target), **node.kwargs)
         name = f"_folded_{node.name}"
@@ -215,38 +256,52 @@ def _mutates(node: Node) -> bool:
     return node.op == "call_function" and getattr(getattr(node.target, "_schema", None), "is_mutable", True)
 
 
-def _check_values(
-    problem: TrainingProblem,
-    graph: GraphModule,
-    terms: int,
-    buffers: list[Tensor],
-    batch: Batch,
-    numbers: Tensor,
-    fixed: dict[int, float],
-) -> None:
-    """Raises where the graph and the programs differ, on a choice of the rows and with draws of another seed."""
-    other = batch[torch.arange(batch.size, device=batch.device).flip(0) // 2]
+def _remove_unused_step(graph: GraphModule) -> bool:
+    """Remove the input ``step`` of a graph that does not use it; return True if it does."""
+    step = [node for node in graph.graph.nodes if node.op == "placeholder"][1]
+    if step.users:
+        return True
+    graph.graph.erase_node(step)
+    graph.recompile()
+    return False
+
+
+def _check_values(update: Update, traced: TracedStep, inputs: TraceInputs) -> None:
+    """Raise if graph and programs differ, on a choice of the rows, at a later step, with draws of another seed.
+
+    Raises:
+        Untraceable: they do.
+    """
+    problem = update.loss
+    batch = inputs.batch
+    other_rows = batch[torch.arange(batch.size, device=batch.device).flip(0) // 2]
+    later = inputs.step + 3
+    targets = set(map(id, update.targets))
 
     def outcome(run: Callable[[], Tensor]) -> Tensor:
-        with unchanged(problem, batch.device):
+        with isolated_run(problem, batch.device):
             return run().double()
 
-    def programs() -> Tensor:
+    def run_programs() -> Tensor:
         with override_validation(False), torch.enable_grad():
-            loss = loss_of(problem, other, numbers, fixed)
-        moving = [p for p in problem.parameters if p.requires_grad]
+            loss = evaluate_traced(problem, inputs, other_rows, inputs.numbers, later).total
+        moving = [p for p in problem.parameters if p.requires_grad and id(p) in targets]
         gradients = torch.autograd.grad(loss, moving, allow_unused=True)
         return _summary(loss, [g for g in gradients if g is not None])
 
-    def traced() -> Tensor:
+    def run_graph() -> Tensor:
+        step = [later] if traced.uses_step else []
+        tensors = [*other_rows.parts()[1], *problem.parameters, *inputs.buffers]
         with torch.no_grad():
-            out = graph(numbers, *other.parts()[1], *problem.parameters, *buffers)
-        return _summary(out[0], [g / numbers[0] for g in out[1 + terms :]])
+            loss, *rest = traced.graph(inputs.numbers, *step, *tensors)
+        return _summary(loss, [g / inputs.numbers[0] for g in rest[len(traced.labels) :]])
 
-    expected, got = outcome(programs), outcome(traced)
-    kinds = {n.meta["val"].dtype for n in graph.graph.nodes if isinstance(n.meta.get("val"), Tensor)}
-    tolerance = max(TOLERANCE.get(k, 0.0) for k in {*kinds, *(p.dtype for p in problem.parameters)})
-    if not torch.allclose(expected, got, rtol=tolerance, equal_nan=True):
+    expected = outcome(run_programs)
+    found = outcome(run_graph)
+    nodes = traced.graph.graph.nodes
+    kinds = {n.meta["val"].dtype for n in nodes if isinstance(n.meta.get("val"), Tensor)}
+    tolerance = max(TOLERANCE.get(kind, 0.0) for kind in {*kinds, *(p.dtype for p in problem.parameters)})
+    if not torch.allclose(expected, found, rtol=tolerance, equal_nan=True):
         raise Untraceable(
             "on other rows its loss or gradient is not that of its trace, so what it does depends on values that are "
             "read, drawn or counted outside of torch"
@@ -254,6 +309,6 @@ def _check_values(
 
 
 def _summary(loss: Tensor, gradients: list[Tensor]) -> Tensor:
-    """The loss, and the norm of its gradient."""
-    norms = torch.stack([g.double().square().sum() for g in gradients]) if gradients else torch.zeros(1)
-    return torch.stack([loss.detach().double(), norms.sum().sqrt()])
+    """Return the loss, and the norm of its gradient."""
+    squares = torch.stack([g.double().square().sum() for g in gradients]) if gradients else torch.zeros(1)
+    return torch.stack([loss.detach().double(), squares.sum().sqrt()])

@@ -38,14 +38,12 @@ def agree(objective, model, guide, batches, backend=None):
     parameters = [*model.parameters(), *guide.parameters()]
     step = mm.stage(objective, model, guide, batches[0], backend=backend)
     for seed, batch in enumerate(batches):
-        steps = getattr(objective, "steps", None)
         torch.manual_seed(seed)
         staged = step(batch).detach().clone(), gradients(parameters)
-        terms = dict(getattr(objective, "by_term", {}))
-        assert step.reasons == []
-        if steps is not None:
-            assert objective.steps == steps + 1
-            objective.steps = steps
+        terms = dict(step.by_term)
+        assert step.reasons == [] and step.steps == seed + 1
+        if hasattr(objective, "steps"):
+            objective.steps = seed
         assert_same(staged, eager(objective, model, guide, batch, parameters, seed))
         for name, value in getattr(objective, "by_term", {}).items():
             torch.testing.assert_close(terms[name], value, rtol=1e-4, atol=1e-4)

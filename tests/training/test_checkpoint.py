@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import pyro_mm as mm
-from pyro_mm.training.checkpoint import data_identity, difference
+from pyro_mm.training.checkpoint_checks import data_identity, difference
 from pyro_mm.training.fingerprint import rows_hash
 from tests.support.training_pair import data, pair
 

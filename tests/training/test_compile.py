@@ -18,8 +18,8 @@ from torch._dynamo.utils import counters
 
 import pyro_mm as mm
 from pyro_mm.handlers.elbos import traceable_form
-from pyro_mm.training.compile import MOST
-from pyro_mm.training.step import problem_of
+from pyro_mm.training.compile import MAX_GRAPHS
+from pyro_mm.training.problem import problem_from_run
 from tests.support.compiled import TRACED, agree, assert_same, cases, eager, gradients
 from tests.support.contract import OBJECTIVES, data, pair
 
@@ -78,7 +78,7 @@ def enumerated():
 def test_sums_over_classes_are_staged():
     model, guide = enumerated()
     batch = mm.Batch({"x": torch.randn(7, 2)})
-    problem = problem_of(mm.estimators.IWAE(2), model, guide, batch)
+    problem = problem_from_run(mm.estimators.IWAE(2), model, guide, batch)
     step = mm.stage(mm.estimators.IWAE(2), model, guide, batch, backend=None)
     torch.manual_seed(5)
     got = step(batch), gradients(problem.parameters)
@@ -317,7 +317,7 @@ def test_weights_move_with_the_step(kind, estimator):
     for seed in range(3):
         torch.manual_seed(seed)
         staged.append((step(batch).clone(), gradients(parameters)))
-    assert step.reasons == [] and objective.steps == 3
+    assert step.reasons == [] and step.steps == 3
     assert len(step._graphs) == (1 if kind == "kl" else 2)  # a likelihood that weighs nothing has a form of its own
     objective.steps = 0
     for seed in range(3):
@@ -386,13 +386,13 @@ class partial_backend:
     """fit without inductor: what it compiles to is tested apart."""
 
     def __enter__(self):
-        import pyro_mm.training.loop as train
+        import pyro_mm.training.updates as updates
 
-        self.train, self.staged = train, train.Staged
-        train.Staged = partial(self.staged, backend=None)
+        self.updates, self.compiled = updates, updates.CompiledStep
+        updates.CompiledStep = partial(self.compiled, backend=None)
 
     def __exit__(self, *_):
-        self.train.Staged = self.staged
+        self.updates.CompiledStep = self.compiled
 
 
 @pytest.mark.parametrize("plate", ["batch", "pyro"])
@@ -479,7 +479,7 @@ def test_what_cannot_be_traced_runs_as_it_is_and_says_why_once(likelihood, reaso
         warnings.simplefilter("error")
         step(batch)
         step(batch[:5])  # another shape, the same reason
-    assert first.isfinite() and objective.steps == 3
+    assert first.isfinite() and step.steps == 3
     assert all(p.grad is not None for p in guide.parameters())
 
 
@@ -488,7 +488,7 @@ def test_where_a_value_is_read_is_told():
     step = mm.stage(mm.objectives.elbo(), model, guide, batch, backend=None)
     with pytest.warns(UserWarning, match="is not compiled"):
         step(batch)
-    assert "reads, in" in step.reasons[0] and "test_compiled.py" in step.reasons[0]
+    assert "reads, in" in step.reasons[0] and "test_compile.py" in step.reasons[0]
 
 
 @pytest.mark.parametrize("estimator", [TraceGraph_ELBO(), TraceEnum_ELBO(max_plate_nesting=3)], ids=["graph", "enum"])
@@ -505,7 +505,7 @@ def test_many_shapes_are_too_many():
     model, guide, batch = story_of(lambda mean, batch: mean)
     step = mm.stage(mm.objectives.elbo(), model, guide, batch, backend=None)
     with pytest.warns(UserWarning, match="pad them"):
-        for rows in range(1, MOST + 2):
+        for rows in range(1, MAX_GRAPHS + 2):
             step(batch[:rows])
     assert len(step.reasons) == 1
 
@@ -549,7 +549,7 @@ def test_a_module_put_into_another_mode_is_traced_anew():
 
 def test_a_frozen_parameter_keeps_still():
     model, guide, batch = story_of(lambda mean, batch: mean)
-    parameters = problem_of(mm.objectives.elbo(), model, guide, batch).parameters
+    parameters = problem_from_run(mm.objectives.elbo(), model, guide, batch).parameters
     optimizer = torch.optim.SGD(parameters, 0.1)
     step = mm.stage(mm.objectives.elbo(), model, guide, batch, optimizer, backend=None)
     step(batch)
@@ -696,7 +696,7 @@ def test_a_step_follows_what_changes(change):
     step = mm.stage(objective, model, guide, batch, backend=None)
     step(batch)
     change(guide, objective)
-    parameters = problem_of(objective, model, guide, batch).parameters
+    parameters = problem_from_run(objective, model, guide, batch).parameters
     torch.manual_seed(4)
     staged = step(batch), gradients(parameters)
     assert step.reasons == []

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pyro_mm.training import cuda_graph as captured
-from pyro_mm.training.compile import _Step
+from pyro_mm.training import cuda_graph
+from pyro_mm.training.compile import GraphStep
+from pyro_mm.training.step import Update
 from pyro_mm.training.tracing import TracedStep
 
 
@@ -33,22 +34,23 @@ def played(monkeypatch):
         return nullcontext()
 
     cuda.CUDAGraph, cuda.graph = Graph, graph
-    monkeypatch.setattr(captured, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(cuda_graph, "torch", SimpleNamespace(cuda=cuda))
     return cuda
 
 
 def build(played, optimizer=None):
     weight, other = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(1))
-    traced = TracedStep(None, ["term"], [0])
-    step = _Step(loss_and_gradients, traced, [weight, other], [weight, other], optimizer and optimizer([weight]))
-    run = captured.CUDAGraphStep(step)
+    traced = TracedStep(None, ["term"], [0], uses_step=False)
+    loss = SimpleNamespace(parameters=[weight, other])
+    update = Update(loss, optimizer=optimizer and optimizer([weight]))
+    step = GraphStep(loss_and_gradients, traced, update, [weight, other], optimizes=True)
+    run = cuda_graph.CUDAGraphStep(step)
 
     def replays():
         with torch.no_grad():
-            loss, term, gradient = loss_and_gradients(*run.inputs, *step.held)
+            loss, term, gradient = loss_and_gradients(*run.inputs, *step.parameters_and_buffers)
             run.result[0].copy_(loss), run.result[1][0].copy_(term), step.gradients[0].copy_(gradient)
-            if step.optimizer is not None:
-                step.optimizer.step()
+            step.update.apply()
 
     played.replays = replays
     return run, weight, other
@@ -73,7 +75,7 @@ def test_a_setting_or_a_place_that_changes_is_captured_anew(played):
     for _ in range(5):
         run(inputs)
     assert played.captures == 1
-    run.step.optimizer.param_groups[0]["lr"] = 0.5
+    run.step.update.optimizer.param_groups[0]["lr"] = 0.5
     run(inputs)
     assert played.captures == 2
     weight.data = weight.data.clone()
@@ -85,10 +87,10 @@ def test_a_setting_or_a_place_that_changes_is_captured_anew(played):
 def test_which_optimisers_can_be_captured():
     parameter = [torch.nn.Parameter(torch.ones(2))]
     adam = torch.optim.Adam(parameter)
-    assert captured.capturable(adam) and adam.param_groups[0]["capturable"]
-    assert captured.capturable(torch.optim.SGD(parameter, 0.1))
-    assert not captured.capturable(torch.optim.Adagrad(parameter))
+    assert cuda_graph.can_capture(adam) and adam.param_groups[0]["capturable"]
+    assert cuda_graph.can_capture(torch.optim.SGD(parameter, 0.1))
+    assert not cuda_graph.can_capture(torch.optim.Adagrad(parameter))
     begun = torch.optim.Adam(parameter)
     parameter[0].grad = torch.ones(2)
     begun.step()
-    assert not captured.capturable(begun)
+    assert not cuda_graph.can_capture(begun)

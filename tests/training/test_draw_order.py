@@ -6,7 +6,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import pyro_mm as mm
 from pyro_mm.training import compile as compiled
-from pyro_mm.training.draw_order import compiled_between_draws, draws
+from pyro_mm.training.draw_order import compile_between_draws, is_draw
 from tests.support.compiled import TRACED, agree, cases
 from tests.support.contract import OBJECTIVES, data, pair
 
@@ -19,7 +19,7 @@ class Compiler:
 
     def __call__(self, graph, inputs):
         self.count += 1
-        assert not any(map(draws, graph.graph.nodes))
+        assert not any(map(is_draw, graph.graph.nodes))
         placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
         for node, x in zip(placeholders, inputs, strict=True):
             value = node.meta["val"]
@@ -74,7 +74,7 @@ def test_pieces_are_the_graph(f, pieces):
     torch.manual_seed(1)
     expected = f(x)
     state = torch.get_rng_state()
-    run = compiled_between_draws(graph, [x], compiler)
+    run = compile_between_draws(graph, [x], compiler)
     torch.manual_seed(1)
     for got, value in zip(run(x), expected, strict=True):
         assert torch.equal(got, value)
@@ -84,7 +84,7 @@ def test_pieces_are_the_graph(f, pieces):
 
 def test_nothing_is_held_longer_than_it_is_asked_for():
     x = torch.randn(3, 4)
-    run = compiled_between_draws(make_fx(by_values)(x), [x], Compiler())
+    run = compile_between_draws(make_fx(by_values)(x), [x], Compiler())
     for i, piece in enumerate(run.pieces):
         later = {name for other in run.pieces[i + 1 :] for name in other.inputs} | set(run.outputs)
         assert not later & set(piece.last)
@@ -98,9 +98,9 @@ def uncompiled(monkeypatch):
     """Staged steps cut at their draws, and run as they are."""
     compiler = Compiler()
     monkeypatch.setattr(
-        compiled.Staged,
-        "_compiled",
-        lambda self, traced, inputs: compiled_between_draws(traced.graph, inputs, compiler),
+        compiled.CompiledStep,
+        "_compile",
+        lambda self, traced, inputs: compile_between_draws(traced.graph, inputs, compiler),
     )
     return compiler
 

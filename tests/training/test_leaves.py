@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pyro_mm as mm
-from pyro_mm.training.step import _leaves
+from pyro_mm.training.problem import _leaves
 
 
 def random_graph(seed):

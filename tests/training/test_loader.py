@@ -283,7 +283,7 @@ def three_pair():
 )
 def test_a_minibatch_without_a_rare_modality_trains(train, functions, compile, monkeypatch):
     """Masks that a loader's collation makes from whole minibatches say False of all rows of some of them."""
-    monkeypatch.setattr("pyro_mm.training.compile.Staged._compiled", lambda self, traced, inputs: traced.graph)
+    monkeypatch.setattr("pyro_mm.training.compile.CompiledStep._compile", lambda self, traced, inputs: traced.graph)
     whole = mm.Batch({"a": torch.randn(24, 2), "b": torch.randn(24, 1)}, {"b": torch.arange(24) == 22})
 
     def collate(index):
@@ -304,7 +304,7 @@ def test_a_minibatch_without_a_rare_modality_trains(train, functions, compile, m
 @pytest.mark.parametrize("compile", [False, True])
 def test_so_do_loose_parameters_that_the_first_minibatch_does_not_use(how, compile, monkeypatch):
     """Bernoulli data, whose draws carry no gradient, absent from the first minibatch."""
-    monkeypatch.setattr("pyro_mm.training.compile.Staged._compiled", lambda self, traced, inputs: traced.graph)
+    monkeypatch.setattr("pyro_mm.training.compile.CompiledStep._compile", lambda self, traced, inputs: traced.graph)
     loose = nn.Parameter(torch.tensor([0.5, -0.5]))
 
     def weight():

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyro_mm as mm
-from pyro_mm.training import nonfinite as finite
+from pyro_mm.training import nonfinite
 from pyro_mm.training.nonfinite import NotFinite
 
 ADAM = lambda ps: torch.optim.Adam(ps, 0.01)  # noqa: E731
@@ -53,7 +53,7 @@ def held(*modules):
 @pytest.fixture
 def traced_only(monkeypatch):
     """Without inductor, whose compilation takes seconds."""
-    monkeypatch.setattr("pyro_mm.training.compile.Staged._compiled", lambda self, traced, inputs: traced.graph)
+    monkeypatch.setattr("pyro_mm.training.compile.CompiledStep._compile", lambda self, traced, inputs: traced.graph)
 
 
 # -- the state is that before the step ---------------------------------------------------------------
@@ -105,15 +105,15 @@ def test_parameters_are_those_before_the_step(optimizer, compile, functions, poi
 def test_what_is_found_late_is_traced_back(monkeypatch):
     """Looks are rare: 40 steps lie between the infinite row and the look that finds it."""
     looks = []
-    look = finite.Watch.look
+    look = nonfinite.NonFiniteMonitor.check
     monkeypatch.setattr(
-        finite.Watch, "look", lambda self, values: (looks.append(len(self._window)), look(self, values))
+        nonfinite.NonFiniteMonitor, "check", lambda self, values: (looks.append(len(self._window)), look(self, values))
     )
     values = rows(400).index_fill(0, torch.tensor([77]), torch.inf)
     with pytest.raises(NotFinite) as error:
         mm.fit(Story(), encoder(), mm.objectives.elbo(), mm.Batch({"a": values}), epochs=1, audit=False, **QUIET)
     assert "row 77 of the data" in str(error.value)
-    assert looks[0] == 1 and all(length in (finite.EVERY, 49) for length in looks[1:])
+    assert looks[0] == 1 and all(length in (nonfinite.CHECK_EVERY, 49) for length in looks[1:])
 
 
 class Reads(TorchDispatchMode):
@@ -136,7 +136,7 @@ def test_looking_waits_for_the_device_once_in_many_steps():
             mm.fit(Story(), encoder(), mm.objectives.elbo(), mm.Batch({"a": rows(steps * 8)}), epochs=1,
                    **QUIET | {"optimizer": lambda ps: torch.optim.SGD(ps, 1e-3)})  # fmt: skip
         counts.append(reads.count)
-    assert counts[1] - counts[0] == 400 // finite.EVERY
+    assert counts[1] - counts[0] == 400 // nonfinite.CHECK_EVERY
 
 
 @pytest.mark.cuda
@@ -164,7 +164,7 @@ def test_parameters_are_those_before_the_step_on_a_gpu(compile, poisoned):
 def test_a_training_that_is_finite_is_what_it_was_without_looking(monkeypatch):
     losses = []
     for every in (1, 7, 10**9):
-        monkeypatch.setattr(finite, "EVERY", every)
+        monkeypatch.setattr(nonfinite, "CHECK_EVERY", every)
         torch.manual_seed(0)
         story, guide = Story(), encoder()
         history = mm.fit(story, guide, mm.objectives.elbo(), mm.Batch({"a": rows()}), epochs=3, **QUIET)

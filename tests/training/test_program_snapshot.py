@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
 import pyro_mm as mm
-from pyro_mm.training.program_snapshot import Composition
-from pyro_mm.training.step import problem_of
+from pyro_mm.scoring.prepare_objective import prepare_objective
+from pyro_mm.training.problem import problem_from_run
+from pyro_mm.training.program_snapshot import ProgramSnapshot
 from tests.support.compiled import assert_same, eager, gradients
 
 
@@ -89,7 +90,7 @@ def test_a_step_follows_what_a_program_is_made_of(change):
     step = mm.stage(objective, model, guide, batch, backend=None)
     before = step(batch).clone()
     CHANGES[change](model, guide)
-    parameters = problem_of(objective, model, guide, batch).parameters
+    parameters = problem_from_run(prepare_objective(objective), model, guide, batch).parameters
     torch.manual_seed(4)
     staged = step(batch), gradients(parameters)
     assert step.reasons == [] and not torch.equal(staged[0], before)
@@ -103,7 +104,7 @@ def test_a_step_follows_a_network_that_a_function_refers_to():
     step = mm.stage(objective, model, guide, batch, backend=None)
     step(batch)
     replace()
-    parameters = problem_of(objective, model, guide, batch).parameters
+    parameters = problem_from_run(prepare_objective(objective), model, guide, batch).parameters
     torch.manual_seed(4)
     staged = step(batch), gradients(parameters)
     assert_same(staged, eager(objective, model, guide, batch, parameters, 4))
@@ -111,13 +112,13 @@ def test_a_step_follows_a_network_that_a_function_refers_to():
 
 def test_a_hook_of_all_modules_is_noticed():
     model, guide, _ = setting()
-    composition = Composition({"model": model, "guide": guide})
+    snapshot = ProgramSnapshot({"model": model, "guide": guide})
     handle = nn.modules.module.register_module_forward_hook(doubled)
     try:
-        assert composition.changed()
+        assert snapshot.changed()
     finally:
         handle.remove()
-    assert not composition.changed()
+    assert not snapshot.changed()
 
 
 def test_steps_evaluations_and_modes_are_no_change():
@@ -125,12 +126,12 @@ def test_steps_evaluations_and_modes_are_no_change():
     model, guide, batch = setting()
     optimizer = torch.optim.Adam([*model.parameters(), *guide.parameters()])
     step = mm.stage(mm.objectives.elbo(), model, guide, batch, optimizer, backend=None)
-    composition = Composition({"model": model, "guide": guide})
+    snapshot = ProgramSnapshot({"model": model, "guide": guide})
     step(batch)
     mm.log_marginal(model, guide, batch, num_particles=10)
     model.eval(), model.train()
     model.load_state_dict(model.state_dict())
-    assert not composition.changed()
+    assert not snapshot.changed()
 
 
 @pytest.mark.parametrize("change", ["a module in a list", "a module of the guide", "a parameter"])

@@ -74,7 +74,7 @@ KINDS = ["modules", "closures", "a method and a dictionary"]
 @pytest.mark.parametrize("kind", KINDS)
 def test_dropout_and_batch_normalisation_are_on_in_steps_and_off_in_validation(kind, compile, monkeypatch):
     """Buffers move with the steps alone, and as by hand; the validation loss is that in evaluation mode."""
-    monkeypatch.setattr("pyro_mm.training.compile.Staged._compiled", lambda self, traced, inputs: traced.graph)
+    monkeypatch.setattr("pyro_mm.training.compile.CompiledStep._compile", lambda self, traced, inputs: traced.graph)
     networks = Networks()
     still = lambda ps: torch.optim.SGD(ps, 0.0)  # noqa: E731
     for module in networks.all:
@@ -155,7 +155,7 @@ def test_the_first_run_on_a_few_rows_moves_no_buffer():
 
 def test_padding_is_not_used_where_a_function_normalises_batches(monkeypatch):
     """A last smaller minibatch counts as it is: the running mean is that by hand."""
-    monkeypatch.setattr("pyro_mm.training.compile.Staged._compiled", lambda self, traced, inputs: traced.graph)
+    monkeypatch.setattr("pyro_mm.training.compile.CompiledStep._compile", lambda self, traced, inputs: traced.graph)
     networks, order = Networks(), []
     still = lambda ps: torch.optim.SGD(ps, 0.0)  # noqa: E731
 

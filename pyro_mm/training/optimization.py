@@ -1,0 +1,111 @@
+"""The optimiser and the schedule of step sizes of a training."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from ..utils.global_state import preserve_process_settings
+from .arguments import check_optimizer, check_schedule
+from .history import History
+from .problem import TrainingError, TrainingProblem
+
+MAX_LISTED = 5  # names in a message
+
+
+def make_optimizer(
+    factory: Callable[[Iterable[Tensor]], torch.optim.Optimizer] | None,
+    problem: TrainingProblem,
+    names: dict[int, str],
+) -> torch.optim.Optimizer:
+    """Return the optimiser of a problem's parameters.
+
+    Args:
+        factory: parameters -> optimiser; None for Adam with a step size of 0.001.
+        problem: the training problem.
+        names: parameter, by identity, to its name in a message.
+
+    Raises:
+        TypeError: no optimiser of torch.
+        TrainingError: one that lacks a parameter, or has one twice.
+    """
+    with preserve_process_settings():  # a process's first optimiser imports torch's compiler
+        optimizer = check_optimizer((_adam if factory is None else factory)(problem.parameters))
+    _check_complete(optimizer, list(problem.required_parameters.values()), names)
+    return optimizer
+
+
+def _adam(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    parameters = list(parameters)
+    return torch.optim.Adam(parameters, 1e-3, fused=all(p.is_floating_point() for p in parameters))
+
+
+def _check_complete(optimizer: torch.optim.Optimizer, parameters: list[Tensor], names: dict[int, str]) -> None:
+    """Raise a TrainingError unless the optimiser has every parameter, once."""
+    given = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    known = set(given)
+    if len(given) > len(known):
+        twice = dict.fromkeys(names.get(key, "a tensor of no module here") for key in given if given.count(key) > 1)
+        raise TrainingError(
+            f"the optimiser has {len(given) - len(known)} parameters more than once, and would move them as often at "
+            f"every step: {', '.join(list(twice)[:MAX_LISTED])}. Give it each once"
+        )
+    missing = [names[id(p)] for p in parameters if id(p) not in known]
+    if missing:
+        more = f" and {len(missing) - MAX_LISTED} more" if len(missing) > MAX_LISTED else ""
+        raise TrainingError(
+            f"the optimiser leaves out {len(missing)} of {len(parameters)} parameters: "
+            f"{', '.join(missing[:MAX_LISTED])}{more}. Give it all that its function is called with, and freeze with "
+            "requires_grad_(False) what is not to be trained"
+        )
+
+
+class Schedule:
+    """Step sizes that move on after every epoch, by one of ``torch.optim.lr_scheduler``.
+
+    Args:
+        scheduler: the schedule; None leaves step sizes as they are.
+        history: of the training, whose losses a schedule that waits for a plateau sees.
+    """
+
+    def __init__(self, scheduler: LRScheduler | None, history: History):
+        self.scheduler = scheduler
+        self._history = history
+
+    @classmethod
+    def of(
+        cls,
+        factory: Callable[[torch.optim.Optimizer], LRScheduler] | None,
+        optimizer: torch.optim.Optimizer,
+        history: History,
+    ) -> Schedule:
+        """Return the schedule that a user's function makes of an optimiser.
+
+        Raises:
+            TypeError: it makes something else.
+        """
+        return cls(None if factory is None else check_schedule(factory(optimizer)), history)
+
+    def after_epoch(self, epoch: int) -> None:
+        """Move on after an epoch, counted from 0."""
+        scheduler: Any = self.scheduler
+        if scheduler is None:
+            return
+        if isinstance(scheduler, ReduceLROnPlateau):
+            columns = self._history.columns
+            scheduler.step(columns.get("validation", columns["loss"])[epoch])
+        else:
+            scheduler.step()
+
+    def skip(self, epochs: int) -> None:
+        """Move on after the epochs of an earlier run."""
+        with warnings.catch_warnings():
+            # the steps that came before were another process's
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)
+            for epoch in range(epochs):
+                self.after_epoch(epoch)

@@ -1,0 +1,360 @@
+"""The loop of a training: prepare, resume, then step, validate and record, epoch by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+
+from ..batch.batch import Batch
+from ..scoring.audit.training import TrainingAudit, audit_training
+from ..scoring.program_errors import indices_explained
+from ..scoring.training_objective import Loss, PreparedObjective
+from ..utils.arguments import describe
+from ..utils.locks import lock_path
+from ..utils.modules import buffers_kept
+from ..utils.seeding import temporary_seed
+from .arguments import check_validation
+from .checkpoint import Checkpoint, data_identity
+from .first_run import build_problem, name_nan_parameters
+from .history import History
+from .loader import MinibatchLoader
+from .missing_gradients import MissingGradients
+from .modes import leave_in_evaluation, networks_to_train, set_training
+from .nonfinite import NonFiniteMonitor
+from .nonfinite_report import validation_check
+from .optimization import Schedule, make_optimizer
+from .parameter_names import parameter_names
+from .problem import TrainingProblem, programs_of
+from .progress import ProgressBar, progress_bar
+from .step import Update
+from .updates import UpdateSequence
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """The options of :func:`~pyro_mm.fit`, checked by type."""
+
+    validation: Batch | None
+    epochs: int
+    batch_size: int
+    optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer] | None
+    scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None
+    seed: int | None
+    device: torch.device | None
+    precision: str
+    compile: bool
+    validate: bool | None
+    resident: bool | None
+    workers: int
+    drop_last: bool | None
+    transform: Callable[[Batch], Batch] | None
+    checkpoint: Path | None
+    force_resume: bool
+    progress: bool
+    callback: Callable[[int, dict[str, float]], None] | None
+    audit: bool
+
+
+class Trainer:
+    """A training: its data, its steps, its checks and its history.
+
+    Args:
+        model, guide: callables of a batch.
+        objective: as ``prepare_objective`` returns it.
+        train: the rows, or a loader of them.
+        options: the options of :func:`~pyro_mm.fit`.
+
+    Attributes:
+        history: the losses of every epoch so far.
+    """
+
+    problem: TrainingProblem
+    optimizer: torch.optim.Optimizer
+    sequence: UpdateSequence
+    monitor: NonFiniteMonitor
+    missing_gradients: MissingGradients
+    schedule: Schedule
+    bar: ProgressBar
+
+    def __init__(
+        self,
+        model: Callable[[Batch], Any],
+        guide: Callable[[Batch], Any],
+        objective: PreparedObjective,
+        train: Batch | DataLoader[Any],
+        options: TrainingOptions,
+    ):
+        self.model = model
+        self.guide = guide
+        self.objective = objective
+        self.train = train
+        self.options = options
+        self.history = History()
+        self.programs = programs_of(objective, model, guide)
+        self.networks = networks_to_train(self.programs)
+        self.placement = Placement(_training_device(self.networks, options.device, model, guide), options.precision)
+        for network in self.networks:
+            network.to(self.placement.device)
+        self.loader = MinibatchLoader(
+            train, options.batch_size, self.placement.device, options.resident, options.workers, options.drop_last
+        )
+        self.validation: Batch | None = None
+        self.audit = TrainingAudit()
+        self.checkpoint: Checkpoint | None = None
+
+    def run(self) -> History:
+        """Train for all epochs, or for those that a checkpoint leaves, and return the history."""
+        options = self.options
+        with (
+            leave_in_evaluation(self.networks),
+            lock_path(options.checkpoint),
+            temporary_seed(options.seed, self.placement.device),
+            progress_bar(options.progress, options.epochs, len(self.loader)) as self.bar,
+        ):
+            first_epoch = self.prepare()
+            for epoch in range(first_epoch, options.epochs):
+                entry = self.run_epoch(epoch, is_first=epoch == first_epoch)
+                if self.validation is not None:
+                    entry["validation"] = self.validation_loss(self.validation, epoch)
+                self.record(epoch, entry)
+            if self.checkpoint is not None:
+                self.checkpoint.write(options.epochs)
+        return self.history
+
+    # -- before the first step ------------------------------------------------------------------------------------
+
+    def prepare(self) -> int:
+        """Find the parameters by a first run, make optimiser and steps, resume; return the number of the next epoch."""
+        options = self.options
+        head = self.loader.head()
+        first = self.transform(head)
+        check_validation(options.validation, head.names)
+        if options.validation is not None:
+            self.validation = options.validation.to(self.placement.device)
+        if options.audit:
+            rows = self.train if isinstance(self.train, Batch) and options.transform is None else first
+            with name_nan_parameters(self.model, self.guide):
+                self.audit = audit_training(self.model, self.guide, self.objective, rows, self.validation)
+
+        self.problem = build_problem(
+            self.objective, self.model, self.guide, first, self.placement.autocast, self.audit.unrunnable
+        )
+        names = parameter_names(self.problem)
+        self.optimizer = make_optimizer(options.optimizer, self.problem, names)
+        self._check_single_row()
+        self.missing_gradients = MissingGradients(self.problem, names)
+        self.sequence = UpdateSequence(
+            [Update(self.problem, optimizer=self.optimizer)],
+            self.loader,
+            compile=options.compile,
+            validate=options.validate,
+        )
+        epochs_before = self.resume(head)
+        knows_rows = isinstance(self.train, Batch)
+        self.monitor = NonFiniteMonitor(self.sequence, names, self.placement.device, knows_rows)
+        self.bar.skip(epochs_before)
+        return epochs_before
+
+    def resume(self, head: Batch) -> int:
+        """Restore the state of a checkpoint, if there is one, and return the number of epochs behind it."""
+        options = self.options
+        loader = self.loader
+        epochs_before = 0
+        if options.checkpoint is not None:
+            identity = data_identity(self.train, head, loader.size, loader.batch_size, len(loader), options.seed)
+            self.checkpoint = Checkpoint(
+                options.checkpoint,
+                self.sequence,
+                self.history.columns,
+                self.placement.device,
+                identity,
+                self.objective.describe(head.names),
+            )
+            epochs_before = self.checkpoint.read(options.epochs, force=options.force_resume)
+        self.schedule = Schedule.of(options.scheduler, self.optimizer, self.history)
+        if self.checkpoint is not None:
+            self.checkpoint.schedule = self.schedule.scheduler
+        self.schedule.skip(epochs_before)
+        return epochs_before
+
+    def _check_single_row(self) -> None:
+        """Raise a ValueError if a minibatch will be a single row, of which batch normalisation has no variance."""
+        loader = self.loader
+        if loader.smallest != 1 or not self.problem.normalises_batches:
+            return
+        try:
+            with temporary_seed(0, loader.device), buffers_kept(*self.problem.networks):
+                set_training(self.networks, True)
+                self.evaluate(self.transform(loader.head()[:1]), step=0)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            mend = "pass drop_last=True, or another batch_size"
+            if loader.batch_size == 1:
+                mend = "pass a larger batch_size"
+            to = ", to the loader" if isinstance(loader.data, DataLoader) else ""
+            raise ValueError(
+                f"{loader.size} rows in minibatches of {loader.batch_size or 'the sizes given'} leave a minibatch of a "
+                f"single row, of which batch normalisation has no variance: {mend}{to}"
+            ) from error
+        finally:
+            set_training(self.networks, False)
+
+    # -- an epoch -------------------------------------------------------------------------------------------------
+
+    def run_epoch(self, epoch: int, is_first: bool) -> dict[str, float]:
+        """Take the steps of an epoch.
+
+        Args:
+            epoch: its number, counted from 0.
+            is_first: whether it is the first one of this process.
+
+        Returns:
+            The loss and the value of each term, per row.
+        """
+        checks_values = is_first and (self.options.transform is not None or not isinstance(self.train, Batch))
+        set_training(self.networks, True)
+        sums: dict[tuple[str, ...], Tensor] = {}
+        rows = 0
+        with self.monitor.guard(sums):
+            for number, batch in enumerate(map(self.transform, self.loader), 1):
+                if checks_values:
+                    self.audit.check(batch)
+                self.monitor.before_step(batch, epoch + 1, number)
+                labels, values = self.take_step(batch)
+                self.missing_gradients.after_step(batch, self.sequence.steps)
+                sums[labels] = sums[labels] + values if labels in sums else values
+                rows += batch.size
+                self.monitor.after_step(sums.values())
+                self.bar.step()
+        self.monitor.check(sums.values())
+
+        if rows == 0:
+            raise ValueError(f"the loader gave no minibatch in epoch {epoch + 1}: can it be gone through but once?")
+        if not self.problem.all_in_plate:
+            self.loader.check_rows(rows)
+        self.missing_gradients.after_epoch(self.loader.modalities)
+        set_training(self.networks, False)
+        return _per_row(sums, rows)
+
+    def take_step(self, batch: Batch) -> tuple[tuple[str, ...], Tensor]:
+        """Take a step; return labels and values of the loss and its terms, summed over rows."""
+        with indices_explained({"model": self.model, "guide": self.guide}, batch.size, "a minibatch of {} rows"):
+            try:
+                (values,) = self.sequence(batch)
+            except torch.OutOfMemoryError:
+                raise
+            except (ValueError, RuntimeError, ArithmeticError) as error:
+                self.monitor.explain_error(error)
+                raise
+        return values  # type: ignore[return-value]  # the one update is due at every step
+
+    def transform(self, batch: Batch) -> Batch:
+        """Return a minibatch as the user's ``transform`` changes it.
+
+        Raises:
+            TypeError, ValueError: the transform returns something else, or other rows.
+        """
+        if self.options.transform is None:
+            return batch
+        new = self.options.transform(batch)
+        if not isinstance(new, Batch):
+            raise TypeError(
+                f"expected transform to return a pyro_mm.Batch, got {describe(new)} from it: return "
+                "batch.replaced({...})"
+            )
+        if new.size != batch.size or new.total != batch.total:
+            raise ValueError(
+                f"the transform made a batch of {new.size} rows of {new.total} out of one of {batch.size} of "
+                f"{batch.total}: return batch.replaced({{...}}), which keeps what the rows are a part of"
+            )
+        return new
+
+    # -- after an epoch -------------------------------------------------------------------------------------------
+
+    def evaluate(self, batch: Batch, step: int) -> Loss:
+        """Return the loss of some rows, without a graph."""
+        with torch.no_grad():
+            return self.objective.evaluate(self.model, self.guide, batch, step=step)
+
+    def validation_loss(self, rows: Batch, epoch: int) -> float:
+        """Return the loss per row of the validation rows, under one seed."""
+        total = 0.0
+        step = self.sequence.steps
+        device = self.placement.device
+
+        def evaluate(batch: Batch) -> Loss:
+            return self.evaluate(batch, step)
+
+        with temporary_seed(0, device), self.placement.autocast():
+            for index in torch.arange(rows.size, device=rows.device).split(self.options.batch_size):
+                part = rows.subsample(index)
+                with validation_check(part, evaluate, device, epoch + 1) as check:
+                    loss = float(evaluate(part).total)
+                    check(loss)
+                total += loss * len(index) / rows.size if self.problem.scales_to_data else loss
+        return total / rows.size
+
+    def record(self, epoch: int, entry: dict[str, float]) -> None:
+        """Add an epoch to the history, move the schedule on, write the checkpoint, call the callback."""
+        self.history.append(entry)
+        self.schedule.after_epoch(epoch)
+        self.bar.show(entry)
+        if self.checkpoint is not None:
+            self.checkpoint.after_epoch(epoch + 1)
+        if self.options.callback is None:
+            return
+        try:
+            self.options.callback(epoch + 1, entry)
+        except BaseException:
+            if self.checkpoint is not None:
+                self.checkpoint.write(epoch + 1)
+            raise
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Device and precision of a training."""
+
+    device: torch.device
+    precision: str
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return a context in which networks run in this precision."""
+        if self.precision == "32-true":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+
+def _per_row(sums: dict[tuple[str, ...], Tensor], rows: int) -> dict[str, float]:
+    """Return label -> value per row, of sums of an epoch by their labels."""
+    entry: dict[str, float] = {}
+    for labels, totals in sums.items():
+        for label, total in zip(labels, totals.tolist(), strict=True):
+            entry[label] = entry.get(label, 0.0) + total / rows
+    return entry
+
+
+def _training_device(networks: list[nn.Module], device: torch.device | None, model: Any, guide: Any) -> torch.device:
+    """Return the device to train on, with its number.
+
+    None is the device of the modules; or CUDA, if there is one, the modules are on the CPU, and model and guide are
+    modules both.
+    """
+    if device is None:
+        parameters = (p for network in networks for p in network.parameters())
+        device = next((p.device for p in parameters), torch.get_default_device())
+        both = isinstance(model, nn.Module) and isinstance(guide, nn.Module)
+        if both and device.type == "cpu" and torch.cuda.is_available():
+            device = torch.device("cuda")
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
