@@ -26,7 +26,7 @@ def test_training_curve_has_a_panel_for_the_terms(tmp_path, epochs):
     columns = {"loss": falling, "(*, *, P)": falling, "(image, image, P)": falling, "validation": falling}
     axes = rendered(plots.training_curve(columns), tmp_path)
     assert [len(ax.lines) for ax in axes] == [2, 2]
-    assert all("nats a row" in ax.get_ylabel() and ax.get_xlabel() == "epoch" for ax in axes)
+    assert all("nats per row" in ax.get_ylabel() and ax.get_xlabel() == "epoch" for ax in axes)
     assert len(rendered(plots.training_curve({"loss": falling, "(*, *, P)": falling}), tmp_path)) == 1
 
 
