@@ -1,4 +1,4 @@
-"""What mixtures and choices are made of: broadcasting, selection, the normal inside."""
+"""Parts of mixtures and choices: a base class, and helpers to broadcast, select and unwrap."""
 
 from __future__ import annotations
 
@@ -18,15 +18,39 @@ from ..utils.arguments import check_tensor, describe
 
 
 def gumbel(uniform: Tensor) -> Tensor:
-    """Gumbel variables of uniform ones: log-weights plus them are largest at an index drawn by the weights."""
+    """Transform uniform noise on [0, 1) to standard Gumbel noise.
+
+    ``(log_weights + gumbel(uniform)).argmax(-1)`` is a draw of an index with probabilities proportional to the weights.
+
+    Args:
+        uniform: floats of any shape.
+
+    Returns:
+        A tensor of the same shape.
+
+    Raises:
+        TypeError: a tensor of another type than floats.
+
+    Example:
+        >>> import torch, pyro_mm as mm
+        >>> mm.distributions.gumbel(torch.tensor([0.5, 0.9]))
+        tensor([0.3665, 2.2504])
+    """
     if not check_tensor("uniform", uniform).is_floating_point():
         raise TypeError(f"expected uniform numbers as floats, got {uniform.dtype}")
-    # Clamped: a uniform of 0 would tie with weights of 0.
+    # clamped, since a uniform of 0 would tie with weights of 0
     return -uniform.clamp(min=torch.finfo(uniform.dtype).tiny).log().neg().log()
 
 
 class Composite(TorchDistribution):
-    """A distribution made of others. Its expansion is only remembered: the parts broadcast when asked."""
+    """A distribution made of other ones.
+
+    ``expand`` stores the new batch shape only; the parts are broadcast when they are used.
+
+    Args:
+        batch_shape: of this distribution.
+        parts: distributions of one event shape, whose batch shapes broadcast with it.
+    """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
 
@@ -43,23 +67,33 @@ class Composite(TorchDistribution):
         return self._parts[0].support
 
     def expand(self, batch_shape: Sequence[int], _instance: Distribution | None = None) -> Self:
-        here, there = tuple(self.batch_shape), tuple(batch_shape)
-        fits = all(a in (1, b) for a, b in zip(here[::-1], there[::-1], strict=False))
-        if len(here) > len(there) or not fits:
-            raise ValueError(f"cannot expand batch shape {here} to {there}")
+        old = tuple(self.batch_shape)
+        new_shape = tuple(batch_shape)
+        fits = all(a in (1, b) for a, b in zip(old[::-1], new_shape[::-1], strict=False))
+        if len(old) > len(new_shape) or not fits:
+            raise ValueError(f"cannot expand batch shape {old} to {new_shape}")
         new = copy.copy(self)
         new._batch_shape = Size(batch_shape)
         return new
 
 
 def diagonal(d: Distribution) -> tuple[Tensor, Tensor]:
-    """``loc`` and ``scale`` of a Normal or Laplace, however often it was expanded or wrapped by ``to_event``.
+    """Return location and scale of a Normal or Laplace, also inside of ``expand`` and ``to_event``.
+
+    Args:
+        d: the distribution.
 
     Returns:
-        Two tensors of shape ``(*batch_shape, *event_shape)``.
+        ``loc`` and ``scale``, both of shape ``(*batch_shape, *event_shape)``.
 
     Raises:
         TypeError: any other distribution.
+
+    Example:
+        >>> import torch, pyro_mm as mm, pyro.distributions as dist
+        >>> loc, scale = mm.distributions.diagonal(dist.Normal(torch.zeros(2), 3.0).to_event(1).expand([4]))
+        >>> loc.shape, scale[0]
+        (torch.Size([4, 2]), tensor([3., 3.]))
     """
     check_distribution("d", d)
     base = base_distribution(d)
@@ -70,39 +104,50 @@ def diagonal(d: Distribution) -> tuple[Tensor, Tensor]:
 
 
 def check_distribution(argument: str, d: Any) -> None:
+    """Raise a TypeError unless an argument is a distribution."""
     if not isinstance(d, Distribution):
         raise TypeError(f"expected {argument} to be a distribution, got {describe(d)}")
 
 
 def base_distribution(d: Distribution) -> Distribution:
-    """``d`` without what ``expand`` and ``to_event`` wrapped it in."""
+    """Return the distribution inside of any ``expand`` and ``to_event``."""
     while isinstance(d, (Independent, ExpandedDistribution)):
         d = d.base_dist
     return d
 
 
 def select_components(x: Tensor, index: Tensor, event_dim: int) -> Tensor:
-    """``x[b, index[..., b]]`` for every b: x (*B, C, *E), index (..., *B), result (*index.shape, *E).
+    """Select one component for every element: ``x[b, index[..., b]]`` for each b.
 
-    Rows are selected, not gathered: the backward pass then needs no x expanded to the index's shape.
+    Rows are selected, not gathered, so that the backward pass needs no copy of x in the index's shape.
+
+    Args:
+        x: ``(*B, C, *E)`` with ``event_dim`` dimensions E.
+        index: integers below C, ``(..., *B)``.
+        event_dim: the number of event dimensions.
+
+    Returns:
+        ``(..., *B, *E)``.
     """
-    *batch, size = x.shape[: x.dim() - event_dim]
+    *batch, components = x.shape[: x.dim() - event_dim]
     event_shape = x.shape[x.dim() - event_dim :]
-    rows = torch.arange(math.prod(batch), device=x.device).reshape(batch) * size + index
-    return x.reshape(-1, *event_shape).index_select(0, rows.reshape(-1)).reshape(rows.shape + event_shape)
+    flat_index = torch.arange(math.prod(batch), device=x.device).reshape(batch) * components + index
+    selected = x.reshape(-1, *event_shape).index_select(0, flat_index.reshape(-1))
+    return selected.reshape(flat_index.shape + event_shape)
 
 
 def append_dims(x: Tensor, dims: int) -> Tensor:
+    """Return ``x`` with ``dims`` dimensions of size 1 appended to its shape."""
     return x.reshape(x.shape + (1,) * dims)
 
 
 def expand_to(x: Tensor, shape: Size) -> Tensor:
-    """``x`` at a shape that it broadcasts to."""
+    """Return ``x`` broadcast with a shape; as it is if it has that shape."""
     return x if x.shape == shape else x.expand(broadcast_shape(x.shape, shape))
 
 
 def expand_distribution(d: TorchDistribution, batch_shape: Size) -> TorchDistribution:
-    """``d.expand(batch_shape)``, without Pyro's habit of changing an ``ExpandedDistribution`` in place."""
+    """Return ``d.expand(batch_shape)``. Pyro's own changes an ``ExpandedDistribution`` in place, and this does not."""
     if d.batch_shape == batch_shape:
         return d
     if isinstance(d, ExpandedDistribution):

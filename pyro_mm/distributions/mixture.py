@@ -1,7 +1,7 @@
-"""Mixtures of experts, choices and restrictions: plain Pyro distributions.
+"""Mixtures whose draws are differentiable, and stratified draws from them.
 
-Nothing here looks at a tensor's values in Python, so all of it traces with ``make_fx`` and can be captured in
-a CUDA graph. For the same reason nothing here validates more than shapes.
+Nothing here reads a tensor's values in Python, so that it traces with ``make_fx`` and can be captured in a CUDA graph.
+For the same reason only shapes are validated.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
-from pyro.distributions.util import broadcast_shape  # torch's own takes longer than what its result is for
+from pyro.distributions.util import broadcast_shape  # torch's own takes longer than the operation
 from torch import Size, Tensor
 from torch.distributions import Distribution
 
@@ -34,26 +34,38 @@ class Mixture(Composite):
 
     .. math:: p(z) = \sum_c w_c \, p_c(z)
 
-    A draw takes an index from the weights, for every element by itself, and that component's pathwise draw. Its
-    derivative tells how the draw moves with the *components*; the weights act through the index, which has none.
-    With learned weights a pathwise gradient would silently lack that term, so ``has_rsample`` then holds only for
-    Normal components, whose draw is differentiated implicitly, with ``F_d(z_d | z_<d)`` held fixed for every entry d:
+    A draw samples an index by the weights, for every element separately, and then that component, pathwise. The
+    derivative of the draw is one with respect to the *components*: the weights act through the index, which has no
+    derivative. With trainable weights a pathwise gradient would silently lack that part, and so ``has_rsample`` then is
+    True for Normal components only, whose draw is differentiated implicitly, at fixed values of ``F_d(z_d | z_<d)``
+    for every entry d:
 
     .. math:: \frac{\partial z}{\partial\phi} = -\Big(\frac{\partial F}{\partial z}\Big)^{-1}
         \frac{\partial F}{\partial\phi}, \qquad F_d(z_d | z_{<d}) = \sum_c w_c(z_{<d}) \, \Phi_{cd}(z_d), \quad
         w_c(z_{<d}) \propto w_c \prod_{e < d} p_{ce}(z_e).
 
-    Figurnov et al. 2018 (arXiv:1805.08498), section 4. Right in the mean, but a draw between two components moves by
-    the inverse of the density there: at 3 standard deviations from either, the derivative with respect to a weight has
-    a standard deviation of 4 about a mean of 1.5, and at 4 one of 47 about 2. ``IWAE(stratified=...)`` has none.
+    That gradient is unbiased, but between two components a draw moves by the inverse of the density there: at 3
+    standard deviations from either, the derivative with respect to a weight has a standard deviation of 4 about a mean
+    of 1.5, and at 4 one of 47 about 2. ``IWAE(stratified=...)`` does not need it.
 
     Args:
         components: a distribution of batch shape ``(*B, C)``.
-        log_weights: broadcastable with ``(*B, C)``, normalised here; ``-inf`` leaves a component out of a row. A row
-            of nothing but ``-inf`` counts as one of equal weights: finite, for its maker to mask.
+        log_weights: broadcastable with ``(*B, C)``, normalised here; minus infinity leaves a component out of a row.
+            A row with nothing else has equal weights: finite numbers, which the caller should mask.
 
     Raises:
+        TypeError: components that are not a distribution, or log-weights that are not a tensor.
         ValueError: the components have no batch dimension, or the last dimensions do not match.
+
+    Example:
+        >>> import torch, pyro_mm as mm, pyro.distributions as dist
+        >>> components = dist.Normal(torch.tensor([[0.0, 4.0]]).T, 1.0).to_event(1)  # two, in one dimension
+        >>> mixture = mm.distributions.Mixture(components, torch.tensor([0.75, 0.25]).log())
+        >>> mixture.batch_shape, mixture.event_shape, mixture.mean
+        (torch.Size([]), torch.Size([1]), tensor([1.]))
+
+    References:
+        Figurnov et al. 2018 (arXiv:1805.08498), section 4.
     """
 
     def __init__(self, components: TorchDistribution, log_weights: Tensor) -> None:
@@ -64,28 +76,28 @@ class Mixture(Composite):
             raise ValueError(f"expected components and log_weights of shape (*B, C), got {shapes}")
         self.num_components: int = components.batch_shape[-1]
         log_weights = log_weights.expand(*log_weights.shape[:-1], self.num_components)
-        nothing = log_weights.isneginf().all(-1, keepdim=True)
-        self._log_weights = log_weights.masked_fill(nothing, 0.0).log_softmax(-1)
+        all_masked = log_weights.isneginf().all(-1, keepdim=True)
+        self._log_weights = log_weights.masked_fill(all_masked, 0.0).log_softmax(-1)
         self._components = components
         batch_shape = Size(broadcast_shape(components.batch_shape[:-1], log_weights.shape[:-1]))
         super().__init__(batch_shape, components)
 
     @property
     def components(self) -> TorchDistribution:
-        """The components, with batch shape ``(*B, C)``."""
+        """The components, a distribution of batch shape ``(*B, C)``."""
         return expand_distribution(self._components, self.batch_shape + (self.num_components,))
 
     @property
     def log_weights(self) -> Tensor:
-        """The normalised log weights, of shape ``(*B, C)``."""
+        """The normalised log-weights, ``(*B, C)``."""
         return self._log_weights.expand(self.batch_shape + (self.num_components,))
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
-        return super().has_rsample and (not self._log_weights.requires_grad or self._normal)
+        return super().has_rsample and (not self._log_weights.requires_grad or self._has_normal_components)
 
     @property
-    def _normal(self) -> bool:
+    def _has_normal_components(self) -> bool:
         return isinstance(base_distribution(self._components), torch.distributions.Normal)
 
     @property
@@ -103,7 +115,7 @@ class Mixture(Composite):
 
     def log_prob(self, value: Tensor) -> Tensor:
         log_p = self._components.log_prob(value.unsqueeze(-1 - self.event_dim))
-        # Filled, since -inf + log_p is NaN where the density of a component that is left out is not finite.
+        # filled, since -inf + log_p is NaN where the density of a component with no weight is not finite
         joint = (self._log_weights + log_p).masked_fill(self._log_weights.isneginf(), -math.inf)
         return expand_to(joint.logsumexp(-1), self.batch_shape)
 
@@ -123,23 +135,26 @@ class Mixture(Composite):
         return self._draw(self._index(sample_shape), pathwise=True)
 
     def component_rsample(self, index: Tensor) -> Tensor:
-        """A pathwise draw from component ``index`` of every element, whatever the weights (to stratify).
+        """Draw pathwise from one component of every element, for stratified sampling.
 
         Args:
-            index: a long tensor that broadcasts with the batch shape, which is that of the draw.
+            index: of the component, integers that broadcast with the batch shape.
+
+        Returns:
+            ``(*batch_shape, *event_shape)``.
         """
         return self._draw(expand_to(index, self.batch_shape), pathwise=True)
 
     def component_sample(self, index: Tensor) -> Tensor:
-        """As :meth:`component_rsample`, but of components without rsample too, and without a derivative."""
+        """Draw from one component of every element, without a derivative; see :meth:`component_rsample`."""
         with torch.no_grad():
             return self._draw(expand_to(index, self.batch_shape), pathwise=False)
 
     def chosen(self, index: Tensor) -> TorchDistribution:
-        """Component ``index`` of every element, for components that are Normal or Laplace.
+        """Return the distribution of one component of every element, for Normal or Laplace components.
 
         Args:
-            index: a long tensor of shape ``(.., *batch_shape)``, which is the result's batch shape.
+            index: of the component, integers ``(.., *batch_shape)``: the batch shape of the result.
 
         Raises:
             NotImplementedError: components of another family.
@@ -151,44 +166,54 @@ class Mixture(Composite):
         return family(loc, scale, validate_args=False).to_event(self.event_dim)
 
     def _index(self, sample_shape: Sequence[int]) -> Tensor:
-        like = self._log_weights
+        log_weights = self._log_weights
         shape = Size(sample_shape) + self.batch_shape + (self.num_components,)
-        return (like + gumbel(torch.rand(shape, dtype=like.dtype, device=like.device))).argmax(-1)
+        uniform = torch.rand(shape, dtype=log_weights.dtype, device=log_weights.device)
+        return (log_weights + gumbel(uniform)).argmax(-1)
 
     def _implicit(self, z: Tensor) -> Tensor:
-        """``z``, ``(*, *batch, *event)``, with the derivative of a draw that keeps its values of F."""
-        n = self.event_dim
-        flat = lambda x: x.flatten(x.dim() - n) if n else x[..., None]  # noqa: E731
-        loc, scale = map(flat, diagonal(self._components))  # (*B, C, D)
-        out = self._log_weights.isneginf()[..., None]
-        loc, scale = loc.masked_fill(out, 0.0), scale.masked_fill(out, 1.0)
-        noise = (flat(z).unsqueeze(-2) - loc) / scale
-        log_p = -0.5 * noise.square() - scale.log()
-        before = torch.cat([torch.zeros_like(log_p[..., :1]), log_p[..., :-1].cumsum(-1)], -1)
-        share = (self._log_weights[..., None] + before).softmax(-2)  # w_c(z_<d)
-        below = share * torch.special.ndtr(noise)
-        cdf = below.sum(-2)
+        """Return a draw with its implicit derivative, at fixed values of the conditional CDFs F_d.
+
+        Args:
+            z: the draw, ``(*, *batch_shape, *event_shape)``.
+        """
+        event_dim = self.event_dim
+
+        def flatten_event(x: Tensor) -> Tensor:
+            return x.flatten(x.dim() - event_dim) if event_dim else x[..., None]
+
+        loc, scale = map(flatten_event, diagonal(self._components))  # (*B, C, D)
+        masked = self._log_weights.isneginf()[..., None]
+        loc, scale = loc.masked_fill(masked, 0.0), scale.masked_fill(masked, 1.0)
+        noise = (flatten_event(z).unsqueeze(-2) - loc) / scale
+
+        log_p = -0.5 * noise.square() - scale.log()  # of each entry of each component, up to a constant
+        log_p_before = torch.cat([torch.zeros_like(log_p[..., :1]), log_p[..., :-1].cumsum(-1)], -1)
+        weights = (self._log_weights[..., None] + log_p_before).softmax(-2)  # w_c(z_<d)
+        weighted_cdf = weights * torch.special.ndtr(noise)
+        cdf = weighted_cdf.sum(-2)
+
         with torch.no_grad():
             slope = -noise / scale  # of the log-density of one entry of a component
-            moved = below.mT @ slope - cdf[..., None] * (share.mT @ slope)
-            density = (share * log_p.exp()).sum(-2) / math.sqrt(2 * math.pi)
+            off_diagonal = weighted_cdf.mT @ slope - cdf[..., None] * (weights.mT @ slope)
+            density = (weights * log_p.exp()).sum(-2) / math.sqrt(2 * math.pi)
             tiny = torch.finfo(density.dtype).tiny
-            jacobian = moved.tril(-1) + torch.diag_embed(density.clamp(min=tiny))
+            jacobian = off_diagonal.tril(-1) + torch.diag_embed(density.clamp(min=tiny))  # dF_d / dz_e
         step = torch.linalg.solve_triangular(jacobian, (cdf - cdf.detach())[..., None], upper=False)[..., 0]
         return z - step.reshape(z.shape)
 
     def _draw(self, index: Tensor, pathwise: bool) -> Tensor:
-        """The draw of component ``index``, of shape ``(*index.shape, *event_shape)``."""
+        """Draw from component ``index``: ``(*index.shape, *event_shape)``."""
         if isinstance(base_distribution(self._components), (torch.distributions.Normal, torch.distributions.Laplace)):
             return self.chosen(index).rsample()
         components = expand_distribution(self._components, index.shape + (self.num_components,))
         draws = components.rsample() if pathwise else components.sample()
-        where = append_dims(index, 1 + self.event_dim).expand(index.shape + (1,) + self.event_shape)
-        return draws.gather(index.dim(), where).squeeze(index.dim())
+        gather_index = append_dims(index, 1 + self.event_dim).expand(index.shape + (1,) + self.event_shape)
+        return draws.gather(index.dim(), gather_index).squeeze(index.dim())
 
 
 def largest_mixture(fn: Distribution) -> Mixture | None:
-    """Find the mixture of most components that a distribution is, or chooses for some of its elements."""
+    """Return the mixture with the most components that a distribution is or, as a Where, contains; None for none."""
     if isinstance(fn, Where):
         found = [m for m in (largest_mixture(fn.p), largest_mixture(fn.q)) if m is not None]
         return max(found, key=lambda m: m.num_components, default=None)
@@ -196,17 +221,19 @@ def largest_mixture(fn: Distribution) -> Mixture | None:
 
 
 def draw_from_stratum(fn: TorchDistribution, index: Tensor, strata: int) -> tuple[Tensor, Tensor]:
-    """Draw from stratum ``index`` of a distribution, pathwise: from that component, where it is a mixture of as many.
+    """Draw pathwise from one of S strata of a distribution.
 
-    Elsewhere the strata are alike, each the whole distribution with weight 1 / ``strata``.
+    The strata of a mixture of S components are its components. Those of any other distribution are alike: each is the
+    whole distribution, with weight 1 / S. The sum over strata of weighted functions of draws is an unbiased estimate of
+    the mean under the distribution.
 
     Args:
-        index: long tensor of the batch shape.
+        fn: the distribution.
+        index: of the stratum, integers of the batch shape.
         strata: their number S.
 
     Returns:
-        The draw, and the log-weight of its stratum, of the batch shape. The average of draws over the strata, by these
-        weights, is one over the distribution.
+        The draw ``(*batch_shape, *event_shape)``, and the log-weight of its stratum, ``batch_shape``.
 
     Raises:
         ValueError: a distribution without a pathwise draw.

@@ -11,11 +11,11 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, T
 from .mixture import Mixture
 from .where import Where
 
-MARGIN = 1e-15  # kept from 0 and 1, where the inverse of a distribution function is infinite
+MARGIN = 1e-15  # least distance of a uniform from 0 and 1, where an inverse CDF is infinite
 
 
 def has_mixture(fn: Distribution) -> bool:
-    """Whether a draw chooses a component, for which it needs a uniform of its own."""
+    """Return True if a draw from a distribution selects a component, which takes one more uniform."""
     if isinstance(fn, Mixture):
         return True
     if isinstance(fn, Where):
@@ -24,17 +24,38 @@ def has_mixture(fn: Distribution) -> bool:
 
 
 def component_at(mixture: Mixture, u: Tensor) -> Tensor:
-    """The component that the uniform u, of the mixture's batch shape, falls on."""
+    """Return the component of a mixture at a uniform: the inverse CDF of its weights.
+
+    Args:
+        mixture: of C components.
+        u: uniforms of the mixture's batch shape.
+
+    Returns:
+        Integers below C, of the batch shape.
+    """
     cumulative = mixture.log_weights.double().exp().cumsum(-1)
-    cumulative = cumulative / cumulative[..., -1:]  # so that the last component in use ends at 1 exactly
+    cumulative = cumulative / cumulative[..., -1:]  # the last component with a weight then ends at 1 exactly
     return (u[..., None] >= cumulative).sum(-1).clamp(max=mixture.num_components - 1)
 
 
 def quantile(fn: Distribution, u: Tensor, choice: Tensor) -> Tensor:
-    """A draw made of uniforms: ``u`` of the draw's shape, and ``choice`` of its batch shape for a component.
+    """Transform uniforms to a draw, by the inverse CDF of every entry.
+
+    Args:
+        fn: the distribution.
+        u: uniforms of the draw's shape, ``(*batch_shape, *event_shape)``.
+        choice: uniforms of the batch shape, which select the components of a mixture.
+
+    Returns:
+        The draw.
 
     Raises:
-        NotImplementedError: for a family whose inverse distribution function is not known.
+        NotImplementedError: a family whose inverse CDF is not known.
+
+    Example:
+        >>> from pyro.distributions import Normal
+        >>> quantile(Normal(10.0, 2.0), torch.tensor([0.5, 0.975]), torch.zeros(2))
+        tensor([10.0000, 13.9199])
     """
     if isinstance(fn, Mixture):
         return quantile(fn.chosen(component_at(fn, choice)), u, choice)

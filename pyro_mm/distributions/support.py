@@ -1,4 +1,4 @@
-"""Check observed values against the support of the distribution that a story gives them, all rows at once."""
+"""Checks that observed values lie in the support of the distribution that a story gives them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ from torch.distributions import constraints
 VALUES_PER_CHUNK = 2**22  # numbers compared at once
 LISTED_ROWS = 5  # rows in a message
 WRAPPERS = (torch.distributions.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
-COUNT_CONSTRAINT, LOWER_BOUND_CONSTRAINT = type(constraints.nonnegative_integer), type(constraints.nonnegative)
+COUNT_CONSTRAINT = type(constraints.nonnegative_integer)
+LOWER_BOUND_CONSTRAINT = type(constraints.nonnegative)
 INTERVAL_CONSTRAINT = type(constraints.integer_interval(0, 1))
 
 
 @dataclass(frozen=True)
 class Support:
-    """Values that a distribution scores.
+    """The values that a distribution scores.
 
     Attributes:
         family: the distribution's name.
-        low, high: bounds, included; infinite for none.
-        whole: whether only whole numbers are scored.
-        bits: whether a density of bits is meant, that is also defined between 0 and 1.
-        other: a constraint that is checked by itself, where the bounds do not say it all.
+        low: the least value; minus infinity for none.
+        high: the largest value; infinity for none.
+        whole: True if only whole numbers are scored.
+        bits: True for a distribution of bits whose log-density is also defined between 0 and 1.
+        other: a constraint of torch to check in place of the bounds; None for the bounds.
     """
 
     family: str
@@ -51,7 +53,7 @@ class Support:
 
 
 def support_of(fn: Any) -> Support | None:
-    """Return the support of an observed site's distribution; None where nothing general can be said of it."""
+    """Return the support of a distribution; None if it is unknown, or depends on the row or on a latent."""
     fn = _unwrap(fn)
     family = type(fn).__name__.lstrip("_")
     try:
@@ -74,12 +76,12 @@ def support_of(fn: Any) -> Support | None:
         low = _number(constraint.lower_bound)
         return None if low is None else Support(family, low)
     if _has_tensors(constraint):
-        return None  # bounds that depend on the row, or on a latent
+        return None  # bounds that depend on the row or on a latent
     return Support(family, other=constraint)
 
 
 def _unwrap(fn: Any) -> Any:
-    """The distribution inside of masks, event dimensions, expansions and stacks of terms."""
+    """Return the distribution inside of masks, event dimensions, expansions and scattered terms."""
     while True:
         inner = fn.base_dist if isinstance(fn, WRAPPERS) else getattr(fn, "base", None)
         if not isinstance(inner, torch.distributions.Distribution):
@@ -88,17 +90,20 @@ def _unwrap(fn: Any) -> Any:
 
 
 def _number(bound: Any) -> float | None:
+    """Return a bound as a number; None if it is a tensor with several."""
     if isinstance(bound, Tensor):
         return float(bound) if bound.numel() == 1 else None
     return float(bound)
 
 
 def _has_tensors(constraint: Any) -> bool:
+    """Return True if a constraint has a bound for each of several elements."""
     values = getattr(constraint, "__dict__", {}).values()
     return any(isinstance(x, Tensor) and x.numel() > 1 for x in values)
 
 
 def _constraint_name(constraint: Any) -> str:
+    """Describe the values that a constraint allows."""
     low, high = (getattr(constraint, f"{end}_bound", None) for end in ("lower", "upper"))
     if low is not None and high is not None:
         return f"numbers from {float(low):g} to {float(high):g}"
@@ -108,48 +113,55 @@ def _constraint_name(constraint: Any) -> str:
 
 
 def describe_values_outside(name: str, values: Tensor, present: Tensor | bool, support: Support) -> str | None:
-    """Describe the rows whose values a distribution does not score; None if there are none.
+    """Describe the rows whose values a distribution does not score.
 
     Args:
         name: the modality.
         values: ``(N, *event)``.
-        present: which rows have it, ``(N,)``, or True or False for all.
-        support: what its distribution scores.
+        present: the rows that have it, ``(N,)``, or True or False for all.
+        support: the values that its distribution scores.
+
+    Returns:
+        An error message with the first rows and a way to mend them; None if all rows are scored.
     """
     if present is False or not values.numel() or values.is_complex():
         return None
     if _fact(values, ("inside", support), lambda: _all_inside(values, support)):
         return None
-    bad = _rows_outside(values, support)
+    outside = _rows_outside(values, support)
     if isinstance(present, Tensor):
-        bad &= present.to(bad.device)
-    rows = bad.nonzero()[:, 0].tolist()
+        outside &= present.to(outside.device)
+    rows = outside.nonzero()[:, 0].tolist()
     if not rows:
         return None
-    those = values[bad].double()
-    low, high = those.min().item(), those.max().item()
-    shown = ", ".join(map(str, rows[:LISTED_ROWS])) + (", .." if len(rows) > LISTED_ROWS else "")
-    found = "NaN" if math.isnan(low) else f"from {low:g} to {high:g}" if low != high else f"{low:g}"
+
+    bad_values = values[outside].double()
+    low, high = bad_values.min().item(), bad_values.max().item()
+    listed = ", ".join(map(str, rows[:LISTED_ROWS])) + (", .." if len(rows) > LISTED_ROWS else "")
+    one_or_range = f"from {low:g} to {high:g}" if low != high else f"{low:g}"
+    found = "NaN" if math.isnan(low) else one_or_range
     return (
-        f"{name}: {support.family} scores {support}, and {len(rows)} of {len(values)} rows ({shown}) have others, "
+        f"{name}: {support.family} scores {support}, and {len(rows)} of {len(values)} rows ({listed}) have others, "
         f"their values being {found}. {_suggestion(support, low, high)}"
     )
 
 
 def has_fractions(values: Tensor, present: Tensor | bool) -> bool:
-    """Return True if some present values lie between 0 and 1, both excluded."""
+    """Return True if some values lie strictly between 0 and 1, unless ``present`` is False."""
     if present is False or not values.is_floating_point():
         return False
-    return _fact(values, ("grey",), lambda: any(bool(((x > 0) & (x < 1)).any()) for x in _chunks(values)))
+    return _fact(values, ("fractions",), lambda: any(bool(((x > 0) & (x < 1)).any()) for x in _chunks(values)))
 
 
 def _suggestion(support: Support, low: float, high: float) -> str:
+    """Suggest a way to mend values between ``low`` and ``high`` that are outside of a support."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return "Rows with values that are not finite are to be left out, or marked as missing by NaN or present=."
     if support.bits:
-        scale = (
-            "divide by 255" if high > 1 and low >= 0 else "take (x + 1) / 2" if low >= -1 and high <= 1 else "rescale"
-        )
+        if high > 1 and low >= 0:
+            scale = "divide by 255"
+        else:
+            scale = "take (x + 1) / 2" if low >= -1 and high <= 1 else "rescale"
         return f"Pixels are to lie in [0, 1]: {scale}, or take a Normal for real numbers."
     if support.whole and math.isfinite(support.high):
         return (
@@ -162,6 +174,7 @@ def _suggestion(support: Support, low: float, high: float) -> str:
 
 
 def _all_inside(values: Tensor, support: Support) -> bool:
+    """Return True if every value, missing rows included, is finite and in a support."""
     for x in _chunks(values):
         if support.other is not None:
             if not bool(support.other.check(x).all()) or (x.is_floating_point() and not bool(x.isfinite().all())):
@@ -169,8 +182,7 @@ def _all_inside(values: Tensor, support: Support) -> bool:
             continue
         if x.dtype == torch.bool:
             x = x.to(torch.uint8)
-        low, high = x.aminmax()
-        least, most = low.item(), high.item()
+        least, most = (extreme.item() for extreme in x.aminmax())
         if not (support.low <= least and most <= support.high) or math.isinf(least) or math.isinf(most):
             return False
         if support.whole and x.is_floating_point() and not bool((x == x.floor()).all()):
@@ -179,30 +191,38 @@ def _all_inside(values: Tensor, support: Support) -> bool:
 
 
 def _rows_outside(values: Tensor, support: Support) -> Tensor:
-    """The rows with a value outside, ``(N,)``."""
+    """Return the rows with a value outside of a support: booleans ``(N,)``."""
     if support.other is not None:
-        good = support.other.check(values)
+        is_inside = support.other.check(values)
     else:
-        good = (values >= support.low) & (values <= support.high)
-    good = good.reshape(len(values), -1).all(1)
+        is_inside = (values >= support.low) & (values <= support.high)
+    rows_inside = is_inside.reshape(len(values), -1).all(1)
     if values.is_floating_point():
         flat = values.reshape(len(values), -1)
         if support.whole:
-            good &= (flat == flat.floor()).all(1)
-        good &= flat.isfinite().all(1)
-    return ~good
+            rows_inside &= (flat == flat.floor()).all(1)
+        rows_inside &= flat.isfinite().all(1)
+    return ~rows_inside
 
 
 def _chunks(values: Tensor) -> tuple[Tensor, ...]:
+    """Split values ``(N, *event)`` into blocks of rows, about ``VALUES_PER_CHUNK`` numbers each."""
     rows = max(1, VALUES_PER_CHUNK // max(1, values[0].numel()))
     return values.detach().split(rows)
 
 
-# what is known of a tensor, as long as it lives and nobody has written into it
+# id of a tensor -> a weak reference to it, its version, and facts that hold for that version
 _facts_by_id: dict[int, tuple[weakref.ref[Tensor], int, dict[Any, bool]]] = {}
 
 
 def _fact(values: Tensor, key: Any, compute: Callable[[], bool]) -> bool:
+    """Return a fact about a tensor, computed once until the tensor is written to.
+
+    Args:
+        values: the tensor.
+        key: names the fact.
+        compute: returns it.
+    """
     number = id(values)
     ref, version, facts = _facts_by_id.get(number, (None, -1, {}))
     if ref is None or ref() is not values or version != _version(values):
@@ -215,9 +235,16 @@ def _fact(values: Tensor, key: Any, compute: Callable[[], bool]) -> bool:
 
 
 def _forget(number: int, dead: Any) -> None:
+    """Remove the facts of a tensor that no longer exists.
+
+    Args:
+        number: its id, which another tensor may have by now.
+        dead: the weak reference to it.
+    """
     if number in _facts_by_id and _facts_by_id[number][0] is dead:
         del _facts_by_id[number]
 
 
 def _version(values: Tensor) -> int:
+    """Return the number of times that a tensor was written to; 0 for one of inference mode, which does not count."""
     return 0 if values.is_inference() else values._version

@@ -1,4 +1,4 @@
-"""A distribution chosen row by row from two."""
+"""A choice between two distributions for every row."""
 
 from __future__ import annotations
 
@@ -16,16 +16,27 @@ from .base import Composite, append_dims, check_distribution, expand_distributio
 
 
 class Where(Composite):
-    """A choice of distribution for every element of the batch: ``p`` where ``mask`` holds, else ``q``.
+    r"""A choice between two distributions for every element of the batch.
 
-    ``KL(Where(m, p, q) || r) = where(m, KL(p || r), KL(q || r))``, and likewise on the right.
+    .. math:: p(z_n) \text{ where } mask_n, \quad \text{else } q(z_n)
+
+    KL divergences are registered for it on either side: of p where the mask is True, and of q elsewhere.
 
     Args:
-        mask: a boolean tensor; kept as ``condition``, since ``mask`` is a method of Pyro's distributions.
-        p, q: distributions of equal event shape; their batch shapes and the mask's broadcast.
+        mask: booleans, which broadcast with the batch shapes of p and q. The attribute is ``condition``, since ``mask``
+            is a method of Pyro's distributions.
+        p: the distribution where the mask is True.
+        q: the distribution elsewhere, of the same event shape.
 
     Raises:
+        TypeError: a mask that is not boolean, or no distributions.
         ValueError: the event shapes differ.
+
+    Example:
+        >>> import torch, pyro_mm as mm
+        >>> from pyro.distributions import Normal
+        >>> mm.distributions.Where(torch.tensor([True, False]), Normal(0.0, 1.0), Normal(5.0, 1.0)).mean
+        tensor([0., 5.])
     """
 
     def __init__(self, mask: Tensor, p: TorchDistribution, q: TorchDistribution) -> None:
@@ -35,7 +46,9 @@ class Where(Composite):
             raise TypeError(f"expected mask to be boolean, got {mask.dtype}")
         if p.event_shape != q.event_shape:
             raise ValueError(f"event shapes differ: {tuple(p.event_shape)} and {tuple(q.event_shape)}")
-        self.condition, self.p, self.q = mask, p, q
+        self.condition = mask
+        self.p = p
+        self.q = q
         batch_shape = Size(broadcast_shape(mask.shape, p.batch_shape, q.batch_shape))
         super().__init__(batch_shape, p, q)
 
@@ -48,7 +61,12 @@ class Where(Composite):
         return self.choose(self.p.variance, self.q.variance)
 
     def choose(self, p: Tensor, q: Tensor) -> Tensor:
-        """The elements of p where ``condition`` holds, else those of q, both shaped like draws."""
+        """Return the elements of ``p`` where the mask is True and those of ``q`` elsewhere.
+
+        Args:
+            p: values that broadcast with ``(*batch_shape, *event_shape)``, such as draws.
+            q: likewise.
+        """
         chosen = torch.where(append_dims(self.condition, self.event_dim), p, q)
         return expand_to(chosen, self.batch_shape + self.event_shape)
 
@@ -71,7 +89,7 @@ def _kl_where_left(p: Where, q: Distribution) -> Tensor:
     return expand_to(kl, p.batch_shape)
 
 
-@register_kl(Delta, Where)  # Pyro registers (Delta, Distribution): without this line the two would tie
+@register_kl(Delta, Where)  # else this would tie with (Delta, Distribution), which Pyro registers
 @register_kl(Distribution, Where)
 def _kl_where_right(p: Distribution, q: Where) -> Tensor:
     kl = torch.where(q.condition, kl_divergence(p, q.p), kl_divergence(p, q.q))

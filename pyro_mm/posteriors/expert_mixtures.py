@@ -184,10 +184,11 @@ class HoelderPooling(PosteriorOfExperts):
 
     .. math:: q(z | x_S) \propto \Big( \sum_{m \in S} \sqrt{q_m(z | x_m)} \Big)^2
 
-    in closed form (:func:`pyro_mm.distributions.pairwise_pool`), with M (M + 1) / 2 components; a pair counts as far as
-    its experts overlap. The weights thus depend on the experts and have a gradient: a draw is differentiated implicitly
-    (:class:`pyro_mm.distributions.Mixture`), and ``IWAE(stratified=...)``, which draws from every component, has less
-    noise. A missing modality leaves the pool with its pairs. In a row without any, q is N(0, I).
+    in closed form (:func:`pyro_mm.distributions.gaussian_experts.pairwise_pool`), with M (M + 1) / 2 components; a
+    pair counts as far as its experts overlap. The weights thus depend on the experts and have a gradient: a draw is
+    differentiated implicitly (:class:`pyro_mm.distributions.Mixture`), and ``IWAE(stratified=...)``, which draws from
+    every component, has less noise. A missing modality leaves the pool with its pairs. In a row without any, q is
+    N(0, I).
 
     Args:
         experts: modality -> encoder, a module mapping ``(N, *event)`` to a Normal of event shape ``(D,)``.
