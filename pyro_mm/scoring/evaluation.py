@@ -1,4 +1,4 @@
-"""The door of every evaluation: arguments checked, rows where the networks are, networks in evaluation mode."""
+"""Begin an evaluation: check arguments, audit the pair, move rows to the networks, and set evaluation mode."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..utils.reachable import ReachableObjects, evaluation_mode
 from .audit.audit import audit as audited
 from .program_errors import indices_explained
 
-_evaluated: ContextVar[tuple[tuple[Any, torch.device | None], ...]] = ContextVar("programs evaluated", default=())
+_programs_inside: ContextVar[tuple[tuple[Any, torch.device | None], ...]] = ContextVar("programs evaluated", default=())
 
 
 @contextmanager
@@ -32,54 +32,54 @@ def evaluating(
     draws: bool = False,
     seen: Batch | None = None,
 ) -> Iterator[Batch]:
-    """Evaluate a pair on a batch: check both, move the rows to the networks, and hold these in evaluation mode.
+    """Check a pair and a batch, move the batch to the networks, and set these to evaluation mode for a while.
 
-    The modules are those that model and guide reach, and each gets its own mode
-    back whatever happens; torch's gradient mode and validation too. An inner call for the same pair, or one of it,
-    finds all of this done. Pass what is returned through :func:`returned`, to the device that the batch came from.
+    All modules that model and guide refer to get their own mode back afterwards, and torch its gradient mode and its
+    validation of distributions. An inner call for the same pair, or for one program of it, only moves the batch. Pass
+    results through :func:`returned`, which moves them to the device of the caller's batch.
 
     Args:
         model, guide: callables of a batch; None for one that the evaluation does not run.
         batch: a :class:`~pyro_mm.Batch` of one row or more.
-        audit: whether the pair is audited on a few of these rows (:func:`pyro_mm.scoring.audit.audit.audit`).
-        stacked, draws, seen: what the audit is to know of the evaluation.
+        audit: False to skip the audit of the pair (:func:`pyro_mm.scoring.audit.audit.audit`).
+        stacked, draws, seen: arguments of the audit.
 
     Yields:
         The batch, on the device of the modules' parameters.
 
     Raises:
         TypeError: a model, guide or batch of another kind.
-        ValueError: a batch without rows, or what the audit finds.
+        ValueError: a batch without rows, or a mistake that the audit finds.
     """
     check_pair(model, guide)
     check_batch(batch)
     if check_flag("audit", audit):
         audited(model, guide, batch, stacked=stacked, draws=draws, seen=seen)
     programs = {name: f for name, f in (("model", model), ("guide", guide)) if f is not None}
-    inside = _evaluated.get()
+    inside = _programs_inside.get()
     if programs and all(any(known is f for known, _ in inside) for f in programs.values()):
-        yield _placed(batch, inside[0][1])
+        yield _move_to(batch, inside[0][1])
         return
     reached = ReachableObjects(programs)
     device = reached.device()
-    token = _evaluated.set((*((f, device) for f in programs.values()), *inside))
+    token = _programs_inside.set((*((f, device) for f in programs.values()), *inside))
     try:
         with (
             evaluation_mode(reached.modules.values()),
             _global_state(),
             indices_explained(programs, batch.size, "one or more of {} rows"),
         ):
-            yield _placed(batch, device)
+            yield _move_to(batch, device)
     finally:
-        _evaluated.reset(token)
+        _programs_inside.reset(token)
 
 
-def _placed(batch: Batch, device: torch.device | None) -> Batch:
+def _move_to(batch: Batch, device: torch.device | None) -> Batch:
     return batch if device is None or device == batch.device else batch.to(device)
 
 
 def check_pair(model: Any, guide: Any) -> None:
-    """Raise a TypeError unless model and guide, where they are not None, are callables of a batch."""
+    """Raise a TypeError unless model and guide are callables of a batch, or None."""
     for name, function in (("model", model), ("guide", guide)):
         if function is not None:
             check_function(name, function)
@@ -87,7 +87,7 @@ def check_pair(model: Any, guide: Any) -> None:
 
 @contextmanager
 def _global_state() -> Iterator[None]:
-    """Put back torch's gradient mode and the validation of its distributions."""
+    """Restore torch's gradient mode and the validation of its distributions afterwards."""
     gradient = torch.is_grad_enabled()
     validation = torch.distributions.Distribution._validate_args
     try:
@@ -99,26 +99,26 @@ def _global_state() -> Iterator[None]:
 
 
 def returned(result: Any, rows: Batch, batch: Batch) -> Any:
-    """Return what an evaluation of ``rows`` found, on the device of ``batch``, of which they are a copy.
+    """Move the result of an evaluation to the device of the caller's batch.
 
     Args:
         result: tensors, batches, distributions, numbers, and dictionaries, tuples and dataclasses of them.
-        rows: the batch that :func:`evaluating` gave.
-        batch: the batch of the call.
+        rows: the batch that :func:`evaluating` yielded.
+        batch: the batch that it was called with.
     """
-    return result if rows.device == batch.device else _moved(result, batch.device)
+    return result if rows.device == batch.device else _move(result, batch.device)
 
 
-def _moved(result: Any, device: torch.device) -> Any:
+def _move(result: Any, device: torch.device) -> Any:
     if isinstance(result, Tensor | Batch):
         return result.to(device)
     if isinstance(result, torch.distributions.Distribution):
         return map_tensors(result, lambda x: x.to(device))
     if isinstance(result, dict):
-        return {name: _moved(x, device) for name, x in result.items()}
+        return {name: _move(x, device) for name, x in result.items()}
     if type(result) in (tuple, list):
-        return type(result)(_moved(x, device) for x in result)
+        return type(result)(_move(x, device) for x in result)
     if dataclasses.is_dataclass(result) and not isinstance(result, type):
         values = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
-        return dataclasses.replace(result, **{name: _moved(x, device) for name, x in values.items()})
+        return dataclasses.replace(result, **{name: _move(x, device) for name, x in values.items()})
     return result

@@ -1,4 +1,4 @@
-"""Errors of a story or a guide on a few rows, told with the site, the network and the shapes that they come from."""
+"""Explain errors of a story or a guide by the site, the network and the shapes that they come from."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ TO_EVENT = ("Shape mismatch inside plate", "invalid log_prob shape", "to_event",
 
 
 class Explained(Exception):
-    """Mixed into errors that say already where they are from."""
+    """A base of errors whose message has the place in the program already."""
 
 
-class ProgramError(ValueError, Explained):
-    """A story or a guide that cannot be run on a few rows of its batch."""
+class ProgramError(ValueError, RuntimeError, Explained):
+    """A story or a guide cannot be run on its rows, in an evaluation or in the first step of a training."""
 
 
 class ProgramTypeError(TypeError, Explained):
-    """A story or a guide that meets something of another type on a few rows of its batch."""
+    """A story or a guide passes something of a wrong type to a function of this package."""
 
 
 @contextmanager
 def explained(programs: Mapping[str, Any], rows: int) -> Iterator[None]:
-    """Raise an error of a story or a guide again, as one that says where it is from.
+    """Replace an error of a story or a guide by one that has its place in the program.
 
     Args:
-        programs: ``"model"`` and ``"guide"`` -> the callable that is run, for the paths of their networks.
-        rows: the number of rows that they are run on, which the message calls N.
+        programs: ``"model"`` and ``"guide"`` -> callable, for the paths of their networks.
+        rows: number of rows that they run on, N in the message.
 
     Raises:
         ValueError, TypeError: naming site, network, modality and shapes, with a hint; the original is its cause.
@@ -54,10 +54,12 @@ def explained(programs: Mapping[str, Any], rows: int) -> Iterator[None]:
 
 @contextmanager
 def indices_explained(programs: Mapping[str, Any], rows: int, named: str) -> Iterator[None]:
-    """Raise an IndexError, of a label beyond an embedding in rows after the first ones, as one that says where it is.
+    """Replace an IndexError, as of a label beyond an embedding, by an error that has its place in the program.
 
     Args:
-        programs, rows, named: as of :func:`explanation`.
+        programs: ``"model"`` and ``"guide"`` -> callable, for the paths of their networks.
+        rows: number of rows that they run on, N in the message.
+        named: the rows in words, with ``{}`` in the place of their number.
 
     Raises:
         ValueError: naming site, network, modality and shapes, with a hint; the original is its cause.
@@ -78,13 +80,17 @@ def explanation(
     kind: type[Exception] = ProgramError,
     named: str = "the first {} rows",
 ) -> Exception:
-    """Return an error that says where another one is from; that one itself where nothing is known or it says so.
+    """Return an error with the place in the program that another error comes from.
 
     Args:
-        error: what a program has raised.
-        programs, rows: as in :func:`explained`.
-        kind: the type of the new error, but where the old one is a TypeError of this package.
-        named: the rows in words, with their number in braces.
+        error: raised by a program.
+        programs: ``"model"`` and ``"guide"`` -> callable, for the paths of their networks.
+        rows: number of rows that they run on, N in the message.
+        kind: type of the new error, unless the old one is a TypeError of this package.
+        named: the rows in words, with ``{}`` in the place of their number.
+
+    Returns:
+        The new error; the old one if its place is not known, or if its message has it already.
     """
     if isinstance(error, Explained):
         return error
@@ -105,7 +111,7 @@ def explanation(
 
 
 def _places(frames: list[FrameType], programs: Mapping[str, Any], rows: int) -> Iterator[str]:
-    """Say where an error was raised."""
+    """Yield the network, the site and the modality that an error was raised at, in words."""
     module, given = _network(frames)
     if module is not None:
         path = _paths(programs).get(id(module))
@@ -120,7 +126,7 @@ def _places(frames: list[FrameType], programs: Mapping[str, Any], rows: int) -> 
 
 
 def _paths(programs: Mapping[str, Any]) -> dict[int, str]:
-    """Every module by its path."""
+    """Return identity -> path of every module that programs refer to."""
     return {
         id(module): f"{root}.{path}" if path else root
         for root, outer in ReachableObjects(programs).modules.items()
@@ -129,7 +135,7 @@ def _paths(programs: Mapping[str, Any]) -> dict[int, str]:
 
 
 def _site(frames: list[FrameType]) -> str | None:
-    """The site that was being sampled, or whose distribution was being made."""
+    """Return the site that was being sampled, or whose distribution was being computed."""
     for frame in reversed(frames):
         code, names = frame.f_code, frame.f_locals
         if code.co_name == "sample" and frame.f_globals.get("__name__", "").startswith("pyro.primitives"):
@@ -149,7 +155,7 @@ def _site(frames: list[FrameType]) -> str | None:
 
 
 def _modality(frames: list[FrameType]) -> str | None:
-    """The modality that was being read, encoded or observed."""
+    """Return the modality that was being read, encoded or observed."""
     for frame in reversed(frames):
         names, function = frame.f_locals, frame.f_code.co_name
         if not isinstance(names.get("self"), Batch):
@@ -162,7 +168,7 @@ def _modality(frames: list[FrameType]) -> str | None:
 
 
 def _network(frames: list[FrameType]) -> tuple[nn.Module | None, list[Tensor]]:
-    """The innermost module that ran on tensors, and these."""
+    """Return the innermost module that was called with tensors, and these."""
     for frame in reversed(frames):
         module, code = frame.f_locals.get("self"), frame.f_code
         if not isinstance(module, nn.Module) or code.co_name in ("_call_impl", "_wrapped_call_impl"):
@@ -176,6 +182,7 @@ def _network(frames: list[FrameType]) -> tuple[nn.Module | None, list[Tensor]]:
 
 
 def _shape(x: Tensor, rows: int) -> str:
+    """Return a tensor's shape as text, with N in the place of the number of rows."""
     sizes = list(x.shape)
     last = len(sizes) - (len(sizes) > 1)
     named = ["N" if size == rows and i < last else str(size) for i, size in enumerate(sizes)]
@@ -183,13 +190,13 @@ def _shape(x: Tensor, rows: int) -> str:
 
 
 def _with_n(text: str, rows: int) -> str:
-    """The text with N in the place of the number of rows where a shape begins with it."""
+    """Return a text with N in the place of the number of rows, in the shapes that begin with it."""
     text = re.sub(rf"([(\[]){rows}(?=[,)\]])", r"\1N", text)
     return re.sub(rf"\b{rows}x(?=\d)", "Nx", text)
 
 
 def _hints(text: str, frames: list[FrameType], programs: Mapping[str, Any]) -> Iterator[str]:
-    """Suggest what may mend an error."""
+    """Yield advice that may mend an error."""
     module, given = _network(frames)
     encoding = any(frame.f_code.co_name == "encode" for frame in frames)
     if isinstance(module, nn.Linear) and given[0].dim() and given[0].shape[-1] != module.in_features:
@@ -220,7 +227,7 @@ def _hints(text: str, frames: list[FrameType], programs: Mapping[str, Any]) -> I
 
 
 def _index_hints(module: Any, indices: Tensor) -> Iterator[str]:
-    """Tell what an embedding takes, and what it gets."""
+    """Yield advice on the indices that an embedding is given."""
     if indices.dtype not in (torch.int32, torch.int64):
         whole = "x.argmax(-1) of one-hot rows x" if indices.dim() > 1 else "x.long()"
         yield f"An embedding takes indices as torch.int64, and gets {indices.dtype}: give it {whole}"

@@ -1,8 +1,9 @@
-"""Properties of a (model, guide) pair that one run on two rows shows."""
+"""Find the structure of a (model, guide) pair by one run on two rows: sites, plates, and ways to differentiate."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,16 +29,19 @@ Callback = Callable[..., Any]
 
 @dataclass(frozen=True)
 class PairStructure:
-    """Properties of a pair that one run on two rows shows.
+    """Properties of a pair that one run on two rows shows, and that hold for all batches of the same form.
 
-    ``nesting`` is the number of batch dimensions of its plates; ``latent_sites`` says of each guide site how it can be
-    differentiated ("pathwise", "enumerated" or "score"); ``model_only`` maps each latent site that the guide lacks
-    to whether it can be enumerated; ``strata`` is the guide's mixture whose components can be taken in turn, if any;
-    ``in_order`` says that guide and model sample the sites that they share in one order; ``modalities`` are the
-    model's observed sites; ``parents`` are those that the model uses, as parents of others; ``factors`` are those of
-    the observed sites that are no modality of the batch, such as a ``pyro.factor``. ``random`` says that networks that
-    run again draw random numbers, such as dropout; ``normalises`` that what depends on a latent goes through batch
-    normalisation in training mode.
+    Attributes:
+        nesting: number of batch dimensions of the pair's plates, 1 or more.
+        latents: latent site of the guide -> way to differentiate it: "pathwise", "enumerated" or "score".
+        model_only: latent site that the guide lacks -> True if it can be enumerated.
+        strata: the guide's first mixture whose components can be drawn from in turn; None if there is none.
+        in_order: True if guide and model sample the sites that they share in the same order.
+        modalities: observed sites of the model.
+        parents: modalities that the model uses as parents of other sites.
+        factors: observed sites that are no modality of the batch, such as a ``pyro.factor``.
+        random: True if networks draw random numbers when they run again, as dropout does.
+        normalises: True if something computed from a latent goes through batch normalisation in training mode.
     """
 
     nesting: int
@@ -58,14 +62,18 @@ class PairStructure:
 
     @property
     def enumerates(self) -> bool:
+        """True if some latent is summed out."""
         return "enumerated" in self.latents.values() or any(self.model_only.values())
 
 
 @dataclass(frozen=True)
 class Strata:
-    """The mixture that a stratified pass draws from component by component: one latent site of a guide.
+    """A mixture in a guide whose components a stratified pass draws from in turn.
 
-    ``varying`` says that its weights depend on a latent drawn before it, so that they differ between particles.
+    Attributes:
+        site: its latent site.
+        components: number of components.
+        varying: True if its weights depend on a latent drawn before it, so that they differ between particles.
     """
 
     site: str
@@ -74,13 +82,20 @@ class Strata:
 
 
 def pair_structure(model: Callback, guide: Callback, batch: Batch, stratified: bool = False) -> PairStructure:
-    """Return the :class:`PairStructure` of a pair on batches like this one, from one run on two rows.
+    """Return the structure of a pair on batches of this form, from one run on two rows.
 
-    It is cached while both live, per form of the batch (modalities held, present in all rows, in none or in some), and
-    found again once a parameter was frozen or freed, a module replaced, or its mode changed.
+    It is cached while both live, per form of the batch (modalities held, present in all rows, in none or in some). It
+    is found again once something that the run depends on has changed: a module, a parameter that is frozen, the mode
+    of a module, a number, an ``infer`` dictionary; see :class:`~pyro_mm.utils.snapshot.Snapshot`.
 
     Args:
-        stratified: whether to look for a mixture also in what the guide is where a modality is missing.
+        model, guide: callables of a batch.
+        batch: N rows.
+        stratified: True to look for a mixture, too, in the guide where a modality is missing.
+
+    Raises:
+        ValueError, TypeError: an error of a program, with the site, the network and the shapes that it comes from; a
+            guide with an observed site.
     """
     run = _structure_with_strata if stratified else _structure
     return _structures.get(model, guide, (stratified, *_form(batch)), lambda: batch[: min(2, batch.size)], run)
@@ -90,7 +105,7 @@ _structures = PairCache()
 
 
 def _form(batch: Batch) -> tuple[Hashable, ...]:
-    """Return all that may decide in Python what a story or a guide does with a batch: not its rows, nor values."""
+    """Return all properties of a batch that may decide in Python what a program does: not its size, nor its values."""
 
     def where(presence: Presence) -> bool | str:
         return presence if isinstance(presence, bool) else "in some rows"
@@ -102,60 +117,102 @@ def _form(batch: Batch) -> tuple[Hashable, ...]:
 
 
 def _structure(model: Callback, guide: Callback, batch: Batch) -> PairStructure:
-    devices = [batch.device] if batch.device.type == "cuda" else []
-    # with gradients on: whether a distribution can be differentiated may depend on whether its parameters are
-    no_inference, fork = torch.inference_mode(False), torch.random.fork_rng(devices=devices)
-    used: set[str] = set()
-    read: list[str] = []
+    """Run guide and model once on a few rows, and return the structure that the runs show."""
     watch = _Watch(batch)
-    batch = batch.with_context(on_use=used.add, on_lengths=lambda: read.append(""), draw_missing=watch.draw_missing)
-    told = explained({"model": model, "guide": guide}, batch.size)
-    with told, no_inference, torch.enable_grad(), fork, poutine.block(), buffers_kept(model, guide):
-        guide_trace, in_guide = watch.run(guide, batch)
-        model_trace, in_model = watch.run(model, batch, guide_trace)
-        random = in_model or (in_guide and _draws_again(guide, batch))
+    parents: set[str] = set()
+    lengths_read: list[bool] = []
+    batch = batch.with_context(
+        on_use=parents.add, on_lengths=lambda: lengths_read.append(True), draw_missing=watch.draw_missing
+    )
+    with explained({"model": model, "guide": guide}, batch.size), _without_side_effects(model, guide, batch):
+        guide_trace, random_in_guide = watch.run(guide, batch)
+        model_trace, random_in_model = watch.run(model, batch, guide_trace)
+        random = random_in_model or (random_in_guide and _draws_again(guide, batch))
         strata = _strata(latent_sites(guide_trace))
-    if not read:
+    if not lengths_read:
         batch.warn_unread_lengths()
-    if weighed := [name for name, site in observed_sites(guide_trace).items() if _scores(site)]:
-        raise ValueError(
-            f"the guide has the observed site {weighed[0]!r}, a pyro.factor or a sample with obs=: its log-probability "
-            "is of no latent, and no bound or likelihood counts it. Take it out of the guide, or put it into the model"
-        )
-    sites = [
-        *latent_sites(guide_trace).values(),
-        *latent_sites(model_trace).values(),
-        *observed_sites(model_trace).values(),
-    ]
+    _check_guide(guide_trace)
+
+    in_guide = latent_sites(guide_trace)
+    in_model = latent_sites(model_trace)
+    observed = observed_sites(model_trace)
+    sites = [*in_guide.values(), *in_model.values(), *observed.values()]
     frames = [frame for site in sites for frame in site["cond_indep_stack"]]
-    kinds = {}
-    for name, site in latent_sites(guide_trace).items():
-        enumerated = site["infer"].get("enumerate") == "parallel"
-        kinds[name] = "enumerated" if enumerated else "pathwise" if site["fn"].has_rsample else "score"
-    ours = latent_sites(model_trace)
     return PairStructure(
         nesting=max([1, *(-frame.dim for frame in frames if frame.vectorized)]),
-        latents=kinds,
-        model_only={n: bool(s["fn"].has_enumerate_support) for n, s in ours.items() if n not in kinds},
+        latents={name: _way_to_differentiate(site) for name, site in in_guide.items()},
+        model_only={n: bool(s["fn"].has_enumerate_support) for n, s in in_model.items() if n not in in_guide},
         strata=strata,
-        in_order=[n for n in ours if n in kinds] == [n for n in kinds if n in ours],
-        modalities=frozenset(observed_sites(model_trace)),
-        parents=frozenset(used),
+        in_order=[n for n in in_model if n in in_guide] == [n for n in in_guide if n in in_model],
+        modalities=frozenset(observed),
+        parents=frozenset(parents),
         factors=factor_sites(model_trace, batch),
         random=random,
         normalises=watch.normalisation.found,
     )
 
 
+@contextmanager
+def _without_side_effects(model: Callback, guide: Callback, batch: Batch) -> Iterator[None]:
+    """Restore generators and buffers after a run with gradients.
+
+    Whether a distribution can be differentiated may depend on whether its parameters can.
+    """
+    devices = [batch.device] if batch.device.type == "cuda" else []
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.random.fork_rng(devices=devices),
+        poutine.block(),
+        buffers_kept(model, guide),
+    ):
+        yield
+
+
+def _check_guide(trace: Any) -> None:
+    """Raise a ValueError if a guide observes a site that has a log-probability."""
+    weighted = [name for name, site in observed_sites(trace).items() if _has_log_prob(site)]
+    if weighted:
+        raise ValueError(
+            f"the guide has the observed site {weighted[0]!r}, a pyro.factor or a sample with obs=: its "
+            "log-probability is of no latent, and no bound or likelihood counts it. Take it out of the guide, or put "
+            "it into the model"
+        )
+
+
+def _way_to_differentiate(site: Mapping[str, Any]) -> str:
+    """Return "enumerated", "pathwise" or "score" for a latent site of a guide."""
+    if site["infer"].get("enumerate") == "parallel":
+        return "enumerated"
+    return "pathwise" if site["fn"].has_rsample else "score"
+
+
 class _Watch:
-    """Runs programs, draws their latents and missing modalities, and notes what their networks do besides."""
+    """Runs programs, draws their latents and missing modalities, and watches their networks.
+
+    Args:
+        batch: a batch on the device of the runs.
+
+    Attributes:
+        random: the watch over random numbers of networks.
+        normalisation: the watch over batch normalisation of what depends on a latent.
+    """
 
     def __init__(self, batch: Batch) -> None:
         self.random = RandomNumbers(batch.device)
         self.normalisation = BatchNormalisation()
 
     def run(self, program: Callback, batch: Batch, values: Any = None) -> tuple[Any, bool]:
-        """Return the trace of a run, replayed against another one's, and whether its networks drew random numbers."""
+        """Run a program.
+
+        Args:
+            program: a model or a guide.
+            batch: the rows.
+            values: a trace to replay the program against.
+
+        Returns:
+            (trace, True if networks drew random numbers).
+        """
         self.random.found()
         replayed = poutine.replay(trace=values or poutine.Trace())
         with self.normalisation, poutine.trace() as traced, replayed, EditSites(self.draw):
@@ -163,7 +220,7 @@ class _Watch:
         return traced.trace, self.random.found()
 
     def draw(self, msg: dict[str, Any]) -> None:
-        """Draw a latent as a tensor with a gradient, so that what depends on it can be told."""
+        """Draw a latent as a tensor with a gradient, so that what is computed from it can be found."""
         if not msg["done"]:
             with self.random.paused():
                 value = msg["fn"](*msg["args"], **msg["kwargs"])
@@ -180,7 +237,7 @@ class _Watch:
 
 
 def _draws_again(guide: Callback, batch: Batch) -> bool:
-    """Return whether a guide's networks draw random numbers when it runs a second time on what a step has cached."""
+    """Return True if a guide's networks draw random numbers in a second run that finds what a step has cached."""
     view, watch = batch.view({n: batch.presence(n) for n in batch.names}, TermStack({}), {}), _Watch(batch)
     trace, _ = watch.run(guide, view)
     _, again = watch.run(guide, view, trace)
@@ -188,7 +245,7 @@ def _draws_again(guide: Callback, batch: Batch) -> bool:
 
 
 def _strata(sites: Mapping[str, dict[str, Any]]) -> Strata | None:
-    """Find the first mixture among a guide's sites that has one draw per row, and no plate within it."""
+    """Return the first mixture among a guide's sites that has one draw per row, without a plate inside the rows."""
     before: list[Tensor] = []
     for name, site in sites.items():
         inner = [f for f in site["cond_indep_stack"] if f.vectorized and f.name != "data" and f.size > 1]
@@ -201,9 +258,9 @@ def _strata(sites: Mapping[str, dict[str, Any]]) -> Strata | None:
 
 
 def _structure_with_strata(model: Callback, guide: Callback, batch: Batch) -> PairStructure:
-    """Look for a mixture that a guide has only where a modality is missing, as a joint encoder with experts has.
+    """Return the structure, with a mixture that a guide has only where a modality is missing, if it has one.
 
-    Where it has none its draws are all of one stratum; a guide that cannot be run so is one that has no mixture.
+    A joint encoder with experts is such a guide. A guide that cannot be run with a missing modality has no mixture.
     """
     found = _structure(model, guide, batch)
     shown = [name for name in batch.names if batch.presence(name) is not False]
@@ -216,39 +273,49 @@ def _structure_with_strata(model: Callback, guide: Callback, batch: Batch) -> Pa
 
 
 def latent_sites(trace: Any) -> dict[str, dict[str, Any]]:
-    """The unobserved sample sites of a trace, by name; the index sets of subsampled plates are left out."""
+    """Return name -> site, for the latent sample sites of a trace, without the index sets of plates."""
     return {n: s for n, s in _sites(trace) if not s["is_observed"]}
 
 
 def observed_sites(trace: Any) -> dict[str, dict[str, Any]]:
-    """The observed sample sites of a trace, by name; a ``pyro.deterministic`` is none."""
+    """Return name -> site, for the observed sample sites of a trace, without those of ``pyro.deterministic``."""
     return {n: s for n, s in _sites(trace) if s["is_observed"] and not s["infer"].get("_deterministic", False)}
 
 
 def is_factor(site: Mapping[str, Any]) -> bool:
-    """Return True if a site is a ``pyro.factor``: it has a log-probability, and no value."""
+    """Return True if a site is a ``pyro.factor``, which has a log-probability and no value."""
     return isinstance(site["fn"], dist.Unit)
 
 
 def factor_sites(model_trace: Any, batch: Batch) -> frozenset[str]:
-    """Name the observed sites that are no modality of a batch: a ``pyro.factor``, or data that it does not hold.
+    """Return the observed sites that are no modality of a batch: a ``pyro.factor``, or data of another origin.
 
-    A modality that the batch does not hold is neither, where the story observes it by ``batch.observe``.
+    A modality that the batch does not hold, and that the story observes by ``batch.observe``, is not among them.
+
+    Args:
+        model_trace: a trace of the model.
+        batch: the rows that it ran on.
     """
-    return frozenset(n for n, s in observed_sites(model_trace).items() if n not in batch and _scores(s))
+    return frozenset(n for n, s in observed_sites(model_trace).items() if n not in batch and _has_log_prob(s))
 
 
-def _scores(site: Mapping[str, Any]) -> bool:
+def _has_log_prob(site: Mapping[str, Any]) -> bool:
     """Return True if an observed site has a log-probability, unlike a modality that is missing in every row."""
     return is_factor(site) or not site["infer"].get("is_auxiliary", False)
 
 
 def _sites(trace: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (name, site) for the sample sites of a trace, without the index sets of plates."""
     return ((n, s) for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s))
 
 
 def lacks_derivative(d: Any, value: Tensor) -> bool:
-    """Return whether a draw has no derivative by what its probabilities depend on, where one is asked for."""
+    """Return True if a draw has no derivative with respect to its parameters although these require gradients.
+
+    Args:
+        d: the distribution that it was drawn from.
+        value: the draw.
+    """
     if not torch.is_grad_enabled() or d.has_rsample:
         return False
     try:
@@ -258,5 +325,5 @@ def lacks_derivative(d: Any, value: Tensor) -> bool:
 
 
 def private_modality(site: str, modalities: frozenset[str]) -> str | None:
-    """The modality whose private latent this site is (``"w_<modality>"``), or None."""
+    """Return the modality whose private latent a site is, by its name ``"w_<modality>"``, or None."""
     return site[2:] if site.startswith("w_") and site[2:] in modalities else None

@@ -1,4 +1,4 @@
-"""The audit of a pair: mistakes in its sites, shapes, supports and networks that would give a number all the same."""
+"""Audit a pair before an evaluation: refuse mistakes that would give a number all the same."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ def audit(
     draws: bool = False,
     seen: Batch | None = None,
 ) -> Sites:
-    """Run a pair on a few rows, once for each kind of batch, and refuse what would give wrong numbers.
+    """Refuse a pair whose sites, shapes, supports or networks would give wrong numbers on a batch.
 
-    A kind of batch is given by the names, the types and the shapes of what it holds, and by what is missing in all,
-    some or no rows. What is known is found again once a module, a function or a number that the pair refers to has
-    changed. Values are checked against the support of their distributions in all rows, once for each tensor.
+    The pair is run on a few rows, once per kind of batch: the names, types and shapes of what it holds, and what is
+    missing in all, some or no rows. It is run again once a module, a function or a number that it refers to has
+    changed. Values are compared with the support of their distribution in all rows, once per tensor.
 
     Args:
         model, guide: callables of a batch; None for one that is not run.
         batch: N rows, on any device.
-        targets, givens: modalities of which a conditional likelihood is asked for, and given which.
-        stacked: whether particles or terms will stand to the left of the rows.
-        hides: whether modalities that rows have will be hidden from the pair.
-        draws: whether the guide's draws are asked for.
-        seen: the same rows as the guide is shown them, where that is another batch.
+        targets, givens: modalities x_T and x_G of a conditional likelihood log p(x_T | x_G).
+        stacked: True if particles or terms will stand to the left of the rows.
+        hides: True if modalities that rows have will be hidden from the pair.
+        draws: True if draws of the guide are returned.
+        seen: the same rows as the guide is shown them, if that is another batch.
 
     Returns:
-        The sites.
+        The sites of the pair.
 
     Raises:
-        ValueError, TypeError: what is amiss and what mends it.
+        ValueError, TypeError: the mistakes, with what mends them.
     """
     programs = {name: f for name, f in (("model", model), ("guide", guide)) if f is not None}
     reached = ReachableObjects(programs)
@@ -59,17 +59,18 @@ def audit(
     if wrong:
         raise ValueError(audit_text(wrong))
     if stacked and model is not None and guide is not None:
-        if known.stacks is None:
+        if known.stacking is None:
             with without_side_effects(reached, programs):
-                known.stacks = stacking_problem(model, guide, *few_rows(batch, seen, reached))
-        if known.stacks:
-            error = ValueError(f"{known.stacks} {HOW_TO_SWITCH_OFF}")
+                known.stacking = stacking_problem(model, guide, *few_rows(batch, seen, reached))
+        if known.stacking:
+            error = ValueError(f"{known.stacking} {HOW_TO_SWITCH_OFF}")
             error.add_note(UNBROADCAST)
             raise error
     return known.sites
 
 
 def audit_text(texts: Sequence[str]) -> str:
+    """Return one message of all mistakes, numbered if there are several, and how to switch the audit off."""
     if len(texts) == 1:
         return f"{texts[0]} {HOW_TO_SWITCH_OFF}"
     return "\n".join([*(f"{i}. {text}" for i, text in enumerate(texts, 1)), HOW_TO_SWITCH_OFF])
@@ -78,14 +79,16 @@ def audit_text(texts: Sequence[str]) -> str:
 def _audit_sites(
     model: Any, guide: Any, batch: Batch, seen: Batch | None, reached: ReachableObjects, hides: bool
 ) -> PastAudit:
-    remembered, fingerprint = past_audits(model, guide), reached.fingerprint()
+    """Return the past audit of a pair on this kind of batch, made anew if there is none or the pair has changed."""
+    audits = past_audits(model, guide)
+    fingerprint = reached.fingerprint()
     kind = kind_of_batch(batch, seen, hides)
-    known = remembered.get(kind)
+    known = audits.get(kind)
     if known is None or known.fingerprint != fingerprint:
         programs = {name: f for name, f in (("model", model), ("guide", guide)) if f is not None}
         with without_side_effects(reached, programs):
             known = PastAudit(fingerprint, collect_sites(model, guide, *few_rows(batch, seen, reached), hides))
-        if len(remembered) >= MOST_AUDITS:
-            remembered.clear()
-        remembered[kind] = known
+        if len(audits) >= MOST_AUDITS:
+            audits.clear()
+        audits[kind] = known
     return known

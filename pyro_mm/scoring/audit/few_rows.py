@@ -1,4 +1,4 @@
-"""Run a pair on a few rows without leaving a trace of it."""
+"""A few rows of a batch, and a context in which running a pair on them changes nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from ...utils.reachable import ReachableObjects, evaluation_mode
 
 
 class without_side_effects:
-    """Holds a pair in evaluation mode, without gradient, its buffers as they are."""
+    """A context in which a pair runs in evaluation mode, without gradients; its buffers are restored afterwards.
+
+    Args:
+        reached: what the programs refer to.
+        programs: name -> callable.
+    """
 
     def __init__(self, reached: ReachableObjects, programs: dict[str, Any]):
         self.contexts = [
@@ -35,14 +40,20 @@ class without_side_effects:
 
 
 def few_rows(batch: Batch, seen: Batch | None, reached: ReachableObjects) -> tuple[Batch, Batch]:
-    """A few rows of both batches on the device of the networks, their number unlike any size in data and networks.
+    """Return a few rows of both batches, on the device of the networks.
 
-    They have and lack every modality that some rows have and others lack.
+    Their number is unlike any size in data and networks, so that a dimension of that size is one of rows. Of each
+    modality that some rows have and others lack, two rows that have it and one that lacks it are among them.
+
+    Args:
+        batch: N rows.
+        seen: the same rows as the guide is shown them, if that is another batch.
+        reached: what the programs refer to.
     """
     rows = [0]
     for name in batch.names:
         mask = batch.presence(name)
-        if isinstance(mask, Tensor):  # two that have it, as one of them is the filler of those that lack it
+        if isinstance(mask, Tensor):  # two that have it, since values of one may fill the rows that lack it
             rows += [int(mask.int().argmin()), *mask.nonzero()[:2, 0].tolist()]
     rows = list(dict.fromkeys(rows))
     sizes = {size for m in reached.all_modules() for p in m.parameters(recurse=False) for size in p.shape}

@@ -1,4 +1,4 @@
-"""Outcomes of audits already done, per pair and kind of batch."""
+"""Results of the audits of a pair, by the kind of batch, and what they tell of a likelihood."""
 
 from __future__ import annotations
 
@@ -17,25 +17,37 @@ MOST_AUDITS = 64  # kinds of batches remembered for one pair
 
 @dataclass
 class PastAudit:
-    """Outcome of the audit of a pair on one kind of batch."""
+    """Result of the audit of a pair on one kind of batch.
+
+    Attributes:
+        fingerprint: of the pair, which is audited again once it is another one.
+        sites: the sites of the pair.
+        stacking: reason why particles cannot be stacked; empty if they can be, None if that was not tested.
+    """
 
     fingerprint: Fingerprint
     sites: Sites
-    stacks: str | None = None  # why particles cannot be stacked; empty if they can be, None if that is not known
+    stacking: str | None = None
 
 
 _past: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
 class _Absent:
-    """In the place of a model or a guide that is not run."""
+    """Key in the place of a model or a guide that is None, which cannot be referred to weakly."""
 
 
 ABSENT = _Absent()
 
 
 def likelihood_notes(model: Any, guide: Any, batch: Batch, seen: Batch | None = None) -> tuple[str, ...]:
-    """Return what is to be said of a likelihood of these rows, where the pair was audited on their kind."""
+    """Return remarks on a likelihood of a batch, if the pair was audited on its kind of batch.
+
+    Args:
+        model, guide: the pair.
+        batch: the rows.
+        seen: the same rows as the guide was shown them, if that is another batch.
+    """
     known = past_audits(model, guide).get(kind_of_batch(batch, seen, False))
     if known is None:
         return ()
@@ -52,25 +64,41 @@ def likelihood_notes(model: Any, guide: Any, batch: Batch, seen: Batch | None = 
 
 
 def modalities_read(model: Any, guide: Any, batch: Batch, seen: Batch | None = None) -> frozenset[str]:
-    """Return the modalities whose values the story looks at, where the pair was audited on their kind."""
+    """Return the modalities whose values the story reads, if the pair was audited on the batch's kind.
+
+    Args:
+        model, guide: the pair.
+        batch: the rows.
+        seen: the same rows as the guide was shown them, if that is another batch.
+    """
     known = past_audits(model, guide).get(kind_of_batch(batch, seen, False))
     return frozenset() if known is None else known.sites.read
 
 
 def past_audits(model: Any, guide: Any) -> dict[Hashable, PastAudit]:
+    """Return kind of batch -> :class:`PastAudit` of a pair, a dictionary to add to, which lives as long as the pair.
+
+    It is empty, and forgotten, for callables that cannot be referred to weakly.
+    """
     keys = [ABSENT if f is None else getattr(f, "__func__", f) for f in (model, guide)]
     owners = tuple(id(getattr(f, "__self__", None)) for f in (model, guide))
     try:
         of_guide = _past.setdefault(keys[0], weakref.WeakKeyDictionary()).setdefault(keys[1], {})
         if len(of_guide) >= MOST_AUDITS and owners not in of_guide:
-            of_guide.clear()  # methods of as many objects, most of which are gone
+            of_guide.clear()  # of methods of as many objects, most of which do not live any more
         return of_guide.setdefault(owners, {})
     except TypeError:  # a callable that cannot be referred to weakly
         return {}
 
 
 def kind_of_batch(batch: Batch, seen: Batch | None, hides: bool) -> Hashable:
-    """All that the outcome of an audit depends on of a batch, but the values."""
+    """Return all properties of a batch that the result of an audit depends on, except its values.
+
+    Args:
+        batch: the rows.
+        seen: the same rows as the guide is shown them, if that is another batch.
+        hides: True if modalities that rows have will be hidden from the pair.
+    """
 
     def presence(name: str) -> Any:
         mask = batch.presence(name)

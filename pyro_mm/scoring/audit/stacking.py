@@ -1,8 +1,8 @@
-"""Compare two particles in one pass with the second one by itself."""
+"""Find networks that take particles, which stand to the left of the rows, for rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,19 +19,23 @@ from ..views import TermViews
 from .densities import densities, run_program
 
 TOLERANCE = 1e-3, 1e-5  # of a log-density in float32: absolute, and relative
-
-
 LOW_PRECISION_TOLERANCE = 2e-2, 1e-3  # in half precision, and on accelerators, whose products may have ten bits
 
 
 def stacking_problem(model: Any, guide: Any, few: Batch, seen: Batch) -> str:
-    """Give the reason that densities differ with particles to the left of the rows; empty if they do not.
+    """Return the reason why particles cannot stand to the left of the rows; empty if they can.
 
-    Everything is shown that there are values of, since a modality that is hidden may be decoded for draws of it; and
-    what is hidden stays so for a pair that cannot be run otherwise.
+    Two particles are run in one pass, and the second one by itself: its densities are to be the same. Modalities that
+    are missing, but have values, are shown, since a missing modality may be decoded for draws of it; if the pair
+    cannot be run so, they are hidden.
+
+    Args:
+        model, guide: callables of a batch.
+        few: a few rows.
+        seen: the same rows as the guide is shown them.
     """
-    info: PairStructure = pair_structure(model, guide, seen)
-    for shown in (few._copy(_masks={n: few.holds(n) for n in few.names}), few):
+    info = pair_structure(model, guide, seen)
+    for shown in (few._copy(_masks={name: few.holds(name) for name in few.names}), few):
         try:
             return _compare_with_one_particle(model, guide, shown, info)
         except _NotComparable:
@@ -40,56 +44,34 @@ def stacking_problem(model: Any, guide: Any, few: Batch, seen: Batch) -> str:
 
 
 class _NotComparable(Exception):
-    """Rows on which particles cannot be told from rows."""
+    """A pair that cannot be run without particles either, or that draws random numbers in its densities."""
 
 
 def _compare_with_one_particle(model: Any, guide: Any, shown: Batch, info: PairStructure) -> str:
-    """Give the reason that two particles in one pass differ from the second by itself; empty if they do not.
+    """Return the reason why two particles in one pass differ from the second by itself; empty if they do not.
 
     Raises:
-        _Incomparable: the pair draws as it is scored, or cannot be run on these rows without particles either.
+        _NotComparable: there is no result to compare with.
     """
     try:
         with temporary_seed(0, shown.device):
-            pair, of_model = _run_two_particles(model, guide, shown, info)
+            pair, model_trace = _run_two_particles(model, guide, shown, info)
     except Exception as error:
-        try:
-            of_guide = run_program(guide, shown, 0)
-            densities(of_guide), densities(run_program(model, shown, 0, of_guide))
-        except Exception as plain:
-            raise _NotComparable from plain  # which it says by itself
+        _check_without_particles(model, guide, shown)
         return (
             "the story or the guide fails with particles or terms to the left of the rows, a dimension that its "
             f"networks may take for that of rows: {error}. Pass vectorize=False, or write it for (.., N, *event)."
         )
-    stacked = {**latent_sites(pair.trace), **latent_sites(of_model)}
-    alone: dict[str, Tensor] = {}
-    try:
-        with temporary_seed(1, shown.device):
-            state = generator_state(shown.device)
-            traces = _run_second_particle(model, guide, shown, stacked)
-            random = not torch.equal(state, generator_state(shown.device))
-            for trace in traces:
-                alone |= {
-                    n: s["fn"].log_prob(s["value"]) for n, s in {**latent_sites(trace), **observed_sites(trace)}.items()
-                }
-            again = _run_second_particle(model, guide, shown, stacked)
-    except Exception as error:
-        raise _NotComparable from error
-    if random:
-        raise _NotComparable
-    dim = pair.particle_dim
-    sites = {**latent_sites(pair.trace), **latent_sites(of_model), **observed_sites(of_model)}
-    for name, one in alone.items():
-        if name not in sites:
-            continue
-        log_prob = sites[name]["fn"].log_prob(sites[name]["value"])
-        second = log_prob.select(dim, 1) if log_prob.dim() >= -dim and log_prob.shape[dim] == 2 else log_prob
-        fits = second.numel() == one.numel() and torch.allclose(
-            second.reshape(one.shape), one, atol=_tolerance(one)[0], rtol=_tolerance(one)[1], equal_nan=True
-        )
-        if not fits and _is_deterministic(name, one, again):
-            what = f"p({name} | ..)" if name in observed_sites(of_model) else f"the density of {name}"
+    latents = {**latent_sites(pair.trace), **latent_sites(model_trace)}
+    observed = observed_sites(model_trace)
+    alone, again = _densities_of_second_particle(model, guide, shown, latents)
+
+    sites = {**latents, **observed}
+    for name in (name for name in alone if name in sites):
+        second = _second_particle(_log_prob(sites[name]), pair.particle_dim)
+        # a density that differs in a second run too has random numbers of a generator that is not torch's
+        if not _close(second, alone[name]) and name in again and torch.equal(alone[name], again[name]):
+            what = f"p({name} | ..)" if name in observed else f"the density of {name}"
             return (
                 f"{name}: {what} of a particle is another one among particles than by itself, so a network takes "
                 "particles, a dimension to the left of the rows, for rows (a LogSoftmax(dim=1), say, where dim=-1 is "
@@ -98,36 +80,74 @@ def _compare_with_one_particle(model: Any, guide: Any, shown: Batch, info: PairS
     return ""
 
 
+def _check_without_particles(model: Any, guide: Any, shown: Batch) -> None:
+    """Raise :class:`_NotComparable` if a pair cannot be run on these rows without particles either."""
+    try:
+        guide_trace = run_program(guide, shown, 0)
+        densities(guide_trace)
+        densities(run_program(model, shown, 0, guide_trace))
+    except Exception as error:
+        raise _NotComparable from error
+
+
 def _run_two_particles(model: Any, guide: Any, shown: Batch, info: PairStructure) -> tuple[TermPair, Any]:
-    view = shown.view({n: shown.presence(n) for n in shown.names}, TermStack({}), {})
+    """Run a pair with a plate of two particles; return it, with the guide's trace, and the model's trace."""
+    view = shown.view({name: shown.presence(name) for name in shown.names}, TermStack({}), {})
     pair = TermPair(model, guide, TermViews(view, view, view, info.nesting, modalities=info.modalities), 2, plated=True)
     with poutine.block():
         pair.guide()
         with poutine.trace() as trace, poutine.replay(trace=pair.trace):
             pair.model()
     for site in observed_sites(trace.trace).values():
-        site["fn"].log_prob(site["value"])
+        _log_prob(site)  # errors of a density are those of a run
     return pair, trace.trace
 
 
-def _run_second_particle(model: Any, guide: Any, shown: Batch, stacked: dict[str, dict[str, Any]]) -> list[Any]:
-    """Traces of guide and model at the second particle's values."""
-    second = {}
-    for name, site in stacked.items():
-        frame = next((f for f in site["cond_indep_stack"] if f.name == "particles"), None)
-        value, event_dim = site["value"], site["fn"].event_dim
-        if frame is not None and value.dim() - event_dim >= -frame.dim:
-            place = frame.dim - event_dim
-            value = value.select(place, 1) if value.shape[place] == 2 else value.select(place, 0)
-        second[name] = value
-    given = _fixed_latents(second)
-    view = shown.view({n: shown.presence(n) for n in shown.names}, TermStack({}), None)  # what is missing is not drawn
+def _densities_of_second_particle(
+    model: Any, guide: Any, shown: Batch, latents: Mapping[str, dict[str, Any]]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return site -> log-density at the second particle's values, without particles, from each of two runs.
+
+    Raises:
+        _NotComparable: the pair cannot be run so, or draws random numbers.
+    """
+    values = {name: _value_of_second_particle(site) for name, site in latents.items()}
+    try:
+        with temporary_seed(1, shown.device):
+            state = generator_state(shown.device)
+            one = dict(_densities_at(model, guide, shown, values))
+            random = not torch.equal(state, generator_state(shown.device))
+            other = dict(_densities_at(model, guide, shown, values))
+    except Exception as error:
+        raise _NotComparable from error
+    if random:
+        raise _NotComparable
+    return one, other
+
+
+def _value_of_second_particle(site: Mapping[str, Any]) -> Tensor:
+    """Return the second particle's value at a latent site; the value itself if it is shared by all particles."""
+    value, event_dim = site["value"], site["fn"].event_dim
+    frame = next((f for f in site["cond_indep_stack"] if f.name == "particles"), None)
+    if frame is None or value.dim() - event_dim < -frame.dim:
+        return value
+    dim = frame.dim - event_dim
+    return value.select(dim, 1 if value.shape[dim] == 2 else 0)
+
+
+def _densities_at(model: Any, guide: Any, shown: Batch, values: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield (site, log-density) of guide and model at values of the latents."""
+    given = _fixed_latents(values)
+    # None: what is missing is not drawn
+    view = shown.view({name: shown.presence(name) for name in shown.names}, TermStack({}), None)
     with poutine.block():
-        with poutine.trace() as of_guide, given:
+        with poutine.trace() as in_guide, given:
             guide(view)
-        with poutine.trace() as of_model, given:
+        with poutine.trace() as in_model, given:
             model(view)
-    return [of_guide.trace, of_model.trace]
+    for trace in (in_guide.trace, in_model.trace):
+        for name, site in {**latent_sites(trace), **observed_sites(trace)}.items():
+            yield name, _log_prob(site)
 
 
 def _fixed_latents(values: dict[str, Tensor]) -> EditSites:
@@ -145,15 +165,19 @@ def _fixed_latents(values: dict[str, Tensor]) -> EditSites:
     return EditSites(fix)
 
 
-def _tolerance(x: Tensor) -> tuple[float, float]:
-    rough = x.device.type != "cpu" or x.dtype in (torch.float16, torch.bfloat16)
-    return LOW_PRECISION_TOLERANCE if rough else TOLERANCE
+def _log_prob(site: Mapping[str, Any]) -> Tensor:
+    return site["fn"].log_prob(site["value"])
 
 
-def _is_deterministic(name: str, one: Tensor, again: Sequence[Any]) -> bool:
-    """Return True if a density is the same in a second run; else a generator that is not torch's draws in it."""
-    for trace in again:
-        if name in trace.nodes:
-            site = trace.nodes[name]
-            return torch.equal(site["fn"].log_prob(site["value"]), one)
-    return False
+def _second_particle(log_prob: Tensor, dim: int) -> Tensor:
+    """Return the second entry of a dimension of particles; the tensor itself if it has none."""
+    return log_prob.select(dim, 1) if log_prob.dim() >= -dim and log_prob.shape[dim] == 2 else log_prob
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    """Return True if two log-densities have as many entries, and these are equal up to rounding."""
+    if one.numel() != other.numel():
+        return False
+    low_precision = other.device.type != "cpu" or other.dtype in (torch.float16, torch.bfloat16)
+    atol, rtol = LOW_PRECISION_TOLERANCE if low_precision else TOLERANCE
+    return torch.allclose(one.reshape(other.shape), other, atol=atol, rtol=rtol, equal_nan=True)

@@ -1,4 +1,4 @@
-"""The audit of a pair before training, and of the minibatches in it."""
+"""Audit a pair before a training, and the minibatches of the training as they come."""
 
 from __future__ import annotations
 
@@ -8,29 +8,32 @@ from typing import Any
 
 from ...batch.batch import Batch
 from ...distributions.support import Support
+from ..prepare_objective import prepare_objective
 from ..program_errors import Explained
 from .audit import audit, audit_text
 from .value_supports import unscored_values
 
-INVALID_VALUES = "found invalid values"  # what torch says of a parameter or a value, and not of a shape
+INVALID_VALUES = "found invalid values"  # in torch's errors of parameters and values, and not in those of shapes
 
 
 @dataclass
 class TrainingAudit:
-    """Checks that an audit before training leaves for the minibatches to come.
+    """Result of the audit before a training, with a check of the minibatches to come.
 
     Attributes:
-        unrunnable: the error of a pair that cannot be run on a few of the training rows, to be raised after the first
-            run of the training, which may know more of the reason; None of a pair that can.
-        supports: observed modality -> what its distribution scores.
+        unrunnable: error of a pair that cannot be run on a few of the training rows, to be raised after the first run
+            of the training, which may know more of the reason; None if the pair can be run.
+        supports: observed modality -> support of its distribution.
     """
 
     unrunnable: Explained | None = None
     supports: dict[str, Support] = field(default_factory=dict)
 
     def check(self, batch: Batch) -> None:
-        """Raise a ValueError if a minibatch, which was not at hand before, has values that are not scored."""
-        # of a density of all real numbers, infinite ones are left to the watch over the loss
+        """Raise a ValueError if a minibatch has values outside the support of their distribution.
+
+        Infinite values of a density over all real numbers are left to the check of the loss.
+        """
         bounded = {name: support for name, support in self.supports.items() if support != Support(support.family)}
         if wrong := unscored_values(batch, bounded):
             raise ValueError(audit_text(wrong))
@@ -39,29 +42,26 @@ class TrainingAudit:
 def audit_training(
     model: Callable[[Batch], Any], guide: Callable[[Batch], Any], objective: Any, train: Batch, validation: Any = None
 ) -> TrainingAudit:
-    """Audit a pair for training by an objective, with the rows that it is trained and validated on.
+    """Audit a pair with the rows that it is trained and validated on.
 
     Args:
         model, guide: callables of a batch.
-        objective: one with a ``layout``, or a ``pyro.infer.ELBO``.
-        train: all rows, or a few where the others are not at hand.
+        objective: anything that :func:`~pyro_mm.scoring.prepare_objective.prepare_objective` takes.
+        train: all rows, or the first minibatch if the others are not at hand.
         validation: other rows, or None.
 
     Returns:
-        What is left to be done while the pair is trained.
+        The result, for the minibatches to come.
 
     Raises:
-        ValueError, TypeError: as of :func:`audit`.
+        ValueError, TypeError: as of :func:`~pyro_mm.scoring.audit.audit.audit`.
     """
     found = TrainingAudit()
+    prepared = prepare_objective(objective)
     for rows in (train, validation) if validation is not None else (train,):
-        if hasattr(objective, "layout"):
-            stacked, hides = objective.layout(rows)
-        else:
-            stacked = getattr(objective, "num_particles", 1) > 1 and getattr(objective, "vectorize_particles", False)
-            hides = False
+        layout = prepared.layout(rows)
         try:
-            sites = audit(model, guide, rows, stacked=stacked, hides=hides)
+            sites = audit(model, guide, rows, stacked=layout.stacked, hides=layout.hides)
         except Explained as error:
             if rows is not train:
                 raise

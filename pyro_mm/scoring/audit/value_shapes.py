@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,31 +13,43 @@ from ...distributions.support import Support, support_of
 
 
 def shape_mismatches(seen: dict[str, dict[str, Any]], few: Batch) -> Iterator[str]:
-    """Observed values that are another modality's, or whose shape is not their distribution's."""
+    """Yield a sentence for each site observed at another modality's values, or at values of another shape than its own.
+
+    Args:
+        seen: observed site -> site of a trace.
+        few: the rows that the trace is of.
+    """
     for name, site in seen.items():
         if name not in few or not isinstance(site["value"], Tensor) or not few.holds(name):
             continue
         if other := _values_of_another(name, site["value"], few):
             yield f"{name}: the story observes it at the values of {other}, obs=batch[{other!r}]: take its own."
-            continue
-        fn, value = site["fn"], site["value"]
-        shape = tuple("N" if size == few.size else size for size in few[name].shape)
-        if not _event_fits(fn, value):
-            event = _text(tuple(fn.event_shape))
-            said = f"one being {_text(shape[1:])}, and its distribution is of event shape {event}"
-        elif not _rows_fit(site, few.size):
-            batch = tuple("N" if size == few.size else size for size in fn.batch_shape)
-            said = (
-                f"and its distribution is of batch shape {_text(batch)} and event shape {_text(tuple(fn.event_shape))}"
-            )
-        else:
-            continue
-        mend = _shape_hint(shape[1:], tuple(fn.event_shape), support_of(fn))
-        yield f"{name}: its values are of shape {_text(shape)}, {said}: they would be broadcast. {mend}"
+        elif mismatch := _mismatch(site, few[name], few.size):
+            yield f"{name}: {mismatch}"
+
+
+def _mismatch(site: Mapping[str, Any], values: Tensor, rows: int) -> str:
+    """Return a sentence on values whose shape is not that of a site's distribution; empty if it is."""
+
+    def with_n(shape: torch.Size) -> tuple[Any, ...]:
+        return tuple("N" if size == rows else size for size in shape)
+
+    fn = site["fn"]
+    shape = with_n(values.shape)
+    event = tuple(fn.event_shape)
+    if not _event_fits(fn, site["value"]):
+        text = f"one being {_shape_text(shape[1:])}, and its distribution is of event shape {_shape_text(event)}"
+    elif not _rows_fit(site, rows):
+        batch = _shape_text(with_n(fn.batch_shape))
+        text = f"and its distribution is of batch shape {batch} and event shape {_shape_text(event)}"
+    else:
+        return ""
+    hint = _shape_hint(shape[1:], event, support_of(fn))
+    return f"its values are of shape {_shape_text(shape)}, {text}: they would be broadcast. {hint}"
 
 
 def _values_of_another(name: str, value: Tensor, few: Batch) -> str | None:
-    """The modality whose values a site has, where these are not its own."""
+    """Return the modality whose values a site is observed at, if it is another one."""
     if value is few[name] or (value.shape == few[name].shape and torch.equal(value, few[name].to(value.dtype))):
         return None
     for other in few.names:
@@ -52,24 +64,26 @@ def _event_fits(fn: Any, value: Tensor) -> bool:
     return lead >= 1 and value.shape[lead:] == fn.event_shape
 
 
-def _rows_fit(site: dict[str, Any], rows: int) -> bool:
+def _rows_fit(site: Mapping[str, Any], rows: int) -> bool:
     """Return True if a site in the data plate has one value per row, and none beyond its plates."""
     if not any(frame.name == "data" and frame.dim == -1 for frame in site["cond_indep_stack"]):
         return True
     batch = tuple(site["fn"].batch_shape)
     if batch and batch[-1] not in (1, rows):
-        return True  # a pair that knows of its rows from elsewhere cannot be judged on a few of them
-    given = tuple(site["value"].shape[: site["value"].dim() - site["fn"].event_dim])
-    inside = all(one in (1, two) for one, two in zip(reversed(given), reversed(batch), strict=False))
-    return given[-1] == rows and inside and len(given) <= len(batch)
+        return True  # the pair has its rows from elsewhere than the batch, and no few of them show anything
+    value_batch = tuple(site["value"].shape[: site["value"].dim() - site["fn"].event_dim])
+    sizes = zip(reversed(value_batch), reversed(batch), strict=False)
+    inside = all(size in (1, other) for size, other in sizes)
+    return value_batch[-1] == rows and inside and len(value_batch) <= len(batch)
 
 
-def _text(shape: Sequence[Any]) -> str:
+def _shape_text(shape: Sequence[Any]) -> str:
+    """Return a shape as Python writes it, with "N" unquoted."""
     return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
 
 
 def _shape_hint(value: tuple[Any, ...], event: tuple[int, ...], support: Support | None) -> str:
-    """Say what makes values and distribution fit."""
+    """Return advice that makes the shape of one value and the event shape of its distribution agree."""
     if value == () and event == (1,):
         return "Give one number per row as (N, 1), values[:, None]; or the decoder event_shape=()."
     if value == (1,) and event == ():
