@@ -41,7 +41,7 @@ from .training.history import History
 from .training.loop import fit
 from .training.weights import save
 from .utils.locks import lock_path
-from .utils.modules import buffers_kept
+from .utils.modules import preserve_buffers
 from .utils.seeding import temporary_seed
 
 EPOCHS = {"digits": 200, "mnist": 20, "fashion": 20}
@@ -265,7 +265,7 @@ def _build(settings: Settings, batch: Batch) -> Recipe:
     if estimator is None and k:
         run.objective.estimator.num_particles = settings.num_particles
     try:
-        with temporary_seed(settings.seed, torch.device("cpu")), buffers_kept(run.model, run.guide):
+        with temporary_seed(settings.seed, torch.device("cpu")), preserve_buffers(run.model, run.guide):
             run.objective.differentiable_loss(run.model, run.guide, batch[:2])
     except (ValueError, TypeError) as error:
         raise typer.BadParameter(str(error)) from error

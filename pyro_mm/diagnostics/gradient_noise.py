@@ -17,8 +17,8 @@ from ..objectives.objective import Objective
 from ..scoring.prepare_objective import prepare_objective
 from ..scoring.training_objective import PreparedObjective
 from ..training.problem import problem_from_run
-from ..utils.modules import buffers_kept
-from ..utils.reachable import held, modules
+from ..utils.modules import preserve_buffers
+from ..utils.reachable import own_modules, referenced_modules
 from ..utils.seeding import temporary_seed
 
 
@@ -177,20 +177,24 @@ def _gradient(
 @contextmanager
 def unchanged(model: Any, guide: Any) -> Iterator[None]:
     """Puts back the buffers of model and guide, such as the running means of a batch normalisation."""
-    with buffers_kept(model, guide):
+    with preserve_buffers(model, guide):
         yield
 
 
 def _named(model: Any, guide: Any, leaves: dict[int, Tensor]) -> Iterator[_Parameter]:
     """Every parameter once: those of modules, frozen ones too, and the other leaves of the loss."""
     seen: set[int] = set()
-    for name, module in modules(model, guide).items():
+    for name, module in own_modules(model, guide).items():
         for group, path, tensor in _parts(module, name, name):
             if id(tensor) not in seen:
                 seen.add(id(tensor))
                 yield _Parameter(path, group, tensor)
     # what a function uses of the modules that it speaks of, and not all of what they hold
-    known = {id(p): (g, n) for name, module in held(model, guide).items() for g, n, p in _parts(module, name, name)}
+    known = {
+        id(p): (g, n)
+        for name, module in referenced_modules(model, guide).items()
+        for g, n, p in _parts(module, name, name)
+    }
     known |= {
         id(p): (name, name) for n, p in pyro.get_param_store().named_parameters() if (name := f"pyro.param {n!r}")
     }

@@ -15,7 +15,7 @@ from ..batch.batch import Batch, check_batch
 from ..batch.masks import over_events
 from ..sampling.ancestral import simulate
 from ..scoring.audit.audit import audit as audit_pair
-from ..scoring.evaluation import evaluating, returned
+from ..scoring.evaluation import evaluating, move_result
 from ..scoring.importance import score_model
 from ..scoring.reduction import SiteReducer
 from ..scoring.structure import Callback, PairStructure, latent_sites, pair_structure, private_modality
@@ -165,7 +165,7 @@ def calibration(
         check_function(f"quantities[{name!r}]", quantity, ("latents", "rows"))
     with evaluating(model, guide, batch, audit=False) as rows:
         found = _simulate_and_rank(model, guide, rows, num_draws, seed, quantities, chunk, vectorize, audit)
-        return returned(found, rows, batch)
+        return move_result(found, rows, batch)
 
 
 def _simulate_and_rank(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from ..batch.batch import Batch, check_batch
 from ..sampling.ancestral import simulate
 from ..scoring.audit.audit import audit as audited
-from ..scoring.evaluation import evaluating, returned
+from ..scoring.evaluation import evaluating, move_result
 from ..scoring.structure import Callback
 from ..utils.arguments import check_choice, check_counts, check_flags, check_programs
 from ..utils.seeding import normalize_seed, temporary_seed
@@ -80,7 +80,7 @@ def annealed_importance(
                 )
                 parts.append(evidence_from_weights(path.run(path.bridge.draws(num_chains)), ""))
         found = name_quantity(parts[0] if len(parts) == 1 else concatenate(parts), model, guide, whole)
-        return returned(found, whole, batch)
+        return move_result(found, whole, batch)
 
 
 def bidirectional(
@@ -136,7 +136,7 @@ def bidirectional(
             parts.append((forward, replace(back, log_prob=-back.log_prob, running=running)))
         lower, upper = zip(*parts, strict=True)
         bounds = tuple(restrict_means(concatenate(each), whole.having()) for each in (lower, upper))
-        return returned(bounds, whole, batch)
+        return move_result(bounds, whole, batch)
 
 
 def _check_options(

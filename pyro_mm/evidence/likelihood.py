@@ -11,7 +11,7 @@ from ..sampling.particle_sampler import ProposalScheme
 from ..sampling.proposals import resolve_proposal
 from ..sampling.weighted import BlockSizes, ImportanceSampling, row_blocks, weighted_blocks
 from ..scoring.audit.audit import audit as audited
-from ..scoring.evaluation import evaluating, returned
+from ..scoring.evaluation import evaluating, move_result
 from ..scoring.structure import Callback, pair_structure
 from ..utils.arguments import (
     check_counts,
@@ -182,7 +182,7 @@ def estimate_log_marginal(
             for (first, part), (_, part_seen) in blocks
         ]
         evidence = parts[0] if len(parts) == 1 else concatenate(parts)
-        return returned(name_quantity(evidence, model, guide, rows, shown), rows, batch)
+        return move_result(name_quantity(evidence, model, guide, rows, shown), rows, batch)
 
 
 def _accumulate(model: Callback, guide: Callback, batch: Batch, settings: ImportanceSampling, seen: Batch) -> Evidence:
@@ -276,8 +276,8 @@ def log_conditional(
 
         if not givens:
             evidence = replace(joint, quantity=f"log p({', '.join([*targets, *factors])})")
-            return returned(evidence, rows, batch)
+            return move_result(evidence, rows, batch)
         quantity = f"log p({', '.join(targets)} | {', '.join([*givens, *factors])})"
         other_seed = replace(settings, seed=normalize_seed(settings.seed + 1))
         marginal = estimate_log_marginal(model, guide, rows.only(*givens), other_seed, audit=audit)
-        return returned(conditional_evidence(joint, marginal, rows.having(targets), quantity), rows, batch)
+        return move_result(conditional_evidence(joint, marginal, rows.having(targets), quantity), rows, batch)

@@ -25,7 +25,7 @@ from ..batch.batch import Batch, check_batch
 from ..sampling.particle_sampler import ProposalScheme
 from ..sampling.proposals import Proposal
 from ..scoring.audit.audit import audit as audited
-from ..scoring.evaluation import evaluating, returned
+from ..scoring.evaluation import evaluating, move_result
 from ..utils.arguments import check_counts, check_names, check_programs
 from ..utils.seeding import normalize_seed
 from .evidence import Evidence
@@ -56,7 +56,7 @@ def joint(model: Callback, guide: Callback, batch: Batch, target: Names, given: 
     """
     target, given = _check_arguments(model, guide, batch, target, given)
     with evaluating(model, guide, batch, audit=False) as rows:
-        return returned(log_marginal(model, guide, rows.only(*target, *given), **options), rows, batch)
+        return move_result(log_marginal(model, guide, rows.only(*target, *given), **options), rows, batch)
 
 
 def multiple(model: Callback, guide: Callback, batch: Batch, target: Names, given: Names, **options: Any) -> Evidence:
@@ -77,7 +77,7 @@ def multiple(model: Callback, guide: Callback, batch: Batch, target: Names, give
     with evaluating(model, guide, batch, audit=False) as rows:
         seen = rows.only(*target, *given)
         evidence = estimate_log_marginal(model, guide, rows.only(*target), settings, seen=seen, audit=audit)
-        return returned(evidence, rows, batch)
+        return move_result(evidence, rows, batch)
 
 
 def single(
@@ -94,7 +94,7 @@ def single(
     """
     target, given = _check_arguments(model, guide, batch, target, given)
     with evaluating(model, guide, batch, audit=False) as rows:
-        return returned(log_marginal(model, guide, rows.only(*target), **options), rows, batch)
+        return move_result(log_marginal(model, guide, rows.only(*target), **options), rows, batch)
 
 
 def conditional(
@@ -134,7 +134,7 @@ def conditional(
         both = joint(model, guide, rows, target, given, seed=seed, **options)
         prior_options = _from_prior(options) | {"num_particles": prior_draws}
         marginal = log_marginal(model, guide, rows.only(*given), seed=seed + 1, **prior_options)
-        return returned(conditional_evidence(both, marginal, rows.having(target), quantity), rows, batch)
+        return move_result(conditional_evidence(both, marginal, rows.having(target), quantity), rows, batch)
 
 
 def both_ways(
@@ -174,7 +174,7 @@ def both_ways(
         marginal = single(model, guide, rows, target, seed=seed + 2, **options)
         both = joint(model, guide, rows, target, given, seed=seed + 3, **options)
         total = replace(one - (marginal - both), quantity=f"log p({x} | {w}) + log p({w} | {x})")
-        return returned(restrict_means(total, rows.having(target) & rows.having(given)), rows, batch)
+        return move_result(restrict_means(total, rows.having(target) & rows.having(given)), rows, batch)
 
 
 def _check_arguments(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..batch.batch import Batch, check_batch
 from ..sampling.predictive import generate
-from ..scoring.evaluation import evaluating, returned
+from ..scoring.evaluation import evaluating, move_result
 from ..utils.arguments import check_counts, check_name, check_names, check_programs, check_tensor
 from ..utils.global_state import preserve_process_settings
 
@@ -58,7 +58,7 @@ def class_probabilities(
         probabilities = torch.cat(parts)
         if probabilities.dim() != 2 or batch[target].dim() != 1:
             raise ValueError(f"expected {target!r} to be one class label per row, got {tuple(probabilities.shape)}")
-        return returned(probabilities, whole, batch)
+        return move_result(probabilities, whole, batch)
 
 
 def cross_modal_accuracy(

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..batch.batch import Batch
 from ..batch.masks import Presence, over_events
 from ..distributions.base import base_distribution
-from ..scoring.evaluation import evaluating, returned
+from ..scoring.evaluation import evaluating, move_result
 from ..scoring.structure import factor_sites, latent_sites, observed_sites, private_modality
 from ..utils.arguments import check_programs
 
@@ -63,7 +63,7 @@ def simulate(model: Callable[[Batch], Any], batch: Batch, *, audit: bool = True)
         sites = {name: site for name, site in observed_sites(traced.trace).items() if name in rows}
         values = {name: to_sample_layout(site, rows.size)[0] for name, site in sites.items()}
         latents = {name: site["value"] for name, site in latent_sites(traced.trace).items()}
-        return returned((rows.replaced(values), latents), rows, batch)
+        return move_result((rows.replaced(values), latents), rows, batch)
 
 
 def to_sample_layout(site: Any, size: int, value: Tensor | None = None, event_dim: int | None = None) -> Tensor:

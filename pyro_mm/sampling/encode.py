@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 
 from ..batch.batch import Batch
-from ..scoring.evaluation import evaluating, returned
+from ..scoring.evaluation import evaluating, move_result
 from ..utils.arguments import check_programs
 
 
@@ -43,4 +43,4 @@ def encode(guide: Callable[[Batch], Any], batch: Batch, *, audit: bool = True) -
             for name, site in traced.trace.nodes.items()
             if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
         }
-        return returned(sites, rows, batch)
+        return move_result(sites, rows, batch)

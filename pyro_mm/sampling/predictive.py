@@ -16,7 +16,7 @@ from ..batch.batch import Batch, check_batch
 from ..batch.masks import all_of
 from ..handlers.plates import FixedPlate
 from ..handlers.rewrite import EditSites
-from ..scoring.evaluation import evaluating, returned
+from ..scoring.evaluation import evaluating, move_result
 from ..scoring.structure import Callback, PairStructure, latent_sites, pair_structure
 from ..utils.arguments import check_counts, check_flags, check_programs, check_seed
 from ..utils.seeding import temporary_seed
@@ -236,7 +236,7 @@ def sample_pair(
         temporary_seed(seed, rows.device),
     ):
         samples = draw_samples(model, guide, rows, settings)
-        return Samples(*returned(tuple(samples), rows, batch))
+        return Samples(*move_result(tuple(samples), rows, batch))
 
 
 def draw_samples(model: Callback, guide: Callback, batch: Batch, settings: SampleSettings) -> Samples:

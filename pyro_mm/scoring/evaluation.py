@@ -16,7 +16,7 @@ from ..conditionals.unconditional import map_tensors
 from ..utils.arguments import check_flag, check_function
 from ..utils.reachable import ReachableObjects, evaluation_mode
 from .audit.audit import audit as audited
-from .program_errors import indices_explained
+from .program_errors import explain_index_errors
 
 _programs_inside: ContextVar[tuple[tuple[Any, torch.device | None], ...]] = ContextVar("programs evaluated", default=())
 
@@ -36,7 +36,7 @@ def evaluating(
 
     All modules that model and guide refer to get their own mode back afterwards, and torch its gradient mode and its
     validation of distributions. An inner call for the same pair, or for one program of it, only moves the batch. Pass
-    results through :func:`returned`, which moves them to the device of the caller's batch.
+    results through :func:`move_result`, which moves them to the device of the caller's batch.
 
     Args:
         model, guide: callables of a batch; None for one that the evaluation does not run.
@@ -67,7 +67,7 @@ def evaluating(
         with (
             evaluation_mode(reached.modules.values()),
             _global_state(),
-            indices_explained(programs, batch.size, "one or more of {} rows"),
+            explain_index_errors(programs, batch.size, "one or more of {} rows"),
         ):
             yield _move_to(batch, device)
     finally:
@@ -98,7 +98,7 @@ def _global_state() -> Iterator[None]:
         torch.distributions.Distribution._validate_args = validation
 
 
-def returned(result: Any, rows: Batch, batch: Batch) -> Any:
+def move_result(result: Any, rows: Batch, batch: Batch) -> Any:
     """Move the result of an evaluation to the device of the caller's batch.
 
     Args:

@@ -24,7 +24,7 @@ from ..batch.batch import Batch, check_batch
 from ..distributions.mixture import draw_from_stratum
 from ..utils.arguments import check_counts, check_flags, check_programs
 from .draws import Draws, StackedDraws
-from .evaluation import evaluating, returned
+from .evaluation import evaluating, move_result
 from .reduction import LazyMapping, SiteReducer, average, eliminate, expect, sum_out
 from .scores import Path, Scores
 from .structure import Callback, PairStructure, lacks_derivative, latent_sites, observed_sites, pair_structure
@@ -368,7 +368,7 @@ def log_weights(
     with evaluating(model, guide, batch, audit=audit, stacked=stacked) as rows:
         info = pair_structure(model, guide, rows)
         scores = score(model, guide, TermViews.of(rows, info), info, num_particles, vectorize=vectorize)
-        return returned(scores.log_weights()[:, 0], rows, batch)
+        return move_result(scores.log_weights()[:, 0], rows, batch)
 
 
 def _stack(each: list[Scores]) -> Scores:

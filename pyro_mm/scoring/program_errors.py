@@ -33,7 +33,7 @@ class ProgramTypeError(TypeError, Explained):
 
 
 @contextmanager
-def explained(programs: Mapping[str, Any], rows: int) -> Iterator[None]:
+def explain_errors(programs: Mapping[str, Any], rows: int) -> Iterator[None]:
     """Replace an error of a story or a guide by one that has its place in the program.
 
     Args:
@@ -46,14 +46,14 @@ def explained(programs: Mapping[str, Any], rows: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        new = explanation(error, programs, rows)
+        new = explain_error(error, programs, rows)
         if new is error:
             raise
         raise new from error
 
 
 @contextmanager
-def indices_explained(programs: Mapping[str, Any], rows: int, named: str) -> Iterator[None]:
+def explain_index_errors(programs: Mapping[str, Any], rows: int, named: str) -> Iterator[None]:
     """Replace an IndexError, as of a label beyond an embedding, by an error that has its place in the program.
 
     Args:
@@ -67,13 +67,13 @@ def indices_explained(programs: Mapping[str, Any], rows: int, named: str) -> Ite
     try:
         yield
     except IndexError as error:
-        new = explanation(error, programs, rows, named=named)
+        new = explain_error(error, programs, rows, named=named)
         if new is error:
             raise
         raise new from error
 
 
-def explanation(
+def explain_error(
     error: Exception,
     programs: Mapping[str, Any],
     rows: int,

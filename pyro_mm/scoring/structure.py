@@ -20,8 +20,8 @@ from ..distributions.mixture import largest_mixture
 from ..handlers.plates import sample_in_plates
 from ..handlers.repeatability import BatchNormalisation, RandomNumbers, depends
 from ..handlers.rewrite import EditSites
-from ..utils.modules import buffers_kept
-from .program_errors import explained
+from ..utils.modules import preserve_buffers
+from .program_errors import explain_errors
 from .structure_cache import PairCache
 
 Callback = Callable[..., Any]
@@ -124,7 +124,7 @@ def _structure(model: Callback, guide: Callback, batch: Batch) -> PairStructure:
     batch = batch.with_context(
         on_use=parents.add, on_lengths=lambda: lengths_read.append(True), draw_missing=watch.draw_missing
     )
-    with explained({"model": model, "guide": guide}, batch.size), _without_side_effects(model, guide, batch):
+    with explain_errors({"model": model, "guide": guide}, batch.size), _without_side_effects(model, guide, batch):
         guide_trace, random_in_guide = watch.run(guide, batch)
         model_trace, random_in_model = watch.run(model, batch, guide_trace)
         random = random_in_model or (random_in_guide and _draws_again(guide, batch))
@@ -164,7 +164,7 @@ def _without_side_effects(model: Callback, guide: Callback, batch: Batch) -> Ite
         torch.enable_grad(),
         torch.random.fork_rng(devices=devices),
         poutine.block(),
-        buffers_kept(model, guide),
+        preserve_buffers(model, guide),
     ):
         yield
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..utils.reachable import held
+from ..utils.reachable import referenced_modules
 from ..utils.seeding import generator_state, set_generator_state
 from ..utils.tensor_files import describe_mismatch, describe_tensor_mismatch, load_modules, load_tensors, save_tensors
 from .checkpoint_checks import (
@@ -79,7 +79,7 @@ class Checkpoint:
         self._devices = generator_devices(device)
         own = {id(p) for m in self._problem.modules for p in m.parameters()}
         self._loose = [p for p in self._problem.parameters if id(p) not in own]
-        self._modules_in_functions = held(self._problem.model, self._problem.guide)
+        self._modules_in_functions = referenced_modules(self._problem.model, self._problem.guide)
         self._next_write = -math.inf
         self._written_epochs = 0
 

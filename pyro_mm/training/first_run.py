@@ -9,7 +9,7 @@ from typing import Any
 from pyro import poutine
 
 from ..batch.batch import Batch
-from ..scoring.program_errors import Explained, explanation
+from ..scoring.program_errors import Explained, explain_error
 from ..scoring.training_objective import PreparedObjective
 from ..utils.global_state import override_validation
 from ..utils.reachable import ReachableObjects
@@ -53,7 +53,7 @@ def build_problem(
     except ERRORS as error:
         if cause := _find_nonfinite(model, guide, batch):
             raise NotFinite(". ".join(["the first rows cannot be run", *cause.where, cause.advice])) from error
-        new = explanation(error, programs_of(objective, model, guide), batch.size, FirstRunError)
+        new = explain_error(error, programs_of(objective, model, guide), batch.size, FirstRunError)
         if new is error:
             if unrunnable is not None:
                 raise unrunnable from error

@@ -16,7 +16,7 @@ from ..batch.batch import Batch
 from ..conditionals.unconditional import held_tensors
 from ..handlers.internals import BatchNorm
 from ..scoring.training_objective import Loss, PreparedObjective
-from ..utils.modules import buffers_kept
+from ..utils.modules import preserve_buffers
 from ..utils.reachable import ReachableObjects
 from ..utils.seeding import temporary_seed
 
@@ -128,7 +128,7 @@ class TrainingProblem:
             return set()
         if not self.objective.differentiable:
             return set(self.leaves)
-        with temporary_seed(0, batch.device), buffers_kept(*self.networks), self.autocast():
+        with temporary_seed(0, batch.device), preserve_buffers(*self.networks), self.autocast():
             loss = full.evaluate(self.model, self.guide, batch, step=step)
         return set(_leaves([loss.total]))
 
@@ -154,7 +154,7 @@ def problem_from_run(
     scales_to_data = False
     all_in_plate = True
     discrete: dict[str, None] = {}
-    with buffers_kept(model, guide, *objective.modules):
+    with preserve_buffers(model, guide, *objective.modules):
         with poutine.block(), poutine.trace() as guided:
             guide(batch)
         with poutine.block(), poutine.trace() as modelled, poutine.replay(trace=guided.trace):

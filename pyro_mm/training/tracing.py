@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from ..batch.batch import Batch
 from ..scoring.training_objective import Loss, StepWeights
 from ..utils.global_state import override_validation, preserve_process_settings
-from ..utils.modules import buffers_kept
+from ..utils.modules import preserve_buffers
 from ..utils.seeding import temporary_seed
 from .problem import TrainingProblem
 from .step import Update
@@ -134,7 +134,7 @@ def evaluate_traced(problem: TrainingProblem, inputs: TraceInputs, batch: Batch,
 @contextmanager
 def isolated_run(problem: TrainingProblem, device: torch.device) -> Iterator[None]:
     """Run programs under a fixed seed, and put generators and buffers back afterwards."""
-    with buffers_kept(*problem.networks), temporary_seed(1, device):
+    with preserve_buffers(*problem.networks), temporary_seed(1, device):
         yield
 
 

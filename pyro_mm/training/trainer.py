@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader
 
 from ..batch.batch import Batch
 from ..scoring.audit.training import TrainingAudit, audit_training
-from ..scoring.program_errors import indices_explained
+from ..scoring.program_errors import explain_index_errors
 from ..scoring.training_objective import Loss, PreparedObjective
 from ..utils.arguments import describe
 from ..utils.locks import lock_path
-from ..utils.modules import buffers_kept
+from ..utils.modules import preserve_buffers
 from ..utils.seeding import temporary_seed
 from .arguments import check_validation
 from .checkpoint import Checkpoint, data_identity
@@ -191,7 +191,7 @@ class Trainer:
         if loader.smallest != 1 or not self.problem.normalises_batches:
             return
         try:
-            with temporary_seed(0, loader.device), buffers_kept(*self.problem.networks):
+            with temporary_seed(0, loader.device), preserve_buffers(*self.problem.networks):
                 set_training(self.networks, True)
                 self.evaluate(self.transform(loader.head()[:1]), step=0)
         except ValueError as error:
@@ -247,7 +247,7 @@ class Trainer:
 
     def take_step(self, batch: Batch) -> tuple[tuple[str, ...], Tensor]:
         """Take a step; return labels and values of the loss and its terms, summed over rows."""
-        with indices_explained({"model": self.model, "guide": self.guide}, batch.size, "a minibatch of {} rows"):
+        with explain_index_errors({"model": self.model, "guide": self.guide}, batch.size, "a minibatch of {} rows"):
             try:
                 (values,) = self.sequence(batch)
             except torch.OutOfMemoryError:

@@ -12,7 +12,7 @@ from .reachable import ReachableObjects
 
 
 @contextmanager
-def buffers_kept(*programs: Any) -> Iterator[None]:
+def preserve_buffers(*programs: Any) -> Iterator[None]:
     """Restore the buffers of the modules that programs reach, such as running means, after what is done inside.
 
     Args:

@@ -236,15 +236,15 @@ def evaluation_mode(roots: Iterable[nn.Module]) -> Iterator[None]:
             module.training = training
 
 
-def modules(model: Any, guide: Any) -> dict[str, nn.Module]:
+def own_modules(model: Any, guide: Any) -> dict[str, nn.Module]:
     """Return name -> module, for a model and a guide that are modules or methods of modules."""
     owners = {name: getattr(f, "__self__", f) for name, f in (("model", model), ("guide", guide))}
     return {name: owner for name, owner in owners.items() if isinstance(owner, nn.Module)}
 
 
-def held(model: Any, guide: Any) -> dict[str, nn.Module]:
+def referenced_modules(model: Any, guide: Any) -> dict[str, nn.Module]:
     """Return path -> module, for the modules that model and guide refer to, apart from themselves."""
-    own = set(map(id, modules(model, guide).values()))
+    own = set(map(id, own_modules(model, guide).values()))
     found = ReachableObjects({"model": model, "guide": guide}).modules
     return {path: module for path, module in found.items() if id(module) not in own}
 

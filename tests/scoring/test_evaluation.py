@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pyro_mm as mm
-from pyro_mm.scoring.evaluation import evaluating, returned
+from pyro_mm.scoring.evaluation import evaluating, move_result
 from pyro_mm.utils.reachable import ReachableObjects, evaluation_mode
 
 
@@ -272,10 +272,10 @@ def test_results_come_back_to_the_device_of_the_batch(batch):
         "distribution": dist.Normal(log_w, 1.0).to_event(1),
         "word": "log p(x)",
     }
-    moved = returned(found, batch, away)
+    moved = move_result(found, batch, away)
     rows, likelihood = moved["pair"]
     tensors = [moved["tensor"], rows["x"], likelihood.log_prob, likelihood.pareto_k, moved["distribution"].mean]
     tensors += [x for both in likelihood.running.values() for x in both]
     assert {x.device.type for x in tensors} == {"meta"} and moved["word"] == "log p(x)"
     assert likelihood.quantity == evidence.quantity and likelihood.num_particles == 30
-    assert returned(found, batch, batch) is found
+    assert move_result(found, batch, batch) is found

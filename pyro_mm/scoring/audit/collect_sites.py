@@ -11,7 +11,7 @@ from pyro import poutine
 
 from ...batch.batch import Batch
 from ...distributions.support import support_of
-from ..program_errors import explained
+from ..program_errors import explain_errors
 from ..structure import is_factor, latent_sites, observed_sites
 from .missing_reads import Read, find_reads_of_missing
 from .sites import Sites
@@ -38,11 +38,11 @@ def collect_sites(model: Any, guide: Any, few: Batch, seen: Batch, hides: bool) 
     # the generators are in the caller's state: pyro.param may draw its first value here
     with torch.random.fork_rng(devices=devices):
         if guide is not None:
-            with explained(programs, seen.size):
+            with explain_errors(programs, seen.size):
                 guide_trace = poutine.trace(guide).get_trace(reads["guide"].recorded(seen))
         if model is not None:
             replayed = model if guide_trace is None else poutine.replay(model, trace=guide_trace)
-            with explained(programs, few.size):
+            with explain_errors(programs, few.size):
                 model_trace = poutine.trace(replayed).get_trace(reads["model"].recorded(few))
     reads_missing = [] if guide is None else find_reads_of_missing(model, guide, few, seen, hides)
     return sites_of_traces(few, model_trace, guide_trace, reads, reads_missing)

@@ -9,7 +9,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ...batch.batch import Batch
-from ...utils.modules import buffers_kept
+from ...utils.modules import preserve_buffers
 from ...utils.reachable import ReachableObjects, evaluation_mode
 
 
@@ -26,7 +26,7 @@ class without_side_effects:
             torch.inference_mode(False),
             torch.no_grad(),
             evaluation_mode(reached.modules.values()),
-            buffers_kept(*programs.values()),
+            preserve_buffers(*programs.values()),
             poutine.block(),
         ]
 
