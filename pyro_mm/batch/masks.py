@@ -1,4 +1,4 @@
-"""Masks that are True or False where that is known of all rows at once, which spares work and device syncs."""
+"""Masks of rows that are True or False where that is known of all rows, which spares work and device syncs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,20 @@ from torch import Tensor
 from ..utils.tensors import constant
 
 Presence = bool | Tensor
-MOST = 16  # modalities whose subsets are taken one by one
+MAX_MODALITIES = 16  # whose subsets are enumerated
 
 
 def subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """All 2^M - 1 that are not empty, small ones first. Raises a ValueError where they are too many to go through."""
-    if len(names) > MOST:
+    """Return the 2^M - 1 non-empty subsets of M modalities, small ones first.
+
+    Raises:
+        ValueError: more than ``MAX_MODALITIES`` modalities.
+
+    Example:
+        >>> subsets(["a", "b"])
+        [('a',), ('b',), ('a', 'b')]
+    """
+    if len(names) > MAX_MODALITIES:
         raise ValueError(
             f"{len(names)} modalities have 2^{len(names)} - 1 subsets: draw some of them with "
             "objectives.subset_mean(num_subsets), or name them with MixtureOfProducts(subsets=...)"
@@ -27,7 +35,7 @@ def subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def all_of(masks: Iterable[Presence]) -> Presence:
-    """Where every mask holds; True of none."""
+    """Return the conjunction of masks; True if there are none."""
     tensors = []
     for mask in masks:
         if isinstance(mask, Tensor):
@@ -38,31 +46,41 @@ def all_of(masks: Iterable[Presence]) -> Presence:
 
 
 def any_of(masks: Iterable[Presence]) -> Presence:
-    """Where any mask holds; False of none."""
-    return negated(all_of(negated(mask) for mask in masks))
+    """Return the disjunction of masks; False if there are none."""
+    return invert(all_of(invert(mask) for mask in masks))
 
 
-def negated(mask: Presence) -> Presence:
-    """Where the mask does not hold."""
+def invert(mask: Presence) -> Presence:
+    """Return the negation of a mask."""
     return ~mask if isinstance(mask, Tensor) else not mask
 
 
-def over_events(mask: Tensor, event_dim: int) -> Tensor:
-    """The mask with event dimensions of size 1 to its right."""
+def add_event_dims(mask: Tensor, event_dim: int) -> Tensor:
+    """Return a mask ``(..)`` as ``(.., 1, .., 1)``, with ``event_dim`` dimensions of size 1 on the right."""
     return mask.reshape(mask.shape + (1,) * event_dim)
 
 
-def stacked(masks: Sequence[Presence], size: int, device: torch.device, nesting: int) -> Presence:
-    """The masks of T terms as one: that of all where they are one, else ``(T, 1, .., size)``, ``nesting`` after T."""
+def stack_masks(masks: Sequence[Presence], size: int, device: torch.device, nesting: int) -> Presence:
+    """Return the masks of T terms as one.
+
+    Args:
+        masks: the mask of each term, ``(N,)`` or True or False.
+        size: the number of rows N.
+        device: the device of the batch.
+        nesting: the number of batch dimensions of the story's plates.
+
+    Returns:
+        The mask itself if all terms have the same one, else ``(T, 1, .., N)`` with ``nesting`` dimensions after T.
+    """
     if all(m is masks[0] for m in masks):
         return masks[0]
     shape = (len(masks), *[1] * (nesting - 1), size)
     if all(isinstance(m, bool) for m in masks):
-        return flags(masks, device, nesting).expand(shape)
+        return term_flags(masks, device, nesting).expand(shape)
     full = [m if isinstance(m, Tensor) else torch.full((size,), m, device=device) for m in masks]
     return torch.stack(full).reshape(shape)
 
 
-def flags(values: Sequence[Any], device: torch.device, nesting: int) -> Tensor:
-    """One boolean for each term, ``(T, 1, .., 1)``."""
+def term_flags(values: Sequence[Any], device: torch.device, nesting: int) -> Tensor:
+    """Return one boolean per term, ``(T, 1, .., 1)`` with ``nesting`` dimensions after T."""
     return constant(tuple(values), torch.bool, device).reshape(-1, *[1] * nesting)

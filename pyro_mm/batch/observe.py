@@ -14,7 +14,7 @@ from ..handlers.plates import plate_shape, sample_in_plates
 from ..utils.arguments import describe
 from ..utils.network_calls import in_scoring_type
 from .context import Context
-from .masks import Presence, over_events
+from .masks import Presence, add_event_dims
 from .restrict import decode_for_terms
 
 
@@ -103,7 +103,7 @@ def _observe_present(
 
     def complete() -> Tensor:
         d = decode(*parents)
-        there = over_events(mask, d.event_dim)  # type: ignore[arg-type]
+        there = add_event_dims(mask, d.event_dim)  # type: ignore[arg-type]
         return torch.where(there, values, draw(d))
 
     if context.values_only:

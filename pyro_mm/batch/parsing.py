@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..utils.arguments import check_mapping
 from .arrays import read_array
-from .masks import Presence, over_events
+from .masks import Presence, add_event_dims
 
 RESERVED = {"data", "particles", "terms"}  # names of plates
 
@@ -109,7 +109,7 @@ def _fill(value: Tensor, mask: Tensor) -> tuple[Presence, Tensor]:
         return True, value
     if not bool(mask.any()):
         return False, torch.nan_to_num(value)
-    return mask, torch.where(over_events(mask, value.dim() - 1), value, value[mask][0])
+    return mask, torch.where(add_event_dims(mask, value.dim() - 1), value, value[mask][0])
 
 
 def _check_one_device(tensors: Iterable[Tensor]) -> None:

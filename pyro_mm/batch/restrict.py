@@ -1,4 +1,4 @@
-"""Decoding for some terms of a stack only: a distribution known on part of a batch."""
+"""Decoding for the terms of a stack that decode a modality, and for no others."""
 
 from __future__ import annotations
 
@@ -16,36 +16,50 @@ from .context import TermStack
 def decode_for_terms(
     name: str, decode: Callable[..., Any], parents: tuple[Tensor, ...], stack: TermStack | None, size: int
 ) -> Any:
-    """``decode(*parents)``, run only for those terms of a stack that decode a modality."""
+    """Return ``decode(*parents)``, run for those terms of a stack that decode a modality.
+
+    Args:
+        name: the modality.
+        decode: returns its distribution from the parents.
+        parents: tensors, those that depend on a latent with a dimension of T terms.
+        stack: the terms; None if there is no stack.
+        size: the number of rows N.
+
+    Returns:
+        A distribution for all T terms, whose parameters are known for those that decode the modality.
+    """
     terms = stack.decodes.get(name, ()) if stack is not None else ()
     if stack is None or stack.terms in (1, len(terms)) or size in (1, stack.terms):
         return decode(*parents)
-    places = [_places(parent, stack, size) for parent in parents]
-    if any(len(found) > 1 for found in places):
-        return decode(*parents)  # sizes that cannot be told apart: decode for all terms, which is only slower
-    d = decode(*(_taken(parent, terms, found) for parent, found in zip(parents, places, strict=True)))
+
+    dims = [_possible_term_dims(parent, stack, size) for parent in parents]
+    if any(len(found) > 1 for found in dims):
+        return decode(*parents)  # for all terms, which is only slower
+
+    d = decode(*(_select_terms(parent, terms, found) for parent, found in zip(parents, dims, strict=True)))
     if len(d.batch_shape) < -stack.dim or d.batch_shape[stack.dim] != len(terms):
-        return d  # nothing among its parents depends on the term
+        return d  # no parent depends on the term
     return Scatter(d, terms, stack.terms, stack.dim)
 
 
-def _places(parent: Tensor, stack: TermStack, size: int) -> list[int]:
-    """The dimensions of a parent that may be that of the terms: of its size, and at its distance from the rows.
+def _possible_term_dims(parent: Tensor, stack: TermStack, size: int) -> list[int]:
+    """Return the dimensions of a parent that may be that of the terms, by their size and their distance from the rows.
 
     Dimensions of particles and of enumerated sites may stand to the left of it, and event dimensions to the right.
     """
-    apart, shape = -stack.dim - 1, parent.shape
-    found = [i for i in range(len(shape) - apart) if shape[i] == stack.terms and shape[i + apart] == size]
-    # as many particles as rows, or a covariate that begins with its rows: that cannot be told apart either
+    distance = -stack.dim - 1
+    shape = parent.shape
+    found = [i for i in range(len(shape) - distance) if shape[i] == stack.terms and shape[i + distance] == size]
+    # as many particles as rows, or a covariate that begins with its rows: these cannot be distinguished either
     return [*found, 0] if found and found[0] > 0 and shape[0] == size else found
 
 
-def _taken(parent: Tensor, terms: tuple[int, ...], places: list[int]) -> Tensor:
-    """The entries ``terms`` of a parent that has one for every term; one that has not, as it is."""
-    if not places:
+def _select_terms(parent: Tensor, terms: tuple[int, ...], dims: list[int]) -> Tensor:
+    """Return the entries of some terms in the dimension ``dims[0]``; without one, the parent as it is."""
+    if not dims:
         return parent
     if len(terms) == 1:
-        return parent.narrow(places[0], terms[0], 1)
+        return parent.narrow(dims[0], terms[0], 1)
     if terms == tuple(range(terms[0], terms[-1] + 1)):
-        return parent.narrow(places[0], terms[0], len(terms))
-    return parent.index_select(places[0], constant(terms, torch.long, parent.device))
+        return parent.narrow(dims[0], terms[0], len(terms))
+    return parent.index_select(dims[0], constant(terms, torch.long, parent.device))

@@ -12,7 +12,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ..batch.batch import Batch, check_batch
-from ..batch.masks import over_events
+from ..batch.masks import add_event_dims
 from ..sampling.ancestral import simulate
 from ..scoring.audit.audit import audit as audit_pair
 from ..scoring.evaluation import evaluating, move_result
@@ -278,7 +278,7 @@ def _values(
         reducer.scale(site)  # raises for a site outside the plate "data"
         event_dim = site["fn"].event_dim
         row_dim = truth[name].dim() - event_dim - 1
-        x = torch.where(over_events(mask, event_dim), truth[name].index_select(row_dim, rows), site["value"])
+        x = torch.where(add_event_dims(mask, event_dim), truth[name].index_select(row_dim, rows), site["value"])
         latents[name] = x
         pair.trace.nodes[name] = site | {"value": x}
         x = x if pair.plated else x[None]

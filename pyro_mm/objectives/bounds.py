@@ -16,7 +16,7 @@ from pyro.infer import (
     TraceTMC_ELBO,
 )
 
-from ..batch.masks import MOST, subsets
+from ..batch.masks import MAX_MODALITIES, subsets
 from ..estimators import AnalyticKL, PerRow, Renyi, StickTheLanding
 from .terms import ALL, EACH, EVERY, OTHERS, PRIOR, Names, Number, Random, Symbol, Term, members
 
@@ -93,7 +93,7 @@ def target(
             modality stays inside of that logarithm, and has to be 1.
         present: those modalities that the rows have; None for all.
     """
-    if names is not None and len(names) > MOST and any(term.over is EVERY for term in terms):
+    if names is not None and len(names) > MAX_MODALITIES and any(term.over is EVERY for term in terms):
         names = None  # more sets than can be gone through
     rows = None if names is None else RowNames(tuple(names), frozenset(names if present is None else present))
     total: Pieces = {}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..batch.batch import Batch
-from ..batch.masks import Presence, all_of, any_of, negated, subsets
+from ..batch.masks import Presence, all_of, any_of, invert, subsets
 from .concrete_terms import ConcreteTerm
 from .term_kinds import DENSITY, PENALTY
 from .terms import ALL, EACH, EVERY, PRIOR, Names, Random, Term, _text, members
@@ -68,7 +68,7 @@ class _Masks:
         """Return the same tensors for all terms of one draw, by which a set is known again."""
         if which not in self._random:
             drawn = self._subsets[which.index]
-            some = {name: negated(drawn[name]) if which.rest else drawn[name] for name in self.present}
+            some = {name: invert(drawn[name]) if which.rest else drawn[name] for name in self.present}
             self._random[which] = {name: all_of([mask, some[name]]) for name, mask in self.present.items()}
         return self._random[which]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..batch.batch import Batch
 from ..batch.context import TermStack
-from ..batch.masks import Presence, all_of, any_of, flags, stacked
+from ..batch.masks import Presence, all_of, any_of, stack_masks, term_flags
 from ..scoring.structure import PairStructure, private_modality
 from ..scoring.views import TermViews
 from .concrete_terms import ConcreteTerm
@@ -39,10 +39,10 @@ def stack_views(
     decodes = {n: tuple(t for t, term in enumerate(terms) if term.decode[n] is not False) for n in batch.names}
     stack = TermStack(decodes, len(terms), -nesting - 1)
     # a row in which a term does not count is, for that term, a row with nothing present
-    everywhere = stacked([all_of([batch.rows, term.counts]) for term in terms], batch.size, batch.device, nesting)
+    everywhere = stack_masks([all_of([batch.rows, term.counts]) for term in terms], batch.size, batch.device, nesting)
 
     def view(masks: list[dict[str, Presence]]) -> Batch:
-        full = {n: stacked([m[n] for m in masks], batch.size, batch.device, nesting) for n in batch.names}
+        full = {n: stack_masks([m[n] for m in masks], batch.size, batch.device, nesting) for n in batch.names}
         return batch.view(full, stack, cache, everywhere, masks)
 
     return TermViews(
@@ -113,4 +113,4 @@ def share_decoding(
 
 
 def _flags(values: list[bool], batch: Batch, nesting: int) -> Presence:
-    return values[0] if len(set(values)) == 1 else flags(values, batch.device, nesting)
+    return values[0] if len(set(values)) == 1 else term_flags(values, batch.device, nesting)

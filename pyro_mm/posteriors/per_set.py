@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..batch.batch import Batch
 from ..batch.context import cached, is_cached, put
-from ..batch.masks import Presence, any_of, stacked
+from ..batch.masks import Presence, any_of, stack_masks
 
 
 def per_set(batch: Batch, owner: object, f: Callable[[Batch], tuple[Tensor, ...]], few: int = 0) -> tuple[Tensor, ...]:
@@ -33,7 +33,7 @@ def per_set(batch: Batch, owner: object, f: Callable[[Batch], tuple[Tensor, ...]
     new = {key: t for t, key in enumerate(keys) if not is_cached(cache, key)}
     if new:
         each = [terms[t] for t in new.values()]
-        masks = {n: stacked([m[n] for m in each], batch.size, batch.device, nesting) for n in batch.names}
+        masks = {n: stack_masks([m[n] for m in each], batch.size, batch.device, nesting) for n in batch.names}
         out = f(batch.view(masks, stack, cache, term_masks=each))
         for place, (key, those) in enumerate(zip(new, each, strict=True)):
             # a tensor without the stack's dimension does not depend on the set

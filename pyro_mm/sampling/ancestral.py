@@ -13,7 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..batch.batch import Batch
-from ..batch.masks import Presence, over_events
+from ..batch.masks import Presence, add_event_dims
 from ..distributions.base import base_distribution
 from ..scoring.evaluation import evaluating, move_result
 from ..scoring.structure import factor_sites, latent_sites, observed_sites, private_modality
@@ -162,7 +162,7 @@ def in_data_plate(site: Any) -> bool:
 def select(mask: Presence, one: Tensor, other: Tensor, event_dim: int) -> Tensor:
     """Return ``one`` where the mask holds and ``other`` elsewhere; the mask is of their batch shape, or a bool."""
     if isinstance(mask, Tensor):
-        return torch.where(over_events(mask, event_dim), one, other)
+        return torch.where(add_event_dims(mask, event_dim), one, other)
     return one if mask else other
 
 

@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ..batch.masks import over_events
+from ..batch.masks import add_event_dims
 from ..distributions.mixture import Mixture
 from ..distributions.quantiles import component_at as component_of
 from ..distributions.quantiles import has_mixture, quantile
@@ -163,7 +163,7 @@ class GuideSampler(ParticleSampler):
         for name, site in latent_sites(trace).items():
             if name not in prior:
                 raise ValueError(f"prior_share needs latents that the model has, and {name!r} is in the guide only")
-            mask = over_events(_broadcastable(from_prior, site["fn"].batch_shape, pair), site["fn"].event_dim)
+            mask = add_event_dims(_broadcastable(from_prior, site["fn"].batch_shape, pair), site["fn"].event_dim)
             trace.nodes[name] = site | {"value": torch.where(mask, prior[name]["value"], site["value"])}
         pair.trace = trace
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..batch.batch import Batch
-from ..batch.masks import over_events
+from ..batch.masks import add_event_dims
 from ..scoring.structure import Callback, latent_sites
 from ..scoring.term_pair import TermPair
 from ..utils.seeding import normalize_seed
@@ -94,6 +94,6 @@ class WeightedReservoir:
         for name, site in latent_sites(pair.trace).items():
             values = to_sample_layout(site, len(rows))[index, rows]
             if self._log_total is not None:
-                values = torch.where(over_events(replace, values.dim() - 2), values, self.values[name])
+                values = torch.where(add_event_dims(replace, values.dim() - 2), values, self.values[name])
             self.values[name] = values
         self._log_total = log_total

@@ -14,7 +14,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ..batch.masks import all_of, any_of, negated, over_events
+from ..batch.masks import add_event_dims, all_of, any_of, invert
 from ..distributions.where import Where
 from ..handlers.plates import FixedPlate, KnownPlates, sample_in_plates
 from ..handlers.rewrite import EditSites
@@ -90,7 +90,7 @@ class TermPair:
                 msg["fn"], msg["value"], msg["done"] = p["fn"], p["value"], True
                 if isinstance(mask, Tensor):
                     msg["fn"] = Where(mask, p["fn"], fn)
-                    msg["value"] = torch.where(over_events(mask, fn.event_dim), p["value"], value)
+                    msg["value"] = torch.where(add_event_dims(mask, fn.event_dim), p["value"], value)
 
         sample_in_plates = nullcontext() if self.draw is None else EditSites(self.draw)
         with poutine.trace() as trace, EditSites(edit), sample_in_plates, self.plates():
@@ -128,7 +128,7 @@ class TermPair:
             return otherwise()
         if mask is True:
             return of_prior
-        return torch.where(over_events(mask, event_dim), of_prior, otherwise())  # type: ignore[arg-type]
+        return torch.where(add_event_dims(mask, event_dim), of_prior, otherwise())  # type: ignore[arg-type]
 
     def _draw_missing(self, name: str, d: Any, plates: tuple[int, ...]) -> Tensor:
         of_prior, _ = self.missing_of_prior.get(name, (None, 0))
@@ -153,7 +153,7 @@ class TermPair:
             if msg["name"] in given:
                 mask, fn = self.views.given_prior, given[msg["name"]]["fn"]
                 if (modality := private_modality(msg["name"], self.views.modalities)) is not None:
-                    mask = any_of([mask, negated(self.views.given.presence(modality))])
+                    mask = any_of([mask, invert(self.views.given.presence(modality))])
                 if mask is not True:
                     msg["fn"] = Where(mask, msg["fn"], fn) if isinstance(mask, Tensor) else fn
             elif msg["name"] not in self.trace.nodes and msg["fn"].has_enumerate_support:
