@@ -1,12 +1,10 @@
-r"""How far a bound lies below what it bounds: the difference of two estimates, each with its error."""
+r"""Gap between a bound and the log-evidence that it bounds, with its standard error."""
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from pyro.infer import ELBO
@@ -18,15 +16,27 @@ from ..objectives.bounds import SETTLED, Target
 from ..objectives.objective import Objective
 from ..objectives.tables import elbo
 from ..scoring.importance import log_weights
+from ..scoring.prepare_objective import PreparedELBO
 from ..scoring.structure import Callback
+from ..scoring.training_objective import PreparedObjective
 from ..utils.seeding import temporary_seed
 
-NUM_DRAWS = 20  # evaluations of a bound, whose spread is its standard error
+NUM_DRAWS = 20  # evaluations of an objective, whose spread gives its standard error
+
+EvidenceOf = Callable[[frozenset[str]], Evidence]
 
 
 @dataclass(frozen=True)
 class Gap:
-    """A bound and what it bounds from below, each with the error of its estimation: nats a row, mean of ``rows``."""
+    """Difference between a log-evidence and a lower bound on it, in nats per row, averaged over rows.
+
+    Attributes:
+        bound: estimate of the bound.
+        bound_error: standard error of ``bound`` by the draws of its evaluation.
+        evidence: estimate of the log-evidence.
+        evidence_error: standard error of ``evidence`` by its draws.
+        rows: number of rows.
+    """
 
     bound: float
     bound_error: float
@@ -36,117 +46,195 @@ class Gap:
 
     @property
     def value(self) -> float:
-        """Evidence less bound."""
+        """Evidence minus bound."""
         return self.evidence - self.bound
 
     @property
     def error(self) -> float:
-        """The standard error of ``value``."""
+        """Standard error of ``value``."""
         return math.hypot(self.bound_error, self.evidence_error)
 
 
-def target_evidence(target: Target, evidence: Callable[[frozenset[str]], Evidence]) -> tuple[float, float] | None:
-    r"""The sum :math:`\sum_i w_i \log p(x_{S_i})` that a target is a lower bound on, nats a row, and its error.
+@dataclass(frozen=True)
+class ObjectiveValue:
+    """Estimate of an objective and of its terms, each a pair (mean, standard error) in nats per row; higher is better.
 
-    None of a target that is no lower bound, or one on something else: a conditional, or a random subset of modalities.
-
-    Args:
-        target: what an objective bounds, by the modalities' names.
-        evidence: a set of modalities -> the likelihood of what is present of them.
+    Attributes:
+        total: the objective, which is minus its loss.
+        by_term: label -> the term of this label.
     """
-    if undefined_gap_reason(target):
-        return None
-    parts = [(weight, *evidence(names).mean()) for names, weight in target.log_evidence.items()]
-    return sum(weight * mean for weight, mean, _ in parts), math.hypot(*(weight * error for weight, _, error in parts))
+
+    total: tuple[float, float]
+    by_term: Mapping[str, tuple[float, float]]
 
 
-def mean_over_draws(value: Callable[[], float], batch: Batch, seed: int) -> tuple[float, float]:
-    """The mean of a random number over 20 draws under a seed, and its standard error."""
-    with temporary_seed(seed, batch.device):
-        values = torch.tensor([value() for _ in range(NUM_DRAWS)], dtype=torch.float64)
-    return values.mean().item(), (values.std() / NUM_DRAWS**0.5).item()
+# -- targets --------------------------------------------------------------------------------------------------------
 
 
-def bound_target(objective: Any, names: tuple[str, ...]) -> Target | None:
-    """What an objective bounds: its own word, log p(x) for another ``pyro.infer.ELBO``, None for what is neither."""
-    return _bounds(objective, names) if isinstance(objective, ELBO) else None
+def table_of(objective: PreparedObjective) -> Objective | None:
+    """Return an objective as a table of terms; None for one without a table, such as a user's own."""
+    if isinstance(objective, Objective):
+        return objective
+    estimator = objective.elbo if isinstance(objective, PreparedELBO) else objective
+    return elbo(estimator) if isinstance(estimator, ELBO) else None
 
 
-def _bounds(objective: ELBO, names: tuple[str, ...], present: Collection[str] | None = None) -> Target:
-    table = objective if isinstance(objective, Objective) else elbo(objective)
-    return table.bounds(names, present)
+def estimator_of(objective: PreparedObjective) -> ELBO | None:
+    """Return the estimator of an objective: ours, or one of Pyro's ELBOs; None for an objective without one."""
+    table = table_of(objective)
+    return None if table is None else table.estimator
+
+
+def bound_target(objective: PreparedObjective, names: tuple[str, ...]) -> Target | None:
+    """Return what an objective bounds; None for an objective without a table."""
+    table = table_of(objective)
+    return None if table is None else table.bounds(names)
 
 
 def undefined_gap_reason(target: Target | None) -> str:
-    """Why what an objective bounds cannot be estimated, or nothing."""
+    """Return the reason why the gap to a target is undefined; empty if it is defined."""
     if target is None:
-        return "so that there is no evidence to hold it against"
+        return "there is no table of terms, so that no bound and no gap are known"
     if target.kind != "lower bound":
-        return "so that its distance from an evidence has no sign"
+        return "so that its distance from the evidence has no sign"
     if target.conditional or target.random:
         return "which is not a sum of log-evidences that can be estimated here"
     return ""
 
 
-def rows_of_target(objective: Any, target: Target, batch: Batch) -> Tensor:
-    """Return the rows that a target holds for, boolean ``(N,)``.
-
-    Where the target is a multiple of the log-evidence of all modalities, those rows whose own is the same multiple of
-    what they have: a row that has k modalities has k + 1 bounds of a table such as ``dmvae``. Where it is another sum
-    over modalities, the rows that have all of them.
+def target_evidence(target: Target, evidence: EvidenceOf) -> tuple[float, float] | None:
+    r"""Estimate the sum :math:`\sum_i w_i \log p(x_{S_i})` that a target bounds from below.
 
     Args:
-        objective: an :class:`~pyro_mm.objectives.Objective`, or another ``pyro.infer.ELBO``.
-        target: what it bounds in a row that has all modalities.
+        target: what an objective bounds, by names of modalities.
+        evidence: from a set of modalities to the log-likelihood of those that a row has.
+
+    Returns:
+        (mean, standard error) in nats per row; None if the gap to the target is undefined.
     """
-    some = frozenset(batch.names)
-    if set(target.log_evidence) != {some}:
+    if undefined_gap_reason(target):
+        return None
+    parts = [(weight, *evidence(names).mean()) for names, weight in target.log_evidence.items()]
+    mean = sum(weight * mean for weight, mean, _ in parts)
+    return mean, math.hypot(*(weight * error for weight, _, error in parts))
+
+
+def rows_of_target(objective: PreparedObjective, target: Target, batch: Batch) -> Tensor:
+    """Return the rows that a target holds for, boolean ``(N,)``.
+
+    If the target is a multiple of the log-evidence of all modalities, it holds for a row whose own target is the same
+    multiple of the log-evidence of what it has: in a table such as ``dmvae`` a row with k modalities has k + 1 bounds.
+    Any other sum over modalities holds for rows that have all of them.
+
+    Args:
+        objective: one with a table.
+        target: what it bounds in a row that has all modalities.
+        batch: N rows.
+    """
+    table = table_of(objective)
+    every = frozenset(batch.names)
+    if table is None or set(target.log_evidence) != {every}:
         return batch.having(every=True)
-    weight, present = target.log_evidence[some], torch.stack([batch.present[name] for name in batch.names], -1)
-    patterns, place = present.unique(dim=0, return_inverse=True)
-    same = []
+
+    weight = target.log_evidence[every]
+    masks = torch.stack([batch.present[name] for name in batch.names], -1)
+    patterns, pattern_of_row = masks.unique(dim=0, return_inverse=True)
+    holds = []
     for pattern in patterns.tolist():
-        there = frozenset(name for name, has in zip(batch.names, pattern, strict=True) if has)
-        own = _bounds(objective, batch.names, there).log_evidence if there else {}
-        same.append(set(own) == {there} and math.isclose(own[there], weight))
-    return torch.tensor(same, device=batch.device)[place]
+        present = frozenset(name for name, has in zip(batch.names, pattern, strict=True) if has)
+        own = table.bounds(batch.names, present).log_evidence if present else {}
+        holds.append(set(own) == {present} and math.isclose(own[present], weight))
+    return torch.tensor(holds, device=batch.device)[pattern_of_row]
+
+
+# -- estimates ------------------------------------------------------------------------------------------------------
+
+
+def mean_over_draws(value: Callable[[], float], batch: Batch, seed: int) -> tuple[float, float]:
+    """Average a random number over 20 draws; return (mean, standard error)."""
+    with temporary_seed(seed, batch.device):
+        values = [value() for _ in range(NUM_DRAWS)]
+    return _mean_and_error(values)
+
+
+def _mean_and_error(values: list[float]) -> tuple[float, float]:
+    numbers = torch.tensor(values, dtype=torch.float64)
+    return numbers.mean().item(), (numbers.std() / len(values) ** 0.5).item()
 
 
 @torch.no_grad()
+def objective_value(
+    objective: PreparedObjective, model: Callback, guide: Callback, batch: Batch, seed: int, step: int = SETTLED
+) -> ObjectiveValue:
+    """Estimate an objective and its terms over 20 evaluations of all rows, without gradient.
+
+    Args:
+        objective: a prepared objective.
+        model, guide: callables of a batch.
+        batch: N rows.
+        seed: of the draws.
+        step: argument of weights that depend on the step; by default any warm-up is over.
+    """
+    totals: list[float] = []
+    by_term: dict[str, list[float]] = {}
+    with temporary_seed(seed, batch.device):
+        for _ in range(NUM_DRAWS):
+            loss = objective.evaluate(model, guide, batch, step=step)
+            totals.append(-float(loss.total) / batch.size)
+            for label, value in loss.by_term.items():
+                by_term.setdefault(label, []).append(float(value) / batch.size)
+    return ObjectiveValue(
+        total=_mean_and_error(totals),
+        by_term={label: _mean_and_error(values) for label, values in by_term.items() if len(values) == NUM_DRAWS},
+    )
+
+
 def objective_gap(
     target: Target,
-    objective: Any,
+    objective: PreparedObjective,
     model: Callback,
     guide: Callback,
     batch: Batch,
-    evidence: Callable[[frozenset[str]], Evidence],
+    evidence: EvidenceOf,
     seed: int,
 ) -> Gap | None:
-    """The gap of an objective whose target is a lower bound on a sum of log-evidences.
-
-    Weights that depend on the step are those after any warm-up. It is of the rows that the target holds for
-    (:func:`rows_of_target`); None where there are none.
+    """Estimate the gap of an objective that bounds a sum of log-evidences, at the weights after any warm-up.
 
     Args:
-        evidence: a set of modalities -> the likelihood of what is present of them, row by row.
+        target: what the objective bounds.
+        objective: one with a table.
+        model, guide: callables of a batch.
+        batch: N rows.
+        evidence: from a set of modalities to the log-likelihood of those that a row has.
+        seed: of the draws.
+
+    Returns:
+        The gap over the rows that the target holds for (:func:`rows_of_target`); None if there are none, or if the gap
+        is undefined.
     """
-    if hasattr(objective, "steps"):
-        objective = copy.copy(objective)
-        objective.steps = SETTLED
     rows = rows_of_target(objective, target, batch)
     if not rows.any():
         return None
-    batch = batch[rows]
     total = target_evidence(target, lambda names: evidence(names)[rows])
     if total is None:
         return None
-    bound = mean_over_draws(lambda: -float(objective.loss(model, guide, batch)) / batch.size, batch, seed)
-    return Gap(*bound, *total, batch.size)
+    bound = objective_value(objective, model, guide, batch[rows], seed).total
+    return Gap(*bound, *total, int(rows.sum()))
 
 
 @torch.no_grad()
 def elbo_gap(model: Callback, guide: Callback, batch: Batch, joint: Evidence, seed: int) -> Gap:
-    """The gap of the plain ELBO, by samples: the mean over rows of KL(q(z | x) || p(z | x))."""
+    """Estimate the gap of the plain ELBO by samples: the mean over rows of KL(q(z | x) || p(z | x)).
+
+    Args:
+        model, guide: callables of a batch.
+        batch: N rows; those with nothing present are left out.
+        joint: log-likelihood of everything that is present.
+        seed: of the draws.
+    """
     rows = batch.having()
-    value = mean_over_draws(lambda: log_weights(model, guide, batch, audit=False)[:, rows].mean().item(), batch, seed)
-    return Gap(*value, *joint.mean(), int(rows.sum()))
+
+    def bound() -> float:
+        return log_weights(model, guide, batch, audit=False)[:, rows].mean().item()
+
+    return Gap(*mean_over_draws(bound, batch, seed), *joint.mean(), int(rows.sum()))

@@ -1,10 +1,9 @@
-r"""How much of a stochastic gradient is signal, for every part of a model and a guide."""
+r"""Signal-to-noise ratio of a stochastic gradient, for each part of a model and a guide."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,18 +15,21 @@ from ..batch.batch import Batch
 from ..objectives.objective import Objective
 from ..scoring.prepare_objective import prepare_objective
 from ..scoring.training_objective import PreparedObjective
-from ..training.problem import problem_from_run
+from ..training.problem import TrainingProblem, problem_from_run
 from ..utils.modules import preserve_buffers
-from ..utils.reachable import own_modules, referenced_modules
 from ..utils.seeding import temporary_seed
 
 
 @dataclass(frozen=True)
 class GroupNoise:
-    """The gradient of some tensors: the norms of its mean, with the noise's part taken off, and of its noise.
+    """Signal and noise of the gradient of a group of tensors, in nats per row and unit of the parameters.
 
-    Both are of the loss a row, in nats a row and unit of the parameters. ``tensors`` and ``size`` count the tensors
-    and their entries.
+    Attributes:
+        name: the part of model or guide, such as ``"model.decoder"``.
+        signal: norm of the mean gradient, corrected for the noise in that mean.
+        noise: root mean square distance of one gradient from the mean.
+        tensors: number of tensors.
+        size: number of their entries.
     """
 
     name: str
@@ -38,15 +40,23 @@ class GroupNoise:
 
     @property
     def snr(self) -> float:
-        """``signal / noise``: infinite without noise, NaN where there is neither or a gradient is not finite."""
-        return self.signal / self.noise if self.noise else math.inf if self.signal else math.nan
+        """``signal / noise``: infinite without noise, NaN without both or if a gradient is not finite."""
+        if self.noise:
+            return self.signal / self.noise
+        return math.inf if self.signal else math.nan
 
 
 @dataclass(frozen=True)
 class GradientNoise:
-    """The groups, and by name the tensors that never had a gradient, only zeros, one that is not finite, or want none.
+    """Result of :func:`gradient_noise`; ``noise["model.decoder"]`` is the group of that name.
 
-    ``repeats`` is the number R of gradients that this is drawn from.
+    Attributes:
+        groups: signal and noise of each part.
+        repeats: number of gradients, R.
+        unused: names of the tensors that never had a gradient.
+        zero: names of the tensors whose gradient was zero in every repeat.
+        nonfinite: names of the tensors whose gradient was infinite or NaN in some repeat.
+        frozen: names of the tensors that require no gradient.
     """
 
     groups: tuple[GroupNoise, ...]
@@ -62,20 +72,22 @@ class GradientNoise:
 
 @dataclass
 class _Parameter:
+    """Running moments of the gradient of one tensor."""
+
     name: str
     group: str
     tensor: Tensor
-    seen: int = 0  # repeats in which it had a gradient
+    num_gradients: int = 0  # repeats in which it had one
     finite: bool = True
     mean: Tensor = field(default_factory=lambda: torch.zeros(()))
-    squares: Tensor = field(default_factory=lambda: torch.zeros(()))
+    squares: Tensor = field(default_factory=lambda: torch.zeros(()))  # sum of squared deviations from the mean
 
     def add(self, gradient: Tensor | None, count: int) -> None:
-        """Welford's update of mean and sum of squared deviations, by the ``count``-th gradient; None is zero."""
+        """Update the moments with the ``count``-th gradient by Welford's method; None counts as zero."""
         if gradient is None:
             gradient = torch.zeros_like(self.tensor)
         else:
-            self.seen += 1
+            self.num_gradients += 1
         gradient = (gradient.to_dense() if gradient.is_sparse else gradient).double()
         self.finite &= bool(gradient.isfinite().all())
         mean = self.mean if count > 1 else torch.zeros_like(gradient)
@@ -92,136 +104,163 @@ def gradient_noise(
     *,
     repeats: int = 20,
     seed: int | None = 0,
+    step: int | None = None,
 ) -> GradientNoise:
-    r"""The signal-to-noise ratio of an objective's gradient, for every part of model and guide.
+    r"""Estimate the signal-to-noise ratio of an objective's gradient, for each part of model and guide.
 
     With R gradients :math:`g_r` of the loss of these rows and their sample covariance C,
 
     .. math:: \mathrm{SNR} = \sqrt{ \max(\|\bar g\|^2 - \mathrm{tr}\,C / R, \, 0) / \mathrm{tr}\,C },
 
-    the norm of the mean gradient over that of the noise of one draw; :math:`\mathrm{tr}\,C / R` is the noise's
-    expected part of :math:`\|\bar g\|^2`. With independent entries R repeats cannot tell an SNR below about
-    :math:`(2 / d)^{1/4} / \sqrt R` from zero, d being the entries of the group. Rainforth et al. 2018
-    (arXiv:1802.04537) take \|E g\| / sd(g) entry by entry. The noise is that of the objective's draws, on rows held
-    fixed: minibatches add their own.
+    the norm of the mean gradient over that of the noise of one draw; :math:`\mathrm{tr}\,C / R` is the expected
+    contribution of the noise to :math:`\|\bar g\|^2`. With independent entries, R repeats cannot distinguish an SNR
+    below about :math:`(2 / d)^{1/4} / \sqrt R` from zero, for a group of d entries. The noise is that of the
+    objective's draws with the rows held fixed: minibatches add their own.
 
-    Parts are modules, named by their paths, split down to networks but not into layers; or the modules that a function
-    speaks of by name. What else a function holds is named by its shape, and a ``pyro.param`` by its name.
+    Groups are modules, named by their paths, down to networks but not to layers; for a function, the modules that it
+    refers to by name. Other tensors of a function are named by their shape, and a ``pyro.param`` by its name.
 
     Args:
-        model, guide: callables of a batch, in whichever mode (train or eval) they are.
-        objective: an :class:`~pyro_mm.objectives.Objective`, its weights those of its present step, or any
-            ``pyro.infer.ELBO``. It is left as it is, and so are parameters, their ``.grad``, buffers and generators.
+        model, guide: callables of a batch, in their present mode (train or eval).
+        objective: an :class:`~pyro_mm.objectives.Objective`, a ``pyro.infer.ELBO``, or one's own
+            :class:`~pyro_mm.TrainingObjective`. Objective, parameters, ``.grad``, buffers and generators are left as
+            they were.
+        batch: N rows.
         repeats: R.
-        seed: of the draws; None goes on with torch's generator.
+        seed: of the draws; None uses torch's generator.
+        step: gradient steps taken so far, the argument of weights that depend on the step. None takes the objective's
+            own count in use as a ``pyro.infer.ELBO``, 0 for one without.
+
+    Returns:
+        Signal and noise of each group, in nats per row.
 
     Raises:
         ValueError: fewer than two repeats.
+
+    References:
+        Rainforth et al. 2018 (arXiv:1802.04537), with :math:`|E g| / sd(g)` entry by entry.
     """
     if repeats < 2:
         raise ValueError(f"expected at least 2 repeats, which have a variance, got {repeats}")
-    step = objective.steps if isinstance(objective, Objective) else 0  # a warm-up does not go on
+    if step is None:
+        step = objective.steps if isinstance(objective, Objective) else 0
     prepared = prepare_objective(objective)
-    with torch.inference_mode(False), torch.enable_grad(), temporary_seed(seed, batch.device), unchanged(model, guide):
+
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        temporary_seed(seed, batch.device),
+        preserve_buffers(model, guide, *prepared.modules),
+    ):
         problem = problem_from_run(prepared, model, guide, batch[: min(2, batch.size)], step=step)
-        rows = batch.total if problem.scales_to_data and batch.total else batch.size
-        named = list(_named(model, guide, problem.leaves))
-        parameters = [p for p in named if p.tensor.requires_grad]
+        tensors = list(_named_tensors(problem))
+        parameters = [p for p in tensors if p.tensor.requires_grad]
         for count in range(1, repeats + 1):
-            gradients = _gradient(prepared, step, model, guide, batch, [p.tensor for p in parameters])
+            gradients = _gradient(prepared, problem, batch, [p.tensor for p in parameters], step)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.add(gradient, count)
+
+    rows = batch.total if problem.scales_to_data and batch.total else batch.size
     names = dict.fromkeys(p.group for p in parameters)
-    groups = [_group(name, [p for p in parameters if p.group == name], repeats, rows) for name in names]
+    groups = [_group_noise(name, [p for p in parameters if p.group == name], repeats, rows) for name in names]
     return GradientNoise(
         tuple(groups),
         repeats,
-        unused=tuple(p.name for p in parameters if not p.seen),
-        zero=tuple(p.name for p in parameters if p.seen and not p.mean.any() and not p.squares.any()),
+        unused=tuple(p.name for p in parameters if not p.num_gradients),
+        zero=tuple(p.name for p in parameters if p.num_gradients and not p.mean.any() and not p.squares.any()),
         nonfinite=tuple(p.name for p in parameters if not p.finite),
-        frozen=tuple(p.name for p in named if not p.tensor.requires_grad),
+        frozen=tuple(p.name for p in tensors if not p.tensor.requires_grad),
     )
 
 
-def _group(name: str, parameters: Sequence[_Parameter], repeats: int, rows: int) -> GroupNoise:
-    mean = sum(float(p.mean.square().sum()) for p in parameters)
-    trace = sum(float(p.squares.sum()) for p in parameters) / (repeats - 1)
-    signal = math.sqrt(max(mean - trace / repeats, 0.0)) if math.isfinite(mean) else math.nan
+def _group_noise(name: str, parameters: Sequence[_Parameter], repeats: int, rows: int) -> GroupNoise:
+    squared_mean = sum(float(p.mean.square().sum()) for p in parameters)
+    variance = sum(float(p.squares.sum()) for p in parameters) / (repeats - 1)
+    signal = math.sqrt(max(squared_mean - variance / repeats, 0.0)) if math.isfinite(squared_mean) else math.nan
     size = sum(p.tensor.numel() for p in parameters)
-    return GroupNoise(name, signal / rows, math.sqrt(trace) / rows, len(parameters), size)
+    return GroupNoise(name, signal / rows, math.sqrt(variance) / rows, len(parameters), size)
 
 
 def _gradient(
-    objective: PreparedObjective, step: int, model: Any, guide: Any, batch: Batch, tensors: list[Tensor]
+    objective: PreparedObjective, problem: TrainingProblem, batch: Batch, tensors: list[Tensor], step: int
 ) -> list[Tensor | None]:
-    """The gradient of the loss; the tensors' ``.grad`` are as before."""
+    """Return the gradient of the loss, with the tensors' own ``.grad`` as before."""
     if objective.differentiable:
-        loss = objective.evaluate(model, guide, batch, step=step).total
+        loss = objective.evaluate(problem.model, problem.guide, batch, step=step).total
         if not loss.requires_grad:
             return [None] * len(tensors)
         return list(torch.autograd.grad(loss, tensors, allow_unused=True))
-    kept = [p.grad for p in tensors]
+
+    before = [p.grad for p in tensors]
     try:
         for p in tensors:
             p.grad = None
-        objective.evaluate_with_gradient(model, guide, batch, step=step)
+        objective.evaluate_with_gradient(problem.model, problem.guide, batch, step=step)
         return [p.grad for p in tensors]
     finally:
-        for p, gradient in zip(tensors, kept, strict=True):
+        for p, gradient in zip(tensors, before, strict=True):
             p.grad = gradient
 
 
 # -- names --------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def unchanged(model: Any, guide: Any) -> Iterator[None]:
-    """Puts back the buffers of model and guide, such as the running means of a batch normalisation."""
-    with preserve_buffers(model, guide):
-        yield
-
-
-def _named(model: Any, guide: Any, leaves: dict[int, Tensor]) -> Iterator[_Parameter]:
-    """Every parameter once: those of modules, frozen ones too, and the other leaves of the loss."""
-    seen: set[int] = set()
-    for name, module in own_modules(model, guide).items():
+def _named_tensors(problem: TrainingProblem) -> Iterator[_Parameter]:
+    """Yield each parameter once: those of modules, frozen ones too, and then the other leaves of the loss."""
+    # a program that is a method counts as the module that it is a method of
+    owners = {name: _owner(program) for name, program in problem.programs.items()}
+    own = {name: owner for name, owner in owners.items() if isinstance(owner, nn.Module)}
+    yielded: set[int] = set()
+    for name, module in own.items():
         for group, path, tensor in _parts(module, name, name):
-            if id(tensor) not in seen:
-                seen.add(id(tensor))
+            if id(tensor) not in yielded:
+                yielded.add(id(tensor))
                 yield _Parameter(path, group, tensor)
-    # what a function uses of the modules that it speaks of, and not all of what they hold
-    known = {
-        id(p): (g, n)
-        for name, module in referenced_modules(model, guide).items()
-        for g, n, p in _parts(module, name, name)
-    }
-    known |= {
-        id(p): (name, name) for n, p in pyro.get_param_store().named_parameters() if (name := f"pyro.param {n!r}")
-    }
-    shapes: dict[str, int] = {}
-    for key, leaf in leaves.items():
-        if key in seen or not leaf.requires_grad:
+
+    # of the modules that a function refers to, only the tensors that the loss depends on
+    names: dict[int, tuple[str, str]] = {}
+    for path, module in problem.modules_by_path.items():
+        if all(module is not owner for owner in own.values()):
+            names |= {id(tensor): (group, name) for group, name, tensor in _parts(module, path, path)}
+    for name, parameter in pyro.get_param_store().named_parameters():
+        names[id(parameter)] = (f"pyro.param {name!r}", f"pyro.param {name!r}")
+
+    num_of_shape: dict[str, int] = {}
+    for key, leaf in problem.leaves.items():
+        if key in yielded or not leaf.requires_grad:
             continue
-        name = f"closure {tuple(leaf.shape)}"
-        if key not in known:
-            shapes[name] = shapes.get(name, 0) + 1
-            name += f" #{shapes[name]}" if shapes[name] > 1 else ""
-        group, name = known.get(key, (name, name))
+        if key in names:
+            group, name = names[key]
+        else:
+            shape = f"closure {tuple(leaf.shape)}"
+            num_of_shape[shape] = num_of_shape.get(shape, 0) + 1
+            group = name = f"{shape} #{num_of_shape[shape]}" if num_of_shape[shape] > 1 else shape
         yield _Parameter(name, group, leaf)
 
 
-def _parts(module: nn.Module, path: str, top: str) -> Iterator[tuple[str, str, Tensor]]:
-    """Group, name and tensor of a module's parameters.
+def _owner(program: Any) -> Any:
+    """Return the object that a program is a method of; any other program itself."""
+    return getattr(program, "__self__", program)
 
-    A module falls into its children where they have names; numbered ones are layers, and an only child is no part.
-    ``top`` is the outermost module that holds these parameters and no others.
+
+def _parts(module: nn.Module, path: str, group: str) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield (group, name, tensor) for each parameter of a module.
+
+    A module is split into its children if they have names: numbered children are layers, and an only child is no part
+    of its own.
+
+    Args:
+        module: the module.
+        path: its path, such as ``"model.decoder"``.
+        group: path of the outermost module that has these parameters and no others.
     """
-    own = [(top, f"{path}.{name}", p) for name, p in module.named_parameters(recurse=False)]
+    own = [(group, f"{path}.{name}", p) for name, p in module.named_parameters(recurse=False)]
     children = {name: child for name, child in module.named_children() if next(child.parameters(), None) is not None}
     if any(name.isdigit() for name in children):
-        yield from ((top, f"{path}.{name}", p) for name, p in module.named_parameters())
+        yield from ((group, f"{path}.{name}", p) for name, p in module.named_parameters())
         return
+
     yield from own
     for name, child in children.items():
-        alone = len(children) == 1 and not own
-        yield from _parts(child, f"{path}.{name}", top if alone else f"{path}.{name}")
+        is_only_child = len(children) == 1 and not own
+        yield from _parts(child, f"{path}.{name}", group if is_only_child else f"{path}.{name}")

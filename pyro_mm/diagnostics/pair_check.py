@@ -1,29 +1,42 @@
-r"""What to look at after writing a story: its sites, the gap of its bound, its guide, and the noise of its gradient."""
+"""Check of a pair and an objective on some rows: sites, bounds, the guide as a proposal, and gradient noise."""
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from pyro.infer import ELBO
+
 from ..batch.batch import Batch, check_batch
 from ..estimators import PerRow, check_pairing
 from ..evidence.evidence import Evidence
 from ..evidence.likelihood import log_marginal
+from ..objectives.bounds import SETTLED, Target
 from ..objectives.objective import Objective
+from ..scoring.audit.sites import Sites
 from ..scoring.evaluation import evaluating
 from ..scoring.prepare_objective import prepare_objective
 from ..scoring.structure import pair_structure
+from ..scoring.training_objective import PreparedObjective
 from ..training.missing_gradients import explain_missing_gradients
-from ..utils.arguments import check_counts, check_programs, check_seed
+from ..utils.arguments import check_counts, check_flag, check_programs, check_seed
+from ..utils.modules import preserve_buffers
 from ..utils.reachable import ReachableObjects
-from .bound_gap import bound_target, elbo_gap, objective_gap, undefined_gap_reason
-from .check_report import Check, findings, objective_text
+from .bound_gap import (
+    bound_target,
+    elbo_gap,
+    estimator_of,
+    objective_gap,
+    objective_value,
+    table_of,
+    undefined_gap_reason,
+)
+from .check_report import Check, findings
 from .comparison import Comparison, compare
-from .gradient_noise import gradient_noise, unchanged
+from .gradient_noise import GradientNoise, gradient_noise
 from .inference_data import to_arviz
 from .site_checks import inspect_sites
 
@@ -39,114 +52,206 @@ def check(
     num_particles: int = 1000,
     repeats: int = 20,
     seed: int = 0,
+    step: int | None = None,
+    vectorize: bool = True,
 ) -> Check:
-    r"""Check a story, a guide and an objective on some rows, and report what is amiss.
+    r"""Check a story, a guide and an objective on some rows, and report mistakes.
 
-    * Sites: which latents and modalities model and guide share, which of them lacks one and what comes of it, and who
-      reads values of a modality that a row lacks.
-    * The gap, :math:`\sum_i w_i \log p(x_{S_i}) - L`, of an objective L that is a lower bound on such a sum, in nats a
-      row with its standard error; and that of the plain ELBO, :math:`E_n KL(q(z | x_n) \| p(z | x_n))`. Weights that
-      depend on the step are those after any warm-up, of which the bound is spoken.
-    * The guide as a proposal: Pareto k-hat and effective sample size (:func:`~pyro_mm.log_marginal`) with
-      all that is present, and with each modality alone.
-    * The signal-to-noise ratio of the gradient by part (``pyro_mm.diagnostics.gradient_noise``), and the parameters
-      that it never reaches.
+    The report has five parts:
 
-    Modules run in evaluation mode, but for the gradient, which is that of training in the mode that they are in. They,
-    the objective, ``.grad`` and the generators are left as they are; a ``pyro.param`` that was never run enters Pyro's
-    store, as in any run.
+    * Sites: the latents and modalities of model and guide, those that one of them lacks, and programs that read values
+      of a modality in rows that lack it.
+    * Bounds: the gap :math:`\sum_i w_i \log p(x_{S_i}) - L` of an objective L that is a lower bound on such a sum, and
+      that of the plain ELBO, :math:`E_n KL(q(z | x_n) \| p(z | x_n))`, at the weights after any warm-up.
+    * Values: the objective's terms, by the labels of its ``by_term``.
+    * The guide as a proposal: Pareto k-hat and effective sample size (:func:`~pyro_mm.log_marginal`), with everything
+      that is present and with each modality alone.
+    * The signal-to-noise ratio of the gradient, by part of model and guide, and the parameters without a gradient.
+
+    An objective of one's own has no table of terms, so no bound and no gap are known; everything else is reported.
+    Networks run in evaluation mode, but in their present mode for the gradient. Modules, objective, ``.grad`` and
+    generators are left as they were; a ``pyro.param`` that has never run enters Pyro's store, as in any run.
 
     Args:
         model, guide: callables of a batch.
-        objective: an :class:`~pyro_mm.objectives.Objective`, or a ``pyro.infer.ELBO``, which bounds log p(x).
-        batch: N rows; a few hundred do.
-        num_particles: K, of the likelihoods.
-        repeats: R, of the gradient.
+        objective: an :class:`~pyro_mm.objectives.Objective`, a ``pyro.infer.ELBO``, or one's own
+            :class:`~pyro_mm.TrainingObjective`: an object or module with ``evaluate``, or a function.
+        batch: N rows; a few hundred are enough.
+        num_particles: K, draws per row of the log-likelihoods.
+        repeats: R, gradients from which the noise is estimated.
         seed: of all draws.
+        step: gradient steps taken so far, at which the gradient is taken and an objective of one's own is evaluated.
+            None takes the objective's own count in use as a ``pyro.infer.ELBO``, 0 for one without.
+        vectorize: False runs draws one by one, for stories that do not broadcast.
+
+    Returns:
+        A :class:`Check`; ``print`` shows the report.
 
     Raises:
-        What story and guide themselves raise on these rows. What an objective or a likelihood of them raises is
-        reported, and kept in ``errors``.
+        Errors of the story and the guide themselves on these rows. Errors of an objective or a likelihood are part of
+        the report, and held in ``errors``.
+
+    Example::
+
+        print(mm.check(model, guide, mm.objectives.elbo(), batch[:200]))
     """
     check_programs(model=model, guide=guide)
     check_batch(batch)
-    prepare_objective(objective)
+    prepared = prepare_objective(objective)
     check_counts(num_particles=num_particles)
     check_counts(2, repeats=repeats)
     check_seed(seed)
-    batch = batch.standalone()
-    objective, estimator = copy.copy(objective), getattr(objective, "estimator", objective)
-    vectorize = getattr(objective, "vectorize", True)
-    vectorize = vectorize and (not isinstance(estimator, PerRow) or estimator.vectorize_particles)
-    options: dict[str, Any] = {"num_particles": num_particles, "seed": seed, "vectorize": vectorize, "audit": False}
-    errors: dict[str, Exception] = {}
-    known: dict[frozenset[str], Evidence] = {}
+    check_flag("vectorize", vectorize)
+    batch = batch._copy(total=None, _index=None)  # these rows are the data: nothing is scaled up to others
+    return _PairCheck(model, guide, prepared, num_particles, seed, vectorize).run(batch, repeats, step)
 
-    def evidence(names: frozenset[str]) -> Evidence:
-        if names not in known:
-            shown = batch.only(*(n for n in batch.names if n in names))
-            known[names] = log_marginal(model, guide, shown, **options)
-        return known[names]
 
-    def attempt(what: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+class _PairCheck:
+    """Run of the checks of a pair, which gathers their errors and the log-likelihoods that they share."""
+
+    def __init__(
+        self, model: Any, guide: Any, objective: PreparedObjective, num_particles: int, seed: int, vectorize: bool
+    ):
+        self.model = model
+        self.guide = guide
+        self.objective = objective
+        self.num_particles = num_particles
+        self.seed = seed
+        self.table = table_of(objective)
+        self.estimator = estimator_of(objective)
+        self.vectorize = vectorize and _broadcasts(self.table)
+        self.errors: dict[str, Exception] = {}
+        self.known_evidence: dict[frozenset[str], Evidence] = {}
+
+    def run(self, batch: Batch, repeats: int, step: int | None) -> Check:
+        """Check the pair on a batch."""
+        model, guide, objective, seed = self.model, self.guide, self.objective, self.seed
+        value_step = SETTLED if self.table is not None else step or 0
+        with preserve_buffers(model, guide, *objective.modules), _no_site_warnings():
+            with evaluating(model, guide, batch, audit=False) as rows:
+                sites = inspect_sites(model, guide, rows, seed, stacked=self.vectorize)
+                joint = self.evidence_of_each(rows, sites)
+                target = bound_target(objective, rows.names)
+                gap, remark = self.gap_to(target, rows) if joint is not None else (None, undefined_gap_reason(target))
+                value = self.attempt("the objective", objective_value, objective, model, guide, rows, seed, value_step)
+                plain = None
+                if joint is not None:
+                    plain = self.attempt("the ELBO", elbo_gap, model, guide, rows, joint, seed)
+            gradients = self.attempt(
+                "the gradient", gradient_noise, model, guide, objective, batch, repeats=repeats, seed=seed, step=step
+            )
+            pairing_error = self.pairing_error(batch)
+
+        found = Check(
+            rows=batch.size,
+            sites=sites,
+            objective=_objective_text(objective, self.estimator, target),
+            gap=gap,
+            elbo=plain,
+            evidence={e.quantity: e for e in self.known_evidence.values()},
+            gradients=gradients,
+            errors=self.errors,
+            findings=(),
+            remark=remark,
+            value=value,
+        )
+        per_row = None if self.estimator is None else isinstance(self.estimator, PerRow)
+        reason = self.missing_gradient_reason(batch, sites, gradients)
+        ranked = sorted(findings(found, per_row, pairing_error, reason), key=lambda finding: finding[0])
+        return replace(found, findings=tuple(text for _, text in ranked))
+
+    def attempt(self, what: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Return the result of a function; None if it raises, which the report says."""
         try:
             return function(*arguments, **options)
-        except Exception as error:  # reported: the story and the guide by themselves have run
-            errors[what] = error
+        except Exception as error:  # the story and the guide themselves have run
+            self.errors[what] = error
             return None
 
-    with unchanged(model, guide), _quiet(), evaluating(model, guide, batch, audit=False) as batch:
-        sites = inspect_sites(model, guide, batch, seed, stacked=vectorize)
-        joint = attempt("the likelihood", evidence, frozenset(batch.names))
-        alone = [n for n in sites.observed if batch.presence(n) is not False]
-        for name in alone if len(alone) > 1 and joint is not None else []:
-            attempt(f"the likelihood of {name!r} alone", evidence, frozenset({name}))
-        target = bound_target(objective, batch.names)
-        gap, remark = None, undefined_gap_reason(target)
-        if joint is not None and target is not None and not remark:
-            gap = attempt("the objective", objective_gap, target, objective, model, guide, batch, evidence, seed)
-            remark = "" if gap or "the objective" in errors else "no gap: no row here has every modality"
-        plain = attempt("the ELBO", elbo_gap, model, guide, batch, joint, seed) if joint is not None else None
-    with unchanged(model, guide), _quiet():
-        gradients = attempt("the gradient", gradient_noise, model, guide, objective, batch, repeats=repeats, seed=seed)
-        clash = _clash(estimator, model, guide, batch) if not isinstance(objective, Objective) else ""
-    found = Check(
-        batch.size, sites, objective_text(objective, estimator, target), gap, plain,
-        {e.quantity: e for e in known.values()}, gradients, errors, (), remark,
-    )  # fmt: skip
-    why = " ".join(
-        explain_missing_gradients(
-            gradients.unused if gradients is not None else (),
-            ReachableObjects({"model": model, "guide": guide}).modules,
-            batch.names,
-            [name for name in batch.names if batch.presence(name) is False],
-            sites.summed_out,
-            type(estimator).__name__,
+    def evidence(self, batch: Batch, names: frozenset[str]) -> Evidence:
+        """Return the log-likelihood of some modalities, estimated at the first call."""
+        if names not in self.known_evidence:
+            self.known_evidence[names] = log_marginal(
+                self.model,
+                self.guide,
+                batch.only(*(n for n in batch.names if n in names)),
+                num_particles=self.num_particles,
+                seed=self.seed,
+                vectorize=self.vectorize,
+                audit=False,
+            )
+        return self.known_evidence[names]
+
+    def evidence_of_each(self, batch: Batch, sites: Sites) -> Evidence | None:
+        """Estimate the log-likelihood of all modalities and of each alone; return that of all."""
+        joint = self.attempt("the likelihood", self.evidence, batch, frozenset(batch.names))
+        alone = [name for name in sites.observed if batch.presence(name) is not False]
+        if joint is not None and len(alone) > 1:
+            for name in alone:
+                self.attempt(f"the likelihood of {name!r} alone", self.evidence, batch, frozenset({name}))
+        return joint
+
+    def gap_to(self, target: Target | None, batch: Batch) -> tuple[Any, str]:
+        """Return the gap of the objective to its target, or None and the reason."""
+        reason = undefined_gap_reason(target)
+        if target is None or reason:
+            return None, reason
+        what = "the gap of the objective"
+        gap = self.attempt(
+            what,
+            objective_gap,
+            target,
+            self.objective,
+            self.model,
+            self.guide,
+            batch,
+            lambda names: self.evidence(batch, names),
+            self.seed,
         )
-    )
-    ranked = sorted(findings(found, isinstance(estimator, PerRow), clash, why), key=lambda x: x[0])
-    return replace(found, findings=tuple(text for _, text in ranked))
+        return gap, "" if gap or what in self.errors else "no gap: no row here has every modality"
+
+    def pairing_error(self, batch: Batch) -> str:
+        """Return the reason why one of Pyro's own estimators, which do not check, is wrong for the pair."""
+        if self.estimator is None or isinstance(self.objective, Objective):
+            return ""
+        try:
+            check_pairing(self.estimator, pair_structure(self.model, self.guide, batch))
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def missing_gradient_reason(self, batch: Batch, sites: Sites, gradients: GradientNoise | None) -> str:
+        """Return the reason why some parameters have no gradient; empty if all have one."""
+        if gradients is None or not gradients.unused:
+            return ""
+        reached = ReachableObjects({"model": self.model, "guide": self.guide}).modules
+        absent = [name for name in batch.names if batch.presence(name) is False]
+        estimator = self.objective.estimator_name if self.estimator is None else type(self.estimator).__name__
+        return " ".join(
+            explain_missing_gradients(gradients.unused, reached, batch.names, absent, sites.summed_out, estimator)
+        )
 
 
-def _clash(estimator: Any, model: Any, guide: Any, batch: Batch) -> str:
-    """Why one of Pyro's own estimators, which do not ask, is wrong for a pair."""
-    try:
-        check_pairing(estimator, pair_structure(model, guide, batch))
-    except ValueError as error:
-        return str(error)
-    return ""
+def _broadcasts(table: Objective | None) -> bool:
+    """Return False if the objective was told to evaluate its terms or particles one by one."""
+    if table is None:
+        return True
+    estimator = table.estimator
+    return table.vectorize and (not isinstance(estimator, PerRow) or estimator.vectorize_particles)
+
+
+def _objective_text(objective: PreparedObjective, estimator: ELBO | None, target: Target | None) -> str:
+    """Describe an objective by its estimator and its target."""
+    if estimator is None:
+        return f"{objective.estimator_name}, an objective of one's own"
+    name = repr(estimator) if isinstance(estimator, PerRow) else type(estimator).__name__
+    return f"{name}; {target}"
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warnings of sites that the report speaks of."""
+def _no_site_warnings() -> Iterator[None]:
+    """Silence the warnings about sites, which the report has in its findings."""
     with warnings.catch_warnings():
         for message in (".*is in the model and not in the guide", "Found .*vars in"):
             warnings.filterwarnings("ignore", message=message)
         yield
-
-
-# -- the report ---------------------------------------------------------------------------------------------------
-
-
-# -- findings -----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import objectives
 from ..batch.batch import Batch
-from ..diagnostics.bound_gap import mean_over_draws, rows_of_target, target_evidence, undefined_gap_reason
+from ..diagnostics.bound_gap import objective_value, rows_of_target, target_evidence, undefined_gap_reason
 from ..evidence.evidence import Evidence
 from ..evidence.likelihood import log_conditional, log_marginal
 from ..objectives.bounds import Target
@@ -71,7 +71,7 @@ def _line(e: Evidence) -> Line:
 
 def _bound(objective: Objective, run: Recipe, test: Batch, seed: int) -> tuple[float, float]:
     """The value of an objective in nats a row, and its standard error over draws of the latent."""
-    return mean_over_draws(lambda: -objective.loss(run.model, run.guide, test) / test.size, test, seed)
+    return objective_value(objective, run.model, run.guide, test, seed).total
 
 
 def cells(lines: Sequence[Line]) -> list[list[str]]:

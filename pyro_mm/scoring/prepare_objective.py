@@ -47,7 +47,7 @@ def prepare_objective(objective: Any) -> PreparedObjective:
         _check_signature(method, f"{describe(objective)} whose evaluate")
         return _Evaluated(objective, method)
     if isinstance(objective, ELBO) or _has_elbo_methods(objective):
-        return _PyroELBO(objective)
+        return PreparedELBO(objective)
     if isinstance(objective, nn.Module):
         _check_signature(objective.forward, f"the module {type(objective).__name__} whose forward")
         return _Evaluated(objective, objective)
@@ -84,7 +84,7 @@ def _check_signature(function: Callable[..., Any], who: str) -> None:
 # -- Pyro's own ELBOs -------------------------------------------------------------------------------------------------
 
 
-class _PyroELBO(PreparedObjective):
+class PreparedELBO(PreparedObjective):
     """One of ``pyro.infer``'s ELBOs, or an object with the same methods, as an objective without terms."""
 
     def __init__(self, elbo: Any):
