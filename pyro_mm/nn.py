@@ -1,4 +1,4 @@
-"""Networks from tensor to tensor, the parts of encoders and decoders. All take any leading dimensions."""
+"""Networks from tensor to tensor, for encoders and decoders. All of them take any leading dimensions."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -11,23 +11,27 @@ from .utils.arguments import check_counts, check_integer, check_module, check_sh
 
 __all__ = ["MLP", "Blocks", "Convolutional", "Deconvolutional", "Recurrent"]
 
-BLOCK = 256  # images that a convolutional network takes at once on a CPU
+BLOCK_ROWS = 256  # images that a convolutional network takes at once on a CPU
 
 
 class MLP(nn.Module):
     """A multilayer perceptron, ``(..., *event) -> (..., out_features)`` with ``prod(event) = in_features``.
 
-    The event is the shortest run of trailing dimensions, one at least, with that product: one network takes
-    ``(N, 64)`` and ``(T, N, 8, 8)``. Integers and booleans are cast to the type of the weights.
+    The event is the shortest run of trailing dimensions, at least one, with that product: the same network takes
+    ``(N, 64)`` and ``(T, N, 8, 8)``. Integers and booleans are cast to the dtype of the weights.
 
     Args:
         in_features: the number of entries of an event.
         out_features: the size of the output's last dimension.
         hidden: the sizes of the hidden layers; ``()`` gives an affine map.
-        activation: makes the module between two layers.
+        activation: called for a module between two layers.
 
     Raises:
-        ValueError: no trailing dimensions of the input have ``in_features`` entries.
+        TypeError, ValueError: an argument that is no size, or no function that returns a module.
+
+    Example:
+        >>> MLP(64, 10, hidden=(32,))(torch.zeros(5, 8, 8)).shape
+        torch.Size([5, 10])
     """
 
     def __init__(
@@ -49,6 +53,11 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], out_features))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return ``(..., out_features)`` for events ``(..., *event)``.
+
+        Raises:
+            ValueError: no trailing dimensions of ``x`` have ``in_features`` entries.
+        """
         for start in reversed(range(x.dim())):
             if math.prod(x.shape[start:]) == self.in_features:
                 return self.layers(x.to(next(self.parameters()).dtype).flatten(start))
@@ -56,44 +65,56 @@ class MLP(nn.Module):
 
 
 class Blocks(nn.Module):
-    """A network whose rows do not see each other, run on at most so many of them at once on a CPU.
+    """A network that runs on blocks of rows on a CPU, ``(..., *event) -> (..., *output)``.
 
-    A mixture posterior with K draws from each of M experts decodes K M N rows. The activations of so many images leave
-    the caches, and are memory that the system hands out and clears anew at every step; blocks spare both
+    A mixture posterior with K draws from each of M experts decodes K M N rows. The activations of that many images do
+    not fit into the caches, and their memory is allocated and cleared anew in every step; blocks avoid both
     (``tests/benchmarks/steps.py --networks conv`` times it). Weights of convolutions are laid out with the channels
-    last, which is quicker too. Not for batch normalisation, whose rows do see each other.
+    last, which is faster too. Batch normalisation, which mixes rows, gives other results in blocks.
 
     Args:
-        net: maps ``(rows, *event)`` to ``(rows, *output)``.
-        rows: of a block.
-        event_dim: the dimensions of an event. All others are leading ones, of any number.
+        net: a module from ``(rows, *event)`` to ``(rows, *output)``.
+        rows: the number of rows of a block.
+        event_dim: the number of dimensions of an event. All others are leading ones.
+
+    Example:
+        >>> net = nn.Sequential(nn.Unflatten(-1, (1, 8, 8)), nn.Conv2d(1, 3, 8), nn.Flatten())
+        >>> Blocks(net, rows=4)(torch.zeros(5, 2, 64)).shape
+        torch.Size([5, 2, 3])
     """
 
-    def __init__(self, net: nn.Module, rows: int = BLOCK, event_dim: int = 1) -> None:
+    def __init__(self, net: nn.Module, rows: int = BLOCK_ROWS, event_dim: int = 1) -> None:
         super().__init__()
         check_counts(rows=rows)
         check_counts(0, event_dim=event_dim)
-        self.net, self.rows, self.event_dim = channels_last(check_module("net", net)), rows, event_dim
+        self.net = channels_last(check_module("net", net))
+        self.rows = rows
+        self.event_dim = event_dim
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return ``(..., *output)`` for events ``(..., *event)``."""
         lead = x.shape[: x.dim() - self.event_dim]
-        y = _in_blocks(self.net, x.reshape(-1, *x.shape[len(lead) :]), self.rows)
+        y = _run_in_blocks(self.net, x.reshape(-1, *x.shape[len(lead) :]), self.rows)
         return y.reshape(*lead, *y.shape[1:])
 
 
 class Convolutional(nn.Module):
-    """An image encoder, ``(..., *image_shape) -> (..., out_features)``.
+    """A convolutional image encoder, ``(..., *image_shape) -> (..., out_features)``.
 
-    Convolutions of kernel 4, stride 2 and padding 1 (each halves the image, rounding down); an affine map.
+    Convolutions of kernel 4, stride 2 and padding 1, each of which halves the image (rounded down), and an affine map.
 
     Args:
         image_shape: ``(C, H, W)``, or ``(H, W)`` for one channel.
         out_features: the size of the output's last dimension.
-        channels: the channels after each convolution.
-        activation: makes the module after each convolution.
+        channels: the number of channels after each convolution.
+        activation: called for a module after each convolution.
 
     Raises:
-        ValueError: the image is too small to be halved so often, or an input is not of ``image_shape``.
+        ValueError: the image is too small to be halved once per convolution.
+
+    Example:
+        >>> Convolutional((3, 28, 28), 10)(torch.zeros(5, 2, 3, 28, 28)).shape
+        torch.Size([5, 2, 10])
     """
 
     def __init__(
@@ -108,35 +129,46 @@ class Convolutional(nn.Module):
         image_shape = check_shape("image_shape", image_shape)
         channels = _sizes("channels", channels)
         _check_activation(activation)
-        self.image_shape, self.out_features = tuple(image_shape), out_features
-        depth, sizes = _halvings(image_shape, len(channels))
-        sequence = (depth, *channels)
+        self.image_shape = tuple(image_shape)
+        self.out_features = out_features
+
+        depth, sizes = _halved_sizes(image_shape, len(channels))
+        depths = (depth, *channels)
         layers: list[nn.Module] = [nn.Unflatten(-1, (depth, *sizes[0]))]
         for i in range(len(channels)):
-            layers += [nn.Conv2d(sequence[i], sequence[i + 1], 4, stride=2, padding=1), activation()]
-        head = nn.Linear(sequence[-1] * math.prod(sizes[-1]), out_features)
+            layers += [nn.Conv2d(depths[i], depths[i + 1], 4, stride=2, padding=1), activation()]
+        head = nn.Linear(depths[-1] * math.prod(sizes[-1]), out_features)
         self.layers = channels_last(nn.Sequential(*layers, nn.Flatten(), head))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return ``(..., out_features)`` for images ``(..., *image_shape)``.
+
+        Raises:
+            ValueError: images of another shape.
+        """
         lead = x.dim() - len(self.image_shape)
         if x.shape[max(lead, 0) :] != self.image_shape:
             raise ValueError(f"expected images of shape {self.image_shape}, got shape {tuple(x.shape)}")
         rows = x.to(next(self.parameters()).dtype).reshape(-1, math.prod(self.image_shape))
-        y = _in_blocks(self.layers, rows, BLOCK)
+        y = _run_in_blocks(self.layers, rows, BLOCK_ROWS)
         return y.reshape(*x.shape[:lead], self.out_features)
 
 
 class Deconvolutional(nn.Module):
-    """An image decoder, ``(..., in_features) -> (..., *image_shape)``: :class:`Convolutional` in reverse.
+    """A convolutional image decoder, ``(..., in_features) -> (..., *image_shape)``: :class:`Convolutional` in reverse.
 
     Args:
         in_features: the size of the input's last dimension.
         image_shape: ``(C, H, W)``, or ``(H, W)`` for one channel.
-        channels: the channels before each transposed convolution.
-        activation: makes the module before each transposed convolution.
+        channels: the number of channels before each transposed convolution.
+        activation: called for a module before each transposed convolution.
 
     Raises:
-        ValueError: the image is too small to be halved so often, or an input is not of ``in_features``.
+        ValueError: the image is too small to be halved once per convolution.
+
+    Example:
+        >>> Deconvolutional(2, (28, 28))(torch.zeros(5, 2)).shape
+        torch.Size([5, 28, 28])
     """
 
     def __init__(
@@ -151,31 +183,48 @@ class Deconvolutional(nn.Module):
         image_shape = check_shape("image_shape", image_shape)
         channels = _sizes("channels", channels)
         _check_activation(activation)
-        self.in_features, self.image_shape = in_features, tuple(image_shape)
-        depth, sizes = _halvings(image_shape, len(channels))
-        sizes, sequence = sizes[::-1], (*channels, depth)
-        start = (sequence[0], *sizes[0])
+        self.in_features = in_features
+        self.image_shape = tuple(image_shape)
+
+        depth, sizes = _halved_sizes(image_shape, len(channels))
+        sizes = sizes[::-1]
+        depths = (*channels, depth)
+        start = (depths[0], *sizes[0])
         layers: list[nn.Module] = [nn.Linear(in_features, math.prod(start)), nn.Unflatten(-1, start)]
         for i in range(len(channels)):
-            odd = (sizes[i + 1][0] % 2, sizes[i + 1][1] % 2)  # what the halving dropped
-            up = nn.ConvTranspose2d(sequence[i], sequence[i + 1], 4, stride=2, padding=1, output_padding=odd)
+            odd = (sizes[i + 1][0] % 2, sizes[i + 1][1] % 2)  # the pixels that rounding down dropped
+            up = nn.ConvTranspose2d(depths[i], depths[i + 1], 4, stride=2, padding=1, output_padding=odd)
             layers += [activation(), up]
         self.layers = channels_last(nn.Sequential(*layers))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return images ``(..., *image_shape)`` for ``(..., in_features)``.
+
+        Raises:
+            ValueError: another size of the last dimension.
+        """
         if x.shape[-1:] != (self.in_features,):
             raise ValueError(f"expected shape (..., {self.in_features}), got {tuple(x.shape)}")
-        y = _in_blocks(self.layers, x.to(next(self.parameters()).dtype).reshape(-1, self.in_features), BLOCK)
+        rows = x.to(next(self.parameters()).dtype).reshape(-1, self.in_features)
+        y = _run_in_blocks(self.layers, rows, BLOCK_ROWS)
         return y.reshape(x.shape[:-1] + self.image_shape)
 
 
 class Recurrent(nn.Module):
-    """A sequence encoder, ``(..., L, in_features) -> (..., out_features)``: an affine map of a GRU's state.
+    """A recurrent sequence encoder, ``(..., L, in_features) -> (..., out_features)``: an affine map of a GRU's state.
+
+    As an encoder, alone or within a conditional, it gets the lengths of its modality from the batch.
 
     Args:
         in_features: the size of a step.
         out_features: the size of the output's last dimension.
-        hidden: the size of the state.
+        hidden: the size of the GRU's state.
+
+    Example:
+        >>> from pyro_mm import Batch
+        >>> batch = Batch({"word": torch.zeros(3, 7, 26)}, lengths={"word": [7, 2, 4]})
+        >>> batch.encode("word", Recurrent(26, 8)).shape
+        torch.Size([3, 8])
     """
 
     def __init__(self, in_features: int, out_features: int, hidden: int = 64) -> None:
@@ -185,11 +234,12 @@ class Recurrent(nn.Module):
         self.head = nn.Linear(hidden, out_features)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """The output after the last valid step.
+        """Return the output after the last valid step, ``(..., out_features)``.
 
         Args:
-            x: sequences of shape ``(..., L, in_features)``.
-            lengths: the valid steps, broadcastable with the leading dimensions; 0 gives the state 0.
+            x: sequences ``(..., L, in_features)``.
+            lengths: numbers of valid steps, which broadcast with the leading dimensions; 0 gives the state 0. None for
+                L. Steps behind the last valid one change neither the output nor the gradient.
         """
         x = x.to(next(self.parameters()).dtype)
         if lengths is not None:
@@ -206,7 +256,7 @@ class Recurrent(nn.Module):
 
 
 def channels_last(net: nn.Module) -> nn.Module:
-    """Lays out the weights of a network's convolutions as they are computed with, which spares turning them."""
+    """Lay out the weights of a network's convolutions with the channels last, in place, and return the network."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
@@ -214,25 +264,27 @@ def channels_last(net: nn.Module) -> nn.Module:
 
 
 def _sizes(argument: str, value: Any) -> tuple[int, ...]:
-    """Return sizes of layers; a number alone is a mistake that torch would name far from here."""
+    """Return the sizes of layers as a tuple. Raises a TypeError or a ValueError for anything else."""
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise TypeError(f"expected {argument} to be sizes of layers, such as (256, 256), got {describe(value)}")
     return tuple(check_integer(f"every size in {argument}", size, least=1) for size in value)
 
 
 def _check_activation(value: Any) -> None:
+    """Raise a TypeError unless a value is a function that makes a module."""
     if isinstance(value, nn.Module) or not callable(value):
         hint = f": pass {type(value).__name__} itself" if isinstance(value, nn.Module) else ""
         raise TypeError(f"expected activation to make a module, as torch.nn.ReLU does, got {describe(value)}{hint}")
 
 
-def _in_blocks(net: Callable[[Tensor], Tensor], x: Tensor, rows: int) -> Tensor:
+def _run_in_blocks(net: Callable[[Tensor], Tensor], x: Tensor, rows: int) -> Tensor:
+    """Return ``net(x)``, on a CPU computed for at most ``rows`` rows at a time."""
     whole = x.device.type != "cpu" or len(x) <= rows
     return net(x) if whole else torch.cat([net(part) for part in x.split(rows)])
 
 
-def _halvings(image_shape: Sequence[int], times: int) -> tuple[int, list[tuple[int, int]]]:
-    """The channels of an image, and its height and width after each of 0 to ``times`` halvings."""
+def _halved_sizes(image_shape: Sequence[int], times: int) -> tuple[int, list[tuple[int, int]]]:
+    """Return the channels of an image, and its height and width after each of 0 to ``times`` halvings."""
     if len(image_shape) not in (2, 3):
         raise ValueError(f"expected an image shape (H, W) or (C, H, W), got {tuple(image_shape)}")
     depth, height, width = (1, *image_shape) if len(image_shape) == 2 else image_shape

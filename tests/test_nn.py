@@ -149,7 +149,7 @@ def test_images_are_rows_of_an_event_of_their_own():
 def test_convolutions_take_many_images_in_blocks(net, monkeypatch):
     x = torch.randn(11, *((8, 8) if isinstance(net, Convolutional) else (5,)))
     whole = net(x)
-    monkeypatch.setattr(blocks_of, "BLOCK", 4)
+    monkeypatch.setattr(blocks_of, "BLOCK_ROWS", 4)
     seen = []
     net.layers.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     torch.testing.assert_close(net(x), whole)

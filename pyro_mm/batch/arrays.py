@@ -11,10 +11,9 @@ from torch import Tensor
 
 from ..utils.arguments import describe
 
-WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}  # torch computes with few
-
-
-NUMBERS = {
+# torch computes with few unsigned types
+WIDER_DTYPES = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
+NUMERIC_DTYPES = {
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
     torch.float16, torch.bfloat16, torch.float32, torch.float64,
 }  # fmt: skip
@@ -34,12 +33,12 @@ def read_array(what: str, value: Any) -> tuple[Tensor, Tensor | None] | tuple[No
     Raises:
         TypeError: no numbers, or rows of several shapes.
     """
-    return _read_rows(what, value) if _holds_rows(value) else _read_numbers(what, value)
+    return _read_rows(what, value) if _is_row_sequence(value) else _read_numbers(what, value)
 
 
 def _read_rows(what: str, value: Any) -> tuple[Tensor, Tensor | None] | tuple[None, None]:
     """Return a sequence of rows as one tensor; each row is a number, an array, or a mark of a missing one."""
-    held = [not _is_mark(item) for item in value]
+    held = [not _is_missing(item) for item in value]
     rows = [_read_numbers(f"{what}, row {i}", item) for i, item in enumerate(value) if held[i]]
     if not rows:
         return None, None
@@ -47,36 +46,37 @@ def _read_rows(what: str, value: Any) -> tuple[Tensor, Tensor | None] | tuple[No
     if len(shapes) > 1:
         some = ", ".join(map(str, sorted(shapes)[:4]))
         raise TypeError(f"{what}: expected rows of one shape, got rows of {some}: the rows do not make one tensor")
-    fill = iter(rows)
-    first = rows[0]
-    filled = [next(fill) if there else first for there in held]
+
+    rest = iter(rows)
+    filled = [next(rest) if there else rows[0] for there in held]
     try:
         values = torch.stack([row for row, _ in filled])
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{what}: the rows do not make one tensor: {error}") from error
-    missing = ~torch.tensor(held, device=values.device)
+
+    missing = ~torch.tensor(held, device=values.device).reshape(-1, *[1] * (values.dim() - 1))
     if all(mask is None for _, mask in filled):
-        return values, missing.reshape(-1, *[1] * (values.dim() - 1)) if bool(missing.any()) else None
+        return values, missing if bool(missing.any()) else None
     inner = [torch.zeros_like(row, dtype=torch.bool) if mask is None else mask for row, mask in filled]
-    return values, torch.stack(inner) | missing.reshape(-1, *[1] * (values.dim() - 1))
+    return values, torch.stack(inner) | missing
 
 
 def _read_numbers(what: str, value: Any) -> tuple[Tensor, Tensor | None]:
     """Return one array as a tensor, and a boolean mask of its shape where entries are missing; None for nowhere."""
     marked: Any = None
-    if isinstance(value, list | tuple) and any(map(_is_mark, value)):  # a row with an entry that is missing
-        marked = np.array([_is_mark(item) for item in value])
-        known = [item for item in value if not _is_mark(item)]
+    if isinstance(value, list | tuple) and any(map(_is_missing, value)):  # a row with an entry that is missing
+        marked = np.array([_is_missing(item) for item in value])
+        known = [item for item in value if not _is_missing(item)]
         value = [known[0] if mark else item for mark, item in zip(marked, value, strict=True)] if known else marked
     if isinstance(value, np.ma.MaskedArray):
         marked, value = np.ma.getmaskarray(value), np.ma.getdata(value)
     elif hasattr(value, "isna") and hasattr(value, "to_numpy"):  # pandas, without importing it
-        marked, value = np.asarray(value.isna(), dtype=bool), _of_pandas(value)
+        marked, value = np.asarray(value.isna(), dtype=bool), _pandas_to_numpy(value)
     if isinstance(value, np.ndarray) and value.dtype == object and value.ndim:
-        marks = np.array([_is_mark(item) for item in value.ravel()], dtype=bool).reshape(value.shape)
+        marks = np.array([_is_missing(item) for item in value.ravel()], dtype=bool).reshape(value.shape)
         marked = marks if marked is None else marked | marks
-        value = _filled(what, value, marked)
-    tensor = _tensor(what, value)
+        value = _fill_objects(what, value, marked)
+    tensor = _to_tensor(what, value)
     missing = torch.isnan(tensor) if tensor.is_floating_point() else None
     if missing is not None and not bool(missing.any()):
         missing = None
@@ -86,21 +86,21 @@ def _read_numbers(what: str, value: Any) -> tuple[Tensor, Tensor | None]:
     return tensor, missing
 
 
-def _holds_rows(value: Any) -> bool:
-    """Return whether rows come one by one, and not as one array of numbers."""
+def _is_row_sequence(value: Any) -> bool:
+    """Return True for rows one by one, False for one array of numbers."""
     if isinstance(value, list | tuple):
         return True
     is_rows = isinstance(value, np.ndarray) and value.dtype == object and value.ndim == 1
-    return is_rows and any(np.ndim(item) > 0 for item in value if not _is_mark(item))
+    return is_rows and any(np.ndim(item) > 0 for item in value if not _is_missing(item))
 
 
-def _is_mark(item: Any) -> bool:
-    """Return whether an entry stands for a missing one: None, NA and NaT of pandas, masked of NumPy."""
+def _is_missing(item: Any) -> bool:
+    """Return True for a mark of a missing entry: None, NA and NaT of pandas, masked of NumPy."""
     return item is None or item is np.ma.masked or type(item).__name__ in ("NAType", "NaTType")
 
 
-def _filled(what: str, value: np.ndarray, marked: np.ndarray) -> np.ndarray:
-    """Return an array of objects as one of numbers, with a copy of one of them where they are missing."""
+def _fill_objects(what: str, value: np.ndarray, marked: np.ndarray) -> np.ndarray:
+    """Return an array of objects as numbers, with a copy of a known one where an entry is missing."""
     known = value[~marked]
     filler = known.flat[0] if known.size else np.nan
     if isinstance(filler, str | bytes):
@@ -112,24 +112,24 @@ def _filled(what: str, value: np.ndarray, marked: np.ndarray) -> np.ndarray:
         raise TypeError(f"{what}: expected numbers, got objects of type {type(filler).__name__}: {error}") from error
 
 
-def _of_pandas(value: Any) -> np.ndarray:
-    """Return the numbers of a series or a frame; of nullable integers as integers, and not as floats with NaN."""
+def _pandas_to_numpy(value: Any) -> np.ndarray:
+    """Return the numbers of a series or a frame. Nullable integers stay integers, and do not become floats with NaN."""
     kind = getattr(getattr(value, "dtype", None), "numpy_dtype", None)
     if isinstance(kind, np.dtype) and kind.kind in "iub":
         return value.to_numpy(dtype=kind, na_value=0)
     return value.to_numpy()
 
 
-def _tensor(what: str, value: Any) -> Tensor:
-    """Return numbers of one array as a tensor of a type that torch computes with."""
+def _to_tensor(what: str, value: Any) -> Tensor:
+    """Return one array as a tensor of a dtype that torch computes with. Raises a TypeError for anything else."""
     if not isinstance(value, Tensor):
-        value = _array(what, value)
+        value = _to_array(what, value)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing here writes to it
             tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise TypeError(f"{what}: expected numbers, got {_kind(value)}: {error}") from error
+        raise TypeError(f"{what}: expected numbers, got {_describe_dtype(value)}: {error}") from error
     if tensor.is_nested:
         raise TypeError(f"{what}: expected a dense tensor, got a nested one: rows of unequal length need padding")
     if tensor.layout != torch.strided:
@@ -138,14 +138,14 @@ def _tensor(what: str, value: Any) -> Tensor:
         raise TypeError(
             f"{what}: expected real numbers, got {tensor.dtype}: give the real and the imaginary part as two entries"
         )
-    tensor = tensor.to(WIDER.get(tensor.dtype, tensor.dtype))
-    if tensor.dtype not in NUMBERS:
+    tensor = tensor.to(WIDER_DTYPES.get(tensor.dtype, tensor.dtype))
+    if tensor.dtype not in NUMERIC_DTYPES:
         raise TypeError(f"{what}: expected numbers, got {tensor.dtype}")
     return tensor
 
 
-def _array(what: str, value: Any) -> Any:
-    """Return anything but a tensor in a form that ``torch.as_tensor`` takes."""
+def _to_array(what: str, value: Any) -> Any:
+    """Return anything but a tensor in a form that ``torch.as_tensor`` takes, or raise a TypeError."""
     if hasattr(value, "tocsr") or (hasattr(value, "todense") and not isinstance(value, np.ndarray)):
         shape = getattr(value, "shape", "?")
         raise TypeError(
@@ -161,7 +161,7 @@ def _array(what: str, value: Any) -> Any:
     if not isinstance(value, np.ndarray):
         return value
     if value.dtype.kind in "OUSMmV":
-        raise TypeError(f"{what}: expected numbers, got {_kind(value)}")
+        raise TypeError(f"{what}: expected numbers, got {_describe_dtype(value)}")
     if value.dtype.itemsize > 8 and value.dtype.kind == "f":
         value = value.astype(np.float64)
     if not value.dtype.isnative:
@@ -170,7 +170,8 @@ def _array(what: str, value: Any) -> Any:
     return np.ascontiguousarray(value) if strided else value
 
 
-def _kind(value: Any) -> str:
+def _describe_dtype(value: Any) -> str:
+    """Return the dtype of an array in words, with a hint on categories; of anything else what it is."""
     kind = getattr(value, "dtype", None)
     if kind is None:
         return describe(value)

@@ -17,19 +17,19 @@ RESERVED = {"data", "particles", "terms"}  # names of plates
 
 
 class Column(NamedTuple):
-    """A modality as tensors.
+    """The values of a modality.
 
     Attributes:
         values: ``(N, *event)``.
-        there: boolean ``(N,)``, the rows in which nothing is missing.
-        beside: how many numbers stand beside a missing one, in each row, ``(N,)``; None where no row has any.
-        numbers: how many numbers there are in each row, ``(N,)``; None as ``beside``.
+        complete: the rows in which nothing is missing, boolean ``(N,)``.
+        lost: how many numbers each row has beside a missing one, ``(N,)``; None if no row has any.
+        counts: how many numbers each row has, ``(N,)``; None if ``lost`` is.
     """
 
     values: Tensor
-    there: Tensor
-    beside: Tensor | None = None
-    numbers: Tensor | None = None
+    complete: Tensor
+    lost: Tensor | None = None
+    counts: Tensor | None = None
 
 
 class Columns(NamedTuple):
@@ -41,7 +41,7 @@ class Columns(NamedTuple):
         masks: modality -> boolean ``(N,)``, or True or False for all rows.
         covariates: name -> ``(N, ...)``.
         lengths: modality -> int64 ``(N,)``.
-        warnings: what a user is to be told of numbers that are lost.
+        warnings: texts on numbers that are lost, to be shown to the user.
     """
 
     size: int
@@ -81,10 +81,10 @@ def parse(values: Any, present: Any, covariates: Any, lengths: Any) -> Columns:
         if column is None:
             masks[name] = False
             continue
-        mask = mask.to(column.there.device)
+        mask = mask.to(column.complete.device)
         if text := describe_lost_numbers(name, column, mask):
             lost.append(text)
-        masks[name], filled[name] = _fill(column.values, column.there & mask)
+        masks[name], filled[name] = _fill(column.values, column.complete & mask)
 
     steps = {name: x.shape[1] for name, x in filled.items() if x.dim() > 1}
     read = {name: read_lengths(name, value, size, steps.get(name)) for name, value in lengths.items()}
@@ -119,9 +119,17 @@ def _check_one_device(tensors: Iterable[Tensor]) -> None:
 
 
 def read_modality(name: str, value: Any) -> Column | None:
-    """Read a modality's values and the rows in which none of them is missing; None where all are.
+    """Return the values of a modality, and the rows in which none is missing; None if there is no value at all.
 
-    Missing are ``None``, pandas' ``NA``, NaN, and what a mask of ``numpy.ma`` hides.
+    Missing are ``None``, pandas' ``NA``, NaN, and entries that a mask of ``numpy.ma`` hides.
+
+    Args:
+        name: the modality.
+        value: an array, or a sequence of rows.
+
+    Raises:
+        TypeError: no numbers, or rows of several shapes.
+        ValueError: no row, or rows without numbers.
     """
     what = f"modality {name!r}"
     if value is None:
@@ -135,21 +143,24 @@ def read_modality(name: str, value: Any) -> Column | None:
         raise ValueError(f"{what}: expected at least one row, of at least one number, got shape {tuple(values.shape)}")
     if missing is None:
         return Column(values, torch.ones(len(values), dtype=torch.bool, device=values.device))
+
     each = missing.expand(values.shape).flatten(1) if values.dim() > 1 else missing[:, None]
-    count = each.sum(1)
-    there = count == 0
-    numbers = each.shape[1] - count
-    beside = torch.where(there, 0, numbers)
-    return Column(values, there, beside, numbers) if bool(beside.any()) else Column(values, there)
+    num_missing = each.sum(1)
+    complete = num_missing == 0
+    counts = each.shape[1] - num_missing
+    lost = torch.where(complete, 0, counts)
+    return Column(values, complete, lost, counts) if bool(lost.any()) else Column(values, complete)
 
 
 def read_covariate(name: str, value: Any) -> Tensor:
-    """Read numbers that are known for every row, ``(N, ...)``. Raises a ValueError where one is missing."""
-    return _known(f"covariate {name!r}", value, "impute it, leave those rows out, or make it a modality of the story")
+    """Return a covariate ``(N, ...)``. Raises a ValueError if a number is missing, a TypeError if there is none."""
+    return _read_complete(
+        f"covariate {name!r}", value, "impute it, leave those rows out, or make it a modality of the story"
+    )
 
 
-def _known(what: str, value: Any, mend: str) -> Tensor:
-    """Read numbers ``(N, ...)`` of which none may be missing."""
+def _read_complete(what: str, value: Any, advice: str) -> Tensor:
+    """Return numbers ``(N, ...)`` of which none may be missing; ``advice`` ends the message if one is."""
     if value is None:
         raise TypeError(f"{what}: expected numbers, got None")
     values, missing = read_array(what, value)
@@ -158,14 +169,24 @@ def _known(what: str, value: Any, mend: str) -> Tensor:
     if missing is not None:
         rows = int(missing.flatten(1).any(1).sum()) if missing.dim() > 1 else int(missing.sum())
         raise ValueError(
-            f"{what}: missing or NaN in {rows} of {len(values)} rows, and it is known for every row: {mend}"
+            f"{what}: missing or NaN in {rows} of {len(values)} rows, and it is known for every row: {advice}"
         )
     return values
 
 
 def read_lengths(name: str, value: Any, size: int, steps: int | None) -> Tensor:
-    """Read numbers of valid steps ``(N,)``, integers from 0 to ``steps``, as long."""
-    lengths = _known(f"lengths of {name!r}", value, "0 says that there is no valid step")
+    """Return numbers of valid steps, int64 ``(N,)``.
+
+    Args:
+        name: the modality.
+        value: integers from 0 to ``steps``, of any dtype.
+        size: the number of rows N.
+        steps: the number of steps that the values have; None if the batch holds none.
+
+    Raises:
+        ValueError: another number of rows, a fraction, or a number out of range.
+    """
+    lengths = _read_complete(f"lengths of {name!r}", value, "0 says that there is no valid step")
     if lengths.dim() != 1 or len(lengths) != size:
         got = len(lengths) if lengths.dim() == 1 else f"shape {tuple(lengths.shape)}"
         raise ValueError(f"lengths of {name!r}: expected {size} numbers, got {got}")
@@ -178,7 +199,11 @@ def read_lengths(name: str, value: Any, size: int, steps: int | None) -> Tensor:
 
 
 def read_mask(name: str, mask: Any, size: int) -> Tensor:
-    """Read which of ``size`` rows have a modality, as a boolean tensor; a masked or NA entry is no row that has it."""
+    """Return the rows that have a modality, boolean ``(N,)``; an entry that is NA or masked counts as False.
+
+    Raises:
+        ValueError: anything but booleans ``(N,)``.
+    """
     if mask is None:
         return torch.ones(size, dtype=torch.bool)
     what = f"present[{name!r}]"
@@ -191,12 +216,13 @@ def read_mask(name: str, mask: Any, size: int) -> Tensor:
 
 def describe_lost_numbers(name: str, column: Column, mask: Tensor) -> str:
     """Return a warning with the share of numbers lost in missing rows; empty if none is."""
-    if column.beside is None or column.numbers is None:
+    if column.lost is None or column.counts is None:
         return ""
-    lost, numbers = int(column.beside[mask].sum()), int(column.numbers[mask].sum())
+    lost = int(column.lost[mask].sum())
     if not lost:
         return ""
-    rows = int(((column.beside > 0) & mask).sum())
+    numbers = int(column.counts[mask].sum())
+    rows = int(((column.lost > 0) & mask).sum())
     return (
         f"modality {name!r}: {rows} of {len(mask)} rows have missing entries (NaN) beside numbers, and are "
         f"missing altogether, which drops {lost / numbers:.1%} of the numbers. Impute them, or split the columns into "

@@ -123,9 +123,14 @@ def take_rows(x: Any, rows: Any) -> Any:
 
 
 def in_scoring_type(d: Any, value: Tensor) -> Tensor:
-    """Return observed values in the type that their density is computed in: of integers, booleans and half precision.
+    """Return observed values in the dtype that their density is computed in.
 
-    Integers would overflow in a density (255 + 1 is 0 in uint8), and half precision would round it.
+    Integers would overflow in a density (255 + 1 is 0 in uint8), and half precision would round it. Classes, and values
+    of a density from elsewhere, stay as they are.
+
+    Args:
+        d: the distribution.
+        value: ``(N, *event)``.
     """
     if value.dtype in (torch.float32, torch.float64):
         return value
@@ -140,7 +145,7 @@ def in_scoring_type(d: Any, value: Tensor) -> Tensor:
 
 
 def _float_type(d: Any) -> torch.dtype | None:
-    """Return the type of the parameters of a distribution."""
+    """Return the dtype of a distribution's parameters; None if it has none of floats."""
     for held in vars(d).values():
         if isinstance(held, Tensor) and held.is_floating_point():
             return held.dtype
@@ -149,22 +154,26 @@ def _float_type(d: Any) -> torch.dtype | None:
     return None
 
 
-# -- types that networks take -------------------------------------------------------------------------------------
+# -- dtypes that networks take ------------------------------------------------------------------------------------
 
 
 def _call_with_types(what: str, module: Any, call: Callable[[Tensor], Any], value: Tensor) -> Any:
-    """Return ``call(value)``, or that of the same numbers in the type that the module takes."""
+    """Return ``call(value)``; if that fails, with the same numbers in a dtype that the module takes.
+
+    Raises:
+        TypeError, ValueError: the call fails with every dtype, in words on the data; other errors as they are.
+    """
     try:
         return call(value)
     except (RuntimeError, IndexError, NotImplementedError) as error:
         wanted = _parameter_type(module)
-        if isinstance(error, IndexError) and not value.is_floating_point() and _embeds(module):
+        if isinstance(error, IndexError) and not value.is_floating_point() and _has_embedding(module):
             low, high = int(value.min()), int(value.max())
             raise ValueError(
                 f"{what}: values from {low} to {high} do not index the table of its network: {error}. A "
                 "value such as -1 that marks a missing row goes to present="
             ) from error
-        if "'indices'" in str(error) and value.is_floating_point() and not _whole(value):  # of torch's Embedding
+        if "'indices'" in str(error) and value.is_floating_point() and not _is_whole(value):  # of torch's Embedding
             raise ValueError(
                 f"{what}: its network has a table of classes, and the values are no whole numbers, but from "
                 f"{value.min().item():g} to {value.max().item():g}"
@@ -184,25 +193,27 @@ def _call_with_types(what: str, module: Any, call: Callable[[Tensor], Any], valu
 
 
 def _other_types(value: Tensor, wanted: torch.dtype) -> list[Tensor]:
-    """Return the same numbers in other types."""
+    """Return the same numbers in the other dtypes that are worth a try."""
     if not value.is_floating_point():
         return [x for x in (value.long(), value.to(wanted)) if x.dtype != value.dtype]
     if value.dtype in (torch.float16, torch.bfloat16):
         return [value.to(wanted)] if value.dtype != wanted else []
-    return [value.long()] if value.dim() < 3 and _whole(value) else []
+    return [value.long()] if value.dim() < 3 and _is_whole(value) else []
 
 
-def _whole(value: Tensor) -> bool:
+def _is_whole(value: Tensor) -> bool:
+    """Return True if all values are integers."""
     return torch.equal(value.long().to(value.dtype), value)
 
 
 def _parameter_type(module: Any) -> torch.dtype:
+    """Return the dtype of a module's first parameter of floats; torch's default without any."""
     parameters = module.parameters() if isinstance(module, nn.Module) else ()
     floats = (p.dtype for p in parameters if p.is_floating_point())
     return next(floats, torch.get_default_dtype())
 
 
-def _embeds(module: Any) -> bool:
+def _has_embedding(module: Any) -> bool:
     parts = module.modules() if isinstance(module, nn.Module) else ()
     return any(isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in parts)
 
@@ -211,7 +222,7 @@ def _embeds(module: Any) -> bool:
 
 
 def _joinable_parameters(d: Any) -> tuple[str, ...] | None:
-    """Return the names of the parameters of a distribution that blocks of can be joined; None of any other."""
+    """Return the names of the parameters of a distribution that can be joined from blocks; None of any other."""
     base = d.base_dist if type(d) is dist.Independent else d
     if type(base) in (dist.Normal, dist.Laplace):
         return ("loc", "scale")
@@ -219,7 +230,7 @@ def _joinable_parameters(d: Any) -> tuple[str, ...] | None:
 
 
 def _concatenate(parts: list[Any]) -> Any:
-    """Return one distribution of the rows of all parts."""
+    """Return the distribution of the rows of all parts."""
     names = _joinable_parameters(parts[0]) or ()
     event_dim = parts[0].reinterpreted_batch_ndims if type(parts[0]) is dist.Independent else 0
     bases = [part.base_dist if type(part) is dist.Independent else part for part in parts]
