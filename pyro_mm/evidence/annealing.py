@@ -1,12 +1,13 @@
-r"""Annealed importance sampling: log-likelihoods for rows on which importance sampling cannot be trusted."""
+r"""Annealed importance sampling: log-likelihoods of rows on which importance sampling cannot be trusted."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from ..batch.batch import Batch, check_batch
-from ..sampling.ancestral import simulate
+from ..sampling.ancestral import SiteValues, simulate
+from ..sampling.weighted import row_blocks
 from ..scoring.audit.audit import audit as audited
 from ..scoring.evaluation import evaluating, move_result
 from ..scoring.structure import Callback
@@ -14,10 +15,55 @@ from ..utils.arguments import check_choice, check_counts, check_flags, check_pro
 from ..utils.seeding import normalize_seed, temporary_seed
 from .accumulator import evidence_from_weights
 from .annealing_schedule import AnnealingSchedule
+from .annealing_target import TemperedDensity
 from .evidence import Evidence, concatenate
 from .quantity import name_quantity, quantity_name, restrict_means
 
-PAIRS = 2**14  # (row, chain) pairs that move together
+PAIRS_AT_ONCE = 2**14
+
+
+@dataclass(frozen=True)
+class AnnealingSettings:
+    """Settings of annealed importance sampling.
+
+    Args:
+        num_chains: C, chains per row.
+        temperatures: T, steps from the start to the posterior.
+        leapfrog_steps: steps of the move at each temperature.
+        start: the density that chains start from.
+        pilot_chains: chains of the run that tunes, per row.
+        vectorize: whether chains are scored in one run of the model.
+        pairs_at_once: (row, chain) pairs that move together, which bounds the memory. It decides which random numbers a
+            row gets, and so the digits of a result.
+
+    Raises:
+        TypeError: a setting of another type.
+        ValueError: a setting out of its range.
+    """
+
+    num_chains: int = 16
+    temperatures: int = 200
+    leapfrog_steps: int = 5
+    start: Literal["guide", "prior"] = "guide"
+    pilot_chains: int = 16
+    vectorize: bool = True
+    pairs_at_once: int = PAIRS_AT_ONCE
+
+    def __post_init__(self) -> None:
+        check_counts(num_chains=self.num_chains, temperatures=self.temperatures, leapfrog_steps=self.leapfrog_steps)
+        check_counts(2, pilot_chains=self.pilot_chains)
+        check_choice("start", self.start, ("guide", "prior"))
+        check_flags(vectorize=self.vectorize)
+
+    @property
+    def rows_at_once(self) -> int:
+        """The number of rows whose chains move together."""
+        return max(1, self.pairs_at_once // max(self.num_chains, self.pilot_chains))
+
+    def tune(self, model: Callback, guide: Callback, batch: Batch) -> AnnealingSchedule:
+        """Return a schedule that is tuned on the rows of a batch."""
+        density = TemperedDensity(model, guide, batch, self.start, self.vectorize)
+        return AnnealingSchedule.tune(density, self.temperatures, self.leapfrog_steps, self.pilot_chains)
 
 
 def annealed_importance(
@@ -34,53 +80,68 @@ def annealed_importance(
     vectorize: bool = True,
     audit: bool = True,
 ) -> Evidence:
-    r"""log p(x_present) of every row, by annealing from the guide, or the prior, to the posterior.
+    r"""Estimate log p(x_S) per row by annealing from the guide, or the prior, to the posterior.
 
-    With :math:`f_t = q_0^{1 - \beta_t} p(x, \cdot)^{\beta_t}` and :math:`0 = \beta_0 < .. < \beta_T = 1`, chains start
-    from :math:`z_0 \sim q_0` and move by Hamiltonian Monte Carlo that leaves each :math:`f_t` invariant:
+    With :math:`f_t = q_0^{1 - \beta_t} p(x, \cdot)^{\beta_t}` and :math:`0 = \beta_0 < \dots < \beta_T = 1`, each of C
+    chains starts from :math:`z_0 \sim q_0` and moves by Hamiltonian Monte Carlo that leaves :math:`f_t` invariant:
 
-    .. math:: \log w = \sum_{t=1}^T (\beta_t - \beta_{t-1}) [\log p(x, z_{t-1}) - \log q_0(z_{t-1})], \quad E[w] = p(x)
+    .. math:: \log w = \sum_{t=1}^T (\beta_t - \beta_{t-1}) [\log p(x, z_{t-1}) - \log q_0(z_{t-1})], \qquad
+              E[w] = p(x)
 
-    Other chains run beforehand, to choose for every row its temperatures, step sizes and the scales of its coordinates;
-    then all of these are held fixed, so that the weights are unbiased.
+    Pilot chains run beforehand, to choose temperatures, step sizes and the scales of coordinates for each row; then
+    all of these are held fixed, so that the weights are unbiased.
+
+    **Bias.** The mean of the weights is unbiased at any T and C; its logarithm is too low, by what the chains lag
+    behind. :func:`bidirectional` measures how much that is. **Standard error.** From the spread of C weights, by the
+    delta method: itself rough for a few chains. **When not to trust a row.** As in :func:`~pyro_mm.log_marginal`:
+    k-hat above 0.7 (known from C = 21 on), or a standard error above 0.5 nats; then take more temperatures first. If
+    all chains miss a mode, no diagnostic shows it. The cost is C T (L + 1) evaluations of the model and its gradient
+    per row, L being the leapfrog steps, so that it is for the rows that importance sampling leaves in doubt.
 
     Args:
-        model, guide: callables of a batch. All latents of the guide continuous, and all of the model's in the guide but
-            enumerated ones, which are summed out.
-        batch: N rows.
-        num_chains: C, independent chains of every row.
-        temperatures: T, spaced so that each step adds as much to the variance of the log-weights.
-        leapfrog_steps: of every transition, of which there is one a temperature.
-        start: what q_0 is.
-        pilot_chains: chains of the run that tunes.
-        seed: of all draws; None takes one from torch's generator, which is not otherwise touched.
-        vectorize: False scores chain by chain, for stories that do not broadcast.
-        audit: False spares the audit of the pair (:mod:`pyro_mm.scoring.audit`), and what it would refuse.
+        model (callable): a story, called with a batch. Enumerated latents that only it has are summed out.
+        guide (callable): called with a batch; all its latents are continuous.
+        batch (Batch): N rows.
+        num_chains (int): C, independent chains per row.
+        temperatures (int): T, spaced so that each step adds as much to the variance of the log-weights.
+        leapfrog_steps (int): L, of the one move at each temperature.
+        start (str): q_0, ``"guide"`` or ``"prior"``.
+        pilot_chains (int): chains per row of the run that tunes, two at least.
+        seed (int): of all draws; None takes one from torch's generator, which is not otherwise used.
+        vectorize (bool): False scores chain by chain, for stories that do not broadcast.
+        audit (bool): False skips the audit of the pair (:mod:`pyro_mm.scoring.audit`) and its errors.
 
     Returns:
-        The estimate from C weights, with the standard error, the effective sample size and, from 21 chains on, the
-        k-hat of these; of a few chains, a row's error is itself rough. It is biased low by what the chains lag behind,
-        and :func:`bidirectional` says how much that is. The difference of two of them is a conditional.
+        An :class:`Evidence` of N rows, in nats per row, from C weights. The difference of two is a conditional.
 
     Raises:
-        ValueError: a discrete latent in the guide, one that only the model has, or a story that draws as it is scored.
+        ValueError: a discrete latent in the guide, one that only the model has and that cannot be summed out, or a
+            story that draws while it is scored.
 
-    Neal 2001 (Statistics and Computing 11:125); for decoder-based models, Wu et al. 2017 (arXiv:1611.04273).
+    Example:
+        A guide beside the posterior, with which importance sampling fails:
+
+        >>> import torch, pyro_mm as mm
+        >>> import pyro.distributions as dist
+        >>> loadings = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]])
+        >>> model = mm.models.LinearGaussian({"x": loadings}, noise=0.5)
+        >>> batch = mm.Batch({"x": torch.tensor([[1.0, 0.5, 2.0]])})
+        >>> guide = mm.Guide(z=lambda batch: dist.Normal(model.posterior(batch).mean + 1.5, 0.2).to_event(1))
+        >>> exact = model.log_prob(batch)
+        >>> plain = mm.log_marginal(model, guide, batch, seed=0)
+        >>> annealed = mm.annealed_importance(model, guide, batch, num_chains=64, temperatures=40, seed=0)
+        >>> bool((plain.log_prob - exact).abs() > 3), bool((annealed.log_prob - exact).abs() < 0.6)
+        (True, True)
+
+    References:
+        Neal 2001, "Annealed importance sampling", Statistics and Computing 11:125. Wu et al. 2017, "On the quantitative
+        analysis of decoder-based generative models", arXiv:1611.04273.
     """
-    _check_options(model, guide, batch, num_chains, temperatures, leapfrog_steps, start, pilot_chains, vectorize)
+    check_programs(model=model, guide=guide)
+    check_batch(batch)
+    settings = AnnealingSettings(num_chains, temperatures, leapfrog_steps, start, pilot_chains, vectorize)
     check_flags(audit=audit)
-    seed, parts = normalize_seed(seed), []
-    with evaluating(model, guide, batch, audit=audit, stacked=vectorize) as whole:
-        size = _rows_at_once(whole, num_chains, pilot_chains)
-        for first in range(0, whole.size, size):
-            rows = whole if whole.size <= size else whole.block(slice(first, first + size))
-            with temporary_seed(seed + first, whole.device):
-                path = AnnealingSchedule(
-                    model, guide, rows, temperatures, leapfrog_steps, start, pilot_chains, vectorize
-                )
-                parts.append(evidence_from_weights(path.run(path.bridge.draws(num_chains)), ""))
-        found = name_quantity(parts[0] if len(parts) == 1 else concatenate(parts), model, guide, whole)
-        return move_result(found, whole, batch)
+    return estimate_by_annealing(model, guide, batch, settings, seed=normalize_seed(seed), audit=audit)
 
 
 def bidirectional(
@@ -97,67 +158,93 @@ def bidirectional(
     vectorize: bool = True,
     audit: bool = True,
 ) -> tuple[Evidence, Evidence]:
-    r"""A lower and an upper bound on the log-likelihood of rows simulated from the model itself.
+    r"""Bound the log-likelihood of rows simulated from the model from below and from above.
 
     Simulated rows come with an exact draw from their posterior: the latents that made them. Chains that start there and
-    run down the temperatures have weights of mean 1 / p(x). So minus the log of their average bounds log p(x) from
-    above as :func:`annealed_importance` bounds it from below, both in expectation, and the distance of the two bounds
-    the error of either. It says what to expect on real rows as far as the model resembles them.
+    run down the temperatures have weights of mean 1 / p(x). So
+
+    .. math:: E\Big[\log \frac1C \sum_c w_c^{\uparrow}\Big] \le \log p(x) \le
+              E\Big[-\log \frac1C \sum_c w_c^{\downarrow}\Big]
+
+    where the first is the estimate of :func:`annealed_importance`, and the mean gap of the two bounds the error of
+    either. It says what to expect on real rows as far as the model resembles them.
+
+    **Standard error.** That of the upper bound is of its chains given the one exact draw of the row; over many rows,
+    the spread of the rows' bounds holds the rest. **When not to trust it.** The bounds hold in expectation: in one row
+    they may be the wrong way round. A guide that misses a mode leaves a gap only in rows whose exact draw lies in it.
 
     Args:
-        batch: says how many rows, which modalities each of them has, and the covariates; its values are not used.
-        model, guide, and the others: as in :func:`annealed_importance`.
+        model, guide: as in :func:`annealed_importance`.
+        batch (Batch): N rows. Their number, masks and covariates are used, and their values are not.
+        num_chains, temperatures, leapfrog_steps, start, pilot_chains, seed, vectorize, audit: as in
+            :func:`annealed_importance`.
 
     Returns:
-        (lower, upper) for the same simulated rows. The standard error of the upper bound is that of its chains given
-        the one exact draw of the row; over many rows, the spread of the rows' bounds holds the rest.
+        (lower, upper), each an :class:`Evidence` of the same N simulated rows, in nats per row.
 
-    Grosse et al. 2015 (arXiv:1511.02543).
+    Example:
+        >>> import torch, pyro_mm as mm
+        >>> import pyro.distributions as dist
+        >>> model = mm.models.LinearGaussian({"x": torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]])})
+        >>> guide = mm.Guide(z=lambda batch: dist.Normal(model.posterior(batch).mean + 1.0, 0.4).to_event(1))
+        >>> lower, upper = mm.bidirectional(model, guide, model.sample(50), temperatures=20, seed=0)
+        >>> 0 < upper.mean()[0] - lower.mean()[0] < 0.3
+        True
+
+    References:
+        Grosse et al. 2015, "Sandwiching the marginal likelihood using bidirectional Monte Carlo", arXiv:1511.02543.
     """
-    _check_options(model, guide, batch, num_chains, temperatures, leapfrog_steps, start, pilot_chains, vectorize)
+    check_programs(model=model, guide=guide)
+    check_batch(batch)
+    settings = AnnealingSettings(num_chains, temperatures, leapfrog_steps, start, pilot_chains, vectorize)
     check_flags(audit=audit)
-    seed = normalize_seed(seed)
-    parts: list[tuple[Evidence, Evidence]] = []
-    with evaluating(model, guide, batch, audit=False) as whole:
-        size = _rows_at_once(whole, num_chains, pilot_chains)
-        for first in range(0, whole.size, size):
-            rows = whole if whole.size <= size else whole.block(slice(first, first + size))
+    return bound_both_ways(model, guide, batch, settings, seed=normalize_seed(seed), audit=audit)
+
+
+def estimate_by_annealing(
+    model: Callback, guide: Callback, batch: Batch, settings: AnnealingSettings, *, seed: int, audit: bool = True
+) -> Evidence:
+    """Estimate log p(x_S) per row as :func:`annealed_importance` does, block by block of rows."""
+    parts = []
+    with evaluating(model, guide, batch, audit=audit, stacked=settings.vectorize) as whole:
+        for first, rows in row_blocks(whole, settings.rows_at_once):
             with temporary_seed(seed + first, whole.device):
-                simulated, exact = simulate(model, rows, audit=False)
-                if audit and not parts:
-                    audited(model, guide, simulated, stacked=vectorize)
+                schedule = settings.tune(model, guide, rows)
+                draws = schedule.density.initial_draws(settings.num_chains)
+                parts.append(evidence_from_weights(schedule.log_weights(draws), ""))
+        evidence = name_quantity(parts[0] if len(parts) == 1 else concatenate(parts), model, guide, whole)
+        return move_result(evidence, whole, batch)
+
+
+def bound_both_ways(
+    model: Callback, guide: Callback, batch: Batch, settings: AnnealingSettings, *, seed: int, audit: bool = True
+) -> tuple[Evidence, Evidence]:
+    """Bound the log-likelihood of simulated rows as :func:`bidirectional` does, block by block of rows."""
+    lower: list[Evidence] = []
+    upper: list[Evidence] = []
+    with evaluating(model, guide, batch, audit=False) as whole:
+        for first, rows in row_blocks(whole, settings.rows_at_once):
+            with temporary_seed(seed + first, whole.device):
+                simulated, latents = simulate(model, rows, audit=False)
+                if audit and not lower:
+                    audited(model, guide, simulated, stacked=settings.vectorize)
+                schedule = settings.tune(model, guide, simulated)
                 quantity = quantity_name(model, guide, simulated)
-                path = AnnealingSchedule(
-                    model, guide, simulated, temperatures, leapfrog_steps, start, pilot_chains, vectorize
-                )
-                forward = evidence_from_weights(path.run(path.bridge.draws(num_chains)), quantity)
-                back = evidence_from_weights(path.run(path.bridge.state(exact, num_chains), forward=False), quantity)
-            running = {k: (-log_prob, error) for k, (log_prob, error) in back.running.items()}
-            parts.append((forward, replace(back, log_prob=-back.log_prob, running=running)))
-        lower, upper = zip(*parts, strict=True)
-        bounds = tuple(restrict_means(concatenate(each), whole.having()) for each in (lower, upper))
+                lower.append(_lower_bound(schedule, settings.num_chains, quantity))
+                upper.append(_upper_bound(schedule, latents, settings.num_chains, quantity))
+        bounds = tuple(restrict_means(concatenate(parts), whole.having()) for parts in (lower, upper))
         return move_result(bounds, whole, batch)
 
 
-def _check_options(
-    model: Any,
-    guide: Any,
-    batch: Any,
-    num_chains: Any,
-    temperatures: Any,
-    leapfrog_steps: Any,
-    start: Any,
-    pilot_chains: Any,
-    vectorize: Any,
-) -> None:
-    """Raise a TypeError or a ValueError for what no chain can be run with."""
-    check_programs(model=model, guide=guide)
-    check_batch(batch)
-    check_counts(num_chains=num_chains, temperatures=temperatures, leapfrog_steps=leapfrog_steps)
-    check_counts(2, pilot_chains=pilot_chains)
-    check_choice("start", start, ("guide", "prior"))
-    check_flags(vectorize=vectorize)
+def _lower_bound(schedule: AnnealingSchedule, num_chains: int, quantity: str) -> Evidence:
+    """Run chains from q_0 up to the posterior."""
+    draws = schedule.density.initial_draws(num_chains)
+    return evidence_from_weights(schedule.log_weights(draws), quantity)
 
 
-def _rows_at_once(batch: Batch, num_chains: int, pilot_chains: int) -> int:
-    return max(1, PAIRS // max(num_chains, pilot_chains))
+def _upper_bound(schedule: AnnealingSchedule, latents: SiteValues, num_chains: int, quantity: str) -> Evidence:
+    """Run chains from an exact posterior draw of each row down to q_0."""
+    draws = schedule.density.coordinates_of(latents, num_chains)
+    inverse = evidence_from_weights(schedule.log_weights(draws, forward=False), quantity)
+    running = {k: (-log_prob, error) for k, (log_prob, error) in inverse.running.items()}
+    return replace(inverse, log_prob=-inverse.log_prob, running=running)

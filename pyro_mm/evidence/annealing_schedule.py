@@ -1,139 +1,155 @@
-"""Temperatures between a guide and the posterior, and the moves of chains along them."""
+"""Temperatures between a guide and the posterior for each row, and runs of chains along them."""
 
 from __future__ import annotations
 
-import math
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..batch.batch import Batch
-from ..scoring.structure import Callback
-from .annealing_target import ChainState, TemperedDensity
+from ..sampling.ancestral import SiteValues
+from .annealing_target import TemperedDensity
+from .hamiltonian import hamiltonian_move
 
 TARGET_ACCEPTANCE = 0.8  # the acceptance rate that step sizes are tuned to
+STEP_SIZE_RATE = 0.3  # learning rate of log step sizes, which are updated once a move
+FIRST_STEP_SIZE = 0.5
+STEP_SIZE_RANGE = (1e-4, 10.0)
+VARIANCE_DECAY = 0.9  # weight of the running estimate of the chains' variance, from one temperature to the next
+WARM_UP_MOVES = 20  # moves at the first temperature, for a step size to start from
+LEAST_SCALE = 1e-6  # of a coordinate
+SMOOTHING_WINDOW = 9  # grid points over which the pilot's standard deviations are averaged
+UNIFORM_SHARE = 0.1  # the share of the schedule that is spaced as the grid is, whatever the pilot finds
 
 
-STEP_SIZE_RATE = 0.3  # of the tuning of log step sizes, an update a transition
-
-
-VARIANCE_DECAY = 0.9  # how much of the chains' variance is remembered from one temperature to the next
-
-
-STEP_SIZE_JITTER = (
-    0.5  # relative, of every trajectory's step: orbits of a Gaussian are periodic, and would return to their start
-)
-
-
-WARM_UP_MOVES = 20  # transitions at the first temperature, for a step size to start from
-
-
-SMOOTHING_WINDOW = 9  # grid points over which the pilot's measurements are averaged
-
-
-UNIFORM_SHARE = 0.1  # the share of the schedule that the pilot does not choose
-
-
+@dataclass
 class AnnealingSchedule:
-    """The temperatures from q_0 to the posterior, a schedule for every row, and what tunes the moves at each."""
+    """Temperatures, step sizes and scales, tuned for each row and then fixed.
 
-    def __init__(
-        self,
-        model: Callback,
-        guide: Callback,
-        batch: Batch,
-        temperatures: int,
-        leapfrog_steps: int,
-        start: Literal["guide", "prior"],
-        pilot_chains: int,
-        vectorize: bool,
-    ):
-        self.bridge = TemperedDensity(model, guide, batch, start, vectorize)
-        self.leapfrog_steps = leapfrog_steps
-        self._tune(pilot_chains, temperatures)
+    Attributes:
+        density: the path of densities.
+        leapfrog_steps: steps of a move.
+        betas: temperatures from 0 to 1, ``(T + 1, N)``.
+        step_sizes: ``(T, N)``.
+        intervals: the interval of the pilot's grid in which each temperature lies, ``(T, N)``, long.
+        scales: site -> scales of its coordinates in each interval, ``(G, *plates, N, *event)``.
+    """
 
-    def _tune(self, chains: int, temperatures: int) -> None:
-        """Runs pilot chains up a grid of temperatures, and from them chooses the schedule, step sizes and scales."""
-        u = self.bridge.draws(chains)
-        at, variance = self.bridge.at(u), {name: x.var(0) for name, x in u.items()}
-        step = torch.full_like(at.log_p[0], 0.5)
-        grid = torch.linspace(
-            -4, 4, max(temperatures // 2, WARM_UP_MOVES) + 1, dtype=step.dtype, device=step.device
-        ).sigmoid()
-        grid = (grid - grid[0]) / (grid[-1] - grid[0])
-        steps, scales, speeds = [], [], [(at.log_p - at.log_q).std(0)]
-        for t, beta in enumerate(grid[1:]):
-            scale = {name: v.sqrt().clamp(min=1e-6) for name, v in variance.items()}
-            for _ in range(WARM_UP_MOVES if t == 0 else 1):
-                at, accept = self._move(at, beta, step, scale)
-                step = (step * (STEP_SIZE_RATE * (accept.mean(0) - TARGET_ACCEPTANCE)).exp()).clamp(1e-4, 10.0)
-            steps.append(step)
+    density: TemperedDensity
+    leapfrog_steps: int
+    betas: Tensor
+    step_sizes: Tensor
+    intervals: Tensor
+    scales: SiteValues
+
+    @staticmethod
+    def tune(density: TemperedDensity, temperatures: int, leapfrog_steps: int, pilot_chains: int) -> AnnealingSchedule:
+        """Return a schedule tuned on pilot chains that run up a grid of temperatures.
+
+        Args:
+            density: the path of densities.
+            temperatures: T.
+            leapfrog_steps: steps of a move.
+            pilot_chains: number of chains per row, two at least.
+        """
+        u = density.initial_draws(pilot_chains)
+        state = density.state_at(u)
+        variance = {name: x.var(0) for name, x in u.items()}
+        step_size = torch.full_like(state.log_p[0], FIRST_STEP_SIZE)
+        grid = _pilot_grid(max(temperatures // 2, WARM_UP_MOVES), step_size)
+
+        step_sizes, scales, deviations = [], [], [state.log_ratio.std(0)]
+        for interval, beta in enumerate(grid[1:]):
+            scale = {name: v.sqrt().clamp(min=LEAST_SCALE) for name, v in variance.items()}
+            for _ in range(WARM_UP_MOVES if interval == 0 else 1):
+                state, acceptance = hamiltonian_move(density, state, beta, step_size, scale, leapfrog_steps)
+                factor = (STEP_SIZE_RATE * (acceptance.mean(0) - TARGET_ACCEPTANCE)).exp()
+                step_size = (step_size * factor).clamp(*STEP_SIZE_RANGE)
+            step_sizes.append(step_size)
             scales.append(scale)
-            speeds.append((at.log_p - at.log_q).std(0))
-            variance = {n: VARIANCE_DECAY * v + (1 - VARIANCE_DECAY) * at.u[n].var(0) for n, v in variance.items()}
-        self.betas, place = equal_variance_temperatures(grid, torch.stack(speeds), temperatures)
-        every = torch.arange(place.shape[1], device=place.device)
-        self.steps = torch.stack(steps)[place, every]  # (T, N)
-        self.scales = {n: torch.stack([scale[n] for scale in scales]) for n in u}
-        self.place = place
+            deviations.append(state.log_ratio.std(0))
+            variance = {n: VARIANCE_DECAY * v + (1 - VARIANCE_DECAY) * state.u[n].var(0) for n, v in variance.items()}
 
-    def run(self, u: dict[str, Tensor], forward: bool = True) -> Tensor:
-        """Log-weights ``(C, N)`` of chains from the states u at one end of the path."""
-        at = self.bridge.at(u)
-        log_w = torch.zeros_like(at.log_p)
-        for t in range(len(self.steps)) if forward else reversed(range(len(self.steps))):
+        betas, intervals = equal_variance_temperatures(grid, torch.stack(deviations), temperatures)
+        rows = torch.arange(intervals.shape[1], device=intervals.device)
+        return AnnealingSchedule(
+            density,
+            leapfrog_steps,
+            betas,
+            torch.stack(step_sizes)[intervals, rows],
+            intervals,
+            {name: torch.stack([scale[name] for scale in scales]) for name in u},
+        )
+
+    def log_weights(self, u: SiteValues, forward: bool = True) -> Tensor:
+        """Run chains from one end of the path to the other, and return their log-weights ``(C, N)``, in nats.
+
+        Args:
+            u: coordinates at the start, draws from q_0; with ``forward=False`` draws from the posterior.
+            forward: from q_0 to the posterior, with weights of mean p(x); else back, with weights of mean 1 / p(x).
+        """
+        state = self.density.state_at(u)
+        log_w = torch.zeros_like(state.log_p)
+        steps = range(len(self.step_sizes))
+        for t in steps if forward else reversed(steps):
             gap = self.betas[t + 1] - self.betas[t]
             if forward:
-                log_w = log_w + gap * (at.log_p - at.log_q)
-            scale = {n: self.bridge.of_rows(n, x, self.place[t]) for n, x in self.scales.items()}
-            at, _ = self._move(at, self.betas[t + 1], self.steps[t], scale)
+                log_w = log_w + gap * state.log_ratio
+            scale = {n: self.density.select_per_row(n, x, self.intervals[t]) for n, x in self.scales.items()}
+            state, _ = hamiltonian_move(
+                self.density, state, self.betas[t + 1], self.step_sizes[t], scale, self.leapfrog_steps
+            )
             if not forward:
-                log_w = log_w - gap * (at.log_p - at.log_q)
+                log_w = log_w - gap * state.log_ratio
         return log_w
 
-    def _move(self, at: ChainState, beta: Tensor, step: Tensor, scale: dict[str, Tensor]) -> tuple[ChainState, Tensor]:
-        """A Hamiltonian move of every chain at a temperature, and its acceptance probabilities ``(C, N)``."""
-        bridge = self.bridge
-        jitter = 1 + STEP_SIZE_JITTER * (2 * torch.rand_like(at.log_p) - 1)
-        wide = {n: bridge.spread(n, step * jitter) * scale[n] for n in at.u}
-        p = bridge.momenta(at.u)
-        before = at.energy(beta) + bridge.kinetic(p)
-        new = at
-        for _ in range(self.leapfrog_steps):
-            slope = bridge.slope(new, beta)
-            p = {n: x - 0.5 * wide[n] * slope[n] for n, x in p.items()}
-            new = bridge.at({n: x + wide[n] * p[n] for n, x in new.u.items()})
-            slope = bridge.slope(new, beta)
-            p = {n: x - 0.5 * wide[n] * slope[n] for n, x in p.items()}
-        log_accept = (before - new.energy(beta) - bridge.kinetic(p)).nan_to_num(nan=-math.inf).clamp(max=0)
-        moved = torch.rand_like(log_accept).log() < log_accept
-        return bridge.where(moved, new, at), log_accept.exp()
+
+def _pilot_grid(intervals: int, like: Tensor) -> Tensor:
+    """Return temperatures from 0 to 1, denser at both ends, ``(intervals + 1,)``."""
+    grid = torch.linspace(-4, 4, intervals + 1, dtype=like.dtype, device=like.device).sigmoid()
+    return (grid - grid[0]) / (grid[-1] - grid[0])
 
 
-def equal_variance_temperatures(grid: Tensor, speeds: Tensor, temperatures: int) -> tuple[Tensor, Tensor]:
-    """Temperatures ``(T + 1, N)`` at equal distances along the path, and the interval of the grid that each lies in.
+def equal_variance_temperatures(grid: Tensor, deviations: Tensor, temperatures: int) -> tuple[Tensor, Tensor]:
+    """Space temperatures for each row so that every step adds as much to the variance of the log-weights.
 
-    The distance of two temperatures is the integral of the standard deviation of log p(x, z) - log q_0(z), of which the
-    log-weights' variance is made (Gelman & Meng 1998, Statistical Science 13:163). It is noisy, so it is smoothed, and
-    mixed with the grid's own spacing.
+    The distance of two temperatures is the integral of the standard deviation of log p(x, z) - log q_0(z). As that is
+    noisy, it is smoothed over the grid, and mixed with the grid's own spacing.
+
+    Args:
+        grid: temperatures of the pilot, ``(G + 1,)``, from 0 to 1.
+        deviations: the standard deviation at each, ``(G + 1, N)``, in nats.
+        temperatures: T.
+
+    Returns:
+        (temperatures ``(T + 1, N)`` from 0 to 1, the interval of the grid that each but the first lies in ``(T, N)``).
+
+    References:
+        Gelman & Meng 1998, "Simulating normalizing constants: from importance sampling to bridge sampling to path
+        sampling", Statistical Science 13:163.
     """
-    speeds = speeds.nan_to_num(0.0, 0.0, 0.0)
-    kernel = torch.ones(1, 1, SMOOTHING_WINDOW, dtype=speeds.dtype, device=speeds.device) / SMOOTHING_WINDOW
-    padded = torch.nn.functional.pad(
-        speeds.T[:, None], (SMOOTHING_WINDOW // 2, SMOOTHING_WINDOW // 2), mode="replicate"
-    )
-    speeds = torch.nn.functional.conv1d(padded, kernel)[:, 0].T
-    lengths = grid.diff()[:, None] * (speeds[1:] + speeds[:-1]) / 2
-    share = lengths / lengths.sum(0).clamp(min=torch.finfo(lengths.dtype).tiny)
-    share = torch.where(lengths.sum(0) > 0, (1 - UNIFORM_SHARE) * share, 0.0) + UNIFORM_SHARE / len(lengths)
-    travelled = torch.cat([torch.zeros_like(share[:1]), share.cumsum(0)])
-    travelled = travelled / travelled[-1]
+    deviations = _smooth(deviations.nan_to_num(0.0, 0.0, 0.0))
+    lengths = grid.diff()[:, None] * (deviations[1:] + deviations[:-1]) / 2
+    total = lengths.sum(0)
+    share = lengths / total.clamp(min=torch.finfo(lengths.dtype).tiny)
+    share = torch.where(total > 0, (1 - UNIFORM_SHARE) * share, 0.0) + UNIFORM_SHARE / len(lengths)
+
+    distance = torch.cat([torch.zeros_like(share[:1]), share.cumsum(0)])  # from 0, at each point of the grid
+    distance = distance / distance[-1]
     goals = torch.arange(1, temperatures + 1, dtype=grid.dtype, device=grid.device) / temperatures
-    place = torch.searchsorted(travelled.T.contiguous(), goals.expand(speeds.shape[1], -1).contiguous()).T
-    place = place.clamp(1, len(lengths)) - 1
-    every = torch.arange(speeds.shape[1], device=grid.device)
-    within = (goals[:, None] - travelled[place, every]) / share[place, every] * travelled[-1]
-    betas = grid[place] + within.clamp(0, 1) * (grid[place + 1] - grid[place])
+    place = torch.searchsorted(distance.T.contiguous(), goals.expand(deviations.shape[1], -1).contiguous()).T
+    intervals = place.clamp(1, len(lengths)) - 1
+
+    rows = torch.arange(deviations.shape[1], device=grid.device)
+    fraction = (goals[:, None] - distance[intervals, rows]) / share[intervals, rows] * distance[-1]
+    betas = grid[intervals] + fraction.clamp(0, 1) * (grid[intervals + 1] - grid[intervals])
     betas[-1] = 1.0
-    return torch.cat([torch.zeros_like(betas[:1]), betas]), place
+    return torch.cat([torch.zeros_like(betas[:1]), betas]), intervals
+
+
+def _smooth(x: Tensor) -> Tensor:
+    """Average ``(G, N)`` over a window of dimension 0, its ends repeated."""
+    window = SMOOTHING_WINDOW
+    kernel = torch.ones(1, 1, window, dtype=x.dtype, device=x.device) / window
+    padded = torch.nn.functional.pad(x.T[:, None], (window // 2, window // 2), mode="replicate")
+    return torch.nn.functional.conv1d(padded, kernel)[:, 0].T

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import pyro_mm as mm
+from pyro_mm.evidence.annealing import AnnealingSettings, bound_both_ways, estimate_by_annealing
 from pyro_mm.evidence.annealing_schedule import equal_variance_temperatures
 from pyro_mm.evidence.annealing_target import TemperedDensity
+from pyro_mm.evidence.hamiltonian import draw_momenta
 from tests.support.linear_gaussian import every_pattern, oracle
 
 LONG = bool(os.environ.get("PYRO_MM_LONG"))
@@ -173,9 +175,10 @@ def test_private_latents_of_missing_modalities_do_not_wander(double):
     )
     present = {"a": torch.tensor([True, True, False, False]), "b": torch.tensor([True, False, True, False])}
     batch = mm.Batch({"a": torch.randn(4, 3), "b": torch.randn(4, 3)}, present=present)
-    bridge = TemperedDensity(model, guide, batch, "guide")
-    assert bridge.masses["w_a"][:, 0].tolist() == [1, 1, 0, 0] and bridge.masses["z"][:, 0].tolist() == [1, 1, 1, 0]
-    momenta = bridge.momenta(bridge.draws(5))
+    density = TemperedDensity(model, guide, batch, "guide")
+    movable = density.movable
+    assert movable["w_a"][:, 0].tolist() == [1, 1, 0, 0] and movable["z"][:, 0].tolist() == [1, 1, 1, 0]
+    momenta = draw_momenta(density, density.initial_draws(5))
     assert momenta["w_a"][:, 2:].eq(0).all() and momenta["z"][:, 3].eq(0).all() and momenta["w_a"][:, :2].ne(0).all()
     found = mm.annealed_importance(model, guide, batch, num_chains=200, temperatures=40, seed=0)
     plain = mm.log_marginal(model, guide, batch, num_particles=20_000, seed=0)
@@ -199,7 +202,7 @@ def test_constrained_private_latents_of_missing_modalities_do_not_wander_either(
             pyro.sample("w_a", dist.LogNormal(0.0, 1.0).expand([len(batch)]))
 
     batch = mm.Batch({"a": torch.zeros(30), "b": 3 * torch.randn(30)}).without("a")
-    assert TemperedDensity(model, guide, batch, "guide").masses["w_a"].eq(0).all()
+    assert TemperedDensity(model, guide, batch, "guide").movable["w_a"].eq(0).all()
     found = mm.annealed_importance(model, guide, batch, num_chains=64, temperatures=100, seed=0)
     error = (found.log_prob - dist.Normal(0.0, 9.09**0.5).log_prob(batch["b"])).abs()
     assert found.standard_error.max() < 0.6 and (error < 4.5 * found.standard_error).all()
@@ -207,8 +210,8 @@ def test_constrained_private_latents_of_missing_modalities_do_not_wander_either(
 
 def test_slopes_are_those_of_the_densities(linear):
     batch = linear.sample(3)
-    bridge = TemperedDensity(linear, off(linear), batch, "guide")
-    at = bridge.at(bridge.draws(2))
+    density = TemperedDensity(linear, off(linear), batch, "guide")
+    at = density.state_at(density.initial_draws(2))
     z = at.u["z"]
 
     def log_p(z):
@@ -216,8 +219,8 @@ def test_slopes_are_those_of_the_densities(linear):
         return dist.Normal(0.0, 1.0).log_prob(z).sum(-1) + likelihood
 
     torch.testing.assert_close(at.log_p, log_p(z))
-    torch.testing.assert_close(at.slope_p["z"], torch.func.grad(lambda z: log_p(z).sum())(z))
-    torch.testing.assert_close(at.slope_q["z"], -(z - linear.posterior(batch).mean - 1.5) / 0.09)
+    torch.testing.assert_close(at.gradient_p["z"], torch.func.grad(lambda z: log_p(z).sum())(z))
+    torch.testing.assert_close(at.gradient_q["z"], -(z - linear.posterior(batch).mean - 1.5) / 0.09)
 
 
 def test_a_schedule_is_as_long_where_the_weights_vary_more(double):
@@ -244,14 +247,16 @@ def test_seeds_and_callers(linear):
     assert all(p.grad is None for p in linear.parameters())
 
 
-def test_rows_in_blocks(linear, monkeypatch):
+def test_rows_in_blocks(linear):
     """More rows than move together: each block has draws of its own, and estimates the same."""
     batch = linear.sample(10)
-    monkeypatch.setattr(mm.evidence.annealing, "PAIRS", 64 * 5)
-    found = mm.annealed_importance(linear, off(linear, 0.5, 0.8), batch, num_chains=64, temperatures=20, seed=0)
+    settings = AnnealingSettings(num_chains=64, temperatures=20, pairs_at_once=64 * 5)
+    assert settings.rows_at_once == 5
+    found = estimate_by_annealing(linear, off(linear, 0.5, 0.8), batch, settings, seed=0)
     assert len(found) == 10 and set(found.running) == {1, 2, 4, 8, 16, 32, 64}
     assert ((found.log_prob - linear.log_prob(batch)).abs() < 4.5 * found.standard_error).all()
-    lower, upper = mm.bidirectional(linear, off(linear), batch, num_chains=64, temperatures=5, seed=0)
+    settings = AnnealingSettings(num_chains=64, temperatures=5, pairs_at_once=64 * 5)
+    lower, upper = bound_both_ways(linear, off(linear), batch, settings, seed=0)
     assert len(lower) == len(upper) == 10
 
 
