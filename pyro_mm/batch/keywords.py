@@ -2,36 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
+from ..utils.arguments import describe
 from ..utils.network_keywords import Keyword
 
 
 class MissingCovariate(KeyError, ValueError):
-    """A covariate that a network, a prior or a story reads, and that the batch does not have."""
+    """A covariate that a network, a prior or a story reads, and that the batch does not have.
 
-    def __init__(self, reader: str, name: str, known: Sequence[str]) -> None:
-        super().__init__(f"{reader} is given the covariate {name!r}; this batch has {list(known)}")
+    Args:
+        message: the error in words; :meth:`of` makes it.
+
+    Attributes:
+        name: the covariate; None if only the message is known.
+        known: the covariates of the batch.
+        reader: what reads it, in words; None if that is not known.
+    """
+
+    name: str | None = None
+    known: Sequence[str] = ()
+    reader: str | None = None
+
+    @classmethod
+    def of(cls, name: str, known: Sequence[str], reader: str | None = None) -> MissingCovariate:
+        """Return the error of a covariate, of those that a batch has, and of what reads it."""
+        error = cls(f"{reader or 'a story or guide'} is given the covariate {name!r}; this batch has {list(known)}")
+        error.name = name
+        error.known = list(known)
+        error.reader = reader
+        return error
 
     def __str__(self) -> str:
         return str(self.args[0])  # a KeyError shows it in quotes
 
 
 class Covariates(dict[str, Tensor]):
-    """Covariates by name, as they are handed to a network. Raises a MissingCovariate for one that is not there."""
+    """Covariates by name. Raises a MissingCovariate for one that is not there.
 
-    reader = "the network"
+    Attributes:
+        reader: what reads them, in words, for that error; None if that is not known.
+    """
+
+    reader: str | None = None
 
     def __missing__(self, name: str) -> Tensor:
-        raise MissingCovariate(self.reader, name, list(self))
+        raise MissingCovariate.of(name, list(self), self.reader)
 
     def copy(self) -> Covariates:
         new = Covariates(self)
         new.reader = self.reader
         return new
+
+
+@contextmanager
+def covariates_read_by(role: str, program: Any) -> Iterator[None]:
+    """Name the reader of a missing covariate, unless the error names one already.
+
+    Args:
+        role: of what is called inside of this, such as ``"the prior of 'z'"``.
+        program: the module or function that is called.
+
+    Raises:
+        MissingCovariate: with role and program.
+    """
+    try:
+        yield
+    except MissingCovariate as error:
+        if error.name is None or error.reader is not None:
+            raise
+        raise MissingCovariate.of(error.name, error.known, f"{role}, {describe(program)},") from None
 
 
 def keyword_arguments(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..utils.arguments import check_mapping
 from .arrays import read_array
+from .keywords import Covariates
 from .masks import Presence, add_event_dims
 
 RESERVED = {"data", "particles", "terms"}  # names of plates
@@ -67,7 +68,7 @@ def parse(values: Any, present: Any, covariates: Any, lengths: Any) -> Columns:
         raise ValueError(f"modality {reserved.pop()!r}: a plate has that name, {', '.join(map(repr, RESERVED))} have")
 
     columns = {name: read_modality(name, value) for name, value in values.items()}
-    known = {name: read_covariate(name, value) for name, value in covariates.items()}
+    known = Covariates({name: read_covariate(name, value) for name, value in covariates.items()})
     size = _common_size(columns, known)
     for name in [*present, *lengths]:
         if name not in columns:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..utils.arguments import check_integer, check_mapping, describe
 from .context import Context
 from .indexing import read_device, read_rows_key
-from .keywords import MissingCovariate
+from .keywords import Covariates, MissingCovariate
 from .masks import Presence, all_of, any_of
 
 
@@ -100,7 +100,7 @@ class Rows:
             ValueError: the batch has no such covariate.
         """
         if name not in self.covariates:
-            raise MissingCovariate(reader, name, list(self.covariates))
+            raise MissingCovariate.of(name, list(self.covariates), reader)
         return self.covariates[name]
 
     @property
@@ -144,7 +144,7 @@ class Rows:
     def _take(self, rows: Any) -> Self:
         new = self._copy(
             _values={name: x[rows] for name, x in self._values.items()},
-            covariates={name: x[rows] for name, x in self.covariates.items()},
+            covariates=Covariates({name: x[rows] for name, x in self.covariates.items()}),
             _lengths={name: x[rows] for name, x in self._lengths.items()},
             _masks={name: _mask_rows(mask, rows) for name, mask in self._masks.items()},
             _rows=_mask_rows(self._rows, rows),
@@ -259,7 +259,7 @@ class Rows:
 
         def fill(held: Any) -> Any:
             if isinstance(held, dict):
-                return {name: fill(x) for name, x in held.items()}
+                return type(held)({name: fill(x) for name, x in held.items()})
             return next(left) if isinstance(held, Tensor) else held
 
         new = self._copy(_context=self._context._replace(cache=None, term_masks=None))

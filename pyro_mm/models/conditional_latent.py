@@ -9,10 +9,12 @@ import pyro.distributions as dist
 from torch import nn
 
 from ..batch.batch import Batch
+from ..batch.keywords import covariates_read_by
 from ..conditionals.unconditional import as_module
 from ..handlers.params import register
 from ..utils.arguments import check_function, check_mapping, check_name, describe
 from .decoders import check_decoders
+from .latents import sample_latent
 
 
 class ConditionalLatent(nn.Module):
@@ -62,8 +64,10 @@ class ConditionalLatent(nn.Module):
         register(self)
         names = list(self.decoders)
         with batch.plate():
-            y = batch.observe(self.name, self.root(batch))
+            with covariates_read_by(f"the distribution of {self.name!r}", self.root):
+                root = self.root(batch)
+            y = batch.observe(self.name, root)
             seen = batch.features(self.name, self.features, y)
-            z = pyro.sample("z", self.prior(batch))
+            z = sample_latent("z", self.prior, batch)
             for m in pyro.plate("modalities", len(names)):
                 batch.observe(names[m], self.decoders[names[m]], z, seen)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batch.batch import Batch
+from ..batch.keywords import covariates_read_by
 from ..conditionals.unconditional import as_module
 from ..handlers.params import register
 from ..utils.arguments import check_function, check_mapping, check_name, check_names
@@ -77,9 +78,10 @@ class Labelled(nn.Module):
         register(self)
         names = [self.label, *self.decoders]
         with batch.plate():
-            p = self.classes(batch)
-            y = pyro.sample("y", p)
-            told = one_hot(y, p.logits)
+            with covariates_read_by("the prior of 'y'", self.classes):
+                classes = self.classes(batch)
+            y = pyro.sample("y", classes)
+            told = one_hot(y, classes.logits)
             z = pyro.sample("z", self.prior(told))
             for m in pyro.plate("modalities", len(names)):
                 name = names[m]

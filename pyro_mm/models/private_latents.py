@@ -13,6 +13,7 @@ from ..conditionals.unconditional import as_module
 from ..handlers.params import register
 from ..utils.arguments import check_mapping
 from .decoders import check_decoders
+from .latents import sample_latent
 
 
 class PrivateLatents(nn.Module):
@@ -49,9 +50,9 @@ class PrivateLatents(nn.Module):
         register(self)
         names = list(self.decoders)
         with batch.plate():
-            z = pyro.sample("z", self.prior(batch))
+            z = sample_latent("z", self.prior, batch)
             for m in pyro.plate("modalities", len(names)):
                 name, own = names[m], []
                 if name in self.private_priors:
-                    own = [pyro.sample(f"w_{name}", self.private_priors[name](batch))]
+                    own = [sample_latent(f"w_{name}", self.private_priors[name], batch)]
                 batch.observe(name, self.decoders[name], z, *own)

@@ -12,6 +12,7 @@ from ..batch.batch import Batch
 from ..conditionals.unconditional import as_module
 from ..handlers.params import register
 from .decoders import check_decoders
+from .latents import sample_latent
 
 
 class SharedLatent(nn.Module):
@@ -35,6 +36,6 @@ class SharedLatent(nn.Module):
         register(self)
         names = list(self.decoders)
         with batch.plate():
-            z = pyro.sample("z", self.prior(batch))
+            z = sample_latent("z", self.prior, batch)
             for m in pyro.plate("modalities", len(names)):
                 batch.observe(names[m], self.decoders[names[m]], z)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..batch.batch import Batch
+from ..batch.keywords import covariates_read_by
 from ..handlers.params import register
 from ..utils.arguments import check_attribute, check_function, describe
 
@@ -52,7 +53,9 @@ class Guide(nn.Module):
         with batch.plate():
             for site in self._sites:
                 posterior = self.posteriors[site] if site in self.posteriors else self._callables[site]
-                value = pyro.sample(site, _check_distribution(site, posterior(batch)))
+                with covariates_read_by(f"the posterior of {site!r}", posterior):
+                    distribution = posterior(batch)
+                value = pyro.sample(site, _check_distribution(site, distribution))
                 if site != self._sites[-1]:
                     batch = batch.with_latent(site, value)
 
