@@ -94,7 +94,7 @@ def bound_target(objective: PreparedObjective, names: tuple[str, ...]) -> Target
 def undefined_gap_reason(target: Target | None) -> str:
     """Return the reason why the gap to a target is undefined; empty if it is defined."""
     if target is None:
-        return "there is no table of terms, so that no bound and no gap are known"
+        return "so that no bound and no gap are known"
     if target.kind != "lower bound":
         return "so that its distance from the evidence has no sign"
     if target.conditional or target.random:

@@ -93,7 +93,9 @@ def _gap_text(found: Check) -> str:
     remark = f", {found.remark}" if found.remark else ""
     lines.append(wrap_remark("training objective: ", f"{found.objective}{remark}"))
     if found.gap is not None and found.gap.rows < found.rows:
-        lines.append(f"  training objective: over the {found.gap.rows} rows that its bound holds for")
+        lines.append(
+            f"  bound and gap of the training objective: over the {found.gap.rows} rows that its bound holds for"
+        )
     if found.elbo is not None and not found.sites.guide_only:
         lines.append("  The gap of the plain ELBO is the mean of KL(q(z | x) || p(z | x)).")
     return "\n".join(lines)
@@ -107,7 +109,7 @@ def _value_text(found: Check) -> str:
     rows = [[label, plus_minus(*term)] for label, term in terms.items()] if len(terms) > 1 or not found.gap else []
     if found.gap is None:
         rows.insert(0, ["training objective", plus_minus(*found.value.total)])
-    return align_columns(["Values, nats per row (higher is better)", "value"], rows) if rows else ""
+    return align_columns(["Values per row (higher is better)", "value"], rows) if rows else ""
 
 
 def _evidence_text(found: Check) -> str:
@@ -132,7 +134,8 @@ def _gradient_text(gradients: GradientNoise) -> str:
     rows = [[g.name, _snr_text(g), f"{g.signal:.1e}", f"{g.noise:.1e}", f"{g.size}"] for g in groups]
 
     if rows:
-        title = f"Gradient, {gradients.repeats} draws on these rows"
+        at_step = "" if gradients.step is None else f" at step {gradients.step}"
+        title = f"Gradient{at_step}, {gradients.repeats} draws on these rows"
         lines = [align_columns([title, "signal / noise", "signal", "noise", "entries"], rows)]
         if hidden > 0:
             lines.append(f"  and {hidden} more, of larger ratios")

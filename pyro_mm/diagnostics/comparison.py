@@ -111,8 +111,8 @@ class Comparison:
         count = int(self.rows.sum())
         rows = f"{count} rows" if count == len(self.rows) else f"{count} of {len(self.rows)} rows"
         legend = (
-            f"Means over {rows}, ± standard error by the draws. Standard errors of the difference: by the choice of "
-            "rows (paired), and by the draws."
+            f"Means over {rows}, ± standard error by the draws. Standard errors of the difference: ± rows by the "
+            "choice of rows (paired), ± draws by the draws."
         )
         remarks = [wrap_remark("- ", text) for text in self.remarks()]
         return "\n".join([align_columns(header, lines), wrap_remark("", legend), *remarks])

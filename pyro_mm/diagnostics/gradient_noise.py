@@ -57,6 +57,7 @@ class GradientNoise:
         zero: names of the tensors whose gradient was zero in every repeat.
         nonfinite: names of the tensors whose gradient was infinite or NaN in some repeat.
         frozen: names of the tensors that require no gradient.
+        step: gradient steps taken before, at which the weights are; None if no weight depends on it.
     """
 
     groups: tuple[GroupNoise, ...]
@@ -65,6 +66,7 @@ class GradientNoise:
     zero: tuple[str, ...] = ()
     nonfinite: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
+    step: int | None = None
 
     def __getitem__(self, name: str) -> GroupNoise:
         return {group.name: group for group in self.groups}[name]
@@ -170,6 +172,7 @@ def gradient_noise(
         zero=tuple(p.name for p in parameters if p.num_gradients and not p.mean.any() and not p.squares.any()),
         nonfinite=tuple(p.name for p in parameters if not p.finite),
         frozen=tuple(p.name for p in tensors if not p.tensor.requires_grad),
+        step=step if step or prepared.step_weights(batch.names, step).values else None,
     )
 
 

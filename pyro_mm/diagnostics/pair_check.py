@@ -243,7 +243,7 @@ def _broadcasts(table: Objective | None) -> bool:
 def _objective_text(objective: PreparedObjective, estimator: ELBO | None, target: Target | None) -> str:
     """Describe an objective by its estimator and its target."""
     if estimator is None:
-        return f"{objective.estimator_name}, an objective of one's own"
+        return f"{objective.estimator_name}, an objective without a table of terms"
     name = repr(estimator) if isinstance(estimator, PerRow) else type(estimator).__name__
     return f"{name}; {target}"
 
