@@ -2,7 +2,6 @@
 
 import functools
 import gc
-import re
 import warnings
 import weakref
 
@@ -13,61 +12,23 @@ import torch
 from torch import nn
 
 import pyro_mm as mm
-from pyro_mm.distributions.support import support_of
 from pyro_mm.scoring.audit import audit as audits
-
-tables = mm.objectives
-LATENT = 2
-
-
-class Column(nn.Module):
-    """An encoder of one number per row, however it is shaped."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = mm.nn.MLP(1, 2 * LATENT, (8,))
-
-    def forward(self, x):
-        return self.net(x.float().reshape(*x.shape[:1], -1)[..., :1])
-
-
-def prior():
-    return dist.Normal(torch.zeros(LATENT), 1.0).to_event(1)
-
-
-def guide_of(**encoders):
-    return mm.Guide(z=mm.posteriors.ProductOfExperts({n: mm.conditionals.Normal(e) for n, e in encoders.items()}))
-
-
-def pair(decoders, encoders):
-    return mm.models.SharedLatent(prior(), decoders), guide_of(**encoders)
-
-
-def fitted(model, guide, batch, **options):
-    return mm.fit(model, guide, tables.elbo(), batch, epochs=1, progress=False, **options)
-
-
-DOORS = {
-    "fit": fitted,
-    "log_marginal": lambda m, g, b, **o: mm.log_marginal(m, g, b, num_particles=4, **o),
-    "log_weights": lambda m, g, b, **o: mm.log_weights(m, g, b, 4, **o),
-    "generate": lambda m, g, b, **o: mm.generate(m, g, b, 4, **o),
-    "posterior_draws": lambda m, g, b, **o: mm.posterior_draws(m, g, b, 4, **o),
-    "annealed_importance": lambda m, g, b, **o: mm.annealed_importance(
-        m, g, b, num_chains=2, temperatures=2, pilot_chains=2, leapfrog_steps=1, **o
-    ),
-    "compare": lambda m, g, b, **o: mm.compare({"a": (m, g), "b": (m, g)}, b, num_particles=4, **o),
-    "to_arviz": lambda m, g, b, **o: mm.to_arviz(m, g, b, num_samples=4, **o),
-}  # fmt: skip
-
+from tests.support.audited_pairs import (
+    DOORS,
+    LATENT,
+    SOME,
+    fitted,
+    guide_of,
+    guide_of_a,
+    in_minibatches,
+    pair,
+    prior,
+    story,
+    tables,
+    two,
+)
 
 # -- sites -----------------------------------------------------------------------------------------------------------
-
-
-def story(batch):
-    with batch.plate():
-        z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([len(batch)]))
-        batch.observe("x", lambda z: dist.Normal(z, 0.7), z)
 
 
 def guide_with(name, **infer):
@@ -113,20 +74,6 @@ def peeking(batch):
         z = pyro.sample("z", prior())
         batch.observe("a", lambda z: dist.Normal(z, 1.0).to_event(1), z)
         pyro.sample("b", dist.Normal(z, 1.0).to_event(1), obs=batch["b"])
-
-
-def guide_of_a(batch):
-    with batch.plate():
-        pyro.sample("z", dist.Normal(batch["a"], 1.0).to_event(1))
-
-
-def two(present=None):
-    generator = torch.Generator().manual_seed(1)
-    values = {name: torch.randn(8, 2, generator=generator) for name in "ab"}
-    return mm.Batch(values, None if present is None else {"b": present})
-
-
-SOME = torch.tensor([True, False] * 4)
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -274,256 +221,10 @@ def test_draws_do_not_come_from_a_guide_that_sees_what_is_hidden(name):
 # -- shapes ----------------------------------------------------------------------------------------------------------
 
 
-FAMILIES = {
-    "Normal": (lambda: mm.conditionals.Normal(nn.Linear(2, 2)), torch.randn(6)),
-    "fixed scale": (lambda: mm.conditionals.Normal(nn.Linear(2, 1), scale=1.0), torch.randn(6)),
-    "Laplace": (lambda: mm.conditionals.Laplace(nn.Linear(2, 2)), torch.randn(6)),
-    "Bernoulli": (lambda: mm.conditionals.Bernoulli(nn.Linear(2, 1)), torch.ones(6)),
-    "Poisson": (lambda: mm.conditionals.Poisson(nn.Linear(2, 1)), torch.ones(6)),
-}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("size", [1, 2, 6])
-def test_one_number_per_row_is_a_column_to_a_decoder_of_one_entry(family, size):
-    make, values = FAMILIES[family]
-    values = values[:size]
-    model, guide = pair({"age": make()}, {"age": Column()})
-    column = mm.Batch({"age": values[:, None]})
-    for name in ("fit", "log_marginal", "log_weights", "generate"):
-        door = DOORS[name]
-        with pytest.raises(ValueError, match=r"age: its values are of shape \(N,\).*event shape \(1,\).*\(N, 1\)"):
-            door(model, guide, mm.Batch({"age": values}))
-        if name in ("log_weights", "generate"):
-            door(model, guide, column)
-
-
-@pytest.mark.parametrize("values, decoder, words", [
-    (torch.randint(0, 4, (6, 1)), lambda: mm.conditionals.Categorical(nn.Linear(2, 4)), r"as \(N,\)"),
-    (torch.eye(4)[torch.arange(6) % 4], lambda: mm.conditionals.Categorical(nn.Linear(2, 4)), "argmax"),
-    (torch.randn(6, 2, 3), lambda: mm.conditionals.Normal(nn.Linear(2, 12), event_shape=(3, 2)), "transposed"),
-    (torch.randn(6, 3, 3), lambda: mm.conditionals.Normal(nn.Linear(2, 6), event_shape=(3,)), "event_shape"),
-    (torch.randn(6, 1), lambda: mm.conditionals.Normal(nn.Linear(2, 20)), "event_shape"),
-    (torch.randn(6, 10), lambda: mm.conditionals.Normal(nn.Linear(2, 2)), "event_shape"),
-])  # fmt: skip
-@pytest.mark.parametrize("door", ["fit", "log_marginal", "generate"])
-def test_values_that_would_be_broadcast(values, decoder, words, door):
-    with pytest.raises(ValueError, match=f"would be broadcast.*{words}"):
-        DOORS[door](*pair({"v": decoder()}, {"v": Column()}), mm.Batch({"v": values}))
-
-
-def test_sites_in_plates_within_a_row_and_shared_distributions_have_their_shapes():
-    """Values (3, N) in a plate of three, a distribution that is one for all rows, and values seen by three raters."""
-    batch = mm.Batch({"x": torch.randn(6, 3), "y": torch.randn(6)})
-
-    def nested(batch):
-        with batch.plate():
-            z = pyro.sample("z", prior())
-            batch.observe("y", dist.Normal(0.0, 1.0))
-            with pyro.plate("parts", 3, dim=-2):
-                pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=batch["x"].T)
-
-    mm.log_weights(nested, guide_of(x=nn.Linear(3, 4)), batch)
-
-
 # -- supports --------------------------------------------------------------------------------------------------------
 
 
-def grey(low, high, size=6):
-    return torch.linspace(low, high, size * 4).reshape(size, 4)
-
-
-SUPPORTS = {
-    "pixels to 255": (lambda: mm.conditionals.Bernoulli(nn.Linear(2, 4)), grey(0, 255), "divide by 255"),
-    "pixels from -1": (lambda: mm.conditionals.Bernoulli(nn.Linear(2, 4)), grey(-1, 1), r"\(x \+ 1\) / 2"),
-    "negative counts": (lambda: mm.conditionals.Poisson(nn.Linear(2, 4)), -grey(1, 24).round(), "counts as they are"),
-    "fractional counts": (lambda: mm.conditionals.Poisson(nn.Linear(2, 4)), grey(0, 3), "counts as they are"),
-    "scaled expression": (
-        lambda: mm.conditionals.NegativeBinomial(nn.Linear(2, 4), (4,)), grey(-1, 2), "counts as they are"
-    ),
-    "infinite": (
-        lambda: mm.conditionals.Normal(nn.Linear(2, 8)),
-        torch.where(grey(0, 1) > 0.9, torch.inf, 0.0),
-        "not finite",
-    ),
-    "fractional class": (lambda: mm.conditionals.Categorical(nn.Linear(2, 4)), torch.tensor([0.0, 3.8]), "Classes"),
-    "class 4 of 4": (lambda: mm.conditionals.Categorical(nn.Linear(2, 4)), torch.tensor([0, 4, 1]), "4 outputs"),
-    "class -1": (lambda: mm.conditionals.Categorical(nn.Linear(2, 4)), torch.tensor([0, -1, 1]), "present="),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", SUPPORTS)
-@pytest.mark.parametrize("door", ["fit", "log_marginal", "generate"])
-def test_values_outside_the_support_are_refused_with_their_range_and_rows(case, door):
-    make, values, mend = SUPPORTS[case]
-    encoder = nn.Linear(4, 2 * LATENT) if values.dim() == 2 else Column()
-    with pytest.raises(ValueError, match=rf"v: .* scores .* of {len(values)} rows \(\d.*{mend}"):
-        DOORS[door](*pair({"v": make()}, {"v": encoder}), mm.Batch({"v": values}))
-
-
-def test_every_row_is_looked_at_and_one_bad_one_named():
-    values = torch.zeros(5000, 4)
-    values[4321, 2] = 2.0
-    model, guide = pair({"v": mm.conditionals.Bernoulli(nn.Linear(2, 4))}, {"v": nn.Linear(4, 4)})
-    with pytest.raises(ValueError, match=r"1 of 5000 rows \(4321\) have others, their values being from 0 to 2"):
-        mm.log_weights(model, guide, mm.Batch({"v": values}))
-    values[4321, 2] = torch.nan  # a missing row
-    mm.log_weights(model, guide, mm.Batch({"v": values}))
-
-
-def test_a_change_in_place_is_looked_at_again():
-    values = torch.zeros(6, 4)
-    model, guide = pair({"v": mm.conditionals.Bernoulli(nn.Linear(2, 4))}, {"v": nn.Linear(4, 4)})
-    batch = mm.Batch({"v": values})
-    mm.log_weights(model, guide, batch)
-    batch["v"][3, 3] = 7.0
-    with pytest.raises(ValueError, match=r"1 of 6 rows \(3\)"):
-        mm.log_weights(model, guide, batch)
-
-
-def test_grey_levels_are_allowed_and_said_to_be_no_bits():
-    make = lambda: mm.conditionals.Bernoulli(nn.Linear(2, 4))  # noqa: E731
-    model, guide = pair({"v": make(), "w": make()}, {"v": nn.Linear(4, 4)})
-    batch = mm.Batch({"v": grey(0, 1), "w": grey(0, 1).round()})
-    for found in (
-        mm.log_marginal(model, guide, batch, num_particles=4),
-        mm.log_marginal(model, guide, batch, num_particles=4)[:2],
-        mm.log_conditional(model, guide, batch, target="v", given="w", num_particles=4),
-    ):
-        assert "v has values between 0 and 1: under a Bernoulli this is no likelihood of bits" in repr(found)
-        assert "no likelihood of bits" in found.summary() and "w has" not in repr(found)
-    assert not mm.log_marginal(model, guide, batch.only("w"), num_particles=4).notes
-
-
-@pytest.mark.parametrize("d, inside, out", [
-    (dist.LogNormal(0.0, 1.0), 2.0, 0.0), (dist.Gamma(1.0, 1.0), 2.0, -1.0), (dist.Beta(1.0, 1.0), 0.5, 1.5),
-    (dist.Dirichlet(torch.ones(2)), [0.5, 0.5], [0.5, 1.5]), (dist.VonMises(0.0, 1.0), 1.0, torch.inf),
-    (dist.Geometric(torch.tensor(0.5)), 3.0, 0.5), (dist.StudentT(3.0), -9.0, torch.inf),
-    (dist.Binomial(torch.tensor(3.0), torch.tensor(0.5)), 3.0, 4.0),
-])  # fmt: skip
-def test_supports_of_other_families(d, inside, out):
-    """What is inside by torch's own word is, and what has the density zero, or none, is not."""
-    from pyro_mm.distributions.support import describe_values_outside
-
-    support = support_of(d)
-    assert describe_values_outside("v", torch.tensor([inside, inside]), True, support) is None
-    assert "1 of 2 rows (1)" in describe_values_outside("v", torch.tensor([inside, out]), True, support)
-    assert describe_values_outside("v", torch.tensor([inside, out]), torch.tensor([True, False]), support) is None
-
-
 # -- particles for rows ----------------------------------------------------------------------------------------------
-
-
-def classes(net):
-    """A pair of numbers and a label, with a network for the label's logits."""
-    model, guide = pair(
-        {"x": mm.conditionals.Normal(nn.Linear(2, 6)), "y": mm.conditionals.Categorical(net)},
-        {"x": nn.Linear(3, 4), "y": nn.Embedding(4, 4)},
-    )
-    generator = torch.Generator().manual_seed(2)
-    return model, guide, mm.Batch({"x": torch.randn(32, 3, generator=generator), "y": torch.arange(32) % 4})
-
-
-MIXING = {
-    "LogSoftmax(dim=1)": lambda: nn.Sequential(nn.Linear(2, 4), nn.LogSoftmax(dim=1)),
-    "BatchNorm1d": lambda: nn.Sequential(nn.Linear(2, 32), nn.BatchNorm1d(32), nn.Linear(32, 4)),
-    "mean of rows": lambda: _Centred(),
-}
-ROWWISE = {
-    "LogSoftmax(dim=-1)": lambda: nn.Sequential(nn.Linear(2, 4), nn.LogSoftmax(dim=-1)),
-    "dropout": lambda: nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 4)),
-    "LayerNorm": lambda: nn.Sequential(nn.Linear(2, 8), nn.LayerNorm(8), nn.Linear(8, 4)),
-    "functional dropout": lambda: _Noisy(),
-    "numpy's noise": lambda: _Noisy(by_numpy=True),
-}
-
-
-class _Centred(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Linear(2, 4)
-
-    def forward(self, z):
-        return self.net(z - z.mean(0, keepdim=True))
-
-
-class _Noisy(nn.Module):
-    """Draws whatever its mode."""
-
-    def __init__(self, by_numpy=False):
-        super().__init__()
-        self.net, self.by_numpy = nn.Linear(2, 4), by_numpy
-
-    def forward(self, z):
-        if self.by_numpy:
-            import numpy as np
-
-            return self.net(z) + float(np.random.normal())
-        return self.net(nn.functional.dropout(z, 0.5, training=True))
-
-
-@pytest.mark.parametrize("net", MIXING)
-@pytest.mark.parametrize("rows", [31, 32])
-def test_networks_that_take_particles_for_rows(net, rows):
-    """Two particles and more are refused, one is right, and so is vectorize=False."""
-    torch.manual_seed(0)
-    model, guide, batch = classes(MIXING[net]())
-    batch = batch[:rows]
-    for door in ("log_marginal", "log_weights", "generate", "posterior_draws", "compare"):
-        with pytest.raises(ValueError, match="vectorize=False"):
-            DOORS[door](model, guide, batch)
-    with pytest.raises(ValueError, match="vectorize=False"):
-        mm.fit(model, guide, tables.mvae(), batch, epochs=1, progress=False)
-    with pytest.raises(ValueError, match="vectorize=False"):
-        mm.fit(model, guide, tables.elbo(mm.estimators.IWAE(3)), batch, epochs=1, progress=False)
-    mm.log_weights(model, guide, batch)
-    mm.generate(model, guide, batch)
-    mm.log_marginal(model, guide, batch, num_particles=3, vectorize=False)
-    mm.fit(model, guide, tables.elbo(), batch, epochs=1, progress=False)
-    mm.fit(model, guide, tables.mvae(vectorize=False), batch, epochs=1, progress=False)
-
-
-def test_a_hidden_modality_that_is_drawn_is_looked_at_and_a_guide_may_insist_that_it_is_hidden():
-    torch.manual_seed(0)
-    model, _, batch = classes(MIXING["LogSoftmax(dim=1)"]())
-    right = classes(ROWWISE["LogSoftmax(dim=-1)"]())[0]
-    inner = guide_of(x=nn.Linear(3, 4))
-
-    def guide(batch):
-        assert batch.presence("y") is False
-        inner(batch)
-
-    with pytest.raises(ValueError, match=r"y: .* among particles"):
-        mm.generate(model, inner, batch.only("x"), 3)
-    mm.generate(right, guide, batch.only("x"), 3)
-
-
-@pytest.mark.parametrize("net", ROWWISE)
-@pytest.mark.parametrize("training", [True, False])
-def test_networks_of_rows_and_random_ones_are_let_pass(net, training):
-    model, guide, batch = classes(ROWWISE[net]())
-    model.train(training)
-    guide.train(training)
-    for door in ("log_marginal", "log_weights", "generate", "posterior_draws"):
-        DOORS[door](model, guide, batch)
-    mm.fit(model, guide, tables.mvae(), batch, epochs=1, progress=False)
-
-
-def test_the_report_of_check_has_the_audit():
-    torch.manual_seed(0)
-    model, guide, batch = classes(MIXING["LogSoftmax(dim=1)"]())
-    found = mm.check(model, guide, tables.elbo(), batch, num_particles=20, repeats=2)
-    assert found.findings[0].startswith("y: p(y | ..) of a particle is another one among particles")
-    broken = mm.Batch({"x": batch["x"], "y": torch.full((32,), 4)}, {"y": torch.arange(32) % 2 == 0})
-    guide = guide_of(x=nn.Linear(3, 4))
-    found = mm.check(model, guide, tables.elbo(), broken, num_particles=20, repeats=2)
-    assert any("y: Categorical scores whole numbers from 0 to 3, and 16 of 32 rows" in text for text in found.findings)
-
-
-def in_minibatches(batch):
-    rows = [batch[[i]] for i in range(batch.size)]
-    joined = lambda several: mm.Batch({"x": torch.cat([one["x"] for one in several])})  # noqa: E731
-    return torch.utils.data.DataLoader(rows, batch_size=4, collate_fn=joined)
 
 
 def test_later_minibatches_are_looked_at_too():
@@ -544,18 +245,6 @@ def test_later_minibatches_are_looked_at_too():
         fitted(model, guide, batch, transform=brightened, batch_size=4)
     fitted(model, guide, in_minibatches(batch))
     fitted(model, guide, in_minibatches(mm.Batch({"x": bright})), audit=False)
-
-
-def test_an_index_beyond_a_table_in_a_later_row_is_explained():
-    model, guide = _by_function(nn.Embedding(3, 4), mm.conditionals.Categorical(nn.Linear(2, 9)))
-    batch = mm.Batch({"x": torch.arange(12) % 3 + 3 * (torch.arange(12) == 11)})
-    words = r"in guide.encoder \(Embedding\), given \(N,\).*takes indices from 0 to 2, and gets 0 to 5"
-    with pytest.raises(ValueError, match=r"a minibatch of 4 rows \(N = 4\) cannot be run, " + words):
-        fitted(model, guide, in_minibatches(batch))
-    with pytest.raises(ValueError, match=words):
-        fitted(model, guide, batch)
-    with pytest.raises(ValueError, match=r"one or more of 12 rows \(N = 12\) cannot be run, " + words):
-        mm.log_weights(model, guide, batch)
 
 
 # -- how often, and what it leaves -----------------------------------------------------------------------------------
@@ -677,126 +366,6 @@ def test_a_parameter_of_the_store_has_the_first_value_that_the_callers_generator
 # -- errors of the first run ------------------------------------------------------------------------------------------
 
 
-def broken():
-    x = torch.randn(6, 3)
-    good = mm.conditionals.Normal(nn.Linear(2, 6))
-    return {
-        "too narrow a network": (
-            pair({"x": good}, {"x": nn.Linear(5, 4)}), x, ["site 'z'", "guide.posteriors.z.experts.x.net", r"\(N, 3\)"]
-        ),
-        "odd outputs": (
-            pair({"x": mm.conditionals.Normal(nn.Linear(2, 5), (3,))}, {"x": nn.Linear(3, 4)}),
-            x,
-            ["site 'x'", "model.decoders.x", r"\(\.\.\., 6\)", r"\(N, 5\)", "puts out 16"],
-        ),
-        "no to_event": ((_without_to_event, guide_of(x=nn.Linear(3, 4))), x, ["site 'x'", r"to_event\(1\)"]),
-        "other latents": (
-            pair({"x": good}, {"x": nn.Linear(3, 6)}), x, ["site 'x'", "model.decoders.x.net", "2 features"]
-        ),
-        "float64": (pair({"x": good}, {"x": nn.Linear(3, 4)}), x.double(), ["'x'", "float64", "float32"]),
-        "no such modality": ((_of_another, guide_of_a), x, ["'a'"]),
-    }  # fmt: skip
-
-
-def _without_to_event(batch):
-    with batch.plate():
-        z = pyro.sample("z", prior())
-        batch.observe("x", lambda z: dist.Normal(z.sum(-1, keepdim=True) * torch.ones(3), 1.0), z)
-
-
-def _in_two_blocks(batch):
-    for name in ("z", "more"):
-        with batch.plate():
-            pyro.sample(name, dist.Normal(torch.zeros(len(batch)), 1.0))
-
-
-def _entries_as_rows(batch):
-    """Two entries of a latent, and two rows of the first run of ``fit``."""
-    with batch.plate():
-        z = pyro.sample("z", dist.Normal(torch.zeros(LATENT), 1.0))
-        batch.observe("x", lambda z: dist.Normal(z.sum(-1, keepdim=True), 1.0).expand([len(batch), 3]).to_event(1), z)
-
-
-def _of_another(batch):
-    with batch.plate():
-        z = pyro.sample("z", prior())
-        batch.observe("x", lambda z: dist.Normal(z, 1.0).to_event(1), z)
-
-
-@pytest.mark.parametrize("case", broken())
-@pytest.mark.parametrize("audit", [True, False])
-@pytest.mark.parametrize("door", ["fit", "log_weights", "generate"])
-def test_errors_of_the_first_run_say_where_they_are_from(case, audit, door):
-    (model, guide), values, words = broken()[case]
-    with pytest.raises((ValueError, TypeError)) as caught:
-        DOORS[door](model, guide, mm.Batch({"x": values}), audit=audit)
-    text = str(caught.value)
-    for word in words:
-        assert re.search(word, text), (word, text)
-
-
-def _by_function(encoder, decoder):
-    """A pair of functions, whose networks are given the values as they are."""
-
-    def guide(batch):
-        with batch.plate():
-            loc, scale = encoder(batch["x"]).chunk(2, -1)
-            pyro.sample("z", dist.Normal(loc, scale.exp()).to_event(1))
-
-    return mm.models.SharedLatent(prior(), {"x": decoder}), guide
-
-
-def plain():
-    real, classes = mm.conditionals.Normal(nn.Linear(2, 6)), mm.conditionals.Categorical(nn.Linear(2, 3))
-    x, labels, table = torch.randn(6, 3), torch.arange(6), nn.Embedding(3, 4)
-    return {
-        "labels from 1": (_by_function(table, classes), labels % 3 + 1, ["0 to 2, and gets 1 to 3"]),
-        "-1 for a missing label": (_by_function(table, classes), labels % 4 - 1, ["gets -1 to", "present="]),
-        "short labels": (_by_function(table, classes), (labels % 3).char(), [r"int8: give it x\.long"]),
-        "one-hot labels": (_by_function(nn.Embedding(6, 4), classes), torch.eye(6), ["float32: give it x.argmax"]),
-        "integers": (_by_function(nn.Linear(3, 4), real), (9 * x).long(), [r"int64: give it x\.to\(torch\.float32\)"]),
-        "one number to a network of one entry": (
-            pair({"x": mm.conditionals.Normal(nn.Linear(2, 2), ())}, {"x": mm.nn.MLP(1, 4)}),
-            x[:, 0].double(),
-            [r"\. Give one number per row as \(N, 1\), values\[:, None\]$"],
-        ),
-        "two blocks of rows": ((story, _in_two_blocks), x[:, 0], ["plate 'data'", "Enter the plate once"]),
-        "as many latents as rows of a first run": ((_entries_as_rows, guide_of(x=nn.Linear(3, 4))), x, ["to_event"]),
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("case", plain())
-@pytest.mark.parametrize("door", ["fit", "log_weights"])
-def test_what_mends_an_ordinary_mistake_is_told(case, door):
-    (model, guide), values, words = plain()[case]
-    with pytest.raises((ValueError, TypeError)) as caught:
-        DOORS[door](model, guide, mm.Batch({"x": values}))
-    for word in words:
-        assert re.search(word, str(caught.value)), (word, str(caught.value))
-
-
-def test_a_pair_that_runs_in_training_mode_alone_is_trained():
-    """A scale behind batch normalisation may underflow in evaluation mode before the training has begun."""
-
-    class Narrow(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.norm = nn.BatchNorm1d(3)
-
-        def forward(self, x):
-            return dist.Normal(x[:, :2] / 255, (-self.norm(x)[:, :2]).exp()).to_event(1)
-
-    encoder = Narrow()
-
-    def guide(batch):
-        with batch.plate():
-            pyro.sample("z", encoder(batch["x"]))
-
-    model = mm.models.SharedLatent(prior(), {"x": mm.conditionals.Normal(nn.Linear(2, 6), (3,))})
-    batch = mm.Batch({"x": torch.tensor([0.0, 1.0] + 6 * [200.0])[:, None] + torch.rand(8, 3)})
-    assert len(fitted(model, guide, batch)) == 1
-
-
 def test_warnings_are_no_errors_and_stay_warnings(numbers):
     def of_nothing(batch):
         with batch.plate():
@@ -806,3 +375,8 @@ def test_warnings_are_no_errors_and_stay_warnings(numbers):
         warnings.simplefilter("error")
         with pytest.raises(UserWarning, match="in the model and not in the guide"):
             mm.log_weights(story, of_nothing, numbers)
+
+
+def test_fields_of_sites_have_their_names_of_version_0_1_too():
+    sites = audits.Sites(("z",), ("z",), ("x",), reads_missing=(("model", "x"),), ignored_by_guide=("x",))
+    assert sites.peeks == sites.reads_missing and sites.blind == sites.ignored_by_guide == ("x",)
