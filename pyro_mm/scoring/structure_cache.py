@@ -77,10 +77,12 @@ def _compute(model: Any, guide: Any, batch: Any, run: Callable[..., Any], known:
     changes = frozenset() if known is None else known.snapshot.changed_slots()
     ignored = frozenset(slot for slot, count in harmless.items() if count >= MOST_RERUNS)
 
-    before = Snapshot(programs, ignored=ignored)
+    snapshot = Snapshot(programs, ignored=ignored)
     with recording_use([model, guide], batch.parts()[1]) as used:
         value = run(model, guide, batch)
-    snapshot = Snapshot(programs, modules=used.modules, tensors=used.tensors(), since=before, ignored=ignored)
+    tensors = used.tensors()
+    if not snapshot.extend(used.modules, tensors):
+        snapshot = Snapshot(programs, modules=used.modules, tensors=tensors, since=snapshot, ignored=ignored)
 
     if known is not None and known.value == value:
         harmless.update(changes)

@@ -105,6 +105,22 @@ class Snapshot:
         except (AttributeError, KeyError, RuntimeError, ValueError):  # what is gone, or an array in a number's place
             return True
 
+    def extend(self, modules: Iterable[nn.Module], tensors: Iterable[Tensor]) -> bool:
+        """Add what a run has used, and return True; False, adding nothing, if this snapshot holds no more.
+
+        That is so if the run has changed something, or has called modules that no reference of the programs leads to.
+
+        Args:
+            modules: modules that the run has called.
+            tensors: tensors that it has used.
+        """
+        own = {id(owner.reference()) for owner in self._modules}
+        if self.changed() or any(id(m) not in own for m in modules):
+            return False
+        self._tensors += [self._refer(x) for x in tensors if id(x) not in self._known]
+        self._settings = self._find_settings()
+        return True
+
     def changed_slots(self) -> frozenset[Slot]:
         """Return the attributes and variables that have another value now, or refer to another object."""
         now = self._find_slots()

@@ -181,3 +181,12 @@ def test_nothing_is_kept_alive(graph):
     del net, program, _
     gc.collect()
     assert [ref() for ref in alive] == [None] * 5 and snapshot.changed()
+
+
+def test_a_snapshot_is_extended_by_what_a_run_has_used_unless_it_holds_no_more():
+    net, loose, hidden = Net(), torch.zeros(2, requires_grad=True), nn.Linear(2, 2)
+    snapshot = Snapshot({"model": net})
+    assert not snapshot.extend([net, hidden], [])
+    assert snapshot.extend([net, net.layers[1]], [loose]) and not snapshot.changed()
+    loose.requires_grad_(False)
+    assert snapshot.changed() and not snapshot.extend([], [])
