@@ -1,4 +1,4 @@
-"""A modality that is known before the latent, and the others given both."""
+"""The story of a conditional VAE."""
 
 from __future__ import annotations
 
@@ -18,26 +18,39 @@ from .latents import sample_latent
 
 
 class ConditionalLatent(nn.Module):
-    r"""The story of a conditional VAE, made a joint one by a distribution of what it is conditioned on.
+    r"""A latent and one modality y, independent a priori, behind the other modalities: the story of a conditional VAE.
 
-    .. math:: y_n \sim p(y), \qquad z_n \sim p(z), \qquad x_{nm} \sim p(x_m | z_n, y_n)
+    .. math:: p(y, z, x) = p(y) \, p(z) \prod_{m=1}^M p(x_m | z, y)
 
-    So log p(x | y) is ``log_conditional(target=x, given=y)``, whatever p(y). z and y are independent until an x is
-    seen: p(z | y) = p(z), which :class:`pyro_mm.posteriors.Given` says.
+    The sites are ``"z"`` and the modalities. log p(x | y) is ``log_conditional(target=x, given=y)``, whatever p(y) is.
+    Without an x, p(z | y) = p(z), which the guide states by :class:`pyro_mm.posteriors.Given`.
+
+    A missing y is drawn from p(y), by which log p(x) is estimated without bias but with a large variance. So is a y
+    that is generated, whatever x: for p(y | x) make the class a latent (:class:`pyro_mm.models.Labelled`).
 
     Args:
-        prior: p(z), a distribution, or a module ``batch -> distribution``.
-        condition: the modality y and p(y), likewise; ``("label", Categorical)``, fixed or learned. Where y is missing
-            it is drawn from p(y), by which p(x) is estimated without bias and with much variance; and so is a y that
-            is generated, whatever x: for p(y | x) make the class a latent (:class:`pyro_mm.models.Labelled`).
-        features: module giving from y what the decoders see of it, ``(.., F)``: an embedding of classes.
-        decoders: modality -> module giving p(x_m | z, y), called with z and the features of y.
+        prior: p(z), a distribution of event shape ``(D,)``, or a module ``batch -> distribution``.
+        condition: the name of the modality y, and p(y), likewise; ``("label", Categorical)``, for instance.
+        features: module mapping the values of y to features ``(.., N, F)`` for the decoders: an embedding of classes.
+        decoders: modality -> module mapping z ``(.., N, D)`` and the features of y to the distribution p(x_m | z, y).
 
     Raises:
-        ValueError: y is among what is decoded.
+        TypeError: a condition that is not a pair, or a prior or module of another kind.
+        ValueError: y is among the decoders, there are none, or a modality is named like a latent or a plate.
 
-    Sohn et al. 2015 (NIPS, Learning Structured Output Representation using Deep Conditional Generative Models), with
-    p(z) in the place of p(z | y), which they name as a relaxation.
+    Example:
+        >>> import torch, pyro_mm as mm, pyro.distributions as dist
+        >>> prior = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        >>> label = dist.Categorical(logits=torch.zeros(10))
+        >>> image = mm.conditionals.Normal(mm.nn.MLP(2 + 3, 10), scale=1.0)
+        >>> model = mm.models.ConditionalLatent(prior, ("label", label), torch.nn.Embedding(10, 3), {"image": image})
+        >>> rows, latents = mm.simulate(model, mm.Batch({"image": torch.zeros(4, 10), "label": torch.zeros(4).long()}))
+        >>> rows["image"].shape, rows["label"].shape
+        (torch.Size([4, 10]), torch.Size([4]))
+
+    References:
+        Sohn et al. 2015 (NIPS, Learning Structured Output Representation using Deep Conditional Generative Models),
+        with p(z) in place of p(z | y), a relaxation that they name.
     """
 
     def __init__(
@@ -61,13 +74,14 @@ class ConditionalLatent(nn.Module):
         self.decoders = nn.ModuleDict(check_decoders(decoders, "z"))
 
     def forward(self, batch: Batch) -> None:
+        """Run the story on a batch: sample the latent sites, observe the modalities."""
         register(self)
         names = list(self.decoders)
         with batch.plate():
             with covariates_read_by(f"the distribution of {self.name!r}", self.root):
                 root = self.root(batch)
             y = batch.observe(self.name, root)
-            seen = batch.features(self.name, self.features, y)
+            features = batch.features(self.name, self.features, y)
             z = sample_latent("z", self.prior, batch)
             for m in pyro.plate("modalities", len(names)):
-                batch.observe(names[m], self.decoders[names[m]], z, seen)
+                batch.observe(names[m], self.decoders[names[m]], z, features)

@@ -1,4 +1,4 @@
-"""Decoders of a story, as it is given them."""
+"""Checks of the decoders of a story."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from ..utils.arguments import check_modules
 
 
 def check_decoders(decoders: Mapping[str, nn.Module], *latents: str) -> dict[str, nn.Module]:
-    """Return the decoders of a story, one at least, none of them named like a latent site or the plate.
+    """Return the decoders of a story.
+
+    Args:
+        decoders: modality -> module, one at least.
+        latents: names of the story's latent sites.
 
     Raises:
-        TypeError: no mapping from names to modules.
-        ValueError: none of them, or a name that is taken or that torch forbids.
+        TypeError: anything but a mapping from names to modules.
+        ValueError: no decoders, or a modality named like a latent site or a plate, or by a name that torch forbids.
     """
     found = check_modules("decoders", decoders)
     for name in found:

@@ -1,4 +1,4 @@
-"""Factor analysis over several modalities: the story whose every likelihood is known."""
+"""Factor analysis of several modalities: a story with closed-form likelihoods."""
 
 from __future__ import annotations
 
@@ -16,18 +16,33 @@ from ..utils.arguments import check_attribute, check_integer, check_mapping, che
 
 
 class LinearGaussian(nn.Module):
-    r"""A linear-Gaussian story with closed-form evidence and posterior, to check objectives and estimates against.
+    r"""A linear-Gaussian story, whose evidence and posterior are known, to check objectives and estimates against.
 
-    .. math:: z \sim N(0, I_D), \qquad x_m | z \sim N(W_m z + b_m, \sigma_m^2 I)
+    .. math:: p(z, x) = N(z; 0, I_D) \prod_{m=1}^M N(x_m; W_m z + b_m, \sigma_m^2 I)
+
+    With S the modalities present in a row, :math:`L = I + \sum_S W_m^T W_m / \sigma_m^2` and
+    :math:`h = \sum_S W_m^T (x_m - b_m) / \sigma_m^2`, the posterior is :math:`N(L^{-1} h, L^{-1})`. All parameters
+    can be trained. The sites are ``"z"`` and the modalities.
 
     Args:
-        loadings: modality -> W_m, of shape ``(d_m, D)``.
-        noise: sigma_m, one number or one for each modality.
-        offsets: modality -> b_m, of shape ``(d_m,)``; zero by default.
+        loadings: modality -> :math:`W_m`, floats ``(d_m, D)``.
+        noise: :math:`\sigma_m`, one number for all or modality -> number.
+        offsets: modality -> :math:`b_m`, ``(d_m,)``; zero for a modality that is not named.
 
-    All parameters can be trained. With S what is present in a row, :math:`L = I + \sum_S W_m^T W_m / \sigma_m^2` and
-    :math:`h = \sum_S W_m^T (x_m - b_m) / \sigma_m^2`, the posterior is :math:`N(L^{-1} h, L^{-1})`. Tipping &
-    Bishop 1999 (probabilistic principal component analysis).
+    Raises:
+        TypeError: an argument of another kind.
+        ValueError: loadings of several D, a noise that is missing or not positive, or an offset of another size.
+
+    Example:
+        >>> import torch, pyro_mm as mm
+        >>> model = mm.models.LinearGaussian({"a": torch.ones(1, 1), "b": torch.ones(1, 1)}, noise=1.0)
+        >>> batch = mm.Batch({"a": torch.tensor([[3.0]]), "b": torch.tensor([[3.0]])})
+        >>> means = [model.posterior(rows).mean.item() for rows in (batch, batch.only("a"))]
+        >>> [round(mean, 3) for mean in means]  # 6 / 3 and 3 / 2
+        [2.0, 1.5]
+
+    References:
+        Tipping & Bishop 1999 (probabilistic principal component analysis).
     """
 
     def __init__(
@@ -52,6 +67,7 @@ class LinearGaussian(nn.Module):
         self.offsets = nn.ParameterDict({n: b.detach().clone() for n, b in (zeros | dict(offsets or {})).items()})
 
     def forward(self, batch: Batch) -> None:
+        """Run the story on a batch: sample the latent sites, observe the modalities."""
         register(self)
         names = list(self.loadings)
         like = self.loadings[names[0]]
@@ -61,26 +77,40 @@ class LinearGaussian(nn.Module):
                 batch.observe(names[m], lambda z, n=names[m]: self.likelihood(n, z), z)
 
     def likelihood(self, name: str, z: Tensor) -> dist.Distribution:
-        """p(x_m | z), of event shape ``(d_m,)``."""
+        """Return p(x_m | z).
+
+        Args:
+            name: the modality m.
+            z: ``(.., D)``.
+
+        Returns:
+            A Normal of batch shape ``(..)`` and event shape ``(d_m,)``.
+        """
         mean = z @ self.loadings[name].T + self.offsets[name]
         return dist.Normal(mean, self.log_noise[name].exp()).to_event(1)
 
     def posterior(self, batch: Batch) -> dist.Distribution:
-        """The exact p(z | x_S) of every row: a multivariate normal, batch shape ``(N,)``."""
+        """Return the exact p(z | x_S) per row: a multivariate normal of batch shape ``(N,)``, event shape ``(D,)``."""
         precision, h, _ = self._statistics(batch)
         factor = torch.linalg.cholesky(precision)
         mean = torch.cholesky_solve(h[..., None], factor)[..., 0]
         return dist.MultivariateNormal(mean, precision_matrix=precision)
 
     def log_prob(self, batch: Batch) -> Tensor:
-        """log p(x_S) of every row, S being what is present in it: ``(N,)``, in nats."""
+        """Return log p(x_S) per row in nats, ``(N,)``, for the modalities S that are present in it."""
         precision, h, rest = self._statistics(batch)
         factor = torch.linalg.cholesky(precision)
         explained = (h * torch.cholesky_solve(h[..., None], factor)[..., 0]).sum(-1)
         return rest + 0.5 * explained - factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
     def log_conditional(self, batch: Batch, target: Sequence[str], given: Sequence[str] = ()) -> Tensor:
-        """log p(x_target | x_given) of every row, as far as they are present: ``(N,)``, in nats."""
+        """Return log p(x_target | x_given) per row in nats, ``(N,)``. Missing modalities are left out of both.
+
+        Args:
+            batch: the rows.
+            target: modalities, one at least.
+            given: modalities.
+        """
         batch = check_batch(batch)
         target = check_names("target", target, batch, least=1)
         given = check_names("given", given, batch)
@@ -88,14 +118,14 @@ class LinearGaussian(nn.Module):
 
     @torch.no_grad()
     def sample(self, n: int) -> Batch:
-        """A batch of n rows drawn from the story, complete."""
+        """Sample a batch of ``n`` complete rows from the story."""
         check_integer("n", n, least=1)
         like = next(iter(self.loadings.values()))
         z = torch.randn(n, like.shape[1], dtype=like.dtype, device=like.device)
         return Batch({name: self.likelihood(name, z).sample() for name in self.loadings})
 
     def _statistics(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """L, h, and log p(x_S | z = 0) of every row."""
+        """Return L ``(N, D, D)``, h ``(N, D)``, and log p(x_S | z = 0) ``(N,)``."""
         like = next(iter(self.loadings.values()))
         precision = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
         h, rest = like.new_zeros(batch.size, like.shape[1]), like.new_zeros(batch.size)
@@ -114,7 +144,7 @@ class LinearGaussian(nn.Module):
 
 
 def _loadings(loadings: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return matrices ``(d_m, D)`` of one D and of floats."""
+    """Return loadings. Raises a TypeError or a ValueError unless they are float matrices ``(d_m, D)`` of one D."""
     found = check_mapping("loadings", loadings, "matrices", least=1)
     sizes = set()
     for name, w in found.items():

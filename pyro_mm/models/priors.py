@@ -1,4 +1,4 @@
-"""Priors that are learned, or that depend on a covariate: modules whose ``forward(batch)`` is a distribution."""
+"""Priors that are trained, or that depend on a covariate: modules whose ``forward(batch)`` is a distribution."""
 
 from __future__ import annotations
 
@@ -15,21 +15,33 @@ __all__ = ["Component", "GivenCovariate", "MixturePrior"]
 
 
 class MixturePrior(nn.Module):
-    r"""A learned mixture of diagonal Gaussians, along the axes of z or along learned ones.
+    r"""A trainable mixture of K Gaussians, diagonal along the axes of z or along trainable ones.
 
     .. math:: p(z) = \sum_{c=1}^K \pi_c N(A^{-1} z; \mu_c, \mathrm{diag}(\sigma_c^2)) \, |\det A|^{-1}
 
-    with :math:`\log\pi`, :math:`\mu` and :math:`\log\sigma` as parameters. At first the weights are equal, the scales
-    1, A is I and the centres are drawn from N(0, 1), so that the components are told apart.
+    with :math:`\log\pi`, :math:`\mu` and :math:`\log\sigma` as parameters. Initially the weights are equal, the scales
+    are 1, A is I, and the centres are drawn from N(0, 1), so that the components differ.
 
     Args:
         components: K.
-        latent: the dimensions of z.
-        mixing: whether A is learned too; else it is I. Where a decoder begins with an affine map the two are one and
-            the same model: A only says which coordinates are the sources, :math:`s = A^{-1} z`, and lets z turn to
-            the axes that suit the posterior.
+        latent: the dimensions D of z.
+        mixing: True to train A, whose columns are the axes; False for A = I. If a decoder begins with an affine map,
+            both are the same model: A only determines which coordinates are the sources :math:`s = A^{-1} z`, and lets
+            z turn to axes that suit the posterior.
 
-    Dilokthanakul et al. 2016 (arXiv:1611.02648); Hirt et al. 2024 (arXiv:2309.00380).
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: a number below 1.
+
+    Example:
+        >>> import torch, pyro_mm as mm
+        >>> prior = mm.priors.MixturePrior(components=3, latent=2)
+        >>> p = prior(mm.Batch({"x": torch.zeros(5, 1)}))
+        >>> p.batch_shape, p.event_shape, p.num_components
+        (torch.Size([]), torch.Size([2]), 3)
+
+    References:
+        Dilokthanakul et al. 2016 (arXiv:1611.02648); Hirt et al. 2024 (arXiv:2309.00380).
     """
 
     def __init__(self, components: int, latent: int, mixing: bool = False):
@@ -43,32 +55,54 @@ class MixturePrior(nn.Module):
         self.mixing = nn.Parameter(torch.eye(latent)) if mixing else None
 
     def forward(self, batch: Batch) -> dist.Distribution:
+        """Return p(z), of batch shape ``()`` and event shape ``(D,)``."""
         sources = Mixture(self.components(), self.logits.log_softmax(-1))
         return sources if self.mixing is None else _Mixed(sources, [_Linear(self.mixing)], validate_args=False)
 
     def components(self) -> dist.TorchDistribution:
-        """What the sources s are drawn from, of batch shape ``(K,)``."""
+        """Return the distribution of the sources s in each component: batch shape ``(K,)``, event shape ``(D,)``."""
         return dist.Normal(self.loc, self.log_scale.exp(), validate_args=False).to_event(1)
 
     def sources(self, z: Tensor) -> Tensor:
-        """:math:`s = A^{-1} z`, of the same shape."""
+        """Return the sources :math:`s = A^{-1} z`.
+
+        Args:
+            z: ``(.., D)``.
+
+        Returns:
+            ``(.., D)``.
+        """
         return z if self.mixing is None else _Linear(self.mixing).inv(z)
 
 
 class Component(nn.Module):
-    r"""The likelihood of a label that names the component of its row's latent: by Bayes' rule, without a network.
+    r"""The distribution of a label that states the mixture component of its row's latent, by Bayes' rule.
 
     .. math:: p(u | z) = \frac{\pi_u N(s; \mu_u, \mathrm{diag}(\sigma_u^2))}
                               {\sum_c \pi_c N(s; \mu_c, \mathrm{diag}(\sigma_c^2))}, \qquad s = A^{-1} z
 
-    With it as the label's decoder beside its prior a story is :math:`p(u) p(z | u) \prod_m p(x_m | z)` for rows with a
-    label and without: the conditional prior of an identifiable model, whose label may be missing. A network in its
-    place leaves the axes of z to the shape of p(z) alone.
+    It is the decoder of the label in a story whose prior is the mixture: then p(u, z, x) is
+    :math:`p(u) p(z | u) \prod_m p(x_m | z)` for rows with a label, and its sum over u for others, which is the
+    conditional prior of an identifiable model with labels that may be missing. A network in its place would leave the
+    axes of z to p(z) alone.
 
     Args:
-        prior: the :class:`MixturePrior` of the story; labels are integers below its K.
+        prior: the :class:`MixturePrior` of the story. Labels are integers below its K.
 
-    Khemakhem et al. 2020 (iVAE, arXiv:1907.04809); Hirt et al. 2024 (arXiv:2309.00380).
+    Raises:
+        TypeError: another prior.
+
+    Example:
+        >>> import torch, pyro_mm as mm
+        >>> prior = mm.priors.MixturePrior(components=3, latent=2)
+        >>> decoders = {"x": mm.conditionals.Normal(mm.nn.MLP(2, 20)), "label": mm.priors.Component(prior)}
+        >>> model = mm.models.SharedLatent(prior, decoders)
+        >>> batch = mm.Batch({"x": torch.zeros(5, 10), "label": torch.zeros(5).long()})
+        >>> mm.simulate(model, batch)[0]["label"].shape
+        torch.Size([5])
+
+    References:
+        Khemakhem et al. 2020 (iVAE, arXiv:1907.04809); Hirt et al. 2024 (arXiv:2309.00380).
     """
 
     def __init__(self, prior: MixturePrior):
@@ -78,11 +112,14 @@ class Component(nn.Module):
         self.prior = prior
 
     def forward(self, z: Tensor) -> dist.Distribution:
-        each = self.prior.components().log_prob(self.prior.sources(z)[..., None, :])
-        return dist.Categorical(logits=self.prior.logits + each, validate_args=False)
+        """Return p(u | z): a Categorical of K classes and batch shape ``(..)`` for z ``(.., D)``."""
+        log_densities = self.prior.components().log_prob(self.prior.sources(z)[..., None, :])
+        return dist.Categorical(logits=self.prior.logits + log_densities, validate_args=False)
 
 
 class _Linear(torch.distributions.Transform):
+    """The linear map of a vector by an invertible matrix."""
+
     domain = codomain = torch.distributions.constraints.real_vector
     bijective = True
 
@@ -101,23 +138,34 @@ class _Linear(torch.distributions.Transform):
 
 
 class _Mixed(dist.TransformedDistribution):
+    """A linearly transformed distribution, whose mean is the transformed mean."""
+
     @property
     def mean(self) -> Tensor:
         return self.transforms[0](self.base_dist.mean)
 
 
 class GivenCovariate(nn.Module):
-    r"""The prior of an identifiable story, p(z | u): what makes z known up to permutation and scaling.
+    r"""The prior p(z | u) given a covariate: with it z is identifiable up to permutation and scaling.
 
     Args:
         name: the covariate u of the batch, ``(N, *event)``.
-        conditional: module mapping it to a distribution of batch shape ``(N,)``, such as
+        conditional: module mapping u to a distribution of batch shape ``(N,)`` and event shape ``(D,)``, such as
             ``conditionals.Normal(nn.Embedding(classes, 2 * D))`` for an auxiliary label.
 
-    Khemakhem et al. 2020 (iVAE, arXiv:1907.04809); Hirt et al. 2024 (arXiv:2309.00380).
-
     Raises:
-        ValueError: the batch has no such covariate.
+        TypeError: a name or a module of another kind.
+        ValueError: when called with a batch without that covariate.
+
+    Example:
+        >>> import torch, pyro_mm as mm
+        >>> prior = mm.priors.GivenCovariate("site", mm.conditionals.Normal(torch.nn.Embedding(3, 2 * 2)))
+        >>> batch = mm.Batch({"x": torch.zeros(5, 1)}, covariates={"site": torch.tensor([0, 1, 2, 0, 1])})
+        >>> prior(batch).batch_shape, prior(batch).event_shape
+        (torch.Size([5]), torch.Size([2]))
+
+    References:
+        Khemakhem et al. 2020 (iVAE, arXiv:1907.04809); Hirt et al. 2024 (arXiv:2309.00380).
     """
 
     def __init__(self, name: str, conditional: nn.Module):
@@ -126,5 +174,6 @@ class GivenCovariate(nn.Module):
         self.conditional = check_function("conditional", conditional, ("covariate",))
 
     def forward(self, batch: Batch) -> dist.Distribution:
+        """Return p(z | u), of batch shape ``(N,)``."""
         covariate = batch.covariate(self.name, "the prior")
         return apply_network(f"covariate {self.name!r}", self.conditional, covariate)

@@ -1,4 +1,4 @@
-"""A shared latent, and one that each modality has to itself."""
+"""The story with a shared latent, and a private one for each modality."""
 
 from __future__ import annotations
 
@@ -17,16 +17,37 @@ from .latents import sample_latent
 
 
 class PrivateLatents(nn.Module):
-    r"""The story of DMVAE and MMVAE+: what modalities share apart from what is their own.
+    r"""A shared latent, and a private one for each modality: the story of DMVAE and MMVAE+.
 
-    .. math:: z_n \sim p(z), \qquad w_{nm} \sim p(w_m), \qquad x_{nm} \sim p(x_m | z_n, w_{nm})
+    .. math:: p(z, w, x) = p(z) \prod_{m=1}^M p(w_m) \, p(x_m | z, w_m)
+
+    The sites are ``"z"``, ``"w_<modality>"`` and the modalities. A missing modality leaves the product with its w_m.
 
     Args:
-        prior: p(z), a distribution, or a module ``batch -> distribution``.
-        private_priors: modality -> p(w_m), likewise; a modality not named has no private latent.
-        decoders: modality -> module giving p(x_m | z, w_m), called with z and, if there is one, w_m.
+        prior: p(z), a distribution of event shape ``(D,)``, or a module ``batch -> distribution``.
+        private_priors: modality -> p(w_m), likewise, of event shape ``(D_m,)``. A modality that is not named has no
+            private latent.
+        decoders: modality -> module mapping z ``(.., N, D)`` and, if there is one, w_m ``(.., N, D_m)`` to the
+            distribution p(x_m | z, w_m). Conditionals concatenate the two.
 
-    The sites are ``"z"`` and ``"w_<modality>"``. Lee & Pavlovic 2021 (DMVAE); Palumbo et al. 2023 (MMVAE+, ICLR).
+    Raises:
+        TypeError: a prior or a decoder of another kind.
+        ValueError: a private prior without a decoder, no decoders, or a modality named like a latent or a plate.
+
+    Example:
+        >>> import torch, pyro_mm as mm, pyro.distributions as dist
+        >>> shared, private = (dist.Normal(torch.zeros(size), 1.0).to_event(1) for size in (4, 2))
+        >>> decoders = {
+        ...     "image": mm.conditionals.Normal(mm.nn.MLP(4 + 2, 10), scale=1.0),
+        ...     "label": mm.conditionals.Categorical(mm.nn.MLP(4, 10)),
+        ... }
+        >>> model = mm.models.PrivateLatents(shared, {"image": private}, decoders)
+        >>> rows, latents = mm.simulate(model, mm.Batch({"image": torch.zeros(3, 10), "label": torch.zeros(3).long()}))
+        >>> latents["z"].shape, latents["w_image"].shape
+        (torch.Size([3, 4]), torch.Size([3, 2]))
+
+    References:
+        Lee & Pavlovic 2021 (DMVAE, arXiv:2012.13024); Palumbo et al. 2023 (MMVAE+, ICLR).
     """
 
     def __init__(
@@ -47,6 +68,7 @@ class PrivateLatents(nn.Module):
         self.private_priors = nn.ModuleDict(priors)
 
     def forward(self, batch: Batch) -> None:
+        """Run the story on a batch: sample the latent sites, observe the modalities."""
         register(self)
         names = list(self.decoders)
         with batch.plate():
