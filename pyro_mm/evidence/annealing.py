@@ -95,7 +95,7 @@ def annealed_importance(
     behind. :func:`bidirectional` measures how much that is. **Standard error.** From the spread of C weights, by the
     delta method: itself rough for a few chains. **When not to trust a row.** As in :func:`~pyro_mm.log_marginal`:
     k-hat above 0.7 (known from C = 21 on), or a standard error above 0.5 nats; then take more temperatures first. If
-    all chains miss a mode, no diagnostic shows it. The cost is C T (L + 1) evaluations of the model and its gradient
+    all chains miss a mode, no diagnostic shows it. The cost is about C T L evaluations of the model and its gradient
     per row, L being the leapfrog steps, so that it is for the rows that importance sampling leaves in doubt.
 
     Args:

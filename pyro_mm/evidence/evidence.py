@@ -167,10 +167,10 @@ class Evidence:
         elif trusted:
             lines.append(f"No {'other ' if lost else ''}row gives reason for doubt.")
         if num_doubtful:
-            lines += self._doubts(doubtful, rows, worst)
+            lines += self._describe_doubtful(doubtful, rows, worst)
         return "\n".join(lines)
 
-    def _doubts(self, doubtful: Tensor, rows: int, worst: int) -> list[str]:
+    def _describe_doubtful(self, doubtful: Tensor, rows: int, worst: int) -> list[str]:
         """Return lines on the doubtful rows: their number, the reasons, the worst of them, and remedies."""
         number = int(doubtful.sum())
         heavy = int((doubtful & (self.pareto_k > PARETO_K_THRESHOLD)).sum())

@@ -14,7 +14,9 @@ draws. The engine (:func:`pyro_mm.sampling.weighted.weighted_blocks`) knows noth
 So another proposal is two classes: a frozen dataclass that subclasses ``ProposalScheme``, and its sampler. One that
 fits a Normal to each row's posterior does the fit in its sampler's constructor, with pairs from
 :meth:`RowBlock.pair`, writes draws of that Normal into ``pair.trace`` in :meth:`ParticleSampler.draw`, and their
-log-density into ``pair.log_q``.
+log-density into ``pair.log_q``. All of this runs without gradient, which a fit enables itself
+(``torch.enable_grad``), with modules in evaluation mode and torch's generator under a seed. A complete example is
+``Exact`` in ``tests/sampling/test_proposal_values.py``.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ class SampleSettings:
 
     @property
     def stacked(self) -> bool:
-        """Whether the pair is run on several samples or particles at once."""
+        """True if the pair is run on several samples or particles at once."""
         return self.vectorize and (self.num_samples > 1 or self.resampling is not None)
 
 

@@ -24,11 +24,11 @@ class Proposal(ProposalScheme):
     differ in variance.
 
     Args:
-        draws (str): ``"independent"``; ``"antithetic"``, pairs made of u and 1 - u, which help where log-weights change
-            sign-wise with z and harm where they are symmetric; or ``"quasi"``, scrambled Sobol points in 20 independent
-            randomisations, whose spread is the standard error. The last two need guides whose draws are functions of
-            uniforms: Normal, Laplace, mixtures and products of them and flows on top, but no mixture within
-            ``to_event``.
+        draws (str): ``"independent"``; ``"antithetic"``, pairs made of uniforms u and 1 - u, which reduce the variance
+            if weights rise or fall with z and increase it if they are symmetric around the guide's mean; or
+            ``"quasi"``, scrambled Sobol points in 20 independent randomisations, whose spread is the standard error.
+            The last two need guides whose draws are functions of uniforms: Normal, Laplace, mixtures and products of
+            them and flows on top, but no mixture within ``to_event``.
         stratify (bool): draw from the components of a mixture, and from the prior, in their exact proportions rather
             than at random.
         prior_share (float): s, from 0 to 1, the share of particles drawn from the model's prior, all latents of a row

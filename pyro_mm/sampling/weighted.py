@@ -77,7 +77,7 @@ class ImportanceSampling:
 
     @property
     def stacked(self) -> bool:
-        """Whether the model is run on several particles at once."""
+        """True if the model is run on several particles at once."""
         return self.vectorize and self.num_particles > 1
 
     def for_rows(self, first: int) -> ImportanceSampling:
