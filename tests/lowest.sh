@@ -3,7 +3,7 @@
 #
 #   tests/lowest.sh                        a temporary folder, and all tests in two processes
 #   tests/lowest.sh FOLDER                 an environment that is kept, and made only if FOLDER has none yet
-#   tests/lowest.sh FOLDER tests/test_train.py -x      arguments of pytest in the place of "-n 2"
+#   tests/lowest.sh FOLDER tests/training/test_loop.py -x      arguments of pytest in the place of "-n 2"
 #   PYTHON=python3.13 tests/lowest.sh      another Python; RESOLUTION=highest: the newest versions there are
 #
 # Without constraints.txt torch is a CUDA build, 3 GB of downloads and 7 GB on the disk: by hand, not in CI.

@@ -1,7 +1,9 @@
-"""What must be said alike in more than one place: the commands of the README, and the version."""
+"""What is written in several places agrees: commands, versions, dependencies, and what a source archive holds."""
 
+import ast
 import importlib.metadata
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -41,19 +43,73 @@ def test_one_version():
     assert re.search(r"^## \[(\d\S*?)\]", read("CHANGELOG.md"), re.M)[1] == version
 
 
-def test_every_dependency_is_pinned():
-    canonical = lambda name: re.sub(r"[-_.]+", "-", name).lower()  # noqa: E731
-    pins = {}
+def canonical(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins():
+    """Return name -> the versions that constraints.txt pins, one for each range of Python versions."""
+    found = {}
     for line in read("constraints.txt").splitlines():
         if line and not line.startswith("#"):
             name, version = re.fullmatch(r"([\w.-]+)==([\w.]+)(?: ; python_version [<>=]+ \"3\.12\")?", line).groups()
-            pins.setdefault(canonical(name), []).append(version)
+            found.setdefault(canonical(name), []).append(version)
+    return found
+
+
+def requirements():
+    """Return name -> lowest version, of the dependencies and of all extras."""
     project = pyproject()["project"]
-    extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["test"], *extras["dev"]]
-    names = {canonical(re.match(r"[\w.-]+", requirement)[0]) for requirement in wanted} - {"pyro-mm"}
-    assert names <= pins.keys()
-    assert {name for name, versions in pins.items() if len(versions) > 1} == {"arviz"}
+    wanted = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
+    return {canonical(re.match(r"[\w.-]+", r)[0]): r.split(">=")[1] for r in wanted if not r.startswith("pyro-mm[")}
+
+
+def numbers(version):
+    return [int(part) for part in version.split(".")]
+
+
+def test_every_dependency_is_pinned():
+    assert requirements().keys() <= pins().keys()
+    assert {name for name, versions in pins().items() if len(versions) > 1} == {"arviz"}
+
+
+def test_every_pin_is_at_least_the_lowest_version():
+    for name, lowest in requirements().items():
+        assert all(numbers(version) >= numbers(lowest) for version in pins()[name]), name
+
+
+def test_the_development_extra_holds_that_of_the_tests():
+    assert "pyro-mm[test]" in pyproject()["project"]["optional-dependencies"]["dev"]
+
+
+def test_the_conda_environment_installs_what_the_tests_need_under_the_pins():
+    lines = [line.strip().removeprefix("- ") for line in read("environment.yml").splitlines()]
+    assert lines.index("-c constraints.txt") < lines.index("-e .[test]")
+    (python,) = (line.removeprefix("python=") for line in lines if line.startswith("python="))
+    lowest, above = re.fullmatch(r">=([\d.]+),<([\d.]+)", pyproject()["project"]["requires-python"]).groups()
+    assert numbers(lowest) <= numbers(python) < numbers(above)
+    assert len([line for line in lines if re.match(r"[\w-]+[=<>]", line)]) == 1  # nothing but Python has a version
+
+
+def test_every_library_that_is_imported_is_a_dependency():
+    distributions = {"PIL": "pillow", "pyro": "pyro-ppl", "sklearn": "scikit-learn"}
+    of_arviz = {"arviz_stats", "xarray"}
+    found = set()
+    for path in (ROOT / "pyro_mm").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(node.module.split(".")[0])
+    found -= {*sys.stdlib_module_names, *of_arviz, "pyro_mm"}
+    declared = {canonical(re.match(r"[\w.-]+", r)[0]) for r in pyproject()["project"]["dependencies"]}
+    assert {canonical(distributions.get(name, name)) for name in found} <= declared
+
+
+def test_a_source_archive_holds_all_that_its_files_refer_to():
+    included = pyproject()["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    assert {"/pyro_mm", "/tests", "/notebooks", "/docs", "/constraints.txt", "/environment.yml"} <= {*included}
+    assert all("*" in path or (ROOT / path.removeprefix("/")).exists() for path in included)
 
 
 def test_the_lowest_versions_are_installed_and_tested_as_the_newest_pinned_ones():
