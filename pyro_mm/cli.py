@@ -1,10 +1,10 @@
-"""The command line: train a recipe, evaluate a run, compare recipes. The one place where names stand for values."""
+"""Train, evaluate and compare multimodal deep generative models."""
 
 from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,20 +18,22 @@ from torch import Tensor
 from . import __version__, datasets, estimators, objectives
 from .batch.batch import Batch
 from .evidence.evidence import Evidence
-from .experiments.console import command, show, torch_device
-from .experiments.evaluation import HEADER, Line, cells, evaluated, share
+from .experiments.console import format_share, parse_device, print_table, report_errors
+from .experiments.evaluation import HEADER, Line, evaluate_recipe, format_lines
 from .experiments.reproduce import reproduce
 from .experiments.runs import (
     CHECKPOINT,
     CONFIG,
+    EVIDENCE,
     HISTORY,
+    INFERENCE_DATA,
     WEIGHTS,
     Settings,
-    abandon,
-    begin,
-    leave,
     load_run,
+    prepare_folder,
     read_settings,
+    remove_settings,
+    save_interrupted,
 )
 from .objectives.objective import Objective
 from .recipes import RECIPES, Recipe
@@ -44,9 +46,10 @@ from .utils.locks import lock_path
 from .utils.modules import preserve_buffers
 from .utils.seeding import temporary_seed
 
-EPOCHS = {"digits": 200, "mnist": 20, "fashion": 20}
+# The command line is the one place where names stand for values.
+EPOCHS = {"digits": 200, "mnist": 20, "fashion": 20}  # by data set
 WITHOUT_FILES = ("digits",)
-ONE_THREAD = ("digits",)  # matrices so small that sharing them out costs more than it gives, on a busy machine 10x
+ONE_THREAD = ("digits",)  # matrices so small that several threads are slower, on a busy machine by a factor of 10
 OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
     name.replace("_", "-"): getattr(objectives, name)
     for name in (
@@ -62,31 +65,55 @@ ESTIMATORS: Mapping[str, Callable[..., ELBO]] = {
     "stick-the-landing": estimators.StickTheLanding,
     "renyi": partial(estimators.Renyi, 0.5),
 }
-TRAINED = {name: recipe for name, recipe in RECIPES.items() if name not in ("vae", "cvae", "jnf")}  # of image and label
+OTHER_RECIPES = ("vae", "cvae", "jnf")  # of one modality, conditional, or of two stages
+TRAINED = {name: recipe for name, recipe in RECIPES.items() if name not in OTHER_RECIPES}
 COMPARED = ("mvae", "jmvae-kl", "mmvae", "mopoe")
 COLUMNS = ("log_prob", "standard_error", "ess", "pareto_k")
-PREDICTIONS = 100  # draws of z behind a predicted label
+PREDICTIONS = 100  # draws of z per predicted label
+SAMPLES_PER_CLASS = 8  # generated images in generated.png
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-app.command()(reproduce)
 
 
-Dataset = Annotated[str, typer.Argument(help=", ".join(EPOCHS))]
-RecipeName = Annotated[str, typer.Option(help=", ".join(TRAINED))]
-ObjectiveName = Annotated[str | None, typer.Option(help=f"Instead of the recipe's: {', '.join(OBJECTIVES)}")]
-EstimatorName = Annotated[str | None, typer.Option(help=f"Instead of the objective's: {', '.join(ESTIMATORS)}")]
-Particles = Annotated[int | None, typer.Option(min=1, help="Draws of the training estimator.")]
-Epochs = Annotated[int | None, typer.Option(min=1, help=f"By default {EPOCHS}.")]
-BatchSize = Annotated[int, typer.Option(min=1)]
-Rate = Annotated[float, typer.Option(min=0.0, max=1e6, help="Adam's step.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1)]
-Data = Annotated[
-    Path | None, typer.Option(exists=True, file_okay=False, help="Folder of the data files, for those that have any.")
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+Dataset = Annotated[str, typer.Argument(help=f"Data set: {_names(EPOCHS)}.")]
+RecipeName = Annotated[str, typer.Option(help=f"Model, posterior and objective of a paper: {_names(TRAINED)}.")]
+ObjectiveName = Annotated[
+    str | None, typer.Option(help=f"Objective; by default that of the recipe. One of {_names(OBJECTIVES)}.")
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, .. By default CUDA where there is one.")]
-Rows = Annotated[int, typer.Option(min=1, help="Test rows, the first ones, that the table is of.")]
-Compile = Annotated[bool, typer.Option("--compile", help="Trace and compile the training step first.")]
-EvidenceParticles = Annotated[int, typer.Option(min=2, help="Draws a row of the likelihoods in the table.")]
+EstimatorName = Annotated[
+    str | None, typer.Option(help=f"Gradient estimator; by default that of the objective. One of {_names(ESTIMATORS)}.")
+]
+Particles = Annotated[int | None, typer.Option(min=1, help="Draws of the latents per row and training step.")]
+Epochs = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help=f"Epochs of training. By default {_names(f'{epochs} for {name}' for name, epochs in EPOCHS.items())}.",
+        show_default=False,
+    ),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Rows per minibatch.")]
+Rate = Annotated[float, typer.Option(min=0.0, max=1e6, help="Step size of the optimiser, Adam.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of weights, minibatches and draws.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True,
+        file_okay=False,
+        help="Folder of the data files, if the data set has any. By default the folder named by PYRO_MM_DATA; missing "
+        "files are downloaded.",
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, .. By default cuda if it is available.")]
+Rows = Annotated[int, typer.Option(min=1, help="Number of test rows to evaluate, the first ones.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the training step; needs a C++ compiler.")]
+EvidenceParticles = Annotated[
+    int, typer.Option(min=2, help="Draws per row, K, of the importance-sampled likelihoods in the table.")
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -98,10 +125,10 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and exit.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Only options that belong to no command."""
+    """Train, evaluate and compare multimodal deep generative models."""
 
 
 @app.command()
@@ -115,45 +142,50 @@ def train(
     batch_size: BatchSize = 128,
     lr: Rate = 3e-3,
     seed: Seed = 0,
-    latent: Annotated[int, typer.Option(min=1, help="Dimensions of z.")] = 16,
+    latent: Annotated[int, typer.Option(min=1, help="Dimensions of the latent z.")] = 16,
     data: Data = None,
     device: Device = None,
     out: Annotated[
         Path | None,
-        typer.Option(file_okay=False, help="By default runs/<dataset>-<recipe>[-<objective>][-<estimator>]."),
+        typer.Option(
+            file_okay=False,
+            help="Folder of the results. By default runs/DATASET-RECIPE, followed by -OBJECTIVE and -ESTIMATOR if "
+            "they are given.",
+        ),
     ] = None,
     rows: Rows = 1000,
     evidence_particles: EvidenceParticles = 1000,
     compile: Compile = False,
-    force: Annotated[bool, typer.Option("--force", help="Replaces a run that is in the folder already.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a run that is in the folder already.")] = False,
 ) -> None:
-    """Trains a recipe, prints its likelihoods, and writes them with pictures and weights to a folder.
+    """Train a recipe, print its log-likelihoods, and write them with weights and pictures to a folder.
 
-    The same command goes on with a run that was interrupted.
+    If a run is interrupted, the same command goes on from its last epoch.
     """
     settings = Settings(
         _key(EPOCHS, dataset, "data set"), recipe, objective, estimator, num_particles, epochs or EPOCHS[dataset],
         batch_size, lr, seed, latent, str(data) if data else None, rows, evidence_particles, compile,
     )  # fmt: skip
     _check_choices(settings)
-    place, where = torch_device(device), out or Path("runs") / settings.name
-    last_words = ["before anything was trained"]
-    with command(lambda: last_words[0]):
+    place = parse_device(device)
+    where = out or Path("runs") / settings.name
+    interrupted = ["before anything was trained"]
+    with report_errors(lambda: interrupted[0]):
         batches = _load(settings)
         run = _build(settings, batches[0])
         with lock_path(where / CONFIG):
-            if begin(where, settings, force):
+            if prepare_folder(where, settings, force):
                 typer.echo(f"going on with the run in {where}")
             try:
                 run, history, test, seconds = _train(settings, place, run, batches, where / CHECKPOINT)
-                lines, evidence = evaluated(run, test, settings.evidence_particles, settings.seed)
+                lines, evidence = evaluate_recipe(run, test, settings.evidence_particles, settings.seed)
                 probabilities, accuracy = _predict(run, test, settings)
-                _write(where, settings, run, history, evidence, _pictures(run, test, history, probabilities, seed))
+                _write(where, settings, run, history, evidence, _draw_figures(run, test, history, probabilities, seed))
             except KeyboardInterrupt:
-                last_words[0] = leave(where, run.model, run.guide, settings)
+                interrupted[0] = save_interrupted(where, run.model, run.guide, settings)
                 raise
             except BaseException:
-                abandon(where)
+                remove_settings(where)
                 raise
     _print(settings, run.objective, lines, accuracy, test.size)
     typer.echo(f"{settings.epochs} epochs in {seconds:.0f} s; written to {where}")
@@ -161,19 +193,23 @@ def train(
 
 @app.command()
 def evaluate(
-    directory: Annotated[Path, typer.Argument(help="What train wrote.")],
+    directory: Annotated[Path, typer.Argument(help="Folder that pyro-mm train wrote.")],
     data: Data = None,
     device: Device = None,
-    rows: Annotated[int | None, typer.Option(min=1, help="Instead of those of the run.")] = None,
-    evidence_particles: Annotated[int | None, typer.Option(min=2, help="Instead of those of the run.")] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Number of test rows to evaluate; by default that of the run.")
+    ] = None,
+    evidence_particles: Annotated[
+        int | None, typer.Option(min=2, help="Draws per row, K, of the likelihoods; by default those of the run.")
+    ] = None,
 ) -> None:
-    """Prints the table of a run again, from its weights: the same numbers."""
+    """Load the weights of a run and print its table again, with the same numbers."""
     if not (directory / CONFIG).is_file():
         raise typer.BadParameter(f"there is no {directory / CONFIG}: expected a folder that train wrote")
     if not (directory / WEIGHTS).is_file() and not (directory / CHECKPOINT).is_file():
         raise typer.BadParameter(f"there is no {directory / WEIGHTS}: expected a folder that train wrote")
-    place = torch_device(device)
-    with command(lambda: "nothing was changed"):
+    place = parse_device(device)
+    with report_errors(lambda: "nothing was changed"):
         settings = read_settings(directory)
         changed: dict[str, Any] = {"data": data and str(data), "rows": rows, "evidence_particles": evidence_particles}
         settings = replace(settings, **{name: value for name, value in changed.items() if value is not None})
@@ -183,11 +219,11 @@ def evaluate(
         for module in (run.model, run.guide):
             module.to(place)
         test = test.to(place)
-        lines, _ = evaluated(run, test, settings.evidence_particles, settings.seed)
+        lines, _ = evaluate_recipe(run, test, settings.evidence_particles, settings.seed)
         _, accuracy = _predict(run, test, settings)
     _print(settings, run.objective, lines, accuracy, test.size)
     if epochs is not None:
-        typer.echo(f"of an unfinished run, after epoch {epochs} of {settings.epochs}")
+        typer.echo(f"the run is unfinished: these are its weights after epoch {epochs} of {settings.epochs}")
 
 
 @app.command()
@@ -202,41 +238,45 @@ def compare(
     rows: Rows = 1000,
     evidence_particles: EvidenceParticles = 1000,
 ) -> None:
-    """Trains MVAE, JMVAE-kl, MMVAE and MoPoE alike and prints them side by side; writes nothing."""
-    place = torch_device(device)
+    """Train MVAE, JMVAE-kl, MMVAE and MoPoE with the same settings and print a table of them; nothing is written."""
+    place = parse_device(device)
     columns: list[list[tuple[str, str]]] = []
     for recipe in COMPARED:
         settings = Settings(
             _key(EPOCHS, dataset, "data set"), recipe, None, None, None, epochs or EPOCHS[dataset], batch_size, lr,
             seed, 16, str(data) if data else None, rows, evidence_particles,
         )  # fmt: skip
-        with command(lambda: f"{len(columns)} of {len(COMPARED)} recipes were trained, and nothing is kept"):
+        with report_errors(lambda: f"{len(columns)} of {len(COMPARED)} recipes were trained, and nothing was written"):
             batches = _load(settings)
             run, _, test, seconds = _train(settings, place, _build(settings, batches[0]), batches)
-            lines, _ = evaluated(run, test, settings.evidence_particles, settings.seed)
+            lines, _ = evaluate_recipe(run, test, settings.evidence_particles, settings.seed)
             _, accuracy = _predict(run, test, settings)
         column = []
-        for line in (line for line in lines if line.shared):
+        for line in (line for line in lines if line.comparable):
             column.append((line.quantity, f"{line.value:.2f} ± {line.error:.2f}"))
             if line.ess is not None:
-                column.append(("  its share of k-hat > 0.7", share(line.untrusted)))
+                column.append(("  rows with k-hat > 0.7", format_share(line.untrusted)))
         columns.append([*column, ("label accuracy", f"{accuracy:.1%}"), ("training, seconds", f"{seconds:.0f}")])
-    header = f"{dataset}: {test.size} test rows, {settings.epochs} epochs each; nats a row ± their standard error"
-    rows_of_table = [(cells[0][0], *(value for _, value in cells)) for cells in zip(*columns, strict=True)]
-    show(header, ("", *COMPARED), rows_of_table)
+    title = f"{dataset}: {test.size} test rows, {settings.epochs} epochs each; nats per row ± standard error"
+    table = [(row[0][0], *(value for _, value in row)) for row in zip(*columns, strict=True)]
+    print_table(title, ("", *COMPARED), table)
+
+
+app.command()(reproduce)
 
 
 # -- from settings to a run -------------------------------------------------------------------------------------
 
 
 def _key(choices: Mapping[str, Any], name: str, what: str) -> str:
+    """Return a name that is one of the choices, or raise a BadParameter that lists them."""
     if name not in choices:
         raise typer.BadParameter(f"unknown {what} {name!r}: expected one of {', '.join(choices)}")
     return name
 
 
 def _check_choices(settings: Settings) -> None:
-    """Raise a BadParameter unless all names are known, and the data set has files where a folder is given."""
+    """Raise a BadParameter for an unknown name, or for a folder of data files that the data set does not need."""
     _key(TRAINED, settings.recipe, "recipe")
     if settings.objective is not None:
         _key(OBJECTIVES, settings.objective, "objective")
@@ -247,22 +287,22 @@ def _check_choices(settings: Settings) -> None:
 
 
 def _build(settings: Settings, batch: Batch) -> Recipe:
-    """Build model, guide and objective for the modalities of a batch, under the run's seed, and try them on two rows.
+    """Build model, guide and objective for a batch, under the run's seed, and try the objective on two rows.
 
     Raises:
-        typer.BadParameter: recipe, objective and estimator do not go together.
+        typer.BadParameter: recipe, objective and estimator do not fit together.
     """
     recipe = TRAINED[_key(TRAINED, settings.recipe, "recipe")]
-    k = {} if settings.num_particles is None else {"num_particles": settings.num_particles}
+    particles = {} if settings.num_particles is None else {"num_particles": settings.num_particles}
     estimator = None
     if settings.estimator is not None:
-        estimator = ESTIMATORS[_key(ESTIMATORS, settings.estimator, "estimator")](**k)
+        estimator = ESTIMATORS[_key(ESTIMATORS, settings.estimator, "estimator")](**particles)
     torch.manual_seed(settings.seed)
     run = recipe(batch, latent=settings.latent, estimator=estimator)
     if settings.objective is not None:
-        named = OBJECTIVES[_key(OBJECTIVES, settings.objective, "objective")](estimator=estimator)
-        run = run._replace(objective=named)
-    if estimator is None and k:
+        objective = OBJECTIVES[_key(OBJECTIVES, settings.objective, "objective")](estimator=estimator)
+        run = run._replace(objective=objective)
+    if estimator is None and particles:
         run.objective.estimator.num_particles = settings.num_particles
     try:
         with temporary_seed(settings.seed, torch.device("cpu")), preserve_buffers(run.model, run.guide):
@@ -273,7 +313,7 @@ def _build(settings: Settings, batch: Batch) -> Recipe:
 
 
 def _load(settings: Settings) -> tuple[Batch, Batch]:
-    """All training rows, and the test rows that the table is of."""
+    """Load the training rows, and the test rows of the table."""
     if settings.dataset in ONE_THREAD:
         torch.set_num_threads(1)
     train, test = datasets.load(settings.dataset, **({"directory": settings.data} if settings.data else {}))
@@ -287,6 +327,7 @@ def _train(
     batches: tuple[Batch, Batch],
     checkpoint: Path | None = None,
 ) -> tuple[Recipe, History, Batch, float]:
+    """Train a run on a device; return it with its history, the test rows on the device, and the seconds."""
     start = time.perf_counter()
     train, test = batches
     history = fit(
@@ -305,7 +346,11 @@ def _train(
 
 
 def _predict(run: Recipe, test: Batch, settings: Settings) -> tuple[Tensor, float]:
-    """The predicted label of every row given its image, and the share of right ones."""
+    """Predict the label of every test row given its image.
+
+    Returns:
+        (probabilities, accuracy): of the classes ``(N, C)``, and the share of rows whose likeliest class is right.
+    """
     from .metrics import class_probabilities
 
     with temporary_seed(settings.seed, test.device):
@@ -317,19 +362,22 @@ def _predict(run: Recipe, test: Batch, settings: Settings) -> tuple[Tensor, floa
 
 
 def _print(settings: Settings, objective: Objective, lines: list[Line], accuracy: float, size: int) -> None:
-    show(f"{settings.recipe} on {settings.dataset}, mean over {size} test rows", HEADER, cells(lines))
+    """Print the table of a run and the lines below it."""
+    print_table(f"{settings.recipe} on {settings.dataset}, mean over {size} test rows", HEADER, format_lines(lines))
     typer.echo(f"training objective: {objective.estimator_text}; {objective.target}")
     typer.echo(f"label accuracy given the image: {accuracy:.1%}")
 
 
-def _pictures(run: Recipe, test: Batch, history: History, probabilities: Tensor, seed: int) -> dict[str, Any]:
+def _draw_figures(run: Recipe, test: Batch, history: History, probabilities: Tensor, seed: int) -> dict[str, Any]:
+    """Draw the figures of a run: name -> matplotlib figure."""
     from . import metrics, plots
 
-    label, classes = test["label"], probabilities.shape[-1]
-    found = [(label == c).nonzero()[:1, 0] for c in range(classes)]
-    first = torch.cat(found)
+    label = test["label"]
+    classes = probabilities.shape[-1]
+    first = torch.cat([(label == c).nonzero()[:1, 0] for c in range(classes)])  # the first row of each class
     with temporary_seed(seed, test.device):
-        images = generate(run.model, run.guide, test[first].only("label"), 8, mean=True)["image"].transpose(0, 1)
+        draws = generate(run.model, run.guide, test[first].only("label"), SAMPLES_PER_CLASS, mean=True)
+    images = draws["image"].transpose(0, 1)
     points = encode(run.guide, test)["z"].mean
     matrix = metrics.confusion_matrix(label, probabilities.argmax(-1), classes)
     return {
@@ -345,17 +393,17 @@ def _pictures(run: Recipe, test: Batch, history: History, probabilities: Tensor,
 def _write(
     out: Path, settings: Settings, run: Recipe, history: History, evidence: list[Evidence], figures: dict[str, Any]
 ) -> None:
-    """Write the files of a run; the checkpoint goes last, without which it is finished."""
+    """Write the files of a run, and remove its checkpoint last: a run without one is finished."""
     settings.write(out)
     history.to_csv(out / HISTORY)
     save(out / WEIGHTS, run.model, run.guide)
-    with open(out / "evidence.csv", "w", newline="") as file:
+    with open(out / EVIDENCE, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("quantity", "row", *COLUMNS))
-        for e in evidence:
-            columns = [getattr(e, name).tolist() for name in COLUMNS]
-            writer.writerows((e.quantity, i, *values) for i, values in enumerate(zip(*columns, strict=True)))
-    evidence[0].to_arviz().to_netcdf(str(out / "evidence.nc"))
+        for each in evidence:
+            columns = [getattr(each, name).tolist() for name in COLUMNS]
+            writer.writerows((each.quantity, i, *values) for i, values in enumerate(zip(*columns, strict=True)))
+    evidence[0].to_arviz().to_netcdf(str(out / INFERENCE_DATA))
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png", dpi=120)
     (out / CHECKPOINT).unlink(missing_ok=True)

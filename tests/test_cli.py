@@ -139,7 +139,7 @@ def test_folders_are_named_by_what_is_in_them():
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Drawing them takes longer than all the rest."""
-    monkeypatch.setattr(cli, "_pictures", lambda *_: {})
+    monkeypatch.setattr(cli, "_draw_figures", lambda *_: {})
     return FILES - {name for name in FILES if name.endswith(".png")}
 
 
@@ -233,11 +233,11 @@ def test_an_interrupted_run_keeps_its_weights_and_goes_on(tmp_path, monkeypatch,
     assert all(torch.equal(x, saved[0][name]) for name, x in state["model"].items())
 
     result = run("evaluate", out)
-    assert result.exit_code == 0 and "of an unfinished run, after epoch 2 of 4" in result.output
+    assert result.exit_code == 0 and "the run is unfinished: these are its weights after epoch 2 of 4" in result.output
     result = run("train", "digits", *SLOW, "--seed", 1, "--out", out)
     assert result.exit_code == 2 and "unfinished run of other settings (seed 0, not 1)" in text_of(result)
     with monkeypatch.context() as patch:  # Ctrl-C while it is evaluated
-        patch.setattr(cli, "evaluated", lambda *_: signal.raise_signal(signal.SIGINT))
+        patch.setattr(cli, "evaluate_recipe", lambda *_: signal.raise_signal(signal.SIGINT))
         result = run("train", "digits", *SLOW, "--out", out)
         assert result.exit_code == 130 and "after epoch 4 of 4" in text_of(result)
     result = run("train", "digits", *SLOW, "--out", out)

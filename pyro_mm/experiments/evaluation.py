@@ -1,4 +1,4 @@
-"""The table of a trained pair: its likelihoods, its bounds beside them, and how far each can be trusted."""
+"""The table of a trained recipe: likelihoods with their diagnostics, and the bounds beside them."""
 
 from __future__ import annotations
 
@@ -15,26 +15,48 @@ from ..evidence.likelihood import log_conditional, log_marginal
 from ..objectives.bounds import Target
 from ..objectives.objective import Objective
 from ..recipes import Recipe
+from .console import format_share
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the table: nats a row, their standard error, and diagnostics where there are weights."""
+    """A line of the table.
+
+    Attributes:
+        quantity: its name.
+        value: the mean over test rows, in nats per row.
+        error: its standard error.
+        comparable: it means the same for every recipe.
+        ess: the median effective sample size; None without importance weights.
+        untrusted: the share of rows with k-hat above 0.7; None without importance weights, or if there are too few.
+        particles: draws per row; None without importance weights.
+    """
 
     quantity: str
     value: float
     error: float
-    shared: bool  # whether it means the same for every recipe
+    comparable: bool
     ess: float | None = None
     untrusted: float | None = None
     particles: int | None = None
 
 
-HEADER = ("", "nats a row", "s.e.", "median ESS", "k-hat > 0.7", "K")
+HEADER = ("", "nats per row", "s.e.", "median ESS", "k-hat > 0.7", "K")
 
 
-def evaluated(run: Recipe, test: Batch, num_particles: int, seed: int) -> tuple[list[Line], list[Evidence]]:
-    """The lines of the table, and the likelihoods behind them."""
+def evaluate_recipe(run: Recipe, test: Batch, num_particles: int, seed: int) -> tuple[list[Line], list[Evidence]]:
+    """Estimate the likelihoods and bounds of a trained recipe on test rows.
+
+    Args:
+        run: model, guide and objective.
+        test: test rows, on the device of the model.
+        num_particles: draws per row of the likelihoods.
+        seed: the seed of all draws.
+
+    Returns:
+        (lines, evidence): the lines of the table, and the likelihoods behind them: of all modalities, of each alone,
+        and of each given the others.
+    """
     options: dict[str, Any] = {"num_particles": num_particles, "seed": seed}
     model, guide, objective = run
     joint = log_marginal(model, guide, test, **options)
@@ -43,14 +65,18 @@ def evaluated(run: Recipe, test: Batch, num_particles: int, seed: int) -> tuple[
     for name in test:
         others = [other for other in test if other != name]
         evidence.append(log_conditional(model, guide, test, target=name, given=others, **options))
-    lines = [_line(e) for e in evidence]
-    elbo = _bound(objectives.elbo(), run, test[test.having()], seed)
-    lines.append(Line(f"ELBO, below {joint.quantity}", *elbo, True))
+
+    lines = [_line(each) for each in evidence]
+    elbo = _objective_value(objectives.elbo(), run, test[test.having()], seed)
+    lines.append(Line(f"ELBO, below {joint.quantity}", *elbo, comparable=True))
+
     target: Target | None = objective.bounds(test.names)
     rows = test.having() if undefined_gap_reason(target) else rows_of_target(objective, target, test)  # type: ignore[arg-type]
-    if not rows.any():  # the target holds for none
+    if not rows.any():  # the objective bounds its target in no row
         rows, target = test.having(), None
-    lines.append(Line("training objective (see below)", *_bound(objective, run, test[rows], seed), False))
+    value = _objective_value(objective, run, test[rows], seed)
+    lines.append(Line("training objective (see below)", *value, comparable=False))
+
     known = {frozenset(test): joint, **{frozenset((name,)): e for name, e in marginals.items()}}
 
     def evidence_of(names: frozenset[str]) -> Evidence:
@@ -58,33 +84,28 @@ def evaluated(run: Recipe, test: Batch, num_particles: int, seed: int) -> tuple[
         return found[rows]
 
     if target is not None and (total := target_evidence(target, evidence_of)) is not None:
-        lines.append(Line("what it bounds, estimated", *total, False))
+        lines.append(Line("what it bounds, estimated", *total, comparable=False))
     return lines, evidence
 
 
-def _line(e: Evidence) -> Line:
-    """The line of a likelihood, which says how many rows have it where not all of them do."""
-    quantity = e.quantity if e.counts is None else f"{e.quantity}, {e.rows_text}"
-    ess = e.ess[e.counted].median().item() if bool(e.counted.any()) else math.nan
-    return Line(quantity, *e.mean(), True, ess, e.untrusted(), e.num_particles)
+def _line(evidence: Evidence) -> Line:
+    """Return the line of a likelihood; its name says how many rows have it, if not all do."""
+    quantity = evidence.quantity if evidence.counts is None else f"{evidence.quantity}, {evidence.rows_text}"
+    ess = evidence.ess[evidence.counted].median().item() if bool(evidence.counted.any()) else math.nan
+    return Line(quantity, *evidence.mean(), True, ess, evidence.untrusted(), evidence.num_particles)
 
 
-def _bound(objective: Objective, run: Recipe, test: Batch, seed: int) -> tuple[float, float]:
-    """The value of an objective in nats a row, and its standard error over draws of the latent."""
+def _objective_value(objective: Objective, run: Recipe, test: Batch, seed: int) -> tuple[float, float]:
+    """Return the value of an objective in nats per row, and its standard error over draws of the latent."""
     return objective_value(objective, run.model, run.guide, test, seed).total
 
 
-def cells(lines: Sequence[Line]) -> list[list[str]]:
-    """The lines as text, under :data:`HEADER`."""
+def format_lines(lines: Sequence[Line]) -> list[list[str]]:
+    """Format lines as rows of text under :data:`HEADER`."""
     rows = []
     for line in lines:
         row = [line.quantity, f"{line.value:.3f}", f"{line.error:.3f}"]
         if line.ess is not None:
-            row += [f"{line.ess:.0f}", share(line.untrusted), f"{line.particles}"]
+            row += [f"{line.ess:.0f}", format_share(line.untrusted), f"{line.particles}"]
         rows.append(row)
     return rows
-
-
-def share(untrusted: float | None) -> str:
-    """A share of rows as text."""
-    return "too few draws" if untrusted is None or math.isnan(untrusted) else f"{untrusted:.1%}"

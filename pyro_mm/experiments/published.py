@@ -1,4 +1,4 @@
-"""What papers report, and all that it takes to measure the same: data, recipe, training, estimator."""
+"""Published results, with the data, recipe, training and estimators that reproduce them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,12 @@ from ..recipes.networks import Recipe
 
 @dataclass(frozen=True)
 class Figure:
-    """A likelihood as a paper estimates it, in nats a row, the mean over all test rows.
+    """A likelihood as a paper estimates it, in nats per row, as the mean over all test rows.
 
-    ``published`` is (value, what it is from) for every figure in print, and empty where there is none to compare.
+    Args:
+        estimate: from (model, guide, batch, num_particles=, seed=) to the likelihood of each row.
+        proposal: the proposal, in words.
+        published: pairs (source, value) of published results; empty if there is none.
     """
 
     estimate: Callable[..., Evidence]
@@ -34,7 +37,21 @@ class Figure:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A recipe on data, trained and measured as a paper did. ``figures[0]`` is the one whose course is recorded."""
+    """A recipe trained and evaluated as a paper did.
+
+    Args:
+        title: the title of the table.
+        data: from ``directory=`` to (train, test).
+        recipe: from training rows to (model, guide, objective).
+        epochs: epochs of training.
+        batch_size: rows per minibatch.
+        optimizer: from parameters to an optimiser.
+        figures: the published likelihoods; the course of the first one is recorded during training.
+        num_particles: draws per row of the likelihoods.
+        pixels: the kind of pixels, in words, for the title.
+        compile: trace and compile the training step.
+        transform: applied to every minibatch; None for none.
+    """
 
     title: str
     data: Callable[..., tuple[Batch, Batch]]
@@ -50,20 +67,20 @@ class Reproduction:
 
 
 IMAGE: Mapping[str, Any] = {"target": ("image",), "given": ("label",)}
-
-
-UNSURE = "Wu & Goodman 2018, unverified"
+UNVERIFIED = "Wu & Goodman 2018, unverified"
 SIZE: Mapping[str, Any] = {"latent": 64, "hidden": (512, 512)}
 WARM_UP = 200 * 600  # steps: 60,000 rows are 600 batches of 100
 Data = Callable[..., tuple[Batch, Batch]]
 Published = tuple[tuple[str, float], ...]
 
 
-def _of_digits(
+def _two_layers_of_512(
     title: str, data: Data, recipe: Callable[[Batch], Recipe], figures: Sequence[Figure], eps: float
 ) -> Reproduction:
-    """Suzuki et al. 2016 and Wu & Goodman 2018: two hidden layers of 512, batches of 100, 500 epochs, the weight of the
-    prior's KL rising over the first 200, and training pixels drawn anew in every epoch.
+    """Build a reproduction at the sizes of Suzuki et al. 2016 and Wu & Goodman 2018.
+
+    Two hidden layers of 512 units, minibatches of 100 rows, 500 epochs, a warm-up of the prior's KL over the first
+    200, and training pixels sampled anew in every epoch.
     """
     return Reproduction(
         title=title,
@@ -80,10 +97,13 @@ def _of_digits(
 
 
 def _jmvae(title: str, data: Data, published: Published = ()) -> Reproduction:
-    """Suzuki et al. 2016 (arXiv:1611.01891): latent 64, alpha 0.1, Adam with eps 1e-4.
+    """Build the reproduction of JMVAE-kl: latent of 64 dimensions, alpha 0.1, Adam with eps 1e-4.
 
-    The label's encoders are tables with a row for each class, which over ten classes are whatever their two layers on a
-    one-hot vector can be, but are not trained alike.
+    The encoders of the label are embeddings. Over ten classes they can represent every function that the paper's two
+    layers on a one-hot vector can, but they train differently.
+
+    References:
+        Suzuki, Nakayama & Matsuo 2016 (arXiv:1611.01891).
     """
     figures = (
         Figure(partial(protocols.multiple, **IMAGE), "q(z | image, label)", published),
@@ -94,19 +114,27 @@ def _jmvae(title: str, data: Data, published: Published = ()) -> Reproduction:
         Figure(partial(protocols.both_ways, **IMAGE), "each under its own posterior"),
     )
     recipe = partial(jmvae_kl, **SIZE, alpha=0.1, kl=objectives.warm_up(WARM_UP))
-    return _of_digits(title, data, recipe, figures, eps=1e-4)
+    return _two_layers_of_512(title, data, recipe, figures, eps=1e-4)
 
 
-def _mvae(title: str, data: Data, x: Published = (), both: Published = (), conditional: Published = ()) -> Reproduction:
-    """Wu & Goodman 2018 (arXiv:1802.05335): latent 64, the label's likelihood times 50. Their figures are from a
-    secondary source, and say nothing of the proposal: each here is under its own posterior."""
+def _mvae(
+    title: str, data: Data, image: Published = (), joint: Published = (), conditional: Published = ()
+) -> Reproduction:
+    """Build the reproduction of MVAE: latent of 64 dimensions, the label's likelihood times 50.
+
+    The published figures are from a secondary source that does not name the proposal; here each likelihood has its own
+    posterior as proposal.
+
+    References:
+        Wu & Goodman 2018 (arXiv:1802.05335).
+    """
     figures = (
-        Figure(partial(protocols.single, **IMAGE), "q(z | image)", x),
-        Figure(partial(protocols.joint, **IMAGE), "q(z | image, label)", both),
+        Figure(partial(protocols.single, **IMAGE), "q(z | image)", image),
+        Figure(partial(protocols.joint, **IMAGE), "q(z | image, label)", joint),
         Figure(partial(log_conditional, **IMAGE), "each under its own posterior", conditional),
     )
     recipe = partial(mvae, **SIZE, label_weight=50.0, kl=objectives.warm_up(WARM_UP))
-    return _of_digits(title, data, recipe, figures, eps=1e-8)
+    return _two_layers_of_512(title, data, recipe, figures, eps=1e-8)
 
 
 REPRODUCTIONS: Mapping[str, Reproduction] = {
@@ -115,11 +143,8 @@ REPRODUCTIONS: Mapping[str, Reproduction] = {
     ),
     "jmvae-fashion": _jmvae("JMVAE-kl(0.1) on Fashion-MNIST, which is not in the paper", datasets.fashion),
     "mvae-mnist": _mvae(
-        "MVAE on MNIST", datasets.mnist, ((UNSURE, -86.026),), ((UNSURE, -86.255),), ((UNSURE, -83.970),)
+        "MVAE on MNIST", datasets.mnist, ((UNVERIFIED, -86.026),), ((UNVERIFIED, -86.255),), ((UNVERIFIED, -83.970),)
     ),
     "mvae-fashion": _mvae("MVAE on Fashion-MNIST", datasets.fashion),
 }
-"""The names of ``pyro-mm reproduce``."""
-
-
-"""The names of ``pyro-mm reproduce`` for tables of many recipes."""
+"""The names of ``pyro-mm reproduce`` for one paper each."""

@@ -1,4 +1,4 @@
-"""The folder of a run: what it is called, what is in it, and whether there is one already."""
+"""The folder of a run of ``pyro-mm train``: its name, its files, and a run that is in it already."""
 
 from __future__ import annotations
 
@@ -15,16 +15,38 @@ from ..training.history import History
 from ..training.weights import load, save
 from ..utils.atomic_files import replace_text
 
-CONFIG, WEIGHTS, CHECKPOINT, HISTORY = "config.json", "weights.pt", "checkpoint.pt", "history.csv"
+CONFIG = "config.json"
+WEIGHTS = "weights.pt"
+CHECKPOINT = "checkpoint.pt"
+HISTORY = "history.csv"
+EVIDENCE = "evidence.csv"
+INFERENCE_DATA = "evidence.nc"
 PICTURES = ("training", "generated", "confusion", "latent")
 FILES = (
-    CONFIG, WEIGHTS, CHECKPOINT, HISTORY, "evidence.csv", "evidence.nc", *(f"{name}.png" for name in PICTURES)
+    CONFIG, WEIGHTS, CHECKPOINT, HISTORY, EVIDENCE, INFERENCE_DATA, *(f"{name}.png" for name in PICTURES)
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that rebuilds a run and its numbers: config.json."""
+    """The settings from which a run and its numbers can be rebuilt: the content of config.json.
+
+    Attributes:
+        dataset: the name of the data set.
+        recipe: the name of the recipe.
+        objective: the name of the objective; None for that of the recipe.
+        estimator: the name of the estimator; None for that of the objective.
+        num_particles: draws per row of the estimator; None for its default.
+        epochs: epochs of training.
+        batch_size: rows per minibatch.
+        lr: the step size of Adam.
+        seed: the seed of weights, minibatches and draws.
+        latent: the dimension of z.
+        data: the folder of the data files; None for the default.
+        rows: test rows of the table, the first ones.
+        evidence_particles: draws per row of the likelihoods.
+        compile: compile the training step.
+    """
 
     dataset: str
     recipe: str
@@ -43,24 +65,24 @@ class Settings:
 
     @property
     def name(self) -> str:
-        """The name of its folder: data set and recipe, and objective and estimator where they are not the recipe's."""
+        """The name of the run's folder: data set and recipe, then objective and estimator if they were chosen."""
         return "-".join(part for part in (self.dataset, self.recipe, self.objective, self.estimator) if part)
 
     def write(self, out: Path) -> None:
-        """Write config.json."""
+        """Write config.json into a folder."""
         replace_text(out / CONFIG, json.dumps(asdict(self), indent=2) + "\n")
 
 
 def read_settings(out: Path) -> Settings:
-    """Read config.json.
+    """Read the config.json of a folder.
 
     Raises:
-        ValueError: it is damaged, or not one that ``train`` wrote, with its path.
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or was not written by ``pyro-mm train``; names the path.
     """
     path = out / CONFIG
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        settings = Settings(**held)
+        settings = Settings(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged, or was not written by pyro-mm train: {error}") from error
     for field in fields(settings):
@@ -71,19 +93,19 @@ def read_settings(out: Path) -> Settings:
     return settings
 
 
-def begin(out: Path, settings: Settings, force: bool) -> bool:
-    """Prepare the folder of a run, which exists and is this process's alone.
+def prepare_folder(out: Path, settings: Settings, force: bool) -> bool:
+    """Prepare the folder of a run: write its settings, and remove the files of an earlier run if ``force`` says so.
 
     Args:
-        out: the folder.
-        settings: those of the run.
-        force: whether a run that is there already is removed.
+        out: the folder, which exists and is locked by this process.
+        settings: the settings of the run.
+        force: remove a run that is in the folder already.
 
     Returns:
-        Whether an unfinished run of the same settings is there, to go on from.
+        True if the folder holds an unfinished run of the same settings, to go on from.
 
     Raises:
-        typer.BadParameter: another run is there.
+        typer.BadParameter: the folder holds another run.
     """
     held = [name for name in FILES if (out / name).exists()]
     unfinished = CHECKPOINT in held and CONFIG in held
@@ -94,22 +116,33 @@ def begin(out: Path, settings: Settings, force: bool) -> bool:
                 f"{out} holds an unfinished run of other settings ({differences}). Give the same ones to go on, "
                 "--force to start anew in its place, or another folder by --out"
             )
-    elif not force and set(held) - {CONFIG}:  # which alone is of a run that was killed in its first epoch
+    elif not force and set(held) - {CONFIG}:  # CONFIG alone is left by a run that was killed in its first epoch
         raise typer.BadParameter(
             f"{out} holds a run already ({', '.join(held)}). Give --force to replace it, or another folder by --out"
         )
-    kept = {CONFIG, CHECKPOINT} if unfinished and not force else set()
-    for name in {*held} - kept:
-        (out / name).unlink()
+
+    goes_on = unfinished and not force
+    for name in held:
+        if not (goes_on and name in (CONFIG, CHECKPOINT)):
+            (out / name).unlink()
     settings.write(out)
-    return bool(kept)
+    return goes_on
 
 
-def leave(out: Path, model: nn.Module, guide: nn.Module, settings: Settings) -> str:
-    """Keep the weights of a run that is interrupted, those of its latest checkpoint; returns what to tell."""
+def save_interrupted(out: Path, model: nn.Module, guide: nn.Module, settings: Settings) -> str:
+    """Write the weights and the history of an interrupted run, as of its latest checkpoint.
+
+    Args:
+        out: the folder of the run.
+        model, guide: the pair; the weights of the checkpoint are loaded into it.
+        settings: the settings of the run.
+
+    Returns:
+        A text for the user: what was saved, and how to go on.
+    """
     if not (out / CHECKPOINT).exists():
-        abandon(out)
-        return "before the end of the first epoch that was kept: there is nothing to go on from"
+        remove_settings(out)
+        return "before the first checkpoint was written: there is nothing to go on from"
     columns, epochs = load_weights(out / CHECKPOINT, [model, guide])
     save(out / WEIGHTS, model, guide)
     history = History()
@@ -121,17 +154,24 @@ def leave(out: Path, model: nn.Module, guide: nn.Module, settings: Settings) -> 
     )
 
 
-def abandon(out: Path) -> None:
-    """Remove the settings of a run that has no epoch to go on from."""
+def remove_settings(out: Path) -> None:
+    """Remove config.json of a run that has neither a checkpoint nor weights."""
     if not (out / CHECKPOINT).exists() and not (out / WEIGHTS).exists():
         (out / CONFIG).unlink(missing_ok=True)
 
 
 def load_run(out: Path, model: nn.Module, guide: nn.Module) -> int | None:
-    """Load the weights of a run into a pair built alike.
+    """Load the weights of a run into a pair that was built alike.
+
+    Args:
+        out: the folder of the run.
+        model, guide: the pair.
 
     Returns:
-        The epochs of an unfinished run, whose latest weights are those of its checkpoint; None of a whole one.
+        None for a finished run. For an unfinished one, whose latest weights are those of its checkpoint, its epochs.
+
+    Raises:
+        ValueError: the file is damaged, or does not fit the pair.
     """
     if not (out / CHECKPOINT).exists():
         load(out / WEIGHTS, model, guide)
@@ -140,7 +180,9 @@ def load_run(out: Path, model: nn.Module, guide: nn.Module) -> int | None:
 
 
 def _differences(here: Settings, there: Settings) -> str:
-    one, other = asdict(here), asdict(there)
+    """Describe the settings in which two runs differ."""
+    one = asdict(here)
+    other = asdict(there)
 
     def text(value: Any) -> str:
         return "none" if value is None else str(value)

@@ -16,6 +16,7 @@ import pyro_mm as mm
 from pyro_mm.cli import app
 from pyro_mm.experiments import reproduce as command
 from pyro_mm.experiments.studies import mnist_usps_word as pictures
+from pyro_mm.experiments.studies.set_posteriors import OBJECTIVES, POSTERIORS
 from tests.support.small_files import small  # noqa: F401, a fixture
 
 SMALL = {"latent": 2, "hidden": (8,), "size": 8}
@@ -50,7 +51,7 @@ def test_the_probabilities_of_all_words_sum_to_one(double):
 
 def test_the_likelihood_of_words_is_an_integral_over_the_latent(double):
     batch = rows()
-    model, guide, _ = pictures.recipe(batch, "SumPooling", "masked", **(SMALL | {"latent": 1}))
+    model, guide, _ = pictures.recipe(batch, POSTERIORS["SumPooling"], OBJECTIVES["masked"], **(SMALL | {"latent": 1}))
     for p in model.decoders["word"].parameters():
         p.data.mul_(3)  # so that words depend on z
     evidence = mm.log_marginal(model, guide, batch.only("word"), num_particles=4000, seed=0)
@@ -76,7 +77,7 @@ def test_padding_is_a_letter_to_the_encoder():
 def test_a_mixture_given_nothing_is_the_prior(double):
     """Where the objective hides all of a row, its values stay in the batch: nothing may look at them."""
     batch = rows()
-    _, guide, _ = pictures.recipe(batch, "MoE", "mixture bound", **SMALL)
+    _, guide, _ = pictures.recipe(batch, POSTERIORS["MoE"], OBJECTIVES["mixture bound"], **SMALL)
     q, z = guide.posteriors["z"], torch.randn(6, 2)
     some = torch.tensor([True, False] * 3)
     one = mm.Batch({name: batch[name] for name in batch}, present={n: some & (n == "word") for n in batch})
@@ -94,7 +95,7 @@ def test_an_expert_says_something():
 
 
 def test_a_pixel_is_one_above_half(folder):
-    sample, other = pictures.drawn(3, folder), pictures.drawn(4, folder)
+    sample, other = pictures.sample_data(3, folder), pictures.sample_data(4, folder)
     grey = [mm.datasets.mnist_usps_word(folder, repeat=part == 0, seed=3)[part] for part in (0, 1)]
     for part, of_grey in zip(sample[:2], grey, strict=True):
         for name in pictures.PICTURES:
@@ -104,7 +105,7 @@ def test_a_pixel_is_one_above_half(folder):
         assert torch.equal(part["word"], of_grey["word"])
     assert not torch.equal(sample.train["usps"], other.train["usps"])
     assert other.truth is sample.truth and set(sample.truth.each) == {*pictures.PICTURES, "word"}
-    found = pictures.of_true_rows(sample, 0)
+    found = pictures.measure_true_rows(sample, 0)
     labels = sample.train.covariates["label"].tolist()
     shares = [math.log(labels.count(c) / len(labels)) for c in sample.test.covariates["label"].tolist()]
     assert found["log p(word)"] == pytest.approx(sum(shares) / len(shares))

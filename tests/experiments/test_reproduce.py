@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import pyro_mm as mm
 from pyro_mm.cli import app
-from pyro_mm.experiments import families, published
+from pyro_mm.experiments import families, paper_runs, published, trainings
 from pyro_mm.experiments import reproduce as command
 
 SMALL = {"latent": 3, "hidden": (8,)}
@@ -130,19 +130,19 @@ def test_fractions_of_paired_rows_are_columns(small, tmp_path):
 
 def test_what_goes_back_overwrites_the_later_lines(tmp_path):
     for epoch in (1, 2, 3, 2):
-        command._append(tmp_path / "x.csv", {"epoch": epoch, "loss": epoch + 0.5})
+        trainings.append_epoch(tmp_path / "x.csv", {"epoch": epoch, "loss": epoch + 0.5})
     assert [line["epoch"] for line in read(tmp_path / "x.csv")] == ["1", "2"]
 
 
 @pytest.mark.usefixtures("interruptible")
 def test_an_interruption_says_how_to_go_on(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "_trained", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(paper_runs, "train_recipe", lambda *_: signal.raise_signal(signal.SIGINT))
     text = " ".join(run("one", "--out", tmp_path / "a", code=130).replace("│", "").split())
     assert "Interrupted" in text and "the same command goes on from the latest checkpoint" in text
     assert "Traceback" not in text
 
 
 def test_a_folder_that_cannot_be_written_shows_before_training(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "_trained", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr(paper_runs, "train_recipe", lambda *_: pytest.fail("it was trained"))
     (tmp_path / "file").touch()
     assert "Traceback" not in run("one", "--out", tmp_path / "file" / "a", code=1)

@@ -16,7 +16,8 @@ from pyro_mm.datasets.simulated import clustered, orthonormal_loadings
 from pyro_mm.experiments import reproduce as command
 from pyro_mm.experiments.studies import STUDIES, identifiable, linear, quadrature
 from pyro_mm.experiments.studies import diagonal_optimum as optimum
-from pyro_mm.experiments.studies.study import tabled
+from pyro_mm.experiments.studies.set_posteriors import OBJECTIVES, POSTERIORS
+from pyro_mm.experiments.studies.study import build_table
 from pyro_mm.models import LinearGaussian
 
 
@@ -117,8 +118,8 @@ def test_the_optimum_does_not_hang_on_where_it_starts():
 
 def test_the_best_factor_analysis_of_the_rows():
     """Its loadings, as Tipping & Bishop have them, attain it; those of the truth, and any near it, do not exceed it."""
-    sample = linear.drawn(2, 1, seed=1)
-    best = linear._best(sample.train, sample.truth)
+    sample = linear.sample_data(2, 1, seed=1)
+    best = linear._best_evidence(sample.train, sample.truth)
     x = torch.cat([sample.train[name] for name in sample.train], -1).double()
     values, vectors = torch.linalg.eigh(torch.cov(x.T, correction=0))
     w = vectors[:, -7:] * (values[-7:] - 1).sqrt()
@@ -161,7 +162,7 @@ def test_the_truth_is_among_the_identifiable_stories():
     sources = clustered(40, 2, {"x": 2}, noise=0.3, label="label", seed=7)
     z, mixing = sources.latents.double(), sources.mixing["x"]
     rows = mm.Batch({"x": sources.batch["x"].double(), "label": sources.batch["label"]}, covariates={"z": z})
-    run = identifiable.recipe(rows, "SumPooling", "masked", latent=2, width=2, noise=0.3)
+    run = identifiable.recipe(rows, POSTERIORS["SumPooling"], OBJECTIVES["masked"], latent=2, width=2, noise=0.3)
     turn = torch.tensor([[0.6, -0.8], [0.8, 0.6]], dtype=torch.float64)
     first, second = (m for m in run.model.decoders["x"].modules() if isinstance(m, torch.nn.Linear))
     truth, _ = quadrature.posterior(sources, "x", "label", 0.3)
@@ -185,10 +186,10 @@ def test_the_truth_is_among_the_identifiable_stories():
 
 def test_cells_are_over_seeds():
     runs = {"a": [{"x": 1.0, "y": (2.0, 0.5)}, {"x": 2.0, "y": (4.0, 0.5)}], "b": [{"x": 0.001}]}
-    header, lines = tabled(runs, {"b": "0.5"})
+    header, lines = build_table(runs, {"b": "0.5"})
     assert header == ["", "x", "y", "published"]
     assert lines == [["a", "1.500 ± 0.707", "3.00 ± 1.41", "–"], ["b", "1.0e-03", "–", "0.5"]]
-    assert tabled({"a": [{"y": (2.0, 0.5)}]}, {})[1] == [["a", "2.00 ± 0.50"]]
+    assert build_table({"a": [{"y": (2.0, 0.5)}]}, {})[1] == [["a", "2.00 ± 0.50"]]
 
 
 def short(name):

@@ -1,9 +1,8 @@
-"""Experiments over several seeds: ``pyro-mm reproduce`` by these names."""
+"""Experiments over several seeds, by their names in ``pyro-mm reproduce``."""
 
 from collections.abc import Mapping
 
-from . import identifiable, linear
-from . import mnist_usps_word as pictures
+from . import identifiable, linear, mnist_usps_word
 from .study import Study
 
 STUDIES: Mapping[str, Study] = {
@@ -11,5 +10,5 @@ STUDIES: Mapping[str, Study] = {
     "hirt-linear-dense": linear.study("Linear-Gaussian, shared latents only", 0, linear.QUOTED),
     "hirt-identifiable": identifiable.BIMODAL,
     "hirt-identifiable-multi": identifiable.MULTI,
-    "hirt-mnist": pictures.MNIST,
+    "hirt-mnist": mnist_usps_word.MNIST,
 }

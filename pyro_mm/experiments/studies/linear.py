@@ -1,4 +1,4 @@
-"""Hirt et al. 2024, the linear-Gaussian experiment: how far a trained model stays below factor analysis."""
+"""The linear-Gaussian experiment of Hirt et al. 2024: the gap of a trained model to factor analysis."""
 
 from __future__ import annotations
 
@@ -17,18 +17,28 @@ from ...datasets.simulated import dimensions, orthonormal_loadings
 from ...evidence.likelihood import log_marginal
 from ...models import LinearGaussian
 from ...nn import MLP
+from ...objectives.objective import Objective
 from ...posteriors.guide import Guide
 from ...recipes.networks import Recipe
 from ...utils.seeding import temporary_seed
 from .diagonal_optimum import diagonal_optimum
-from .set_posteriors import aggregated, objective, rectifier
-from .study import Measured, Number, Sample, Study
+from .set_posteriors import OBJECTIVES, POSTERIORS, SetPosterior, rectifier
+from .study import Measurements, Number, Sample, Study
 
-ROWS, SHARED, PARTICLES = 5000, 5, 500
+ROWS = 5000
+SHARED = 5  # shared latents
+PARTICLES = 500
 
 
-def drawn(modalities: int, private: int, seed: int, directory: str | None = None) -> Sample:
-    """5,000 rows, of unit noise and offsets from N(0, 1); the truth is their story."""
+def sample_data(modalities: int, private: int, seed: int, directory: str | None = None) -> Sample:
+    """Simulate 5,000 rows with unit noise and offsets from N(0, 1); the truth is their story.
+
+    Args:
+        modalities: their number, each of 30 to 59 dimensions.
+        private: private latents of each modality, beside 5 shared ones.
+        seed: the seed of the story and of its rows.
+        directory: not used: no files are needed.
+    """
     names = [f"x{m + 1}" for m in range(modalities)]
     dims = dimensions(names, seed=seed)
     loadings = orthonormal_loadings(dims, SHARED, private, seed)
@@ -38,8 +48,18 @@ def drawn(modalities: int, private: int, seed: int, directory: str | None = None
     return Sample(rows, rows, story)
 
 
-def recipe(batch: Batch, posterior: str, bound: str, private: int, width: int) -> Recipe:
-    """A linear-Gaussian model of unit noise with loadings and offsets to learn, and networks of two hidden layers."""
+def recipe(
+    batch: Batch, posterior: SetPosterior, objective: Callable[[], Objective], private: int, width: int
+) -> Recipe:
+    """Build a linear-Gaussian model of unit noise, with loadings and offsets to learn, and a posterior.
+
+    Args:
+        batch: training rows, for the modalities' dimensions.
+        posterior: the constructor of the posterior, whose networks have two hidden layers.
+        objective: the constructor of the objective.
+        private: private latents of each modality.
+        width: units of the hidden layers.
+    """
     latent = SHARED + private * len(batch.names)
 
     def start(name: str) -> Tensor:
@@ -51,16 +71,23 @@ def recipe(batch: Batch, posterior: str, bound: str, private: int, width: int) -
     def networks(name: str, out: int) -> nn.Module:
         return MLP(batch[name].shape[1], out, (width, width), rectifier)
 
-    guide = Guide(z=aggregated(posterior, batch.names, networks, latent, width))
-    return Recipe(model, guide, objective(bound))
+    guide = Guide(z=posterior(batch.names, networks, latent, width))
+    return Recipe(model, guide, objective())
 
 
 @torch.no_grad()
-def measure(run: Recipe, sample: Sample, seed: int) -> Measured:
-    """Of the training rows: how far the model's evidence lies below that of the best one, as a share of it; the same
-    of its importance-weighted estimate; and how far the posterior given all is from the model's true one, in nats."""
-    rows, model = sample.train, cast(LinearGaussian, run.model)
-    best, here = _best(rows, model), model.log_prob(rows).double().mean().item()
+def measure(run: Recipe, sample: Sample, seed: int) -> Measurements:
+    r"""Measure the gap of the evidence and of the posterior, on the training rows.
+
+    Returns:
+        "gap", (best - log p(x)) / \|best\|, with the evidence of the best factor analysis; the same of an
+        importance-weighted estimate of log p(x); the KL divergence of q(z | x) from the model's posterior, in nats
+        per row; and log p(x), in nats per row.
+    """
+    rows = sample.train
+    model = cast(LinearGaussian, run.model)
+    best = _best_evidence(rows, model)
+    here = model.log_prob(rows).double().mean().item()
     estimate = log_marginal(run.model, run.guide, rows, num_particles=PARTICLES, seed=seed).mean()[0]
     with temporary_seed(seed, rows.device):
         bound = -objectives.elbo(estimators.AnalyticKL(20)).loss(run.model, run.guide, rows) / rows.size
@@ -72,55 +99,71 @@ def measure(run: Recipe, sample: Sample, seed: int) -> Measured:
     }
 
 
-def _best(rows: Batch, model: LinearGaussian) -> float:
-    r"""The highest mean evidence that as many latents and unit noise can have on these rows.
+def _best_evidence(rows: Batch, model: LinearGaussian) -> float:
+    r"""Return the highest mean evidence of these rows under any model with unit noise and as many latents.
 
     Tipping & Bishop 1999: with eigenvalues :math:`\lambda` of the rows' covariance, :math:`W = U (\Lambda - I)^{1/2}`
-    of the largest ones; what has an eigenvalue below the noise is left to it.
+    of the largest ones; directions whose eigenvalue is below 1 are left to the noise.
     """
     x = torch.cat([rows[name] for name in rows], -1).double()
     eigenvalues = torch.linalg.eigvalsh(torch.cov(x.T, correction=0)).flip(0)
     latent = next(iter(model.loadings.values())).shape[1]
-    kept = eigenvalues[:latent].clamp(min=1)
-    total = kept.log().sum() + (eigenvalues[:latent] / kept).sum() + eigenvalues[latent:].sum()
+    explained = eigenvalues[:latent].clamp(min=1)
+    total = explained.log().sum() + (eigenvalues[:latent] / explained).sum() + eigenvalues[latent:].sum()
     return -0.5 * (total + len(eigenvalues) * math.log(2 * math.pi)).item()
 
 
-def _of_truth(sample: Sample, seed: int) -> Measured:
-    best, here = _best(sample.train, sample.truth), sample.truth.log_prob(sample.train).double().mean().item()
+def _measure_truth(sample: Sample, seed: int) -> Measurements:
+    """Measure the story that the rows were simulated from."""
+    best = _best_evidence(sample.train, sample.truth)
+    here = sample.truth.log_prob(sample.train).double().mean().item()
     return {"gap": (best - here) / abs(best), "log p(x)": here}
 
 
-def _optimum(bound: str, sample: Sample, seed: int) -> Measured:
+def _measure_optimum(bound: str, sample: Sample, seed: int) -> Measurements:
+    """Measure the gap of an objective's optimum under diagonal Normal posteriors."""
     found: dict[str, Number] = {"gap": diagonal_optimum(sample.truth, bound)[0]}
     return found
 
 
 BOUNDS = ("masked", "mixture bound")
-MEMBERS = {
-    "masked, SumPooling": ("SumPooling", "masked"),
-    "masked, SelfAttention": ("SelfAttention", "masked"),
-    "masked, SelfAttention, no last norm": ("SelfAttention, no last norm", "masked"),
-    "masked, PoE": ("PoE", "masked"),
-    "mixture bound, SumPooling": ("SumPooling", "mixture bound"),
-    "mixture bound, PoE": ("PoE", "mixture bound"),
-}
+MEMBERS = (
+    ("masked", "SumPooling"),
+    ("masked", "SelfAttention"),
+    ("masked", "SelfAttention, no last norm"),
+    ("masked", "PoE"),
+    ("mixture bound", "SumPooling"),
+    ("mixture bound", "PoE"),
+)
 
 
 def study(title: str, private: int, published: dict[tuple[str, str], str]) -> Study:
-    """Of two and of five modalities; for every day with a tenth of the published epochs, three times the published step
-    size of 1e-3 and half of the width. At 1e-3, 400 epochs left gaps of 4e-4 to 8e-3, by seed."""
-    known: dict[str, Callable[[Sample, int], Measured]] = {"the truth": _of_truth}
-    for bound in BOUNDS:
-        known[f"{bound}, best diagonal Normal"] = partial(_optimum, bound)
+    """Build the study with two and with five modalities.
 
-    def of(epochs: int, width: int, step: float) -> Study:
+    Its short form has a tenth of the published epochs, three times the published step size of 1e-3, and half the
+    width. At 1e-3, 400 epochs left gaps of 4e-4 to 8e-3, depending on the seed.
+
+    Args:
+        title: the title of its table.
+        private: private latents of each modality.
+        published: (group, member) -> the published figure.
+    """
+    known: dict[str, Callable[[Sample, int], Measurements]] = {"the truth": _measure_truth}
+    for bound in BOUNDS:
+        known[f"{bound}, best diagonal Normal"] = partial(_measure_optimum, bound)
+
+    def with_size(epochs: int, width: int, step: float) -> Study:
         return Study(
             title=title,
-            groups={f"{text} modalities": partial(drawn, m, private) for text, m in (("two", 2), ("five", 5))},
+            groups={
+                "two modalities": partial(sample_data, 2, private),
+                "five modalities": partial(sample_data, 5, private),
+            },
             members={
-                name: partial(recipe, posterior=posterior, bound=bound, private=private, width=width)
-                for name, (posterior, bound) in MEMBERS.items()
+                f"{bound}, {kind}": partial(
+                    recipe, posterior=POSTERIORS[kind], objective=OBJECTIVES[bound], private=private, width=width
+                )
+                for bound, kind in MEMBERS
             },
             measure=measure,
             epochs=epochs,
@@ -131,7 +174,7 @@ def study(title: str, private: int, published: dict[tuple[str, str], str]) -> St
             compile=True,
         )
 
-    return replace(of(400, 128, 3e-3), full=of(4000, 256, 1e-3))
+    return replace(with_size(400, 128, 3e-3), full=with_size(4000, 256, 1e-3))
 
 
 QUOTED = {
@@ -143,4 +186,4 @@ QUOTED = {
     ("five modalities", "masked, SelfAttention"): "gap 0.00",
     ("five modalities", "masked, PoE"): "gap 0.03 (with a wrong mean)",
 }
-"""As quoted from the paper, without which of the two kinds of loadings they are for."""
+"""(group, member) -> the published figure; the paper does not say for which of the two kinds of loadings."""

@@ -1,4 +1,4 @@
-"""Recipes compared over several seeds, each with data of its own, beside what is known without training."""
+"""A study: recipes compared over several seeds, each with its own data, beside figures known without training."""
 
 from __future__ import annotations
 
@@ -17,54 +17,73 @@ from ...recipes.networks import Recipe
 
 
 class Sample(NamedTuple):
-    """What one seed draws: rows to train on, rows to test on, and whatever is known of them."""
+    """The data of one seed.
+
+    Attributes:
+        train: training rows.
+        test: test rows.
+        truth: anything that is known of them, such as their story.
+    """
 
     train: Batch
     test: Batch
     truth: Any = None
 
 
-Number = float | tuple[float, float]  # a value, or one with its standard error
-Measured = Mapping[str, Number]
+Number = float | tuple[float, float]  # a value, or a value with its standard error
+Measurements = Mapping[str, Number]  # column -> value
 
 
 @dataclass(frozen=True)
 class Study:
-    """Recipes trained alike on the data of several seeds, and the mean and deviation over these of what is measured.
+    """Recipes trained alike on the data of several seeds, and the columns of their table.
 
     Args:
-        groups: name -> ``draw(seed, directory)``: the data of one seed; a table for each of them.
-        members: name -> recipe for the training rows.
-        optimizer: from a recipe and its parameters.
-        scheduler: of its step sizes, from the optimiser and the number of epochs.
+        title: the title of the table.
+        groups: name -> ``draw(seed, directory)``, the data of one seed; each group has a table.
+        members: name -> recipe for the training rows; each member is a row of every table.
         measure: from a trained recipe, its sample and the seed to column -> value.
-        known: name -> function of (group's sample, seed) to the same columns: rows of the table that nobody trains.
-        full: the same as it was published, where that takes too long for every day (``--full``).
-        published: (group, member) -> what is in print.
+        epochs: epochs of training.
+        batch_size: rows per minibatch.
+        optimizer: from a recipe and its parameters to an optimiser.
+        scheduler: from the optimiser and the number of epochs to a scheduler of step sizes; None for none.
+        seeds: the number of seeds.
+        known: name -> function from (sample, seed) to column -> value: rows of the table that need no training.
+        published: (group, member) -> the published figure.
+        compile: trace and compile the training step.
+        transform: none; every kind of reproduction has this attribute.
+        full: the study at its published size, if that differs (``--full``).
     """
 
     title: str
     groups: Mapping[str, Callable[[int, str | None], Sample]]
     members: Mapping[str, Callable[[Batch], Recipe]]
-    measure: Callable[[Recipe, Sample, int], Measured]
+    measure: Callable[[Recipe, Sample, int], Measurements]
     epochs: int
     batch_size: int
     optimizer: Callable[[Recipe, Iterable[Tensor]], torch.optim.Optimizer]
     scheduler: Callable[[torch.optim.Optimizer, int], LRScheduler] | None = None
     seeds: int = 5
-    known: Mapping[str, Callable[[Sample, int], Measured]] = field(default_factory=dict)
+    known: Mapping[str, Callable[[Sample, int], Measurements]] = field(default_factory=dict)
     published: Mapping[tuple[str, str], str] = field(default_factory=dict)
     compile: bool = False
     transform: None = None
     full: Study | None = None
 
 
-Runs = Mapping[str, Sequence[Measured]]  # row -> what was measured under each seed
+Runs = Mapping[str, Sequence[Measurements]]  # row -> the measurements of each seed
 
 
-def tabled(runs: Runs, published: Mapping[str, str]) -> tuple[Sequence[str], list[list[str]]]:
-    """The header, and a row of text for every name: over several seeds the mean and the standard deviation, of a
-    single one the value and, where it has one, its standard error."""
+def build_table(runs: Runs, published: Mapping[str, str]) -> tuple[Sequence[str], list[list[str]]]:
+    """Format measurements as a table: mean ± standard deviation over seeds, or value ± standard error of one seed.
+
+    Args:
+        runs: row -> the measurements of each seed.
+        published: row -> the published figure; if there is any, the table has a column of them.
+
+    Returns:
+        (header, rows), as text.
+    """
     columns = list(dict.fromkeys(column for each in runs.values() for found in each for column in found))
     header = ["", *columns, *(["published"] if published else [])]
     lines = []
@@ -75,6 +94,7 @@ def tabled(runs: Runs, published: Mapping[str, str]) -> tuple[Sequence[str], lis
 
 
 def _cell(found: Sequence[Number]) -> str:
+    """Format the values of one cell, one per seed."""
     if not found:
         return "–"
     values = [x if isinstance(x, float | int) else x[0] for x in found]
@@ -85,6 +105,6 @@ def _cell(found: Sequence[Number]) -> str:
 
 
 def _text(value: float, error: float) -> str:
-    """As many digits as say something: of a small number its order of magnitude."""
+    """Format a value and its error with three significant digits or so; an error of NaN is left out."""
     form = ".1e" if 0 < abs(value) < 0.01 else ".3f" if abs(value) < 2 else ".2f"
     return f"{value:{form}}" + ("" if math.isnan(error) else f" ± {error:{form}}")

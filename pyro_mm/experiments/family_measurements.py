@@ -1,0 +1,97 @@
+"""Measurements of a member of a family: likelihoods, coherence by a classifier, and a linear probe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import metrics
+from ..batch.batch import Batch
+from ..evidence import protocols
+from ..evidence.likelihood import log_marginal
+from ..recipes import Recipe
+from ..utils.seeding import temporary_seed
+from .families import Family, Member
+
+PREDICTIONS = 100  # draws of z per predicted label
+IMAGES = 10  # images generated per given label
+PROBE_ROWS = 10_000  # training rows of the linear probe
+JUDGE_ROWS = 100_000  # rows, counted over epochs, that the judge is trained on at least
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A classifier of true images.
+
+    Attributes:
+        net: from images to logits.
+        accuracy: its accuracy on true test images.
+    """
+
+    net: nn.Module
+    accuracy: metrics.Share
+
+    @staticmethod
+    def train(family: Family, directory: str | None, device: torch.device) -> Judge:
+        """Train a judge on grey images, since the mean images that it has to judge are grey.
+
+        Args:
+            family: the data.
+            directory: the folder of the data files; None for the default.
+            device: the device to train on.
+        """
+        options: dict[str, Any] = {"directory": directory} if directory else {}
+        train, test = (batch.to(device) for batch in family.data(binarize=None, **options))
+        epochs = max(2, JUDGE_ROWS // train.size)
+        return Judge(*metrics.classifier(train["image"], train["label"], test["image"], test["label"], epochs=epochs))
+
+
+def measure_member(
+    member: Member, run: Recipe, train: Batch, test: Batch, judge: Judge, num_particles: int, seed: int
+) -> dict[str, Any]:
+    """Measure a trained member on the test rows.
+
+    log p(label), in log p(image | label), is estimated with draws of the prior: under a q(z | label) that is too
+    narrow it would be too low, and the conditional too high.
+
+    Args:
+        member: says which quantities are defined.
+        run: the trained recipe.
+        train: training rows, for the linear probe.
+        test: test rows, on the device of the recipe.
+        judge: the classifier of generated images.
+        num_particles: draws per row of a likelihood.
+        seed: the seed of all draws.
+
+    Returns:
+        Column -> (value, standard error); "k-hat > 0.7" -> one share per likelihood, in their order.
+    """
+    model, guide, _ = run
+    options: dict[str, Any] = {"num_particles": num_particles, "seed": seed}
+    found: dict[str, Any] = {}
+
+    def likelihood(name: str, evidence: Any) -> None:
+        found[name] = evidence.mean()
+        found.setdefault("k-hat > 0.7", []).append(evidence.untrusted())
+
+    if member.encodes_image:
+        likelihood("log p(image)", log_marginal(model, guide, test.only("image"), **options))
+    if member.knows_label:
+        likelihood("log p(image, label)", log_marginal(model, guide, test, **options))
+        given: dict[str, Any] = {"target": ("image",), "given": ("label",)}
+        likelihood("log p(image | label)", protocols.conditional(model, guide, test, **given, **options))
+        coherence = metrics.cross_modal_coherence(
+            model, guide, test, "image", "label", judge.net, test["label"], num_samples=IMAGES, seed=seed
+        )
+        found["image from label"] = coherence[:2]
+    if member.knows_label and member.encodes_image:
+        with temporary_seed(seed, test.device):
+            predicted = metrics.class_probabilities(model, guide, test, "label", "image", PREDICTIONS).argmax(-1)
+        found["label from image"] = metrics.Share.of(predicted == test["label"])[:2]
+    if member.encodes_image:
+        rows = train[: min(PROBE_ROWS, train.size)].to(test.device)
+        found["probe"] = metrics.linear_probe(guide, rows, test, "label", "image", seed=seed)[:2]
+    return found | {"judge": judge.accuracy[:2]}
