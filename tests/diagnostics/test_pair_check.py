@@ -18,7 +18,7 @@ from pyro_mm.diagnostics.comparison import compare
 from pyro_mm.diagnostics.gradient_noise import gradient_noise
 from pyro_mm.diagnostics.inference_data import to_arviz
 from pyro_mm.diagnostics.pair_check import check
-from pyro_mm.experiments.evaluation import evaluated
+from pyro_mm.experiments.evaluation import evaluate_recipe
 from pyro_mm.objectives import ALL, EACH, Term
 from tests.support.linear_gaussian import encoders, every_pattern, oracle
 
@@ -424,7 +424,7 @@ def test_the_command_lines_table_has_the_same_sum(double):
     guide, batch = mm.Guide(z=model.posterior), model.sample(6)
     objective = tables.Objective([tables.Term(tables.ALL, tables.ALL), tables.Term(("x0", "x1"), ("x0", "x1"), kl=2.0)])
     run = mm.recipes.Recipe(model, guide, objective)
-    (line,) = [x for x in evaluated(run, batch, 20, 0)[0] if x.quantity == "what it bounds, estimated"]
+    (line,) = [x for x in evaluate_recipe(run, batch, 20, 0)[0] if x.quantity == "what it bounds, estimated"]
     exact = model.log_prob(batch).mean() + model.log_prob(batch.only("x0", "x1")).mean()
     assert line.value == pytest.approx(exact.item(), abs=1e-9)
 

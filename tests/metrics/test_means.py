@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pyro_mm as mm
-from pyro_mm.experiments.evaluation import evaluated
+from pyro_mm.experiments.evaluation import evaluate_recipe
 
 
 def partial_rows(rows=36):
@@ -102,7 +102,7 @@ def test_a_report_is_over_the_rows_that_have_what_a_line_is_of(table):
     """Under the exact posterior every bound equals its evidence: the joint one, and that of complete rows."""
     story, guide, batch = partial_rows(24)
     recipe = mm.recipes.Recipe(story, guide, getattr(mm.objectives, table)())
-    lines, _ = evaluated(recipe, batch, 4, 0)
+    lines, _ = evaluate_recipe(recipe, batch, 4, 0)
     found = {line.quantity: line.value for line in lines}
     some, b, whole = batch.having(), batch.present["b"], batch.having(every=True)
     exact = story.log_prob(batch)
