@@ -354,7 +354,7 @@ def _running(evidence: Evidence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _convergence_of_mean(ax: Axes, evidence: Evidence, label: str) -> list[np.ndarray]:
-    """Draw the mean over rows with its band; return the values of the later half, which the scale has to show."""
+    """Draw the mean over rows with its band; return the values of the later half."""
     particles, values, errors = _running(evidence)
     counted = evidence.counted.cpu().numpy()
     mean = values[:, counted].mean(1)

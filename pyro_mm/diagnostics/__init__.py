@@ -1,1 +1,1 @@
-"""Reports on a pair: bounds, gradients, calibration, comparisons."""
+"""Diagnostics of a pair: checks of sites, bounds and gradients, calibration, comparison, and conversion to ArviZ."""

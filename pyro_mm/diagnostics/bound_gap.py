@@ -57,7 +57,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class ObjectiveValue:
-    """Estimate of an objective and of its terms, each a pair (mean, standard error) in nats per row; higher is better.
+    """Estimates (mean, standard error) of an objective and of its terms, per row; higher is better.
 
     Attributes:
         total: the objective, which is minus its loss.
@@ -158,6 +158,7 @@ def mean_over_draws(value: Callable[[], float], batch: Batch, seed: int) -> tupl
 
 
 def _mean_and_error(values: list[float]) -> tuple[float, float]:
+    """Return the mean of independent numbers and its standard error."""
     numbers = torch.tensor(values, dtype=torch.float64)
     return numbers.mean().item(), (numbers.std() / len(values) ** 0.5).item()
 
@@ -224,7 +225,7 @@ def objective_gap(
 
 @torch.no_grad()
 def elbo_gap(model: Callback, guide: Callback, batch: Batch, joint: Evidence, seed: int) -> Gap:
-    """Estimate the gap of the plain ELBO by samples: the mean over rows of KL(q(z | x) || p(z | x)).
+    """Estimate the gap of the plain ELBO, which is the mean of KL(q(z | x) || p(z | x)).
 
     Args:
         model, guide: callables of a batch.

@@ -66,6 +66,7 @@ class Check:
 
 
 def _sites_text(sites: Sites) -> str:
+    """List the sites by kind."""
     modalities = tuple(n for n in sites.observed if n not in (*sites.unheld, *sites.unmasked))
     lines = {
         "latents": sites.model,
@@ -83,6 +84,7 @@ def _sites_text(sites: Sites) -> str:
 
 
 def _gap_text(found: Check) -> str:
+    """Show bounds, log-evidences and gaps as a table, and what the objective bounds."""
     rows = []
     for name, gap in (("training objective", found.gap), ("plain ELBO", found.elbo)):
         if gap is not None:
@@ -113,6 +115,7 @@ def _value_text(found: Check) -> str:
 
 
 def _evidence_text(found: Check) -> str:
+    """Show log-likelihoods and their diagnostics as a table."""
     rows = [
         [
             e.quantity if e.counts is None else f"{e.quantity}, {e.rows_text}",
@@ -127,6 +130,7 @@ def _evidence_text(found: Check) -> str:
 
 
 def _gradient_text(gradients: GradientNoise) -> str:
+    """Show signal and noise of the gradient as a table, the noisiest parts only if there are many."""
     groups = list(gradients.groups)
     hidden = len(groups) - MAX_GROUPS
     if hidden > 0:
@@ -149,12 +153,14 @@ def _gradient_text(gradients: GradientNoise) -> str:
 
 
 def _snr_text(group: GroupNoise) -> str:
+    """Format a signal-to-noise ratio, or the reason that there is none."""
     if math.isnan(group.snr):
         return "no gradient" if group.signal == group.noise == 0 else "not finite"
     return "no noise" if group.snr > NO_NOISE else f"{group.snr:.2f}"
 
 
 def _doubtful_proportion(evidence: Evidence) -> float:
+    """Return the proportion of rows whose estimate is doubtful."""
     return evidence.doubtful[evidence.counted].float().mean().item()
 
 
@@ -196,6 +202,7 @@ def findings(
 
 
 def _doubtful_text(found: Check) -> str:
+    """Name the quantities with many doubtful rows; empty if there are none."""
     proportions = {e.quantity: _doubtful_proportion(e) for e in found.evidence.values()}
     many = sorted(((p, quantity) for quantity, p in proportions.items() if p > MANY_DOUBTFUL), reverse=True)
     if not many:
@@ -209,6 +216,7 @@ def _doubtful_text(found: Check) -> str:
 
 
 def _gradient_findings(gradients: GradientNoise, missing_gradient_reason: str) -> Iterator[tuple[int, str]]:
+    """Yield (rank, sentence) for parameters without a usable gradient."""
     if gradients.nonfinite:
         yield 0, f"The gradient is not finite: {_summarize_names(gradients.nonfinite)}."
     if gradients.unused:

@@ -290,4 +290,5 @@ def _estimate(
 
 
 def _error_text(error: float) -> str:
+    """Format a standard error; an unknown one is NaN."""
     return "?" if math.isnan(error) else f"{error:.3f}"

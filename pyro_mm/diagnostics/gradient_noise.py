@@ -177,6 +177,7 @@ def gradient_noise(
 
 
 def _group_noise(name: str, parameters: Sequence[_Parameter], repeats: int, rows: int) -> GroupNoise:
+    """Compute signal and noise of the tensors of one group from their moments."""
     squared_mean = sum(float(p.mean.square().sum()) for p in parameters)
     variance = sum(float(p.squares.sum()) for p in parameters) / (repeats - 1)
     signal = math.sqrt(max(squared_mean - variance / repeats, 0.0)) if math.isfinite(squared_mean) else math.nan

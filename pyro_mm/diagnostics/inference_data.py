@@ -135,4 +135,5 @@ def _data(batch: Batch) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _numpy(x: Tensor) -> np.ndarray:
+    """Return a tensor as an array, on the CPU and without gradient."""
     return x.detach().cpu().numpy()

@@ -35,12 +35,8 @@ from .bound_gap import (
     undefined_gap_reason,
 )
 from .check_report import Check, findings
-from .comparison import Comparison, compare
 from .gradient_noise import GradientNoise, gradient_noise
-from .inference_data import to_arviz
 from .site_checks import inspect_sites
-
-__all__ = ["Check", "Comparison", "check", "compare", "to_arviz"]
 
 
 def check(
@@ -125,7 +121,10 @@ class _PairCheck:
 
     def run(self, batch: Batch, repeats: int, step: int | None) -> Check:
         """Check the pair on a batch."""
-        model, guide, objective, seed = self.model, self.guide, self.objective, self.seed
+        model = self.model
+        guide = self.guide
+        objective = self.objective
+        seed = self.seed
         value_step = SETTLED if self.table is not None else step or 0
         with preserve_buffers(model, guide, *objective.modules), _no_site_warnings():
             with evaluating(model, guide, batch, audit=False) as rows:
@@ -233,7 +232,7 @@ class _PairCheck:
 
 
 def _broadcasts(table: Objective | None) -> bool:
-    """Return False if the objective was told to evaluate its terms or particles one by one."""
+    """Return False if the objective evaluates its terms or particles one by one."""
     if table is None:
         return True
     estimator = table.estimator

@@ -35,7 +35,7 @@ def inspect_sites(
 
     Args:
         model, guide: callables of a batch.
-        batch: N rows, of which the first 32 are used.
+        batch: N rows; the first 32 are used.
         seed: of the draws.
         stacked: True also tests if particles can be stacked to the left of the rows.
 
@@ -88,7 +88,10 @@ def site_findings(sites: Sites, per_row: bool | None) -> Iterator[tuple[int, str
     for name in sites.from_prior:
         text = f"{name}: in the model only."
         if per_row:
-            yield 4, f"{text} It is drawn from its prior: unbiased but noisy, and a guide for it would be less so."
+            yield (
+                4,
+                f"{text} Draws from its prior are unbiased but noisy; a site for it in the guide lowers the variance.",
+            )
         elif per_row is False:
             yield 1, f"{text} Pyro's estimators add its log p without a log q, so that their loss is no bound."
     for name in sites.unheld:

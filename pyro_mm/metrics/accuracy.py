@@ -49,8 +49,8 @@ def class_probabilities(
     names = _check_arguments(model, guide, batch, target, given, num_samples)
     if target in names:
         raise ValueError(f"{target!r} is both the target and given")
-    shown, stacked = batch.only(*names), num_samples > 1
-    with evaluating(model, guide, shown, audit=audit, stacked=stacked, draws=True) as whole:
+    visible = batch.only(*names)
+    with evaluating(model, guide, visible, audit=audit, stacked=num_samples > 1, draws=True) as whole:
         parts = [
             generate(model, guide, whole.block(rows), num_samples, mean=True, audit=False)[target].mean(0)
             for rows in torch.arange(whole.size, device=whole.device).split(ROWS_PER_PASS)
