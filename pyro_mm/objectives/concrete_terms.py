@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -46,12 +48,27 @@ class TermKind(ABC):
         """
 
 
+class Weights(Protocol):
+    """The weights of a term at one step: numbers, or scalar tensors."""
+
+    @property
+    def likelihood(self) -> Any: ...
+
+    @property
+    def kl(self) -> Any: ...
+
+
+def _number(weight: Any) -> float | Tensor:
+    return weight if isinstance(weight, Tensor) else float(weight)
+
+
 @dataclass
 class ConcreteTerm:
     """A term as it holds for one batch: masks of the modalities that it encodes, decodes and is given, and weights.
 
     Attributes:
         label: its name in ``by_term``.
+        place: of the term in its table.
         encode, decode, given: modality -> rows, a boolean or boolean ``(N,)``.
         encode_prior, given_prior: True if the model's prior stands in the place of the guide.
         counts: rows in which the term counts.
@@ -66,20 +83,32 @@ class ConcreteTerm:
     """
 
     label: str
+    place: int
     encode: dict[str, Presence]
     decode: dict[str, Presence]
     given: dict[str, Presence]
     encode_prior: bool
     given_prior: bool
     counts: Presence
-    likelihood: float | Tensor | dict[str, float | Tensor]
-    kl: float | Tensor
     frozen: bool
     kind: TermKind
+    likelihood: float | Tensor | dict[str, float | Tensor] = 1.0
+    kl: float | Tensor = 1.0
     weight: float | Tensor = 1.0
     among: float | Tensor = 1.0
     decodes: bool = False
     joint: bool = False
+
+    def with_weights(self, weights: Weights) -> ConcreteTerm:
+        """Return the same term with other weights of likelihood and KL."""
+        new = copy.copy(self)
+        likelihood = weights.likelihood
+        if isinstance(likelihood, Mapping):
+            new.likelihood = {name: _number(weight) for name, weight in likelihood.items()}
+        else:
+            new.likelihood = _number(likelihood)
+        new.kl = _number(weights.kl)
+        return new
 
     @property
     def has_likelihood(self) -> bool:

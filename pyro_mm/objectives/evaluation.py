@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from ..batch.batch import Batch
+from ..batch.context import Cache
 from ..batch.masks import all_of
 from ..estimators import AnalyticKL, PerRow
 from ..scoring.prepare_objective import as_total
@@ -19,6 +21,7 @@ from ..scoring.structure import Callback, PairStructure
 from ..scoring.training_objective import Loss
 from .concrete_terms import ConcreteTerm, TermKind
 from .stacked_views import share_decoding, stack_views
+from .terms import Term
 
 
 @dataclass
@@ -38,9 +41,9 @@ class Evaluation:
     structure: PairStructure
     decoded: Mapping[str, float] | None = None
     takes_gradient: bool = False
-    cache: dict[Any, Any] = field(default_factory=dict)
+    cache: Cache = field(default_factory=dict)
 
-    def fresh_cache(self) -> dict[Any, Any]:
+    def fresh_cache(self) -> Cache:
         """Return a cache for a pass whose graph is freed by its own gradient: an empty one."""
         return {} if self.takes_gradient else self.cache
 
@@ -67,13 +70,35 @@ class TermPass(ABC):
     def evaluate(self, evaluation: Evaluation) -> PassTotals:
         """Return the terms' weighted sums over the rows."""
 
+    def with_weights(self, table: Sequence[Term]) -> Self:
+        """Return the same pass with the weights of a table whose terms are those that it was planned for."""
+        new = copy.copy(self)
+        new.terms = [term.with_weights(table[term.place]) for term in self.terms]
+        return new
 
-@dataclass
+
 class PerRowPass(TermPass):
-    """Terms by an estimator of ours: one run of guide and model, and values row by row."""
+    """Terms by an estimator of ours: one run of guide and model, and values row by row.
 
-    estimator: PerRow
-    terms: Sequence[ConcreteTerm]
+    Args:
+        estimator: draws the particles, and evaluates the terms that are densities.
+        terms: the terms.
+        structure: of the pair that is to be run.
+    """
+
+    def __init__(self, estimator: PerRow, terms: Sequence[ConcreteTerm], structure: PairStructure):
+        self.estimator = estimator
+        self.terms = terms
+        # one term may decode for several; carriers are None if each decodes for itself
+        self._shared: Sequence[ConcreteTerm] = terms
+        self._carriers: list[int] | None = None
+        if isinstance(estimator, AnalyticKL):
+            self._shared, self._carriers = share_decoding(terms, structure)
+        self._frozen = [t for t, term in enumerate(self._shared) if term.frozen and term.has_likelihood]
+        self._options = {"draws": True} if any(term.kind.needs_draws for term in terms) else {}
+        self._places: dict[TermKind, list[int]] = {}
+        for t, term in enumerate(terms):
+            self._places.setdefault(term.kind, []).append(t)
 
     def evaluate(self, evaluation: Evaluation) -> PassTotals:
         scores = self._scores(evaluation)
@@ -85,26 +110,19 @@ class PerRowPass(TermPass):
         return PassTotals(totals, [term.label for term in self.terms])
 
     def _scores(self, evaluation: Evaluation) -> Scores:
-        """Return the scores of one run, in which one term may decode for several."""
+        """Return the scores of one run of guide and model."""
         structure = evaluation.structure
-        shared, carriers = self.terms, None
-        if isinstance(self.estimator, AnalyticKL):
-            shared, carriers = share_decoding(self.terms, structure)
-        views = stack_views(shared, evaluation.batch, structure, evaluation.fresh_cache(), evaluation.decoded)
-        options = {"draws": True} if any(term.kind.needs_draws for term in self.terms) else {}
-        scores = self.estimator.scores(evaluation.model, evaluation.guide, views, structure, **options)
-        scores.freeze([t for t, term in enumerate(shared) if term.frozen and term.has_likelihood])
-        if carriers is not None:
-            scores.share(carriers, [term.decode for term in self.terms])
+        views = stack_views(self._shared, evaluation.batch, structure, evaluation.fresh_cache(), evaluation.decoded)
+        scores = self.estimator.scores(evaluation.model, evaluation.guide, views, structure, **self._options)
+        scores.freeze(self._frozen)
+        if self._carriers is not None:
+            scores.share(self._carriers, [term.decode for term in self.terms])
         return scores
 
     def _values(self, scores: Scores, batch: Batch) -> Sequence[Tensor]:
         """Return the value of each term per row, ``(N,)``."""
-        places: dict[TermKind, list[int]] = {}
-        for t, term in enumerate(self.terms):
-            places.setdefault(term.kind, []).append(t)
         values: list[Any] = [None] * len(self.terms)
-        for kind, own in places.items():
+        for kind, own in self._places.items():
             some = scores if len(own) == len(self.terms) else scores.take(own)
             terms = [self.terms[t] for t in own]
             for t, value in zip(own, kind.values(terms, some, self.estimator), strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,10 +16,10 @@ from .terms import ALL, EACH, EVERY, PRIOR, Names, Random, Term, _text, members
 
 
 def expand(terms: Sequence[Term], batch: Batch, factors: bool = False) -> list[ConcreteTerm]:
-    """Return the concrete terms of an evaluated table for a batch, without those that count in none of its rows.
+    """Return the concrete terms of a table for a batch, each of weight 1, without those that count in no row.
 
     Args:
-        terms: a table whose weights are numbers, or scalar tensors.
+        terms: a table.
         batch: N rows.
         factors: True if the model observes something besides the batch's modalities, as a ``pyro.factor`` does. It
             belongs to the log joint of a term given the prior, once, and with the weight of the likelihood. In a term
@@ -27,7 +27,7 @@ def expand(terms: Sequence[Term], batch: Batch, factors: bool = False) -> list[C
     """
     masks = _Masks(batch)
     found: list[ConcreteTerm] = []
-    for term in terms:
+    for place, term in enumerate(terms):
         for symbol in (term.encode, term.decode, term.given):
             masks.draw(symbol)
         sums: Sequence[Sequence[str]] = [()]
@@ -35,7 +35,8 @@ def expand(terms: Sequence[Term], batch: Batch, factors: bool = False) -> list[C
             sums = [(name,) for name in batch.names]
         elif term.over is EVERY:
             sums = subsets(batch.names)
-        group = [concrete for chosen in sums if (concrete := _concrete_term(term, chosen, masks, factors)) is not None]
+        each = [_concrete_term(term, place, chosen, masks, factors) for chosen in sums]
+        group = [concrete for concrete in each if concrete is not None]
         if term.average:
             _weigh_as_mean(group)
         found += group
@@ -80,7 +81,7 @@ class _Masks:
         return any_of(self.present.get(name, False) for name in those) if those else True
 
 
-def _concrete_term(term: Term, chosen: Sequence[str], masks: _Masks, factors: bool) -> ConcreteTerm | None:
+def _concrete_term(term: Term, place: int, chosen: Sequence[str], masks: _Masks, factors: bool) -> ConcreteTerm | None:
     """Return a term with its symbols filled in; None if it counts in no row."""
     counts = all_of([masks.counts(term.encode, chosen), masks.counts(term.given, chosen)])
     if counts is False:
@@ -90,14 +91,10 @@ def _concrete_term(term: Term, chosen: Sequence[str], masks: _Masks, factors: bo
     kind = term.kind
     if kind is None:
         kind = DENSITY if joint or any(mask is not False for mask in decode.values()) else PENALTY
-    likelihood: Any = term.likelihood
-    if isinstance(likelihood, Mapping):
-        likelihood = {name: _number(weight) for name, weight in likelihood.items()}
-    else:
-        likelihood = _number(likelihood)
     sets = (term.encode, term.decode, term.given)
     text = ", ".join(_text(_named(which, chosen, masks.names)) for which in sets)
     return ConcreteTerm(
+        place=place,
         label=f"({text})" if term.kind is None else f"{term.kind_text} ({text})",
         encode=masks.of(term.encode, chosen),
         decode=decode,
@@ -105,8 +102,6 @@ def _concrete_term(term: Term, chosen: Sequence[str], masks: _Masks, factors: bo
         encode_prior=term.encode is PRIOR,
         given_prior=term.given is PRIOR,
         counts=counts,
-        likelihood=likelihood,
-        kl=_number(term.kl),
         frozen=term.freeze_decoder,
         kind=kind,
         decodes=_decodes(term, chosen, masks.names),
@@ -135,10 +130,6 @@ def _decodes(term: Term, chosen: Sequence[str], names: tuple[str, ...]) -> bool:
     needed = [which for which in (term.encode, term.given) if which is not PRIOR and not isinstance(which, Random)]
     sets = [set(members(which, chosen, names)) for which in needed]
     return any(some and some <= decode for some in sets)
-
-
-def _number(weight: Any) -> float | Tensor:
-    return weight if isinstance(weight, Tensor) else float(weight)
 
 
 def _random_subset(batch: Batch, empty: bool) -> dict[str, Tensor]:

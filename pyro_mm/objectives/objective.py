@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import weakref
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -25,10 +26,13 @@ from . import pyro_elbos, subsampling
 from .bounds import Target, is_linear, is_lower_bound, target
 from .evaluation import Evaluation, combine
 from .expansion import expand
-from .plan import plan
-from .terms import Term, check_modalities, check_table, step_weight
+from .plan import PlanCache
+from .terms import Term, check_table, step_weight
 
 Terms = Sequence[Term] | Callable[[tuple[str, ...]], Sequence[Term]]
+
+# The plans of objectives, apart from these: an evaluation changes nothing of an objective.
+_plans: weakref.WeakKeyDictionary[Objective, PlanCache] = weakref.WeakKeyDictionary()
 
 
 class Objective(ELBO, PreparedObjective):
@@ -287,12 +291,14 @@ class Objective(ELBO, PreparedObjective):
         stratified = isinstance(self.estimator, PerRow) and self.estimator.stratified is not None
         structure = pair_structure(model, guide, batch, stratified)
         check_pairing(self.estimator, structure)
-        table = self._table(batch.names)
-        check_modalities(table, batch.names, structure.modalities)
         decoded = self._subsample(batch, structure)
 
-        at_step = [term.evaluated(weight_at) for term in table]
-        passes = plan(at_step, self.estimator, batch, structure, vectorize=self.vectorize)
+        table = self._table(batch.names)
+        plans = PlanCache() if callable(self.terms) else _plans.setdefault(self, PlanCache())
+        passes = plans.get(table, self.estimator, batch, structure, self.vectorize)
+        if any(term.has_step_weights for term in table):
+            at_step = [term.evaluated(weight_at) for term in table]
+            passes = [each.with_weights(at_step) for each in passes]
         evaluation = Evaluation(model, guide, batch, structure, decoded, takes_gradient)
         return combine((each.evaluate(evaluation) for each in passes), takes_gradient)
 

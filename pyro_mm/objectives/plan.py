@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from pyro.infer import ELBO
+from torch import Tensor
 
 from ..batch.batch import Batch
 from ..estimators import AnalyticKL, PerRow
 from ..scoring.structure import PairStructure
+from ..scoring.training_objective import plain_attributes
 from . import pyro_elbos
 from .concrete_terms import ConcreteTerm
 from .evaluation import PerRowPass, TermPass
 from .expansion import expand
-from .terms import Term
+from .terms import Term, check_modalities
 
 
 def plan(
     table: Sequence[Term], estimator: ELBO, batch: Batch, structure: PairStructure, *, vectorize: bool = True
 ) -> list[TermPass]:
-    """Return the passes that evaluate a table on a batch.
+    """Return the passes that evaluate a table on a batch, with all weights 1.
 
     Args:
-        table: terms whose weights are numbers, or scalar tensors.
+        table: terms.
         estimator: of the terms that are densities.
         batch: N rows.
         structure: of the pair on batches like this one.
@@ -49,6 +51,43 @@ def plan(
     return [_pass(group, estimator, structure) for group in groups]
 
 
+class PlanCache:
+    """Plans of one objective, found again where nothing that they depend on has changed.
+
+    A plan depends on the rows of a batch alone where modalities are missing in some of them, or random sets are drawn;
+    such a plan is made anew.
+    """
+
+    MOST = 64
+
+    def __init__(self) -> None:
+        self._plans: dict[Hashable, tuple[tuple[object, ...], list[TermPass]]] = {}
+
+    def get(
+        self, table: Sequence[Term], estimator: ELBO, batch: Batch, structure: PairStructure, vectorize: bool
+    ) -> list[TermPass]:
+        """Return the plan of these arguments, which are those of :func:`plan`."""
+        presence = tuple([batch.presence(name) for name in batch.names])
+        if any(isinstance(mask, Tensor) for mask in presence) or any(term.is_random for term in table):
+            return self._make(table, estimator, batch, structure, vectorize)
+        owners = (table, estimator, structure)
+        key = (batch.names, presence, vectorize, plain_attributes(estimator), *map(id, owners))
+        if key not in self._plans:
+            if len(self._plans) >= self.MOST:
+                self._plans.clear()
+            # the owners are kept, so that no other objects get their identities
+            self._plans[key] = owners, self._make(table, estimator, batch, structure, vectorize)
+        return self._plans[key][1]
+
+    @staticmethod
+    def _make(
+        table: Sequence[Term], estimator: ELBO, batch: Batch, structure: PairStructure, vectorize: bool
+    ) -> list[TermPass]:
+        check_modalities(table, batch.names, structure.modalities)
+        made = plan(table, estimator, batch, structure, vectorize=vectorize)
+        return made if any(term.has_step_weights for term in table) else [each.with_weights(table) for each in made]
+
+
 def _groups(terms: Sequence[ConcreteTerm], estimator: ELBO, structure: PairStructure) -> list[list[ConcreteTerm]]:
     """Return the terms by the pass that evaluates them: one for all, but for those that cannot share it."""
     apart: list[Callable[[ConcreteTerm], object]] = []
@@ -73,13 +112,13 @@ def _pass(terms: list[ConcreteTerm], estimator: ELBO, structure: PairStructure) 
     """Return the pass of terms that go together."""
     if isinstance(estimator, PerRow):
         estimated = any(term.kind.estimated for term in terms)
-        return PerRowPass(estimator if estimated else _plain(estimator, terms), terms)
+        return PerRowPass(estimator if estimated else _plain(estimator, terms), terms, structure)
     kind = terms[0].kind
     if kind.as_pair and (kind.estimated or pyro_elbos.stacks(estimator)):
         return pyro_elbos.PyroPass(estimator, terms)
     if kind.as_pair:
         pyro_elbos.check_penalty(estimator, structure)
-    return PerRowPass(_plain(estimator, terms), terms)
+    return PerRowPass(_plain(estimator, terms), terms, structure)
 
 
 def _plain(estimator: ELBO, terms: Sequence[ConcreteTerm]) -> AnalyticKL:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..batch.batch import Batch
-from ..batch.context import TermStack
+from ..batch.context import Cache, TermStack
 from ..batch.masks import Presence, all_of, any_of, stack_masks, term_flags
 from ..scoring.structure import PairStructure, private_modality
 from ..scoring.views import TermViews
@@ -18,7 +18,7 @@ def stack_views(
     terms: Sequence[ConcreteTerm],
     batch: Batch,
     structure: PairStructure,
-    cache: dict[Any, Any],
+    cache: Cache,
     decoded: Mapping[str, float] | None = None,
 ) -> TermViews:
     """Return a batch as T concrete terms show it, stacked at batch dimension ``-(nesting + 1)`` if T > 1.

@@ -175,6 +175,17 @@ class Term:
         return new
 
     @property
+    def has_step_weights(self) -> bool:
+        """True if a weight is a function of the step."""
+        each = self.likelihood.values() if isinstance(self.likelihood, Mapping) else (self.likelihood,)
+        return callable(self.kl) or any(callable(weight) for weight in each)
+
+    @property
+    def is_random(self) -> bool:
+        """True if one of its sets is drawn anew at every step."""
+        return any(isinstance(which, Random) for which in (self.encode, self.decode, self.given))
+
+    @property
     def form(self) -> tuple[Any, ...]:
         """All that tells it from another term, but what its functions of the step are."""
 
