@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import weakref
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -257,17 +257,6 @@ class Objective(ELBO, PreparedObjective):
     def _note(self, loss: Loss, batch: Batch) -> None:
         self.by_term = dict(loss.by_term)
         self._names = batch.names
-
-    def weights(self, names: tuple[str, ...]) -> tuple[list[float], dict[int, float], Hashable]:
-        now = self.step_weights(names, self.steps)
-        return list(now.values), dict(now.fixed), now.form
-
-    def loss_with(
-        self, weights: Tensor, fixed: Mapping[int, float], model: Callback, guide: Callback, batch: Batch
-    ) -> Tensor:
-        loss = self.evaluate_with_weights(weights, fixed, model, guide, batch)
-        self._note(loss, batch)
-        return loss.total
 
     # -- evaluation -----------------------------------------------------------------------------------------------
 

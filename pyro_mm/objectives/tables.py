@@ -21,7 +21,21 @@ from .terms import ALL, EACH, EVERY, OTHERS, PRIOR, Number, Random, Term, check_
 
 
 def warm_up(steps: int, stop: float = 1.0, start: float = 0.0) -> Callable[[int], float]:
-    """A weight that goes linearly from ``start`` to ``stop`` over so many steps and stays there."""
+    """Return a weight that goes linearly from ``start`` to ``stop``, and stays there.
+
+    Args:
+        steps: how many gradient steps it takes.
+        stop: the weight after them.
+        start: the weight at step 0.
+
+    Returns:
+        A function from the step to the weight.
+
+    Example:
+        >>> import pyro_mm as mm
+        >>> [mm.objectives.warm_up(4)(step) for step in (0, 1, 4, 9)]
+        [0.0, 0.25, 1.0, 1.0]
+    """
     check_number("steps", steps, least=0)
     check_number("stop", stop)
     check_number("start", start)
@@ -69,19 +83,44 @@ def _share(argument: str, value: Any) -> float:
 
 
 def elbo(estimator: ELBO | None = None, *, kl: Number = 1.0, vectorize: bool = True) -> Objective:
-    r"""The evidence lower bound of what is present, ``(*, *, P)``; with a joint encoder, that of JMVAE-zero.
+    r"""Build the evidence lower bound of what is present in each row: ``(*, *, P)``.
 
-    .. math:: E_{q(z|x)} \log p(x|z) - KL(q(z|x) \| p(z))
+    .. math:: E_{q(z|x)} \log p(x|z) - KL(q(z|x) \| p(z)) \le \log p(x)
 
-    Kingma & Welling 2014 (arXiv:1312.6114); Suzuki et al. 2016 (arXiv:1611.01891). ``kl`` may be a warm-up.
+    With a joint encoder it is the objective of JMVAE-zero.
+
+    Args:
+        estimator: any ``pyro.infer.ELBO``; None is :class:`~pyro_mm.estimators.AnalyticKL`.
+        kl: weight of the KL, or a function of the step such as :func:`warm_up`.
+        vectorize: False evaluates term by term, for stories that do not broadcast.
+
+    Example:
+        >>> import pyro_mm as mm
+        >>> print(mm.objectives.elbo(mm.estimators.IWAE(5)))
+        Objective, IWAE(num_particles=5); lower bound on log p(x)
+          (encode, decode, given)
+          (*, *, P)
+
+    References:
+        Kingma & Welling 2014 (arXiv:1312.6114); Suzuki et al. 2016 (arXiv:1611.01891).
     """
     return Objective([Term(ALL, ALL, kl=_nonnegative("kl", kl))], estimator, vectorize=vectorize)
 
 
 def beta_vae(beta: Number = 4.0, estimator: ELBO | None = None, *, vectorize: bool = True) -> Objective:
-    """The evidence lower bound with its KL times ``beta``: looser for beta > 1, no bound for beta < 1.
+    r"""Build the evidence lower bound with its KL times ``beta``.
 
-    Higgins et al. 2017 (beta-VAE, ICLR).
+    .. math:: E_{q(z|x)} \log p(x|z) - \beta \, KL(q(z|x) \| p(z))
+
+    A bound on log p(x) for :math:`\beta \ge 1`, the looser the larger; none for :math:`\beta < 1`.
+
+    Args:
+        beta: weight of the KL, or a function of the step.
+        estimator: any ``pyro.infer.ELBO``; None is :class:`~pyro_mm.estimators.AnalyticKL`.
+        vectorize: False evaluates term by term, for stories that do not broadcast.
+
+    References:
+        Higgins et al. 2017 (beta-VAE, ICLR).
     """
     return elbo(estimator, kl=_nonnegative("beta", beta), vectorize=vectorize)
 
@@ -89,12 +128,20 @@ def beta_vae(beta: Number = 4.0, estimator: ELBO | None = None, *, vectorize: bo
 def jmvae_kl(
     alpha: Number = 0.1, estimator: ELBO | None = None, *, kl: Number = 1.0, vectorize: bool = True
 ) -> Objective:
-    r"""JMVAE-kl: the joint bound, minus the distance of every unimodal posterior from the joint one.
+    r"""Build JMVAE-kl: the joint bound, minus the distance of every unimodal posterior from the joint one.
 
-    .. math:: ELBO(x) - \alpha \sum_m KL(q(z|x) \| q(z|x_m))
+    .. math:: E_{q(z|x)} \log p(x|z) - KL(q(z|x) \| p(z)) - \alpha \sum_m KL(q(z|x) \| q(z|x_m))
 
-    Still a lower bound on log p(x), and one on the variation of information between the modalities. ``kl`` is the
-    weight of the prior's KL alone, which the authors warm up. Suzuki et al. 2016 (arXiv:1611.01891).
+    A lower bound on log p(x), and one on the variation of information between the modalities.
+
+    Args:
+        alpha: weight of the distances, or a function of the step.
+        estimator: any ``pyro.infer.ELBO``; None is :class:`~pyro_mm.estimators.AnalyticKL`.
+        kl: weight of the prior's KL alone, which the authors warm up; or a function of the step.
+        vectorize: False evaluates term by term, for stories that do not broadcast.
+
+    References:
+        Suzuki et al. 2016 (arXiv:1611.01891).
     """
     joint = Term(ALL, ALL, kl=_nonnegative("kl", kl))
     penalty = Term(ALL, (), EACH, kl=_nonnegative("alpha", alpha))
@@ -109,13 +156,22 @@ def mvae(
     kl: Number = 1.0,
     vectorize: bool = True,
 ) -> Objective:
-    r"""MVAE's sub-sampled objective: the joint bound, every unimodal one, and some of random subsets S.
+    r"""Build MVAE's sub-sampled objective: the joint bound, every unimodal one, and those of some random subsets.
 
     .. math:: ELBO(x) + \sum_m ELBO(x_m) + \sum_{i=1}^{k} ELBO(x_{S_i})
 
-    Bounds a sum of log-evidences, not log p(x). ``likelihood`` may weigh modalities (the authors' label x 50), which
-    makes it a surrogate; S is uniform over the non-empty subsets of what the row has. Wu & Goodman 2018
-    (arXiv:1802.05335).
+    It bounds a sum of log-evidences, not log p(x). S is uniform over the non-empty subsets of what a row has.
+
+    Args:
+        num_subsets: k, the random subsets of each row and step.
+        estimator: any ``pyro.infer.ELBO``; None is :class:`~pyro_mm.estimators.AnalyticKL`.
+        likelihood: weight of the log-likelihoods, or modality -> weight; each may be a function of the step.
+            Weights that differ, such as the authors' label times 50, make it a surrogate.
+        kl: weight of the KL, or a function of the step such as :func:`warm_up`.
+        vectorize: False evaluates term by term, for stories that do not broadcast.
+
+    References:
+        Wu & Goodman 2018 (arXiv:1802.05335).
     """
     num_subsets = _count("num_subsets", num_subsets, least=0)
     weights = {"likelihood": _nonnegatives("likelihood", likelihood), "kl": _nonnegative("kl", kl)}
@@ -127,9 +183,19 @@ def mvae(
 def telbo(
     estimator: ELBO | None = None, *, likelihood: Number | Mapping[str, Number] = 1.0, vectorize: bool = True
 ) -> Objective:
-    """The triple ELBO: the joint bound and every unimodal one, these with the decoders held fixed.
+    r"""Build the triple ELBO: the joint bound and every unimodal one, these with the decoders held fixed.
 
-    Vedantam et al. 2018 (arXiv:1705.10762).
+    .. math:: ELBO(x) + \sum_m ELBO(x_m)
+
+    It bounds a sum of log-evidences. The unimodal bounds train the encoders alone.
+
+    Args:
+        estimator: any ``pyro.infer.ELBO``; None is :class:`~pyro_mm.estimators.AnalyticKL`.
+        likelihood: weight of the log-likelihoods, or modality -> weight; each may be a function of the step.
+        vectorize: False evaluates term by term, for stories that do not broadcast.
+
+    References:
+        Vedantam et al. 2018 (arXiv:1705.10762).
     """
     likelihood = _nonnegatives("likelihood", likelihood)
     unimodal = Term(EACH, EACH, likelihood=likelihood, freeze_decoder=True)
@@ -137,54 +203,96 @@ def telbo(
 
 
 def vaevae(estimator: ELBO | None = None, *, vectorize: bool = True) -> Objective:
-    r"""Wu & Goodman's objective: every modality's evidence, and that of the others given it, averaged over both ways.
+    r"""Build Wu & Goodman's objective: each modality's evidence, and that of the others given it.
 
     .. math:: \frac1M \sum_m [ ELBO(x_m) + E_{q(z|x)} \log p(x_{-m}|z) - KL(q(z|x) \| q(z|x_m)) ]
 
-    Their sum over m targets M log p(x), hence the mean. A bound only where every q(z | x_m) is the exact posterior.
-    Wu & Goodman 2019 (arXiv:1912.05075).
+    Their sum over m targets M log p(x), hence the mean. A bound on log p(x) only where every q(z | x_m) is the exact
+    posterior.
+
+    Args:
+        estimator: any ``pyro.infer.ELBO``; None is :class:`~pyro_mm.estimators.AnalyticKL`.
+        vectorize: False evaluates term by term, for stories that do not broadcast.
+
+    References:
+        Wu & Goodman 2019 (arXiv:1912.05075).
     """
     return Objective(
         [Term(EACH, EACH, average=True), Term(ALL, OTHERS, EACH, average=True)], estimator, vectorize=vectorize
     )
 
 
-def mmvae(num_particles: int = 10, *, looser: bool = True, estimator: ELBO | None = None) -> Objective:
-    r"""MMVAE: the importance-weighted bound of a mixture-of-experts posterior, K draws from every expert.
+def mmvae(
+    num_particles: int = 10, estimator: ELBO | None = None, *, looser: bool = True, vectorize: bool = True
+) -> Objective:
+    r"""Build MMVAE: the importance-weighted bound of a mixture-of-experts posterior, K draws from every expert.
 
-    ``looser`` takes the mean over experts of the logarithm, as its authors train; otherwise the tighter logarithm of
-    the mean; ``estimator`` replaces both. The guide's posterior has to be a mixture. Shi et al. 2019
-    (arXiv:1911.03393).
+    .. math:: \frac1M \sum_m \log \frac1K \sum_k w_{mk}, \qquad
+              w_{mk} = \frac{p(x, z_{mk})}{q(z_{mk} | x)}, \quad z_{mk} \sim q_m
+
+    A lower bound on log p(x). The guide's posterior has to be a mixture.
+
+    Args:
+        num_particles: K.
+        estimator: any ``pyro.infer.ELBO``; None is :class:`~pyro_mm.estimators.IWAE`, stratified.
+        looser: True takes the mean over experts of the logarithm, as its authors train; False the logarithm of the
+            mean over experts, which is the tighter bound. An ``estimator`` takes the place of both.
+        vectorize: False evaluates term by term, for stories that do not broadcast.
+
+    References:
+        Shi et al. 2019 (arXiv:1911.03393).
     """
     num_particles = _count("num_particles", num_particles, least=1)
     looser = check_flag("looser", looser)
     stratified = IWAE(num_particles, stratified="outside" if looser else "inside")
-    return Objective([Term(ALL, ALL)], stratified if estimator is None else estimator)
+    return Objective([Term(ALL, ALL)], stratified if estimator is None else estimator, vectorize=vectorize)
 
 
 def unimodal_mean(estimator: ELBO | None = None, *, vectorize: bool = True) -> Objective:
-    r"""The mean of bounds on log p(x) that each encode one modality, ``sum_m (m, *, P) / M``.
+    r"""Build the mean of bounds on log p(x) that each encode one modality.
 
-    Looser than a mixture-of-experts posterior's own bound, whose density is that of the whole mixture.
+    .. math:: \frac1M \sum_m [ E_{q_m} \log p(x|z) - KL(q_m \| p) ]
+
+    Looser than the bound of a mixture-of-experts posterior, whose density is that of the whole mixture.
+
+    Args:
+        estimator: any ``pyro.infer.ELBO``; None is :class:`~pyro_mm.estimators.AnalyticKL`.
+        vectorize: False evaluates term by term, for stories that do not broadcast.
+
+    References:
+        Shi et al. 2019 (arXiv:1911.03393), whose bound it loosens.
     """
     return Objective([Term(EACH, ALL, average=True)], estimator, vectorize=vectorize)
 
 
 def mixture_mean(
-    beta: Number = 1.0, estimator: ELBO | None = None, *, likelihood: Number | Mapping[str, Number] = 1.0
+    beta: Number = 1.0,
+    estimator: ELBO | None = None,
+    *,
+    likelihood: Number | Mapping[str, Number] = 1.0,
+    vectorize: bool = True,
 ) -> Objective:
-    r"""MMVAE+: the mean over m of bounds that encode m alone, z weighed by the density of the whole mixture.
+    r"""Build MMVAE+: the mean of bounds that each encode one modality, with the density of their mixture.
 
     .. math:: \frac1M \sum_m E_{q_m} \Big[ \log p(x | z, w) + \beta \Big( \log \frac{p(z)}{\frac1M \sum_l q_l(z)}
               + \sum_l \log \frac{p(w_l)}{q(w_l | x_m)} \Big) \Big]
 
-    with a mixture-of-experts posterior of z, and private latents for which :class:`pyro_mm.posteriors.Private` has
-    :math:`q(w_m | x_m)` and, for :math:`l \ne m`, its ``missing``. As a table: ``mean_m (m, *, P)``, and with
-    weight -beta the distance of every expert from their mixture, for which its own density is exchanged so. For
-    beta >= 1, and with an estimator that is a mean of log-weights, a bound on log p(x) all the same: that of
+    z has a mixture-of-experts posterior, and for private latents w :class:`pyro_mm.posteriors.Private` has
+    :math:`q(w_m | x_m)` and, for :math:`l \ne m`, its ``missing``. The table is ``mean_m (m, *, P)``, and with weight
+    :math:`-\beta` the distance of every expert from the mixture, for which its own density is exchanged so.
+
+    For :math:`\beta \ge 1`, and an estimator that is a mean of log-weights, a bound on log p(x): that of
     q(m, z, w) = q_m(z, w) / M for p(x, z, w) q(m | z), q(m | z) being the expert's share in the mixture at z.
-    ``target``, which goes by the single terms, calls it a surrogate.
-    Without private latents and with K = 1 it is MMVAE. Palumbo et al. 2023 (MMVAE+, ICLR).
+    ``target``, which goes by single terms, calls it a surrogate. Without private latents and with K = 1 it is MMVAE.
+
+    Args:
+        beta: weight of the KL, or a function of the step.
+        estimator: any ``pyro.infer.ELBO``; None is :class:`~pyro_mm.estimators.AnalyticKL`.
+        likelihood: weight of the log-likelihoods, or modality -> weight; each may be a function of the step.
+        vectorize: False evaluates term by term, for stories that do not broadcast.
+
+    References:
+        Palumbo et al. 2023 (MMVAE+, ICLR).
     """
 
     beta = _nonnegative("beta", beta)
@@ -194,27 +302,52 @@ def mixture_mean(
         return (lambda step: -beta(step)) if callable(beta) else -beta
 
     own = Term(EACH, ALL, likelihood=likelihood, kl=beta, average=True)
-    return Objective([own, Term(EACH, (), ALL, kl=negative(), average=True)], estimator)
+    mixture = Term(EACH, (), ALL, kl=negative(), average=True)
+    return Objective([own, mixture], estimator, vectorize=vectorize)
 
 
 def dmvae(
-    estimator: ELBO | None = None, *, likelihood: Number | Mapping[str, Number] = 1.0, kl: Number = 1.0
+    estimator: ELBO | None = None,
+    *,
+    likelihood: Number | Mapping[str, Number] = 1.0,
+    kl: Number = 1.0,
+    vectorize: bool = True,
 ) -> Objective:
-    r"""DMVAE: the joint bound, and for every modality one that reconstructs all from what is shared with it.
+    r"""Build DMVAE: the joint bound, and for every modality one that reconstructs all from what is shared with it.
 
     .. math:: ELBO(x) + \sum_m \Big( E_{q(z|x_m) q(w|x_m)} \log p(x|z, w) - KL(q(z, w|x_m) \| p(z, w)) \Big)
 
-    (1 + M) bounds on log p(x). Lee & Pavlovic 2021 (arXiv:2012.13024).
+    A sum of 1 + M bounds on log p(x).
+
+    Args:
+        estimator: any ``pyro.infer.ELBO``; None is :class:`~pyro_mm.estimators.AnalyticKL`.
+        likelihood: weight of the log-likelihoods, or modality -> weight; each may be a function of the step.
+        kl: weight of the KL, or a function of the step such as :func:`warm_up`.
+        vectorize: False evaluates term by term, for stories that do not broadcast.
+
+    References:
+        Lee & Pavlovic 2021 (arXiv:2012.13024).
     """
     weights = {"likelihood": _nonnegatives("likelihood", likelihood), "kl": _nonnegative("kl", kl)}
-    return Objective([Term(ALL, ALL, **weights), Term(EACH, ALL, **weights)], estimator)  # type: ignore[arg-type]
+    terms = [Term(ALL, ALL, **weights), Term(EACH, ALL, **weights)]  # type: ignore[arg-type]
+    return Objective(terms, estimator, vectorize=vectorize)
 
 
 def mopoe(estimator: ELBO | None = None, *, kl: Number = 1.0, vectorize: bool = True) -> Objective:
-    """MoPoE: the bound of a mixture of products of experts, ``(*, *, P)`` with that posterior.
+    r"""Build MoPoE: the evidence lower bound of a mixture of products of experts, ``(*, *, P)`` with that posterior.
 
-    By default one draw from a component drawn at random, weighted by the density of the whole mixture; the form
-    that its authors train is :func:`subset_mean`. Sutter et al. 2021 (arXiv:2105.02470).
+    .. math:: E_{q(z|x)} \log p(x|z) - KL(q(z|x) \| p(z)), \qquad q(z|x) = \frac{1}{2^M} \sum_S q(z|x_S)
+
+    A lower bound on log p(x). By default one draw from a component drawn at random, weighted by the density of the
+    whole mixture; the form that its authors train is :func:`subset_mean`.
+
+    Args:
+        estimator: any ``pyro.infer.ELBO``; None is :class:`~pyro_mm.estimators.AnalyticKL`.
+        kl: weight of the KL, or a function of the step such as :func:`warm_up`.
+        vectorize: False evaluates term by term, for stories that do not broadcast.
+
+    References:
+        Sutter et al. 2021 (arXiv:2105.02470).
     """
     return elbo(estimator, kl=kl, vectorize=vectorize)
 
@@ -227,15 +360,26 @@ def subset_mean(
     empty: bool = False,
     vectorize: bool = True,
 ) -> Objective:
-    r"""The mean over non-empty subsets S of bounds on log p(x) that encode S: ``(S, *, P)``.
+    r"""Build the mean over subsets S of the modalities of bounds on log p(x) that encode S: ``(S, *, P)``.
 
-    ``num_subsets`` takes the mean over that many random ones, drawn for every row, which is an unbiased estimate of
-    that over all 2^M - 1; with ``empty`` over all 2^M, so that q(z | nothing) has to reconstruct all as well. Sutter
-    et al. 2021 (arXiv:2105.02470); with the empty set, and one random subset, the mixture-based bound that Hirt et al.
-    2024 (arXiv:2309.00380) compare with.
+    .. math:: \frac{1}{2^M - 1} \sum_{S \ne \emptyset} [ E_{q(z|x_S)} \log p(x|z) - KL(q(z|x_S) \| p(z)) ]
+
+    A lower bound on log p(x). With the empty set and one random subset it is the mixture-based bound that Hirt et al.
+    compare with.
+
+    Args:
+        num_subsets: how many random subsets each row draws at each step, an unbiased estimate of the mean over all;
+            None takes all.
+        estimator: any ``pyro.infer.ELBO``; None is :class:`~pyro_mm.estimators.AnalyticKL`.
+        kl: weight of the KL, or a function of the step such as :func:`warm_up`.
+        empty: True draws from all 2^M subsets, so that q(z | nothing) has to reconstruct all as well.
+        vectorize: False evaluates term by term, for stories that do not broadcast.
 
     Raises:
-        ValueError: ``empty`` without ``num_subsets``.
+        ValueError: ``empty`` without ``num_subsets``; and in use, too many modalities to go through all subsets.
+
+    References:
+        Sutter et al. 2021 (arXiv:2105.02470); Hirt et al. 2024 (arXiv:2309.00380).
     """
     kl = _nonnegative("kl", kl)
     check_flag("empty", empty)
@@ -251,12 +395,19 @@ def subset_mean(
 
 
 def mmjsd(prior_weight: float | None = None, estimator: ELBO | None = None, *, vectorize: bool = True) -> Objective:
-    r"""mmJSD: the reconstruction of all from each, and a Jensen-Shannon divergence with the product as dynamic prior.
+    r"""Build mmJSD: the reconstruction of all from each, and a Jensen-Shannon divergence with a dynamic prior.
 
     .. math:: \frac1M \sum_m E_{q_m} \log p(x|z) - \sum_m \pi_m KL(q_m \| q) - \pi_0 KL(p \| q)
 
-    with q the posterior of all modalities, :math:`\pi_0` = ``prior_weight`` (default 1 / (M + 1)) and
-    :math:`\pi_m = (1 - \pi_0) / M`. A surrogate. Sutter et al. 2020 (arXiv:2006.08242).
+    q is the posterior of all modalities, and :math:`\pi_m = (1 - \pi_0) / M`. A surrogate: it bounds nothing.
+
+    Args:
+        prior_weight: :math:`\pi_0`, from 0 to 1; None is 1 / (M + 1).
+        estimator: any ``pyro.infer.ELBO``; None is :class:`~pyro_mm.estimators.AnalyticKL`.
+        vectorize: False evaluates term by term, for stories that do not broadcast.
+
+    References:
+        Sutter et al. 2020 (arXiv:2006.08242).
     """
 
     prior_weight = None if prior_weight is None else _share("prior_weight", prior_weight)
@@ -269,13 +420,21 @@ def mmjsd(prior_weight: float | None = None, estimator: ELBO | None = None, *, v
 
 
 def mmvm(beta: Number = 1.0, estimator: ELBO | None = None, *, vectorize: bool = True) -> Objective:
-    r"""MMVM: each modality from its own posterior, and a soft tie between all of these in the place of a prior.
+    r"""Build MMVM: each modality from its own posterior, and a soft tie between all of these in the place of a prior.
 
     .. math:: \sum_m E_{q_m} \log p(x_m | z) - \frac{\beta}{M} \sum_m \sum_{l} KL(q_m \| q_l)
 
-    over the modalities that a row has, M being their number: a row with one has its reconstruction alone. No
-    q(z | x) of several modalities, nor p(z), is in it, so nothing here trains either: a surrogate. The sum of KLs is
-    above that from the mixture of all, which the paper derives. Sutter et al. 2024 (arXiv:2403.05300).
+    The sums are over the M modalities that a row has; a row with one has its reconstruction alone. A surrogate: neither
+    q(z | x) of several modalities nor p(z) is in it, and neither is trained. The sum of KLs is above that from the
+    mixture of all, which the paper derives.
+
+    Args:
+        beta: weight of the tie, or a function of the step.
+        estimator: any ``pyro.infer.ELBO``; None is :class:`~pyro_mm.estimators.AnalyticKL`.
+        vectorize: False evaluates term by term, for stories that do not broadcast.
+
+    References:
+        Sutter et al. 2024 (arXiv:2403.05300).
     """
 
     beta = _nonnegative("beta", beta)
@@ -290,13 +449,22 @@ def mmvm(beta: Number = 1.0, estimator: ELBO | None = None, *, vectorize: bool =
 def mvtcae(
     alpha: float = 5 / 6, beta: Number = 1.0, estimator: ELBO | None = None, *, vectorize: bool = True
 ) -> Objective:
-    r"""MVTCAE: a weighted sum of the joint bound and of the conditional bounds given each modality.
+    r"""Build MVTCAE: a weighted sum of the joint bound and of the conditional bounds given each modality.
 
     .. math:: (1 - \alpha) [E_q \log p(x|z) - \beta KL(q \| p)]
               + \frac{\alpha}{M} \sum_m [E_q \log p(x_{-m}|z) - \beta KL(q \| q_m)]
 
-    Meant for a product of experts without the prior expert. Hwang et al. 2021 (NeurIPS, Multi-View Representation
-    Learning via Total Correlation Objective).
+    Approximate: a bound on a sum of log-densities only where every q_m is the exact posterior. Meant for a product of
+    experts without the prior expert.
+
+    Args:
+        alpha: share of the conditional bounds, from 0 to 1.
+        beta: weight of every KL, or a function of the step.
+        estimator: any ``pyro.infer.ELBO``; None is :class:`~pyro_mm.estimators.AnalyticKL`.
+        vectorize: False evaluates term by term, for stories that do not broadcast.
+
+    References:
+        Hwang et al. 2021 (Multi-View Representation Learning via Total Correlation Objective, NeurIPS).
     """
 
     alpha = _share("alpha", alpha)
@@ -311,12 +479,19 @@ def mvtcae(
 
 
 def masked(estimator: ELBO | None = None, *, vectorize: bool = True) -> Objective:
-    r"""The masked objective: the evidence of a random subset S, and that of the rest given it.
+    r"""Build the masked objective: the evidence of a random subset S, and that of the rest given it.
 
     .. math:: ELBO(x_S) + E_{q(z|x)} \log p(x_{\setminus S}|z) - KL(q(z|x) \| q(z|x_S))
 
-    S is uniform over all subsets of what the row has, the empty one and the full one included, and drawn for every
-    row at every step. Approximate: its gap from log p(x) may have either sign. Hirt et al. 2024 (arXiv:2309.00380).
+    S is uniform over all subsets of what a row has, the empty and the full one included, and drawn for every row at
+    every step. Approximate: its gap from log p(x) may have either sign.
+
+    Args:
+        estimator: any ``pyro.infer.ELBO``; None is :class:`~pyro_mm.estimators.AnalyticKL`.
+        vectorize: False evaluates term by term, for stories that do not broadcast.
+
+    References:
+        Hirt et al. 2024 (arXiv:2309.00380).
     """
     chosen, rest = Random(), Random(rest=True)
     return Objective([Term(chosen, chosen), Term(ALL, rest, chosen)], estimator, vectorize=vectorize)

@@ -139,7 +139,7 @@ def test_what_is_out_of_range_is_a_value_error(case):
 def test_what_a_function_of_the_step_returns_is_checked_as_well(build, message, estimator, pair):
     objective = build()
     objective.estimator = estimator
-    for evaluate in (objective.loss, objective.differentiable_loss, lambda *_: objective.weights(("x0", "x1"))):
+    for evaluate in (objective.loss, objective.differentiable_loss, lambda *_: objective.step_weights(("x0", "x1"), 0)):
         with pytest.raises(ValueError, match=message):
             evaluate(*pair)
 
