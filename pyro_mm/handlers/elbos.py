@@ -53,7 +53,8 @@ class _MeanField(TraceMeanField_ELBO, _Trace):
 
     def _particle(self, model_trace: Any, guide_trace: Any) -> tuple[Any, Any]:
         value: Any = 0.0
-        model_sites, guide_sites = _samples(model_trace), _samples(guide_trace)
+        model_sites = _samples(model_trace)
+        guide_sites = _samples(guide_trace)
         for name, site in model_sites.items():
             if site["is_observed"]:
                 value = value + site["log_prob_sum"]

@@ -118,7 +118,8 @@ def _places(frames: list[FrameType], programs: Mapping[str, Any], rows: int) -> 
         shapes = " and ".join(_shape(x, rows) for x in given)
         kind = type(module).__name__
         yield f"in {f'{path} ({kind})' if path else kind}" + (f", given {shapes}" if shapes else "")
-    site, modality = _site(frames), _modality(frames)
+    site = _site(frames)
+    modality = _modality(frames)
     if site is not None:
         yield "at the plate 'data'" if site == "data" else f"at site {site!r}"
     if modality is not None and modality != site:
@@ -170,7 +171,8 @@ def _modality(frames: list[FrameType]) -> str | None:
 def _network(frames: list[FrameType]) -> tuple[nn.Module | None, list[Tensor]]:
     """Return the innermost module that was called with tensors, and these."""
     for frame in reversed(frames):
-        module, code = frame.f_locals.get("self"), frame.f_code
+        module = frame.f_locals.get("self")
+        code = frame.f_code
         if not isinstance(module, nn.Module) or code.co_name in ("_call_impl", "_wrapped_call_impl"):
             continue
         names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & VARIADIC)]

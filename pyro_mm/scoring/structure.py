@@ -238,7 +238,8 @@ class _Watch:
 
 def _draws_again(guide: Callback, batch: Batch) -> bool:
     """Return True if a guide's networks draw random numbers in a second run that finds what a step has cached."""
-    view, watch = batch.view({n: batch.presence(n) for n in batch.names}, TermStack({}), {}), _Watch(batch)
+    view = batch.view({n: batch.presence(n) for n in batch.names}, TermStack({}), {})
+    watch = _Watch(batch)
     trace, _ = watch.run(guide, view)
     _, again = watch.run(guide, view, trace)
     return again

@@ -28,8 +28,8 @@ class CachedResult:
     Attributes:
         value: the result.
         snapshot: the pair as it was after the run.
-        harmless: attribute or variable -> changes of it after which a run gave an equal result; compared no longer
-            once there were ``MOST_RERUNS``, such as a temperature that an annealing changes in every step.
+        harmless: attribute or variable -> number of its changes after which a run gave an equal result. After
+            ``MOST_RERUNS`` it is not compared any more: a temperature, say, that is annealed in every step.
     """
 
     value: Any
@@ -40,8 +40,8 @@ class CachedResult:
 class PairCache:
     """Results per (model, guide) pair and key, each kept as long as the pair lives and nothing it depends on changes.
 
-    Seen are the changes that a :class:`~pyro_mm.utils.snapshot.Snapshot` sees, of all that the pair refers to and of
-    the modules and leaf tensors that the run used; but for attributes and variables that the run itself changes.
+    A :class:`~pyro_mm.utils.snapshot.Snapshot` after the run notices changes of all that the pair refers to, and of the
+    modules and leaf tensors that the run used. Attributes and variables that the run itself changes do not count.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class PairCache:
             return known.value
         if len(results) >= MOST_RESULTS:
             results.clear()
-        with disable_proxy_modes_tracing():  # or the run would become a part of a step's graph
+        with disable_proxy_modes_tracing():  # else the run would become a part of the graph of a step
             results[key] = _compute(model, guide, rows(), run, known)
         return results[key].value
 
@@ -132,17 +132,21 @@ def recording_use(programs: list[Any], ignored: list[Tensor]) -> Iterator[Use]:
 
 
 class _LeafTensors(TorchFunctionMode):
-    """Collects the leaf tensors that torch's functions are called with, but for those that the functions made."""
+    """A mode that collects the leaf tensors that torch's functions are called with and have not returned themselves.
+
+    Args:
+        ignored: tensors that are not collected.
+    """
 
     def __init__(self, ignored: list[Tensor]) -> None:
         super().__init__()
         self._used: dict[int, Tensor] = {}
-        self._made = {id(x): x for x in ignored}  # the tensors too, lest another one gets the identity
+        self._made = {id(x): x for x in ignored}  # the tensors are kept alive, so that no other one gets their identity
 
     def release(self) -> list[weakref.ref[Tensor]]:
-        """Return weak references to the tensors used, and let go of all.
+        """Return weak references to the collected tensors, and release all tensors.
 
-        Those that the run made in ways that torch does not tell of, as by ``torch.Tensor(..)``, are gone by that.
+        This ends those that the run made by functions that no mode sees, such as ``torch.Tensor(..)``.
         """
         references = [weakref.ref(x) for x in self._used.values()]
         self._used.clear()

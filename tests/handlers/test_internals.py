@@ -3,7 +3,9 @@
 A test that fails here names what a new release has changed, and the modules to mend.
 """
 
+import ast
 import inspect
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -17,10 +19,53 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from pyro_mm.handlers.deferred import LazyTensor
-from pyro_mm.handlers.internals import BatchNorm, TorchDispatchMode, tree_iter, tree_leaves
+from pyro_mm.handlers.internals import (
+    BatchNorm,
+    TorchDispatchMode,
+    foreach_copy_,
+    foreach_multiply_,
+    foreach_norm,
+    tree_iter,
+    tree_leaves,
+)
 from pyro_mm.handlers.params import GRADIENT, announce_gradient, register
 from pyro_mm.handlers.plates import FixedPlate, KnownPlates, PlateIndices, plate_shape
 from pyro_mm.utils.reachable import INTERNAL
+
+PACKAGE = Path(__file__).parents[2] / "pyro_mm"
+TESTED = {
+    "pyro.infer.trace_elbo._compute_log_r",
+    "pyro.poutine.runtime._PYRO_STACK",
+    "torch._dynamo",
+    "torch._dynamo.utils.get_metrics_context",
+    "torch._foreach_copy_",
+    "torch._foreach_mul_",
+    "torch._foreach_norm",
+    "torch._guards.TracingContext",
+    "torch._guards.tracing",
+    "torch._inductor",
+    "torch._subclasses.FakeTensorMode",
+    "torch.nn.modules.batchnorm._BatchNorm",
+    "torch.utils._python_dispatch.TorchDispatchMode",
+    "torch.utils._pytree.tree_iter",
+    "torch.utils._pytree.tree_leaves",
+    "torch.utils._pytree.tree_map",
+}
+
+
+def test_every_private_name_that_the_package_imports_is_tested_here():
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            else:
+                continue
+            private = [n for n in names if any(part.startswith("_") for part in n.split(".")[1:])]
+            found |= {name for name in private if name.split(".")[0] in ("torch", "pyro")}
+    assert found == TESTED
 
 
 class Seen(Messenger):
@@ -322,3 +367,44 @@ def test_validation_of_distributions_is_a_class_attribute():
     finally:
         torch.distributions.Distribution._validate_args = before
     assert torch.distributions.Distribution._validate_args is before
+
+
+def test_foreach_functions_work_on_lists_of_tensors():
+    """training: _foreach_copy_, _foreach_mul_ and _foreach_norm, the first two in place."""
+    xs, ys = [torch.zeros(2), torch.zeros(3)], [torch.full((2,), 3.0), torch.full((3,), 4.0)]
+    foreach_copy_(xs, ys)
+    assert all(map(torch.equal, xs, ys))
+    foreach_multiply_(xs, 2.0)
+    assert xs[0].tolist() == [6.0, 6.0] and ys[0].tolist() == [3.0, 3.0]
+    torch.testing.assert_close(torch.stack(list(foreach_norm(ys))), torch.tensor([18.0, 48.0]).sqrt())
+
+
+def test_inductor_compiles_a_graph_for_examples_under_a_tracing_context_and_returns_what_runs_it():
+    """training.compile: torch._inductor.compile(graph, inputs, options=), _guards.tracing, FakeTensorMode.
+
+    With ``fallback_random`` the draws are those of torch's generators.
+    """
+    inductor = pytest.importorskip("torch._inductor")
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    assert {"graph", "gm"} & set(inspect.signature(inductor.compile).parameters)
+    assert {"example_inputs", "options"} <= set(inspect.signature(inductor.compile).parameters)
+    assert "fallback_random" in inductor.list_options()
+    fake = FakeTensorMode(shape_env=ShapeEnv(assume_static_by_default=True))
+    with tracing(TracingContext(fake)):
+        assert TracingContext.get().fake_mode is fake
+    graph = make_fx(lambda x: x + 1)(torch.ones(2))
+    assert graph(torch.ones(2)).tolist() == [2.0, 2.0]
+
+
+def test_inductor_has_a_context_for_its_counts():
+    """training.compile, under torch 2.6 alone: get_metrics_context of torch._dynamo.utils."""
+    if not torch.__version__.startswith("2.6."):
+        pytest.skip("of torch 2.6 alone")
+    from torch._dynamo.utils import get_metrics_context
+
+    with get_metrics_context():
+        pass

@@ -36,7 +36,8 @@ def densities(trace: Any) -> dict[str, Tensor]:
 
 
 def _summed_value(site: dict[str, Any]) -> Tensor:
-    value, event_dim = site["value"], site["fn"].event_dim
+    value = site["value"]
+    event_dim = site["fn"].event_dim
     return value.double().flatten(value.dim() - event_dim).sum(-1) if event_dim else value
 
 

@@ -88,7 +88,8 @@ def reads_and_ignores(model: Any, guide: Any, batch: Batch, seed: int) -> tuple[
 
 def _exchange_missing(few: Batch, name: str) -> Tensor:
     """Return a modality's values with others, of the rows around, in the rows that lack it."""
-    value, mask = few[name], few.presence(name)
+    value = few[name]
+    mask = few.presence(name)
     other = value.clone()
     for shift in range(1, few.size):
         rolled = value.roll(shift, 0)
