@@ -37,7 +37,7 @@ def read_array(what: str, value: Any) -> tuple[Tensor, Tensor | None] | tuple[No
 
 
 def _read_rows(what: str, value: Any) -> tuple[Tensor, Tensor | None] | tuple[None, None]:
-    """Return a sequence of rows as one tensor; each row is a number, an array, or a mark of a missing one."""
+    """Return a sequence of numbers, arrays and marks of missing rows as one tensor."""
     held = [not _is_missing(item) for item in value]
     rows = [_read_numbers(f"{what}, row {i}", item) for i, item in enumerate(value) if held[i]]
     if not rows:

@@ -31,7 +31,7 @@ class TermStack:
 
 
 class Context(NamedTuple):
-    """What an evaluation adds to the rows of a batch. It is immutable, and replaced as a whole.
+    """State that an evaluation adds to the rows of a batch: immutable, and replaced as a whole.
 
     Attributes:
         stack: the terms that the rows are shown to; None outside an objective.

@@ -54,6 +54,7 @@ class Covariates(dict[str, Tensor]):
         raise MissingCovariate.of(name, list(self), self.reader)
 
     def copy(self) -> Covariates:
+        """Return a shallow copy for the same reader."""
         new = Covariates(self)
         new.reader = self.reader
         return new

@@ -1,4 +1,7 @@
-"""Masks of rows that are True or False where that is known of all rows, which spares work and device syncs."""
+"""Masks of rows: boolean tensors, or True or False if that is known of all rows.
+
+The latter spare work, and waits for a GPU.
+"""
 
 from __future__ import annotations
 

@@ -118,6 +118,7 @@ def _observe_present(
 
 
 def _check_distribution(name: str, d: Any) -> Any:
+    """Return a distribution. Raises a TypeError that names the site for anything else."""
     if isinstance(d, torch.distributions.Distribution):
         return d
     raise TypeError(

@@ -105,7 +105,7 @@ def _common_size(columns: Mapping[str, Column | None], covariates: Mapping[str, 
 
 
 def _fill(value: Tensor, mask: Tensor) -> tuple[Presence, Tensor]:
-    """Return the mask of the rows with a value, and the values with a copy of one of them in the other rows."""
+    """Return the mask of the rows that have a value, and the values, with a copy of one as filler."""
     if bool(mask.all()):
         return True, value
     if not bool(mask.any()):
@@ -114,13 +114,14 @@ def _fill(value: Tensor, mask: Tensor) -> tuple[Presence, Tensor]:
 
 
 def _check_one_device(tensors: Iterable[Tensor]) -> None:
+    """Raise a ValueError unless all tensors are on one device."""
     devices = {str(x.device) for x in tensors}
     if len(devices) > 1:
         raise ValueError(f"expected all tensors of a batch on one device, got {', '.join(sorted(devices))}")
 
 
 def read_modality(name: str, value: Any) -> Column | None:
-    """Return the values of a modality, and the rows in which none is missing; None if there is no value at all.
+    """Return the values of a modality, and the rows that have them; None if no row has.
 
     Missing are ``None``, pandas' ``NA``, NaN, and entries that a mask of ``numpy.ma`` hides.
 

@@ -43,7 +43,7 @@ def decode_for_terms(
 
 
 def _possible_term_dims(parent: Tensor, stack: TermStack, size: int) -> list[int]:
-    """Return the dimensions of a parent that may be that of the terms, by their size and their distance from the rows.
+    """Return the dimensions of a parent that may be the terms', by size and by distance from the rows.
 
     Dimensions of particles and of enumerated sites may stand to the left of it, and event dimensions to the right.
     """

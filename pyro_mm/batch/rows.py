@@ -16,7 +16,7 @@ from .masks import Presence, all_of, any_of
 
 
 class Rows:
-    """N rows of several modalities: their values, masks, covariates and lengths. :class:`Batch` is what has a name.
+    """The base class of :class:`~pyro_mm.batch.batch.Batch`: the values, masks, covariates and lengths of N rows.
 
     Attributes:
         size: N.
@@ -142,6 +142,7 @@ class Rows:
         return self._take(read_rows_key(key, self.size, self.device))
 
     def _take(self, rows: Any) -> Self:
+        """Return some rows, selected by what a tensor can be indexed with."""
         new = self._copy(
             _values={name: x[rows] for name, x in self._values.items()},
             covariates=Covariates({name: x[rows] for name, x in self.covariates.items()}),
@@ -181,7 +182,8 @@ class Rows:
         if not isinstance(index, Tensor) or index.dtype == torch.bool:
             index = torch.arange(self.size, device=self.device)[index]
         new = self._take(index)
-        new.total, new._index = self.size, index
+        new.total = self.size
+        new._index = index
         return new
 
     def block(self, rows: Any) -> Self:
@@ -272,12 +274,14 @@ class Rows:
         return self._context.term_masks or [self._masks]
 
     def _tensor_mask(self, name: str) -> Tensor:
+        """Return the mask of a modality as a tensor."""
         mask = self._masks[name]
         if isinstance(mask, Tensor):
             return mask
         return torch.full((self.size,), mask, dtype=torch.bool, device=self.device)
 
     def _check_known(self, names: tuple[str, ...], method: str) -> None:
+        """Raise a TypeError or a ValueError unless all of these are names of modalities."""
         for name in names:
             if not isinstance(name, str):
                 raise TypeError(f"{method}: expected names of modalities one by one, got {describe(name)}")

@@ -35,6 +35,7 @@ class _LocationScale(Conditional):
         self.scale = check_number("scale", scale, above=LEAST_FIXED_SCALE) if fixed else None
 
     def distribution(self, output: Tensor) -> dist.TorchDistribution:
+        """Return the distribution with location and scale ``(.., *event_shape)`` from the network's output."""
         d = self.family(*self._loc_and_scale(output), validate_args=False)
         if self.scale is None or not self.event_dim:
             return d.to_event(self.event_dim)
@@ -43,6 +44,7 @@ class _LocationScale(Conditional):
         return fixed
 
     def _loc_and_scale(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Return location and scale, each ``(.., *event_shape)``."""
         if self.log_scale is not None:
             (loc,) = self._chunk(output, 1)
             return loc, self.log_scale.to(loc.dtype).exp().expand_as(loc)
@@ -112,6 +114,7 @@ class MultivariateNormal(Conditional):
         super().__init__(net)
 
     def distribution(self, output: Tensor) -> dist.TorchDistribution:
+        """Return the Gaussian whose parameters are ``(.., D (D + 3) / 2)`` numbers."""
         size = (math.isqrt(9 + 8 * output.shape[-1]) - 3) // 2
         if size < 1 or size * (size + 3) // 2 != output.shape[-1]:
             raise ValueError(f"expected D (D + 3) / 2 outputs of the network for some D, got {output.shape[-1]}")
@@ -143,6 +146,7 @@ class NormalMixture(Conditional):
         self.components = check_integer("components", components, least=1)
 
     def distribution(self, output: Tensor) -> dist.TorchDistribution:
+        """Return the mixture whose parameters are ``(.., K + 2 * K * D)`` numbers."""
         k = self.components
         if output.shape[-1] <= k or (output.shape[-1] - k) % (2 * k):
             raise ValueError(f"expected {k} + 2 * {k} * D outputs of the network, got {output.shape[-1]}")

@@ -54,6 +54,7 @@ class Bernoulli(Conditional):
     """
 
     def distribution(self, output: Tensor) -> dist.TorchDistribution:
+        """Return the distribution with logits ``(.., D)`` or ``(.., *event_shape)``."""
         (logits,) = self._chunk(output, 1)
         bits = dist.Bernoulli(logits=logits, validate_args=False)
         return _IndependentBernoulli(bits, self.event_dim, validate_args=False) if self.event_dim else bits
@@ -86,28 +87,29 @@ class Categorical(Conditional):
 
     def distribution(self, output: Tensor) -> dist.TorchDistribution:
         """Return the distribution with these logits, flat or shaped; those that can be read both ways are shaped."""
-        logits, event = output, self.event_shape or Size()
-        if event and not self._is_shaped(logits):
-            self._check_flat(logits)
-            logits = logits.unflatten(-1, (*event, -1))
-        return dist.Categorical(logits=logits, validate_args=False).to_event(self.event_dim)
+        if self.event_shape and not self._is_shaped(output):
+            self._check_flat(output)
+            output = output.unflatten(-1, (*self.event_shape, -1))
+        return dist.Categorical(logits=output, validate_args=False).to_event(self.event_dim)
 
     def _is_flat(self, logits: Tensor, parents: tuple[Tensor, ...], keywords: dict[str, Any]) -> bool:
         """Return True if the network's output is flat; if both readings fit, a run on one row decides."""
-        last, event = logits.shape[-1], self.event_shape or Size()
+        last = logits.shape[-1]
         shaped = self._is_shaped(logits)
         if not shaped:
             self._check_flat(logits)
-        if not shaped or last % event.numel():
+        if not shaped or last % (self.event_shape or Size()).numel():
             self._flat = last, not shaped
         elif self._flat is None or self._flat[0] != last:
             self._flat = last, not all(map(self._is_shaped, self._outputs_of_one_row(parents, keywords)))
         return self._flat[1]
 
     def _is_shaped(self, logits: Tensor) -> bool:
+        """Return True if logits can be read as ``(.., *event_shape, C)``."""
         return logits.shape[-1 - self.event_dim : -1] == self.event_shape
 
     def _check_flat(self, logits: Tensor) -> None:
+        """Raise a ValueError unless logits can be read as ``(.., prod(event_shape) * C)``."""
         event = self.event_shape or Size()
         if logits.shape[-1] % event.numel():
             sizes = ", ".join(map(str, event))
@@ -140,6 +142,7 @@ class Poisson(Conditional):
     """
 
     def distribution(self, output: Tensor) -> dist.TorchDistribution:
+        """Return the distribution with log-rates ``(.., D)`` or ``(.., *event_shape)``."""
         (log_rate,) = self._chunk(output, 1)
         return dist.Poisson(log_rate.exp(), validate_args=False).to_event(self.event_dim)
 
@@ -175,6 +178,7 @@ class NegativeBinomial(Conditional):
             self.log_inverse_dispersion = nn.Parameter(torch.zeros(tuple(event_shape)))
 
     def distribution(self, output: Tensor) -> dist.TorchDistribution:
+        """Return the distribution whose log-mean, and log-dispersion unless that is shared, are the output."""
         if self.log_inverse_dispersion is None:
             log_mean, log_r = self._chunk(output, 2)
         else:

@@ -37,6 +37,7 @@ class Flow(Conditional):
         self.flow = check_function("flow", flow, ("context",))
 
     def distribution(self, output: Tensor) -> dist.TorchDistribution:
+        """Return the flow's distribution given the context ``(.., C)``."""
         d = self.flow(output)
         if not hasattr(d, "transform") or not hasattr(d, "base"):
             raise TypeError(f"expected a flow of zuko, with a transform and a base, got one that gives {describe(d)}")
@@ -51,7 +52,8 @@ class _InverseFlow(torch.distributions.Transform):
 
     def __init__(self, flow: Any, dtype: torch.dtype) -> None:
         super().__init__()
-        self.flow, self.dtype = flow, dtype
+        self.flow = flow
+        self.dtype = dtype
 
     def _call(self, x: Tensor) -> Tensor:
         return self.flow.inv(x.to(self.dtype))

@@ -31,6 +31,7 @@ class Unconditional(nn.Module):
         self.distribution = distribution
 
     def forward(self, *_: Any) -> dist.Distribution:
+        """Return the distribution."""
         return self.distribution
 
     def _apply(self, fn: Any, recurse: bool = True) -> Unconditional:

@@ -82,6 +82,7 @@ def encode_rows(
 
 
 def _output(what: str, module: Any, block: Tensor, keywords: Mapping[str, Any]) -> Tensor:
+    """Return the output of a composition's network for a block of rows."""
     return _call_with_types(what, module, lambda x: module.output(x, **keywords), block)
 
 
@@ -214,6 +215,7 @@ def _parameter_type(module: Any) -> torch.dtype:
 
 
 def _has_embedding(module: Any) -> bool:
+    """Return True if a module has a table of classes in it."""
     parts = module.modules() if isinstance(module, nn.Module) else ()
     return any(isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in parts)
 

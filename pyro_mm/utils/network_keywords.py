@@ -33,7 +33,7 @@ class Keyword(NamedTuple):
 
 
 class Signature(NamedTuple):
-    """What a network's signature says.
+    """The part of a network's signature that matters here.
 
     Attributes:
         keywords: the parameters that are handed over by keyword.
@@ -104,6 +104,7 @@ def _added_once(module: nn.Module, keywords: Mapping[str, Any]) -> Any:
 
 
 def _wrapped(network: nn.Module) -> Any:
+    """Return the network that a conditional or a wrapper holds; None without one."""
     modules = network._modules
     for name in WRAPPED:
         if modules.get(name) is not None:
@@ -129,12 +130,13 @@ def _signature(network: Any) -> Signature:
 
 
 def _of_code(code: CodeType, network: FunctionType) -> Signature:
-    # a story may make its functions anew in every step: their code is one and the same
+    """Return the signature of a function, cached for its code: a story may define the function anew in every step."""
     names = code.co_varnames
     return _cached(code, network) if NAMES[0] in names or NAMES[1] in names else NOTHING
 
 
 def _cached(key: Any, network: Any) -> Signature:
+    """Return the signature of a network, cached while ``key`` lives."""
     try:
         return _known[key]
     except KeyError:
@@ -146,6 +148,7 @@ def _cached(key: Any, network: Any) -> Signature:
 
 
 def _read(network: Any) -> Signature:
+    """Return the signature that Python knows of a network; an empty one if it knows none."""
     try:
         signature = inspect.signature(network.forward if isinstance(network, nn.Module) else network)
     except (TypeError, ValueError):
