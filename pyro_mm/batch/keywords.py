@@ -114,8 +114,9 @@ def keyword_arguments(
             if name in lengths:
                 found["lengths"] = lengths[name]
             elif keyword.required:
+                others = f"those of {list(lengths)}" if lengths else "none"
                 raise ValueError(
-                    f"{reader} needs lengths; this batch has those of {list(lengths)}: "
+                    f"{reader} needs lengths; this batch has {others}: "
                     f"Batch(.., lengths={{{name!r}: ..}}), or give the parameter a default"
                 )
         elif covariates:

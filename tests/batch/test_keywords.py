@@ -392,6 +392,52 @@ def test_what_a_network_needs_and_the_batch_lacks_is_named():
             other.observe("a", conditionals.Normal(Shifted(), scale=1.0), torch.zeros(3, LATENT))
 
 
+@pytest.mark.parametrize(
+    ("covariates", "words"),
+    [
+        ({}, "needs covariates; this batch has none"),
+        ({"age": torch.zeros(8)}, r"given the covariate 'site'.*\['age'\]"),
+    ],
+)
+def test_an_evaluation_names_the_covariate_that_is_missing(covariates, words):
+    keyword, _, guide = stories()
+    batch = mm.Batch({n: sites()[n] for n in "xy"}, covariates=covariates)
+    for run in (
+        lambda: mm.log_marginal(keyword, guide, batch, num_particles=2),
+        lambda: mm.fit(keyword, guide, mm.objectives.elbo(), batch, epochs=1, progress=False),
+    ):
+        with pytest.raises(ValueError, match=f"at site 'x': Shifted, a network of modality 'x', (is )?{words}"):
+            run()
+
+
+@pytest.mark.parametrize("objective", [mm.objectives.elbo, mm.objectives.mvae])
+def test_features_of_what_a_story_is_conditioned_on_get_covariates(objective):
+    """``ConditionalLatent`` with a network of its condition by keyword, and with one that knows the covariate."""
+    batch = sites()
+
+    class Features(nn.Module):
+        def __init__(self, by_keyword):
+            super().__init__()
+            self.net, self.by_keyword = nn.Linear(3, 2), by_keyword
+
+        def forward(self, y, covariates=None):
+            site = covariates["site"] if self.by_keyword else batch.covariates["site"][: y.shape[-2]]
+            return self.net(y) + site[:, None]
+
+    found = []
+    for by_keyword in (True, False):
+        torch.manual_seed(0)
+        normal = dist.Normal(torch.zeros(3), 1.0).to_event(1)
+        decoders = {"y": conditionals.Normal(nn.Linear(LATENT + 2, 3), scale=1.0)}
+        prior = dist.Normal(torch.zeros(LATENT), 1.0).to_event(1)
+        model = mm.models.ConditionalLatent(prior, ("x", normal), Features(by_keyword), decoders)
+        experts = {name: conditionals.Normal(nn.Linear(3, 2 * LATENT)) for name in "xy"}
+        guide = mm.Guide(z=posteriors.ProductOfExperts(experts))
+        pyro.set_rng_seed(1)
+        found.append(objective().differentiable_loss(model, guide, batch))
+    torch.testing.assert_close(*found)
+
+
 def test_a_network_that_gets_the_lengths_counts_as_reading_them(pair):
     model, guide = pair
     with warnings.catch_warnings(record=True) as caught:
