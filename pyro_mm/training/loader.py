@@ -84,9 +84,10 @@ class MinibatchLoader:
             raise ValueError(f"expected shard to be a rank and the number of processes, got {(rank, world)}")
         smallest_shard = self._shard_minibatches(torch.arange(self.size), world - 1, world)
         if len(self) == 0 or any(len(minibatch) == 0 for minibatch in smallest_shard):
+            mend = "a smaller batch_size" if self.drop_last else "drop_last=True, or another batch_size"
             raise ValueError(
                 f"{self.size} rows cannot be shared out among {world} processes in equally many minibatches of "
-                f"{self.batch_size} rows at most: pass drop_last=True, or another batch_size"
+                f"{self.batch_size} rows at most: pass {mend}"
             )
 
     def __len__(self) -> int:

@@ -331,3 +331,58 @@ def test_one_that_no_row_of_an_epoch_has_is_named():
     whole = mm.Batch({"a": torch.randn(24, 2), "b": torch.randn(24, 1)}, {"b": torch.zeros(24, dtype=torch.bool)})
     with pytest.raises(ValueError, match=r"no gradient reaches model.decoders.b.*No row of the epoch has 'b'"):
         mm.fit(*three_pair(), mm.objectives.elbo(), whole, epochs=1, progress=False)
+
+
+# -- shards -----------------------------------------------------------------------------------------------------------
+
+SHARDS = [(64, 8, 2), (65, 8, 2), (63, 16, 4), (33, 16, 2), (20, 3, 3), (7, 2, 3), (5, 5, 5)]
+
+
+def drawn_rows(loader):
+    """The rows of an epoch under one seed, minibatch by minibatch."""
+    torch.manual_seed(2)
+    return [batch["row"][:, 0].long().tolist() for batch in loader]
+
+
+def numbered(size):
+    return mm.Batch({"row": torch.arange(size).float()[:, None]})
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize(("size", "batch_size", "world"), SHARDS)
+def test_shards_are_a_partition_of_the_one_permutation(size, batch_size, world, resident):
+    data, device = numbered(size), torch.device("cpu")
+    whole = [row for rows in drawn_rows(MinibatchLoader(data, batch_size, device, resident)) for row in rows]
+    loaders = [MinibatchLoader(data, batch_size, device, resident, shard=(rank, world)) for rank in range(world)]
+    shards = [drawn_rows(loader) for loader in loaders]
+    for rank, shard in enumerate(shards):
+        assert [row for rows in shard for row in rows] == whole[rank::world]
+        assert all(1 <= len(rows) <= batch_size for rows in shard)
+        assert min(map(len, shard)) == loaders[rank].smallest
+    assert {len(shard) for shard in shards} == {math.ceil(math.ceil(size / world) / batch_size)}
+    assert {len(loader) for loader in loaders} == {len(shards[0])}
+    assert sorted(row for shard in shards for rows in shard for row in rows) == list(range(size))
+
+
+@pytest.mark.parametrize(("size", "batch_size", "world"), [(64, 8, 2), (65, 8, 2), (33, 16, 2), (20, 3, 3)])
+def test_shards_without_smaller_minibatches_are_of_full_ones(size, batch_size, world):
+    data, device = numbered(size), torch.device("cpu")
+    loaders = [MinibatchLoader(data, batch_size, device, drop_last=True, shard=(rank, world)) for rank in range(world)]
+    shards = [drawn_rows(loader) for loader in loaders]
+    assert {len(rows) for shard in shards for rows in shard} == {batch_size}
+    assert {len(shard) for shard in shards} == {size // world // batch_size}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("size", "batch_size"), [(5, 1), (1, 1)])
+def test_rows_that_cannot_be_shared_out_are_refused_in_every_process(size, batch_size, rank):
+    with pytest.raises(ValueError, match=r"cannot be shared out among 2 processes.*drop_last=True"):
+        MinibatchLoader(numbered(size), batch_size, torch.device("cpu"), shard=(rank, 2))
+
+
+def test_a_shard_is_a_rank_of_rows_and_not_of_a_loader():
+    with pytest.raises(ValueError, match=r"expected shard to be a rank and the number of processes, got \(2, 2\)"):
+        MinibatchLoader(numbered(8), 2, torch.device("cpu"), shard=(2, 2))
+    loader = torch.utils.data.DataLoader([numbered(4)], batch_size=None)
+    with pytest.raises(ValueError, match="expected shard=None for a loader"):
+        MinibatchLoader(loader, 2, torch.device("cpu"), shard=(0, 2))
