@@ -1,1 +1,1 @@
-"""What papers report: not the library."""
+"""Experiments of papers and the commands that run them: data, training, evaluation and tables."""

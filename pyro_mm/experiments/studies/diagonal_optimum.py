@@ -1,9 +1,9 @@
-r"""What the best diagonal Gaussian posteriors make of a linear-Gaussian story, without networks, data or noise.
+r"""The optimum of an objective under diagonal Gaussian posteriors of a linear-Gaussian story, in closed form.
 
-Expectations over rows drawn from the story, and over draws of :math:`q(z | x_S) = N(A_S x_S, \mathrm{diag}(d_S))`, are
-closed forms of the loadings W of the model, of :math:`A_S` and :math:`d_S` for every subset S, and of the covariance
-of the rows; their maximum is found by L-BFGS in float64. What is left of a gap there is of the objective and of the
-family, and none of a network or of its training.
+Expectations over rows of the story, and over draws of :math:`q(z | x_S) = N(A_S x_S, \mathrm{diag}(d_S))`, are closed
+forms of the model's loadings W, of :math:`A_S` and :math:`d_S` for every subset S, and of the covariance of the rows.
+L-BFGS maximises them in float64. A gap that remains is due to the objective and the family of posteriors, not to
+networks or their training.
 """
 
 from __future__ import annotations
@@ -22,28 +22,32 @@ ITERATIONS = 4000
 
 
 def diagonal_optimum(story: LinearGaussian, objective: str) -> tuple[float, float]:
-    r"""The loadings that an objective is highest for, by how much their evidence lies below the truth's.
+    r"""Return the gap between the evidence of the truth and that of an objective's optimal loadings.
 
     Args:
-        story: what rows are drawn from; its offsets count for nothing.
+        story: the story of the rows; its offsets have no effect.
         objective: ``"masked"``, uniform over all subsets; or ``"mixture bound"``, the mean over all of them of
             :math:`E_{q_S} \log p(x | z) - KL(q_S \| p)`.
 
     Returns:
         :math:`(\ell^* - \ell) / |\ell^*|` and :math:`\ell^*`, the mean of log p(x) over rows under the truth.
 
-    Where the posterior given every subset is diagonal, as with
-    :func:`~pyro_mm.datasets.simulated.orthonormal_loadings`, the masked objective's is 0: at the truth each of its
-    terms is an evidence or a conditional evidence. Tipping & Bishop 1999 for the evidence.
+    If the posterior given every subset is diagonal, as with
+    :func:`~pyro_mm.datasets.simulated.orthonormal_loadings`, the gap of the masked objective is 0: at the truth each of
+    its terms is an evidence or a conditional evidence.
+
+    References:
+        Tipping & Bishop 1999, for the evidence.
     """
-    reduced, noise = [], 0.0
+    reduced = []
+    noise = 0.0
     for name, loadings in story.loadings.items():
         scale = story.log_noise[name].detach().exp().double()
         _, size, directions = torch.linalg.svd(loadings.detach().double() / scale, full_matrices=False)
-        kept = size > 1e-6 * size.max()
-        reduced.append(size[kept, None] * directions[kept])
-        # what is orthogonal to the loadings is noise to any model, and a constant
-        rest = len(loadings) - int(kept.sum())
+        in_span = size > 1e-6 * size.max()
+        reduced.append(size[in_span, None] * directions[in_span])
+        # directions orthogonal to the loadings are noise under any model, and add a constant
+        rest = len(loadings) - int(in_span.sum())
         noise += 0.5 * rest * (1 + math.log(2 * math.pi)) + len(loadings) * scale.log().item()
     problem = _Population(reduced)
     evidence = problem.evidence(problem.truth) - noise
@@ -52,7 +56,11 @@ def diagonal_optimum(story: LinearGaussian, objective: str) -> tuple[float, floa
 
 
 class _Population:
-    """Rows ``x = W z + e`` of unit noise, whose modalities are slices of x."""
+    """The distribution of rows ``x = W z + e`` with unit noise, whose modalities are slices of x.
+
+    Args:
+        loadings: those of each modality, float64 ``(d_m, D)``.
+    """
 
     def __init__(self, loadings: list[Tensor]):
         self.truth = torch.cat(loadings)
@@ -65,14 +73,17 @@ class _Population:
         self.rows = {s: torch.cat([torch.arange(0), *(rows[m] for m in s)]) for s in self.subsets}
 
     def evidence(self, w: Tensor) -> float:
+        """Return E log p(x) over the rows under loadings ``w``, ``(d, D)``."""
         model = w @ w.T + torch.eye(self.size, dtype=torch.float64)
         fit = torch.linalg.solve(model, self.covariance).trace() + torch.logdet(model)
         return -0.5 * (fit + self.size * math.log(2 * math.pi)).item()
 
     def best(self, objective: str) -> Tensor:
+        """Return the loadings ``(d, D)`` that maximise an objective together with its posteriors."""
         w = self.truth.clone().requires_grad_()
-        means, log_variances = {}, {}
-        for s in self.subsets:  # from the truth's own posteriors
+        means = {}
+        log_variances = {}
+        for s in self.subsets:  # start from the posteriors of the truth
             seen = self.truth[self.rows[s]]
             precision = torch.eye(self.latent, dtype=torch.float64) + seen.T @ seen
             means[s] = torch.linalg.solve(precision, seen.T).contiguous().requires_grad_()
@@ -92,6 +103,8 @@ class _Population:
 
 
 def _closure(optimizer: torch.optim.Optimizer, total: Callable[[], Tensor]) -> Callable[[], float]:
+    """Return the closure that L-BFGS evaluates: minus the objective, with its gradients."""
+
     def closure() -> float:
         optimizer.zero_grad()
         loss = -total()
@@ -102,37 +115,58 @@ def _closure(optimizer: torch.optim.Optimizer, total: Callable[[], Tensor]) -> C
 
 
 class _Value:
-    """The objectives at one set of parameters."""
+    """The values of the objectives at given parameters.
 
-    def __init__(self, of: _Population, w: Tensor, means: dict[Subset, Tensor], log_variances: dict[Subset, Tensor]):
-        self.of, self.w, self.means, self.log_variances = of, w, means, log_variances
+    Args:
+        population: the distribution of the rows.
+        w: loadings ``(d, D)``.
+        means: subset -> A_S, ``(D, d_S)``.
+        log_variances: subset -> the logarithm of d_S, ``(D,)``.
+    """
+
+    def __init__(
+        self, population: _Population, w: Tensor, means: dict[Subset, Tensor], log_variances: dict[Subset, Tensor]
+    ):
+        self.population = population
+        self.w = w
+        self.means = means
+        self.log_variances = log_variances
 
     def masked(self) -> Tensor:
-        full, parts = self.of.all, []
-        for s in self.of.subsets:
+        """Return the masked objective, uniform over all subsets."""
+        full = self.population.all
+        parts = []
+        for s in self.population.subsets:
             rest = tuple(m for m in full if m not in s)
             parts.append(self.likelihood(s, s) - self.kl(s) + self.likelihood(full, rest) - self.kl(full, s))
         return torch.stack(parts).mean()
 
     def mixture_bound(self) -> Tensor:
-        return torch.stack([self.likelihood(s, self.of.all) - self.kl(s) for s in self.of.subsets]).mean()
+        """Return the mean over all subsets of the bound that each has on the evidence of all modalities."""
+        return torch.stack(
+            [self.likelihood(s, self.population.all) - self.kl(s) for s in self.population.subsets]
+        ).mean()
 
     def likelihood(self, given: Subset, target: Subset) -> Tensor:
-        """``E log p(x_target | z)``, z from the posterior given other rows of x."""
-        i, j = self.of.rows[given], self.of.rows[target]
-        s, w = self.of.covariance, self.w[j]
+        """Return ``E log p(x_target | z)`` with z from the posterior given the subset ``given``."""
+        i = self.population.rows[given]
+        j = self.population.rows[target]
+        s = self.population.covariance
+        w = self.w[j]
         predicted = w @ self.means[given]
         error = s[j][:, j].trace() - 2 * (predicted * s[j][:, i]).sum() + (predicted @ s[i][:, i] * predicted).sum()
         spread = (w**2 * self.log_variances[given].exp()).sum()
         return -0.5 * (error + spread + len(j) * math.log(2 * math.pi))
 
     def kl(self, given: Subset, other: Subset | None = None) -> Tensor:
-        """``E KL(q(z | x_given) || q(z | x_other))``, or to the prior."""
-        weights = self.w.new_zeros(self.of.latent, self.of.size).index_add(1, self.of.rows[given], self.means[given])
+        """Return ``E KL(q(z | x_given) || q(z | x_other))``; with None the second is the prior."""
+        weights = self.w.new_zeros(self.population.latent, self.population.size).index_add(
+            1, self.population.rows[given], self.means[given]
+        )
         log_ratio = self.log_variances[given]
         scale = torch.ones_like(log_ratio)
         if other is not None:
-            weights = weights.index_add(1, self.of.rows[other], -self.means[other])
+            weights = weights.index_add(1, self.population.rows[other], -self.means[other])
             log_ratio, scale = log_ratio - self.log_variances[other], self.log_variances[other].exp()
-        apart = ((weights @ self.of.covariance) * weights).sum(1) / scale
+        apart = ((weights @ self.population.covariance) * weights).sum(1) / scale
         return 0.5 * (log_ratio.exp() + apart - 1 - log_ratio).sum()

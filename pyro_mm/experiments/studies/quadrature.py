@@ -1,4 +1,4 @@
-"""The posterior of two mixed latents given all, by quadrature: a truth that no sampling went into."""
+"""The exact posterior of two mixed latents given x and u, by quadrature."""
 
 from __future__ import annotations
 
@@ -9,32 +9,42 @@ from torch import Tensor
 
 from ...datasets.simulated import SLOPE, Sources
 
-NODES = 401  # of either dimension
-WIDE = 8.0  # standard deviations of the noise that the grid reaches on either side
-CHUNK = 100  # rows at once
+NODES = 401  # per dimension
+WIDE = 8.0  # the grid's half width in standard deviations of the noise
+ROWS_AT_ONCE = 100
 
 
 @torch.no_grad()
 def posterior(sources: Sources, name: str, label: str, noise: float) -> tuple[Tensor, Tensor]:
-    r"""log p(x, u) of every row of a square mixture of two latents, ``(N,)``, in nats; and E[z | x, u], ``(N, 2)``.
+    r"""Integrate out two latents of a square non-linear mixing: evidence and posterior means of every row.
 
     With orthogonal A and B, and h = A z, the noise of :math:`B^T x = \mathrm{lrelu}(h) + \epsilon` is as before, and
 
     .. math:: p(x, u) = \frac1C \int N(h; A \mu_u, A S_u A^T) \prod_i N((B^T x)_i; \mathrm{lrelu}(h_i), \sigma^2) dh
 
-    by the trapezoid rule on a grid around the inverse of every row, wide where the slope of the rectifier makes the
-    noise so.
+    by the trapezoid rule on a grid around the inverse of every row, which is wider where the slope of the rectifier
+    widens the noise.
+
+    Args:
+        sources: rows simulated with their story.
+        name: the modality x, of two dimensions.
+        label: the modality u.
+        noise: :math:`\sigma`.
+
+    Returns:
+        (log p(x, u), E[z | x, u]): ``(N,)`` in nats, and ``(N, 2)``; float64.
     """
-    mixing, u = sources.mixing[name], sources.batch[label]
+    mixing = sources.mixing[name]
+    u = sources.batch[label]
     y = sources.batch[name].double() @ mixing.outer
     mean = sources.centres @ mixing.inner.T
     precision = torch.stack([mixing.inner @ torch.diag(s**-2) @ mixing.inner.T for s in sources.scales])
     unit = torch.linspace(-1, 1, NODES, dtype=torch.float64)
     evidence, means = [], []
-    for rows in torch.arange(len(y)).split(CHUNK):
+    for rows in torch.arange(len(y)).split(ROWS_AT_ONCE):
         inverse = torch.where(y[rows] > 0, y[rows], y[rows] / SLOPE)
         below, above = inverse - WIDE * noise / SLOPE, inverse + WIDE * noise / SLOPE
-        # well above zero nothing below it matters, nor the other way round
+        # well above zero the negative side has no mass, and the other way round
         high = y[rows] > WIDE * noise
         below = torch.where(high, inverse - WIDE * noise, below)
         above = above.minimum(y[rows].clamp(min=0) + WIDE * noise)
