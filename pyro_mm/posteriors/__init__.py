@@ -1,8 +1,8 @@
-r"""Posteriors q(z | x_S) for every subset S of the modalities: modules whose ``forward(batch)`` is a distribution.
+r"""Posteriors q(z | x_S) for every subset S of the modalities: modules ``batch -> distribution``.
 
-Each row has its own S, the modalities present in it. A modality that is masked drops out exactly as if it had been
-deleted, and nothing depends on a row's place in the batch. An encoder, or "expert", is a module that maps the values
-of a modality to a Normal of event shape ``(D,)`` unless another kind is named; each runs once a step.
+Each row has its own S, the modalities present in it. A masked modality drops out as if it had been deleted, and no
+result depends on a row's place in the batch. An encoder, or "expert", is a module that maps the values of a modality to
+a Normal of event shape ``(D,)`` unless another family is named; it is run once per step.
 """
 
 from .categorical import Label, ProductOfCategoricals

@@ -1,4 +1,4 @@
-"""Posteriors that choose by what is present, or read covariates."""
+"""Posteriors that choose between distributions by the modalities that are present."""
 
 from __future__ import annotations
 
@@ -16,17 +16,29 @@ from ..utils.arguments import check_function, check_mapping, check_modules, chec
 
 
 class Either(nn.Module):
-    r"""q(z | x_m) of the one modality of two that is present, each of whatever family: flows, for instance.
+    r"""The encoder of the one modality that is present, of one or two: for families without a product, such as flows.
 
-    Two are as many as it takes: given several out of three or more, a posterior has to combine experts, and flows have
-    no product or Hölder pool in closed form. Meant for the ``partial`` of a :class:`JointEncoder`, which has an
-    encoder of both: a row with both has the first one's here. q(z | nothing) is a standard normal.
+    .. math:: q(z | x_S) = q_1(z | x_1) \text{ if } 1 \in S, \quad \text{else } q_2(z | x_2) \text{ if } 2 \in S, \quad
+              \text{else } N(z; 0, I)
+
+    Given several of three or more modalities, a posterior has to combine experts, and flows have no product or pool in
+    closed form: hence two at most. It is meant for the ``partial`` of a :class:`JointEncoder`, which itself encodes the
+    rows with both modalities; here those get the first encoder's distribution.
 
     Args:
-        experts: modality -> encoder, for one modality or two; event shape ``(D,)``.
+        experts: modality -> encoder, a module mapping ``(N, *event)`` to any distribution of event shape ``(D,)``.
 
     Raises:
-        ValueError: more than two, or none.
+        TypeError: an expert that is not a module.
+        ValueError: no experts, or more than two.
+
+    Example:
+        >>> import torch, pyro_mm as mm
+        >>> encoders = {"a": mm.conditionals.Normal(mm.nn.MLP(3, 4)), "b": mm.conditionals.Laplace(mm.nn.MLP(2, 4))}
+        >>> posterior = mm.posteriors.Either(encoders)
+        >>> batch = mm.Batch({"a": torch.zeros(5, 3), "b": torch.zeros(5, 2)})
+        >>> posterior(batch.only("b")).base_dist
+        Laplace(loc: torch.Size([5, 2]), scale: torch.Size([5, 2]))
     """
 
     def __init__(self, experts: Mapping[str, nn.Module]):
@@ -39,32 +51,52 @@ class Either(nn.Module):
         self.experts = nn.ModuleDict(check_modules("experts", experts))
 
     def forward(self, batch: Batch) -> dist.Distribution:
+        """Return q(z | x_S): batch shape ``(N,)``, event shape ``(D,)``."""
         names = [name for name in self.experts if batch.holds(name)]
         if not names:
             raise ValueError(f"the batch holds no values of {list(self.experts)}; Batch.empty(n, like=...) would")
-        encoded = {name: batch.encode(name, self.experts[name]) for name in names}
-        like = encoded[names[0]]
-        wide, first = like.batch_shape + like.event_shape, next(self.parameters())
-        found = dist.Normal(first.new_zeros(wide), first.new_ones(wide), validate_args=False).to_event(like.event_dim)
+        experts = {name: batch.encode(name, self.experts[name]) for name in names}
+        posterior = self._standard_normal(experts[names[0]])
         for name in reversed(names):
             mask = batch.presence(name)
             if mask is not False:
-                found = Where(mask, encoded[name], found) if isinstance(mask, Tensor) else encoded[name]
-        return found
+                posterior = Where(mask, experts[name], posterior) if isinstance(mask, Tensor) else experts[name]
+        return posterior
+
+    def _standard_normal(self, like: dist.Distribution) -> dist.Distribution:
+        """Return N(0, I) of the shapes of another distribution, in the type of the experts' parameters."""
+        shape = like.batch_shape + like.event_shape
+        parameter = next(self.parameters())
+        normal = dist.Normal(parameter.new_zeros(shape), parameter.new_ones(shape), validate_args=False)
+        return normal.to_event(like.event_dim)
 
 
 class Given(nn.Module):
-    r"""A posterior that learns from certain modalities only, and is a fixed distribution without them.
+    r"""A posterior where certain modalities are present, and a fixed distribution elsewhere.
 
-    .. math:: q(z | x_S) \text{ where a modality among } names \text{ is in } S, \quad \text{else } p(z)
+    .. math:: q(z | x_S) = q'(z | x_S) \text{ if } S \cap names \neq \emptyset, \quad \text{else } p(z)
 
-    Where the others inform on z only together with those, as a class does on what an image holds besides it, p(z) is
-    the exact posterior given the others.
+    If the other modalities inform on z only together with those, as a class informs on the rest of what an image
+    shows, then p(z) is the exact posterior given the others alone.
 
     Args:
-        names: the modalities without which nothing is learnt.
-        posterior: module ``batch -> distribution``.
-        otherwise: p(z), a distribution or a module ``batch -> distribution``.
+        names: the modalities of which one has to be present.
+        posterior: :math:`q'`, a module ``batch -> distribution`` of event shape ``(D,)``.
+        otherwise: p(z), a distribution of event shape ``(D,)`` or a module ``batch -> distribution``.
+
+    Raises:
+        TypeError: an argument of another kind.
+        ValueError: no names; or a batch that knows none of them.
+
+    Example:
+        >>> import torch, pyro_mm as mm, pyro.distributions as dist
+        >>> unit = mm.conditionals.Normal(torch.nn.Identity(), scale=0.5)  # N(x, 0.25)
+        >>> image = mm.posteriors.ProductOfExperts({"image": unit}, prior=None)
+        >>> posterior = mm.posteriors.Given("image", image, dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        >>> values = {"image": torch.tensor([[3.0], [3.0]]), "label": torch.tensor([0, 1])}
+        >>> posterior(mm.Batch(values, present={"image": [True, False]})).mean
+        tensor([[3.],
+                [0.]])
     """
 
     def __init__(self, names: Sequence[str] | str, posterior: nn.Module, otherwise: dist.Distribution | nn.Module):
@@ -74,9 +106,12 @@ class Given(nn.Module):
         self.otherwise = as_module("otherwise", otherwise)
 
     def forward(self, batch: Batch) -> dist.Distribution:
+        """Return q(z | x_S): batch shape ``(N,)``, event shape ``(D,)``."""
         if not any(name in batch for name in self.names):
             raise ValueError(f"the batch has none of {list(self.names)} among its modalities {list(batch)}")
-        there, otherwise = any_of(batch.presence(name) for name in self.names), self.otherwise(batch)
-        if there is False:
+        informed = any_of(batch.presence(name) for name in self.names)
+        otherwise = self.otherwise(batch)
+        if informed is False:
             return otherwise.expand(torch.Size([batch.size]))
-        return Where(there, self.posterior(batch), otherwise) if isinstance(there, Tensor) else self.posterior(batch)
+        posterior = self.posterior(batch)
+        return Where(informed, posterior, otherwise) if isinstance(informed, Tensor) else posterior

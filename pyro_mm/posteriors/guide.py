@@ -1,4 +1,4 @@
-"""Guides: posteriors sampled under the data plate."""
+"""Guides: latent sites sampled from posteriors under the data plate."""
 
 from __future__ import annotations
 
@@ -16,20 +16,30 @@ from ..utils.arguments import check_attribute, check_function, describe
 
 
 class Guide(nn.Module):
-    r"""Samples every site from its posterior, in the order given: ``q(z | x_S) \prod_m q(w_m | x_m)``, for instance.
+    r"""Samples every latent site from its posterior, in the order given.
+
+    .. math:: q(z, w | x_S) = q(z | x_S) \prod_m q(w_m | x_S), \text{ for instance}
+
+    A posterior that has an encoder for an earlier site depends on it: to the posteriors after it a site is one more
+    modality, which every row has. So ``Guide(y=Label("label", ..), z=ProductOfExperts({"image": .., "y": ..}))`` is
+    q(y | x_S) q(z | x_S, y). A guide that cannot be written so is a function: ``pyro.sample`` under ``batch.plate()``.
 
     Args:
-        posteriors: site name -> posterior: a module (or any callable) ``batch -> distribution``, such as those of
-            :mod:`pyro_mm.posteriors`.
+        posteriors: site -> posterior, a module or another callable ``batch -> distribution`` of batch shape ``(N,)``,
+            such as those of :mod:`pyro_mm.posteriors`.
 
-    Example::
+    Raises:
+        TypeError: a posterior that is not a function of a batch; or, when called, that returns no distribution.
+        ValueError: no posterior; or, when called, a site named like a modality.
 
-        guide = Guide(z=ProductOfExperts({"image": ..., "label": ...}), w_image=Private("image", ...))
-
-    To the posteriors after it a site is one more modality, which every row has, so one that has an encoder for it
-    depends on it: ``Guide(y=Label("label", ...), z=ProductOfExperts({"image": ..., "y": ...}))`` is
-    ``q(y | x_S) q(z | x_S, y)``. What that cannot say is a guide written as a function: ``pyro.sample`` under
-    ``batch.plate()``.
+    Example:
+        >>> import torch, pyro_mm as mm
+        >>> encoders = {"a": mm.conditionals.Normal(mm.nn.MLP(3, 4)), "b": mm.conditionals.Normal(mm.nn.MLP(2, 4))}
+        >>> private = mm.posteriors.Private("a", mm.conditionals.Normal(mm.nn.MLP(3, 2)))
+        >>> guide = mm.Guide(z=mm.posteriors.ProductOfExperts(encoders), w_a=private)
+        >>> batch = mm.Batch({"a": torch.zeros(5, 3), "b": torch.zeros(5, 2)})
+        >>> {site: q.mean.shape for site, q in mm.encode(guide, batch).items()}
+        {'z': torch.Size([5, 2]), 'w_a': torch.Size([5, 1])}
     """
 
     def __init__(self, **posteriors: Callable[[Batch], Any]):
@@ -49,6 +59,7 @@ class Guide(nn.Module):
         self._sites = tuple(posteriors)
 
     def forward(self, batch: Batch) -> None:
+        """Run the guide on a batch: sample every site under the data plate."""
         register(self)
         with batch.plate():
             for site in self._sites:
@@ -61,6 +72,7 @@ class Guide(nn.Module):
 
 
 def _check_distribution(site: str, d: Any) -> Any:
+    """Return the distribution of a posterior. Raises a TypeError for anything else."""
     if isinstance(d, torch.distributions.Distribution):
         return d
     raise TypeError(f"site {site!r}: expected a posterior that gives a distribution of a batch, got {describe(d)}")

@@ -1,4 +1,4 @@
-"""Posteriors with networks of their own for certain sets of modalities."""
+"""A posterior with one network for all modalities together."""
 
 from __future__ import annotations
 
@@ -17,17 +17,33 @@ from ..utils.network_calls import head_in_blocks
 
 
 class JointEncoder(nn.Module):
-    r"""One network over the features of all modalities, zeros standing for a missing one.
+    r"""One network on the features of all modalities, with zeros for the features of a missing one.
 
     .. math:: q(z | x_S) = N(\mu, \sigma^2)(h_1, \dots, h_M), \qquad h_m = f_m(x_m) \text{ if } m \in S, \text{ else } 0
 
-    Args:
-        features: modality -> module giving a feature vector ``(N, F_m)``.
-        head: module giving the distribution from their concatenation ``(.., N, sum_m F_m)``.
-        partial: a posterior that takes over where any modality is missing, for instance
-            ``ProductOfExperts(unimodal_encoders, prior=None)``, which is q(z | x_m) where one is present.
+    With ``partial``, the posterior of an incomplete row is that one.
 
-    Suzuki et al. 2016 (arXiv:1611.01891): zeros are its JMVAE-zero, separate unimodal encoders its JMVAE-kl.
+    Args:
+        features: modality -> module mapping ``(N, *event)`` to features ``(N, F_m)``.
+        head: module mapping the concatenated features ``(.., N, F_1 + .. + F_M)`` to a distribution of event shape
+            ``(D,)``.
+        partial: a module ``batch -> distribution`` for rows that lack a modality, for instance
+            ``ProductOfExperts(unimodal_encoders, prior=None)``, which is q(z | x_m) if one is present; None for zeros.
+
+    Raises:
+        TypeError: an argument of another kind.
+        ValueError: no features; or a batch without values of a modality.
+
+    Example:
+        >>> import torch, pyro_mm as mm
+        >>> head = mm.conditionals.Normal(mm.nn.MLP(8 + 8, 2 * 2))
+        >>> posterior = mm.posteriors.JointEncoder({"a": mm.nn.MLP(3, 8), "b": torch.nn.Embedding(10, 8)}, head)
+        >>> q = posterior(mm.Batch({"a": torch.zeros(5, 3), "b": torch.zeros(5).long()}))
+        >>> q.batch_shape, q.event_shape
+        (torch.Size([5]), torch.Size([2]))
+
+    References:
+        Suzuki et al. 2016 (arXiv:1611.01891): JMVAE-zero without ``partial``, JMVAE-kl with unimodal encoders.
     """
 
     def __init__(self, features: Mapping[str, nn.Module], head: nn.Module, partial: nn.Module | None = None):
@@ -37,10 +53,11 @@ class JointEncoder(nn.Module):
         self.partial: Any = None if partial is None else check_function("partial", partial, ("batch",))
 
     def forward(self, batch: Batch) -> dist.Distribution:
+        """Return q(z | x_S): batch shape ``(N,)``, event shape ``(D,)``."""
         complete = batch.complete(self.features)
         if self.partial is not None and complete is False:
             return self.partial(batch)
-        encoded = []
+        features = []
         for name, net in self.features.items():
             if not batch.holds(name):
                 raise ValueError(f"a joint encoder needs filler for {name!r}, which the batch holds no values of")
@@ -48,10 +65,10 @@ class JointEncoder(nn.Module):
             if mask is not True:
                 zero = torch.zeros_like(feature)
                 feature = zero if mask is False else torch.where(mask[..., None], feature, zero)
-            encoded.append(feature)
-        lead = broadcast_shape(*(h.shape[:-1] for h in encoded))
-        whole = torch.cat([h.expand(*lead, -1) for h in encoded], -1)
-        joint = head_in_blocks(self.head, whole)
+            features.append(feature)
+        batch_shape = broadcast_shape(*(feature.shape[:-1] for feature in features))
+        concatenated = torch.cat([feature.expand(*batch_shape, -1) for feature in features], -1)
+        joint = head_in_blocks(self.head, concatenated)
         if self.partial is None:
             return joint
         return Where(complete, joint, self.partial(batch)) if isinstance(complete, Tensor) else joint

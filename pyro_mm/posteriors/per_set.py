@@ -1,8 +1,8 @@
-"""What a posterior computes of a set of modalities, computed once a step for all terms that encode or are given it."""
+"""Caches of what a posterior computes, per step and per set of present modalities."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,21 +14,25 @@ from ..batch.masks import Presence, any_of, stack_masks
 
 
 def per_set(batch: Batch, owner: object, f: Callable[[Batch], tuple[Tensor, ...]], few: int = 0) -> tuple[Tensor, ...]:
-    """``f(batch)``, of which every set of modalities is computed once a step.
+    """Return ``f(batch)``, computed once per step for every set of modalities.
 
-    An objective shows a batch as several sets at once, stacked to the left of the rows, and the same set may be what
-    one term encodes and another one is given.
+    An objective shows a batch as several sets at once, stacked to the left of the rows. The set that one term encodes
+    may be the set that another term is given.
 
     Args:
-        owner: whose function it is; one for each owner.
-        f: a function of the values and masks of a batch alone, to tensors ``(.., N, F)``.
-        few: with so many terms it is computed for each, where looking for equal sets would take longer.
+        batch: the rows, as several terms see them.
+        owner: the posterior that the function belongs to. Results are cached by it, so that it has one function.
+        f: a function of the values and masks of a batch alone, which returns tensors ``(.., N, F)``.
+        few: with at most so many terms, compute each: a search for equal sets would take longer.
+
+    Returns:
+        The tensors of ``f``.
     """
     cache, stack, terms = batch._context.cache, batch._context.stack, batch._context.term_masks
     if batch._context.latents or cache is None or stack is None or terms is None or len(terms) <= few:
         return f(batch)
 
-    nesting = -stack.dim - 1
+    nesting = -stack.dim - 1  # batch dimensions to the right of the terms
     keys = [_key(owner, masks) for masks in terms]
     new = {key: t for t, key in enumerate(keys) if not is_cached(cache, key)}
     if new:
@@ -36,7 +40,7 @@ def per_set(batch: Batch, owner: object, f: Callable[[Batch], tuple[Tensor, ...]
         masks = {n: stack_masks([m[n] for m in each], batch.size, batch.device, nesting) for n in batch.names}
         out = f(batch.view(masks, stack, cache, term_masks=each))
         for place, (key, those) in enumerate(zip(new, each, strict=True)):
-            # a tensor without the stack's dimension does not depend on the set
+            # a tensor without the dimension of the terms does not depend on the set
             put(cache, key, tuple(x[place] if x.dim() - 1 > nesting else x for x in out), owner, those)
         if list(new) == keys:
             return out
@@ -45,26 +49,45 @@ def per_set(batch: Batch, owner: object, f: Callable[[Batch], tuple[Tensor, ...]
 
 
 def _stack_terms(pieces: tuple[Tensor, ...], nesting: int) -> Tensor:
+    """Stack the results of terms along a new first dimension; return the result itself if all have the same one.
+
+    Args:
+        pieces: one tensor per term.
+        nesting: the number of batch dimensions of each, to which it is padded on the left.
+    """
     if all(piece is pieces[0] for piece in pieces):
         return pieces[0]
     return torch.stack([piece.reshape(*[1] * (nesting + 1 - piece.dim()), *piece.shape) for piece in pieces])
 
 
 def per_view(batch: Batch, owner: object, f: Callable[[Batch], Any]) -> Any:
-    """``f(batch)``, run once a step for what the batch shows."""
+    """Return ``f(batch)``, computed once per step for the masks that a batch shows to the terms.
+
+    Args:
+        batch: the rows, as several terms see them.
+        owner: the posterior that the function belongs to. Results are cached by it.
+        f: a function of the values and masks of a batch alone.
+    """
     cache, terms = batch._context.cache, batch._context.term_masks
     if batch._context.latents or cache is None or terms is None:
         return f(batch)
-    key = ("once", *(_key(owner, masks) for masks in terms))
+    key = ("per view", *(_key(owner, masks) for masks in terms))
     return cached(cache, key, lambda: f(batch), owner, terms)
 
 
 def rows_with_any(batch: Batch, names: Iterable[str]) -> Presence:
-    """Which rows have any of these modalities: True where every term shows every row one."""
+    """Return the rows that have any of some modalities.
+
+    Returns:
+        Booleans ``(.., N)``; True if every term sees one in every row, False if none sees one.
+    """
     names = tuple(names)
-    each = [any_of(masks.get(n, False) for n in names) for masks in batch.terms()]
-    return True if all(m is True for m in each) else any_of(batch.presence(n) for n in names)
+    each = [any_of(masks.get(name, False) for name in names) for masks in batch.terms()]
+    if all(mask is True for mask in each):
+        return True
+    return any_of(batch.presence(name) for name in names)
 
 
-def _key(owner: object, masks: Any) -> Hashable:
-    return (id(owner), *((n, m if isinstance(m, bool) else id(m)) for n, m in masks.items()))
+def _key(owner: object, masks: Mapping[str, Presence]) -> Hashable:
+    """Return the key of an owner's result for the masks of a term, which tensors enter by identity."""
+    return (id(owner), *((name, m if isinstance(m, bool) else id(m)) for name, m in masks.items()))

@@ -15,16 +15,30 @@ from .set_encoders import SumPooling, apply_head, zero_where_missing
 
 
 class Private(nn.Module):
-    r"""The posterior of a modality's private latent: q(w_m | x_m) where m is present, else ``missing``.
+    r"""The posterior of a modality's private latent: its encoder where the modality is present, else ``missing``.
+
+    .. math:: q(w_m | x_S) = q_m(w_m | x_m) \text{ if } m \in S, \quad \text{else } r_m(w_m)
 
     Args:
-        name: the modality m; the latent's site is ``"w_<name>"``.
-        encoder: module mapping the values of m to a distribution of event shape (D,).
-        missing: what stands in for it where m is absent and w_m is needed to decode it: a distribution, or a module
-            ``batch -> distribution`` (MMVAE+'s learned auxiliary prior). By default a standard normal. It serves
-            training: ``generate`` draws w_m from the model's own p(w_m).
+        name: the modality m. The site of the latent is ``"w_<name>"``.
+        encoder: module mapping ``(N, *event)`` to a distribution of event shape ``(D_m,)``.
+        missing: :math:`r_m`, a distribution or a module ``batch -> distribution``, such as MMVAE+'s learned auxiliary
+            prior; a standard normal by default. It serves training, where a missing m is decoded: ``generate`` draws
+            w_m from the model's own p(w_m).
 
-    Palumbo et al. 2023 (MMVAE+, ICLR).
+    Raises:
+        TypeError: an argument of another kind.
+        ValueError: a batch without values of m, from which the default ``missing`` takes its size.
+
+    Example:
+        >>> import torch, pyro_mm as mm
+        >>> posterior = mm.posteriors.Private("a", mm.conditionals.Normal(torch.nn.Identity(), scale=1.0))
+        >>> posterior(mm.Batch({"a": torch.tensor([[3.0], [3.0]])}, present={"a": [True, False]})).mean
+        tensor([[3.],
+                [0.]])
+
+    References:
+        Palumbo et al. 2023 (MMVAE+, ICLR).
     """
 
     def __init__(self, name: str, encoder: nn.Module, missing: dist.Distribution | nn.Module = STANDARD_NORMAL):
@@ -34,52 +48,71 @@ class Private(nn.Module):
         self.missing = as_module("missing", missing)
 
     def forward(self, batch: Batch) -> dist.Distribution:
+        """Return the posterior of w_m: batch shape ``(N,)``, event shape ``(D_m,)``."""
         if not batch.holds(self.name):
             missing = self.missing(batch)
             if missing is STANDARD_NORMAL:
                 raise ValueError(f"no values of {self.name!r} to tell the size of its latent: give ``missing`` one")
             return missing.expand(torch.Size([batch.size]))
-        mask, own = batch.presence(self.name), batch.encode(self.name, self.encoder)
+        mask = batch.presence(self.name)
+        encoded = batch.encode(self.name, self.encoder)
         if mask is True:
-            return own
+            return encoded
         missing = self.missing(batch)
         if missing is STANDARD_NORMAL:
-            loc = torch.zeros_like(own.mean)
-            missing = dist.Normal(loc, torch.ones_like(loc)).to_event(own.event_dim)
-        return Where(mask, own, missing) if isinstance(mask, Tensor) else missing.expand(own.batch_shape)
+            loc = torch.zeros_like(encoded.mean)
+            missing = dist.Normal(loc, torch.ones_like(loc)).to_event(encoded.event_dim)
+        return Where(mask, encoded, missing) if isinstance(mask, Tensor) else missing.expand(encoded.batch_shape)
 
 
 class PrivateOf(nn.Module):
-    r"""The posterior of a modality's private latent given all that is present, itself or others.
+    r"""The posterior of a modality's private latent given all modalities that are present, its own or others.
 
     .. math:: q(w_m | x_S) = \rho_w\Big( A \sum_{s \in S} h_s + 1[m \in S] \, B h_m \Big)
 
-    with the tokens h of a set posterior. With A, B and :math:`\rho_w` shared, permuting the modalities permutes the
-    private latents: the map is equivariant (Zaheer et al. 2017, arXiv:1703.06114, Lemma 3).
+    with the tokens h of a set posterior. If A, B and :math:`\rho_w` are shared by all m, permuting the modalities
+    permutes the private latents: the map is equivariant (Zaheer et al. 2017, arXiv:1703.06114, Lemma 3). A missing m is
+    thus inferred from the others where an objective decodes it; ``generate`` draws w_m from the model's own p(w_m).
 
     Args:
-        pool: the :class:`SumPooling` or :class:`SelfAttention` whose tokens it takes.
-        name: the modality m; the latent's site is ``"w_<name>"``.
-        whole, own: A and B, modules from ``(.., N, size)`` to what the head takes.
-        head: :math:`\rho_w`, as a set posterior's.
+        pool: the :class:`SumPooling` or :class:`SelfAttention` whose tokens ``(.., N, size)`` are used.
+        name: the modality m. The site of the latent is ``"w_<name>"``.
+        whole: A, a module mapping ``(.., N, size)`` to ``(.., N, H)``.
+        own: B, likewise.
+        head: :math:`\rho_w`, a module mapping ``(.., N, H)`` to a distribution of event shape ``(D_m,)``.
 
-    Where m is absent and an objective decodes it, w_m is thus inferred from the others; ``generate`` draws it from
-    the model's own p(w_m). Hirt et al. 2024 (arXiv:2309.00380), section 3.
+    Raises:
+        TypeError: an argument of another kind.
+        ValueError: a modality without features in the pool.
+
+    Example:
+        >>> import torch, pyro_mm as mm
+        >>> features = {"a": mm.nn.MLP(3, 8), "b": mm.nn.MLP(2, 8)}
+        >>> pool = mm.posteriors.SumPooling(features, mm.conditionals.Normal(mm.nn.MLP(8, 4)), size=8)
+        >>> head = mm.conditionals.Normal(mm.nn.MLP(8, 2))
+        >>> private = mm.posteriors.PrivateOf(pool, "a", torch.nn.Linear(8, 8), torch.nn.Linear(8, 8), head)
+        >>> guide = mm.Guide(z=pool, w_a=private)
+
+    References:
+        Hirt et al. 2024 (arXiv:2309.00380), section 3.
     """
 
     def __init__(self, pool: SumPooling, name: str, whole: nn.Module, own: nn.Module, head: nn.Module):
         super().__init__()
         if not isinstance(pool, SumPooling):
             raise TypeError(f"expected pool to be a SumPooling or SelfAttention, got {describe(pool)}")
-        self.pool, self.name = pool, check_name("name", name, pool.features)
-        self.whole, self.own = check_function("whole", whole, ("features",)), check_function("own", own, ("features",))
+        self.pool = pool
+        self.name = check_name("name", name, pool.features)
+        self.whole = check_function("whole", whole, ("features",))
+        self.own = check_function("own", own, ("features",))
         self.head = check_function("head", head, ("features",))
 
     def forward(self, batch: Batch) -> dist.Distribution:
+        """Return the posterior of w_m: batch shape ``(N,)``, event shape ``(D_m,)``."""
         return apply_head(self.head, batch, self, self.state)
 
     def state(self, batch: Batch) -> Tensor:
-        """What the head sees, ``(.., N, H)``."""
+        """Return the input of the head, ``(.., N, H)``."""
         tokens, total = self.pool.of_set(batch)
         state = self.whole(total)
         if self.name in tokens:

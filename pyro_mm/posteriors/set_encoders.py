@@ -1,4 +1,4 @@
-"""Posteriors that see the features of the present modalities as a set: pooled by a sum, or after self-attention."""
+"""Posteriors of the set of present modalities: features summed, or summed after self-attention."""
 
 from __future__ import annotations
 
@@ -12,32 +12,40 @@ from torch import Tensor, nn
 
 from ..batch.batch import Batch
 from ..batch.masks import Presence
-from ..utils.arguments import (
-    check_flag,
-    check_integer,
-    check_module,
-    check_modules,
-)
+from ..utils.arguments import check_flag, check_integer, check_module, check_modules
 from ..utils.network_calls import ROWS, is_composition, runs_in_blocks
 from .per_set import per_set, per_view
 
 
 class SumPooling(nn.Module):
-    r"""One network on the sum of the features of what is present: the order of the modalities is lost.
+    r"""One network on the sum of the features of the present modalities, whatever their order.
 
     .. math:: q(z | x_S) = \rho\Big( \sum_{m \in S} g_m(x_m) \Big), \qquad q(z | \emptyset) = \rho(0)
 
-    so that the posterior given nothing is learned like any other. Every such function of a set is a sum of features
-    followed by a network, if the features are wide enough (Zaheer et al. 2017, Deep Sets, arXiv:1703.06114).
+    A missing modality leaves the sum; the posterior given nothing is learned like any other. Every such function of a
+    set is a network on a sum of features, if these are wide enough (Zaheer et al. 2017, Deep Sets, arXiv:1703.06114).
 
     Args:
-        features: modality -> module mapping its values to a feature ``(N, size)``. A network that all share goes to
-            the end of each of them.
-        head: :math:`\rho`, a module mapping ``(.., N, size)`` to a distribution, such as
+        features: modality -> module mapping ``(N, *event)`` to a feature ``(N, size)``. A network that all modalities
+            share goes to the end of each.
+        head: :math:`\rho`, a module mapping ``(.., N, size)`` to a distribution of event shape ``(D,)``, such as
             ``conditionals.Normal(MLP(size, 2 * D))`` or ``conditionals.NormalMixture(MLP(..), K)``.
         size: of a feature.
 
-    Hirt et al. 2024 (arXiv:2309.00380), section 3.
+    Raises:
+        TypeError: an argument of another kind.
+        ValueError: no features; or, when called, features of another size.
+
+    Example:
+        >>> import torch, pyro_mm as mm
+        >>> head = mm.conditionals.Normal(mm.nn.MLP(8, 2 * 2))
+        >>> posterior = mm.posteriors.SumPooling({"a": mm.nn.MLP(3, 8), "b": torch.nn.Embedding(10, 8)}, head, size=8)
+        >>> q = posterior(mm.Batch({"a": torch.zeros(5, 3), "b": torch.zeros(5).long()}))
+        >>> q.batch_shape, q.event_shape
+        (torch.Size([5]), torch.Size([2]))
+
+    References:
+        Hirt et al. 2024 (arXiv:2309.00380), section 3.
     """
 
     def __init__(self, features: Mapping[str, nn.Module], head: nn.Module, size: int):
@@ -47,51 +55,76 @@ class SumPooling(nn.Module):
         self.size = check_integer("size", size, least=1)
 
     def forward(self, batch: Batch) -> dist.Distribution:
+        """Return q(z | x_S): the head's distribution, of batch shape ``(N,)``."""
         return apply_head(self.head, batch, self, self.pooled)
 
     def pooled(self, batch: Batch) -> Tensor:
-        """The sum of the tokens of what is present, ``(.., N, size)``."""
+        """Return the sum of the tokens of the present modalities, ``(.., N, size)``."""
         return self.of_set(batch)[1]
 
     def of_set(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        """Modality -> its token, 0 where it is absent, of those that any row has; and the tokens' sum."""
-        return per_view(batch, self, self._of_set)
+        """Return the tokens of the modalities that any row has, and their sum.
 
-    def _of_set(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        like = next(iter(self.head.parameters()), None)
-        zero = torch.zeros(batch.size, self.size, dtype=None if like is None else like.dtype, device=batch.device)
+        Args:
+            batch: the rows.
+
+        Returns:
+            Modality -> token ``(.., N, size)``, 0 where it is missing; and the sum, ``(.., N, size)``.
+        """
+        return per_view(batch, self, self._compute_set)
+
+    def _compute_set(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         masks = {n: m for n in self.features if batch.holds(n) and (m := batch.presence(n)) is not False}
-        tokens = {n: batch.encode(n, self.features[n]) for n in masks}
+        tokens = {name: batch.encode(name, self.features[name]) for name in masks}
         for name, token in tokens.items():
             if token.shape[-1] != self.size:
                 raise ValueError(f"expected features of size {self.size}, got {token.shape[-1]} of {name!r}")
-        tokens = self._seen(tokens, masks)
-        total = zero
+        tokens = self._process_tokens(tokens, masks)
+
+        like = next(iter(self.head.parameters()), None)
+        dtype = None if like is None else like.dtype
+        total = torch.zeros(batch.size, self.size, dtype=dtype, device=batch.device)
         for token in tokens.values():
             total = total + token
         return tokens, total
 
-    def _seen(self, tokens: dict[str, Tensor], masks: Mapping[str, Presence]) -> dict[str, Tensor]:
+    def _process_tokens(self, tokens: dict[str, Tensor], masks: Mapping[str, Presence]) -> dict[str, Tensor]:
+        """Return tokens ``(.., N, size)`` with zeros where their modality is missing."""
         return {name: zero_where_missing(masks[name], token) for name, token in tokens.items()}
 
 
 class SelfAttention(SumPooling):
-    r"""The features of what is present, after they have attended to each other; then as :class:`SumPooling`.
+    r"""One network on the sum of the features of the present modalities, after these attended to each other.
 
     .. math:: H^{l+1} = H^l + \mathrm{attention}(\mathrm{LN}(H^l)), \qquad
               q(z | x_S) = \rho\Big( \sum_{m \in S} \mathrm{LN}(H^L)_m \Big), \qquad H^0_m = g_m(x_m)
 
-    Attention is of several heads, scaled by the root of their size; an absent modality is neither asked nor answers.
-    Its cost grows with the square of the number of modalities, that of the encoders with the number itself.
+    Multi-head attention, scaled by the root of a head's size. A missing modality is excluded as query and as key. The
+    cost grows with the square of the number of modalities, that of the encoders linearly.
 
     Args:
-        features, head, size: as of :class:`SumPooling`.
+        features: as of :class:`SumPooling`.
+        head: as of :class:`SumPooling`.
+        size: of a feature.
         heads: of the attention; divides the size.
         layers: L.
-        normalized: False leaves out the last LN, which gives all tokens one size, as large for what says little as for
-            what says much. A posterior whose mean is a sum, as of a linear story, is learned sooner without it.
+        normalized: False leaves out the last LN, which gives all tokens one norm, however much their modality informs.
+            A posterior whose mean is a sum, as of a linear story, is learned sooner without it.
 
-    Lee et al. 2019 (Set Transformer, arXiv:1810.00825); Hirt et al. 2024 (arXiv:2309.00380), section 3.
+    Raises:
+        TypeError: an argument of another kind.
+        ValueError: a size that the heads do not divide; or, when called, features of another size.
+
+    Example:
+        >>> import torch, pyro_mm as mm
+        >>> head = mm.conditionals.NormalMixture(mm.nn.MLP(8, 2 + 2 * 2 * 3), 2)  # two components, D = 3
+        >>> posterior = mm.posteriors.SelfAttention({"a": mm.nn.MLP(3, 8), "b": mm.nn.MLP(2, 8)}, head, size=8, heads=2)
+        >>> q = posterior(mm.Batch({"a": torch.zeros(5, 3), "b": torch.zeros(5, 2)}))
+        >>> q.batch_shape, q.event_shape
+        (torch.Size([5]), torch.Size([3]))
+
+    References:
+        Lee et al. 2019 (Set Transformer, arXiv:1810.00825); Hirt et al. 2024 (arXiv:2309.00380), section 3.
     """
 
     def __init__(
@@ -111,20 +144,21 @@ class SelfAttention(SumPooling):
         self.attention = nn.ModuleList(AttentionLayer(size, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(size) if normalized else nn.Identity()
 
-    def _seen(self, tokens: dict[str, Tensor], masks: Mapping[str, Presence]) -> dict[str, Tensor]:
+    def _process_tokens(self, tokens: dict[str, Tensor], masks: Mapping[str, Presence]) -> dict[str, Tensor]:
         if not tokens:
             return {}
-        tensors = [m for m in masks.values() if isinstance(m, Tensor)]
-        lead = broadcast_shape(*(m.shape for m in tensors), *(t.shape[:-1] for t in tokens.values()))
-        states = torch.stack([token.expand(*lead, self.size) for token in tokens.values()], -2)
-        answers = None  # which modality may look at which: (.., N, 1, M, M), the 1 for the heads
-        if tensors:
-            full = [m.expand(lead) if isinstance(m, Tensor) else states.new_ones(lead).bool() for m in masks.values()]
-            # an absent one looks at itself, for nothing else: a softmax over nothing has no derivative
+        tensor_masks = [mask for mask in masks.values() if isinstance(mask, Tensor)]
+        batch_shape = broadcast_shape(*(m.shape for m in tensor_masks), *(t.shape[:-1] for t in tokens.values()))
+        states = torch.stack([token.expand(*batch_shape, self.size) for token in tokens.values()], -2)
+        may_attend = None  # True where query i may attend to key j: (.., N, 1, M, M), the 1 for the heads
+        if tensor_masks:
+            present = states.new_ones(batch_shape).bool()
+            full = [mask.expand(batch_shape) if isinstance(mask, Tensor) else present for mask in masks.values()]
+            # a missing modality attends to itself only, since a softmax over nothing has no derivative
             itself = torch.eye(len(masks), dtype=torch.bool, device=states.device)
-            answers = (torch.stack(full, -1)[..., None, :] | itself)[..., None, :, :]
+            may_attend = (torch.stack(full, -1)[..., None, :] | itself)[..., None, :, :]
         for layer in self.attention:
-            states = layer(states, answers)
+            states = layer(states, may_attend)
         return {
             name: zero_where_missing(masks[name], token)
             for name, token in zip(tokens, self.norm(states).unbind(-2), strict=True)
@@ -132,25 +166,48 @@ class SelfAttention(SumPooling):
 
 
 class AttentionLayer(nn.Module):
+    """Multi-head self-attention between modalities, with a layer norm before and a residual connection.
+
+    Args:
+        size: of a token.
+        heads: of the attention; divides the size.
+    """
+
     def __init__(self, size: int, heads: int):
         super().__init__()
-        self.heads, self.norm = heads, nn.LayerNorm(size)
-        self.inward, self.outward = nn.Linear(size, 3 * size), nn.Linear(size, size)
+        self.heads = heads
+        self.norm = nn.LayerNorm(size)
+        self.inward = nn.Linear(size, 3 * size)
+        self.outward = nn.Linear(size, size)
 
-    def forward(self, states: Tensor, answers: Tensor | None) -> Tensor:
-        """States ``(.., M, size)``; ``answers[.., i, j]`` says whether i may look at j."""
-        parts = self.inward(self.norm(states)).unflatten(-1, (3, self.heads, -1))  # (.., M, 3, heads, size / heads)
-        query, key, value = parts.movedim(-2, -4).unbind(-2)
-        seen = nn.functional.scaled_dot_product_attention(query, key, value, answers)
-        return states + self.outward(seen.movedim(-3, -2).flatten(-2))
+    def forward(self, states: Tensor, may_attend: Tensor | None) -> Tensor:
+        """Return the states after one layer, ``(.., M, size)``.
+
+        Args:
+            states: of M modalities, ``(.., M, size)``.
+            may_attend: booleans that broadcast with ``(.., heads, M, M)``: True at [i, j] if query i may attend to key
+                j; None for all.
+        """
+        projections = self.inward(self.norm(states)).unflatten(-1, (3, self.heads, -1))  # (.., M, 3, heads, size/heads)
+        query, key, value = projections.movedim(-2, -4).unbind(-2)
+        attended = nn.functional.scaled_dot_product_attention(query, key, value, may_attend)
+        return states + self.outward(attended.movedim(-3, -2).flatten(-2))
 
 
 def zero_where_missing(mask: Presence, x: Tensor) -> Tensor:
+    """Return ``x``, ``(.., N, F)``, with zeros in rows where a mask ``(.., N)`` is False; as it is for a bool."""
     return torch.where(mask[..., None], x, torch.zeros_like(x)) if isinstance(mask, Tensor) else x
 
 
 def apply_head(head: Any, batch: Batch, owner: nn.Module, state: Callable[[Batch], Tensor]) -> dist.Distribution:
-    """The head of a set's state, its network run once a step for every set."""
+    """Return the head's distribution of a state, with its network run once per step for every set of modalities.
+
+    Args:
+        head: module mapping ``(.., N, H)`` to a distribution.
+        batch: the rows.
+        owner: the posterior, by which results are cached.
+        state: returns the input of the head for a batch, ``(.., N, H)``.
+    """
     if not is_composition(head):
         return head(state(batch))
     if runs_in_blocks(owner, batch.size) and batch.is_plain:
