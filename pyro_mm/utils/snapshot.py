@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from operator import itemgetter
 from types import FunctionType
 from typing import Any
@@ -184,9 +185,10 @@ class Snapshot:
             values += [self._signature(_read(thing, name), note) for name in owner.others]
             if owner.sized:
                 values.append(len(thing.__dict__))
-        for thing in found if note is not None else ():
-            if thing is not None:
-                note(thing)  # type: ignore[misc]
+        if note is not None:
+            for thing in found:
+                with suppress(TypeError):  # of None, and of a builtin method in the place of a forward
+                    note(thing)
         return list(map(id, found)), values
 
     def _find_slots(self) -> dict[Slot, Any]:

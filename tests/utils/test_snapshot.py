@@ -190,3 +190,15 @@ def test_a_snapshot_is_extended_by_what_a_run_has_used_unless_it_holds_no_more()
     assert snapshot.extend([net, net.layers[1]], [loose]) and not snapshot.changed()
     loose.requires_grad_(False)
     assert snapshot.changed() and not snapshot.extend([], [])
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.jit, whose time is over
+@pytest.mark.parametrize("graph", [False, True], ids=["values", "graph"])
+def test_a_forward_that_cannot_be_referred_to_weakly_and_a_scripted_module_are_compared_too(graph):
+    net = torch.nn.Sequential(nn.Linear(2, 2))
+    net.forward = torch.ones(2).__add__
+    net.append(torch.jit.script(nn.Sequential(nn.Linear(2, 2), nn.Tanh())))
+    snapshot = Snapshot({"model": net}, graph=graph)
+    assert not snapshot.changed()
+    net.forward = double
+    assert snapshot.changed()
