@@ -267,6 +267,7 @@ class Rows:
         new = self._copy(_context=self._context._replace(cache=None, term_masks=None))
         for attribute in ("_values", "_rows", "_masks", "covariates", "_lengths", "_index"):  # as in `parts`
             setattr(new, attribute, fill(getattr(self, attribute)))
+        new.covariates = Covariates(new.covariates)
         return new
 
     def terms(self) -> Sequence[Mapping[str, Presence]]:
