@@ -1,4 +1,4 @@
-"""Checks of what a training is asked for: objective, rows, optimiser, schedule, device."""
+"""Checks of the arguments of a training: rows, optimiser, schedule, precision, device."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ PRECISIONS = ("32-true", "bf16-mixed")
 
 
 def check_gradients(what: str) -> None:
-    """Raise a ValueError where torch takes no gradients."""
+    """Raise a ValueError if torch takes no gradients here, for a function of this name."""
     for on, name in ((torch.is_inference_mode_enabled(), "inference_mode"), (not torch.is_grad_enabled(), "no_grad")):
         if on:
             raise ValueError(f"{what} takes gradients, and is called under torch.{name}(): call it outside of it")
 
 
 def check_rows(train: Any) -> Batch | DataLoader[Any]:
-    """Return rows to train on: a batch of one row or more, or a loader.
+    """Return the rows to train on: a batch of one row or more, or a loader.
 
     Raises:
         TypeError: something else.
@@ -120,7 +120,7 @@ def check_scheduler_factory(scheduler: Any) -> Any:
 
 
 def check_schedule(plan: Any) -> Any:
-    """Return what a scheduler's function made, which has a ``step``. Raises a TypeError if it has none."""
+    """Return the schedule that a user's function made. Raises a TypeError if it has no ``step``."""
     if not callable(getattr(plan, "step", None)):
         raise TypeError(
             f"expected scheduler to return one of torch.optim.lr_scheduler, got {describe(plan)} from it: is a return "
@@ -140,7 +140,7 @@ def check_precision(precision: Any) -> str:
 
 
 def check_device(device: Any) -> torch.device | None:
-    """Return a device that is there, or None.
+    """Return a device that this machine has, or None.
 
     Raises:
         TypeError: no name of a device.

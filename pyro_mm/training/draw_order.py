@@ -35,8 +35,8 @@ class Piece:
 
     Attributes:
         run: the function; returns a sequence of tensors.
-        inputs, outputs: names of what it takes and gives.
-        last: names of tensors that no later piece asks for.
+        inputs, outputs: names of the tensors that it takes and returns.
+        last: names of tensors that no later piece takes, which are dropped after it.
     """
 
     run: Callable[..., Sequence[Tensor]]
@@ -114,7 +114,7 @@ def is_draw(node: Node) -> bool:
 
 
 def _parts(graph: GraphModule) -> list[tuple[list[Node], bool]]:
-    """The operations in parts of one kind each, draws (True) and others (False), in the order in which they run."""
+    """Return the operations in parts, draws (True) and others (False), in the order in which they run."""
     parts: list[tuple[list[Node], bool]] = [([], True), ([], False)]
     for node in list(graph.graph.nodes):
         if node.op in ("placeholder", "output", "get_attr"):
@@ -132,7 +132,7 @@ def _parts(graph: GraphModule) -> list[tuple[list[Node], bool]]:
 
 
 def _replace_by_empty(graph: GraphModule, node: Node) -> list[Node] | None:
-    """Free a draw of the tensors whose shape alone it takes; None where it depends on their values.
+    """Replace the tensor whose shape alone a draw takes by an empty one; None if the draw depends on values.
 
     Returns:
         Nodes that make empty tensors of these shapes in their place.
@@ -153,7 +153,7 @@ def _replace_by_empty(graph: GraphModule, node: Node) -> list[Node] | None:
 
 
 def _empty(graph: Graph, value: Tensor) -> Node:
-    """An operation that makes an empty tensor of a value's shape, strides, type and device."""
+    """Return an operation that makes an empty tensor of a value's shape, strides, type and device."""
     shape, strides = [int(n) for n in value.shape], [int(n) for n in value.stride()]
     kwargs: dict[str, Any] = {"dtype": value.dtype, "device": value.device}
     node = graph.call_function(aten.empty_strided.default, (shape, strides), kwargs)
@@ -162,7 +162,7 @@ def _empty(graph: Graph, value: Tensor) -> Node:
 
 
 def _module(graph: GraphModule, part: list[Node], needed: list[Node], given: list[Node]) -> GraphModule:
-    """The part as a graph of its own."""
+    """Return a part as a graph of its own."""
     new = Graph()
     copies: dict[Node, Node] = {}
     for node in needed:
@@ -181,7 +181,7 @@ def _module(graph: GraphModule, part: list[Node], needed: list[Node], given: lis
 
 
 def _like(node: Node) -> Tensor:
-    """A tensor like a node's, of any values."""
+    """Return an uninitialised tensor like a node's value."""
     value = node.meta["val"]
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
 

@@ -14,7 +14,7 @@ MAX_HASHED_BYTES = 2**23  # hashed of more rows: all rows of a small data set
 
 
 def describe_contents(batch: Batch) -> dict[str, str]:
-    """Describe what a batch holds beside its size: name of a modality, covariate or length -> dtype and shape of a row.
+    """Describe the contents of a batch: name of a modality, covariate or length -> dtype and shape per row.
 
     A modality without values in any row has an empty text.
     """
@@ -24,7 +24,7 @@ def describe_contents(batch: Batch) -> dict[str, str]:
 
 
 def rows_hash(batch: Batch) -> str:
-    """Hash rows at equal distances, the first and the last among them, and which modality each of them has.
+    """Hash rows at equal distances, the first and the last among them, with their masks.
 
     Values under a mask are left out, since nothing depends on them. The hash is the same on every device.
     """

@@ -1,4 +1,4 @@
-"""What happened in training, an entry an epoch."""
+"""The losses of a training, epoch by epoch."""
 
 from __future__ import annotations
 
@@ -8,26 +8,30 @@ from pathlib import Path
 
 
 class History:
-    """What happened in training, an entry an epoch: columns of equal length.
+    """The losses of a training, in columns of equal length with one entry per epoch.
 
-    ``loss`` is minus the objective in nats a row, over the epoch's own steps; one column for each term of the
-    objective (its value a row, higher is better) follows, and ``validation`` where there is any.
+    ``loss`` is minus the objective, in nats per row, averaged over the epoch's own steps. A column for each term of the
+    objective follows (its value per row, higher is better), and ``validation`` if there are rows for it.
+
+    Attributes:
+        columns: name -> values, one per epoch.
     """
 
     def __init__(self) -> None:
         self.columns: dict[str, list[float]] = {}
 
     def append(self, entry: dict[str, float]) -> None:
+        """Add the entry of an epoch: name -> value. A column that it lacks, or that is new, has NaN in its place."""
         length = len(next(iter(self.columns.values()), []))
         for name in [*self.columns, *(n for n in entry if n not in self.columns)]:
             self.columns.setdefault(name, [math.nan] * length).append(entry.get(name, math.nan))
 
     def to_dict(self) -> dict[str, list[float]]:
-        """Column -> values, an entry an epoch."""
+        """Return a copy of the columns: name -> values, one per epoch."""
         return {name: list(values) for name, values in self.columns.items()}
 
     def to_csv(self, path: str | Path) -> None:
-        """Writes the columns as a table."""
+        """Write the columns to a CSV file, with a row per epoch."""
         with open(path, "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(self.columns)

@@ -140,7 +140,7 @@ class MinibatchLoader:
             )
 
     def head(self) -> Batch:
-        """Return a few rows, to learn from what the programs look like: of every modality one with and one without."""
+        """Return a few rows for a first run of the programs: of every modality one row with it and one without."""
         if isinstance(self.data, Batch):
             index = _diverse_rows(self.data)
             return self.data.subsample(index).to(self.device)

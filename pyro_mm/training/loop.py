@@ -113,7 +113,7 @@ def fit(
 
     Example:
         >>> import torch, pyro_mm as mm
-        >>> rows = mm.Batch({"image": torch.rand(64, 4), "label": torch.arange(64) % 3})
+        >>> rows = mm.Batch({"image": torch.rand(64, 4, 4), "label": torch.arange(64) % 3})
         >>> model, guide, objective = mm.recipes.mvae(rows, latent=2, hidden=(8,))
         >>> history = mm.fit(model, guide, objective, rows, epochs=2, batch_size=32, seed=0, progress=False)
         >>> len(history)

@@ -41,7 +41,7 @@ ERRORS = (ValueError, RuntimeError, ArithmeticError)
 
 @dataclass(frozen=True)
 class _RecordedStep:
-    """What it takes to take a step again."""
+    """A minibatch, the states of generators and the count of steps, by which a step can be taken again."""
 
     batch: Batch
     is_first: bool

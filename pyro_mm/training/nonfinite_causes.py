@@ -91,7 +91,12 @@ DERIVATIVE_ADVICE = {
 
 @dataclass
 class Cause:
-    """Sentences on where NaN or infinity comes from, and one on what mends it. ``terms`` are those of the objective."""
+    """The cause of NaN or infinity, in words; false if none was found.
+
+    Attributes:
+        where: sentences on where it comes from.
+        advice: a sentence on what mends it, or empty.
+    """
 
     where: list[str] = field(default_factory=list)
     advice: str = ""
@@ -102,7 +107,11 @@ class Cause:
 
 @dataclass(frozen=True)
 class RowNames:
-    """Names of a minibatch's rows in a message: their places in the data, if these are known."""
+    """Names of a minibatch's rows in messages: their places in the data, if these are known.
+
+    Attributes:
+        index: places of the rows in the data, ``(N,)``; None names the rows by their places in the minibatch.
+    """
 
     index: Tensor | None = None
 
@@ -119,7 +128,7 @@ class RowNames:
 
 
 def has_nonfinite(x: Tensor) -> bool:
-    """Return whether any entry is NaN or infinite."""
+    """Return True if any entry is NaN or infinite."""
     return x.is_floating_point() and not bool(x.isfinite().all())
 
 

@@ -14,27 +14,45 @@ WHAT = "a file of mm.save"
 
 
 def save(path: str | Path | OpenFile, model: Any, guide: Any) -> None:
-    """Write the ``state_dict`` of both to one file, which :func:`load` reads without running any code from it.
+    """Save the weights of model and guide to one file.
 
     The file is replaced as a whole: a stop while it is written leaves the one before. Of two processes that write to
-    one path the last one wins. ``path`` may also be a binary file that is open.
+    one path the last one wins. :func:`load` reads the file without running any code from it.
+
+    Args:
+        path: the file; or a binary file that is open.
+        model, guide: modules, whose ``state_dict`` is written.
 
     Raises:
-        TypeError: of a model or guide that is no ``nn.Module``: a function story's networks live elsewhere.
+        TypeError: a model or guide that is no ``nn.Module``; save the modules that such a function uses.
         OSError: the file cannot be written.
+
+    Example:
+        >>> import io, torch, pyro_mm as mm
+        >>> rows = mm.Batch({"image": torch.rand(8, 4, 4)})
+        >>> model, guide, _ = mm.recipes.mvae(rows, latent=2, hidden=(8,))
+        >>> file = io.BytesIO()
+        >>> mm.save(file, model, guide)
+        >>> _ = file.seek(0)
+        >>> mm.load(file, model, guide)
     """
     state = {"model": _module("model", model).state_dict(), "guide": _module("guide", guide).state_dict()}
     save_tensors(_place(path), state)
 
 
 def load(path: str | Path | OpenFile, model: Any, guide: Any) -> None:
-    """Read what :func:`save` wrote into a pair built alike, on whatever device that is; it is left in ``eval`` mode.
+    """Load weights written by :func:`save` into a model and guide built alike, and leave these in ``eval`` mode.
 
     Everything is compared before anything is changed: of a file that does not fit, nothing is loaded. Numbers are cast
-    to the dtypes of the pair, where those can hold them.
+    to the dtypes of the pair if those can hold them. The pair may be on any device.
+
+    Args:
+        path: the file; or a binary file that is open.
+        model, guide: modules with the same names and shapes of weights as those that were saved.
 
     Raises:
-        TypeError: as :func:`save`. FileNotFoundError: there is no file.
+        TypeError: a model or guide that is no ``nn.Module``.
+        FileNotFoundError: there is no file.
         ValueError: the file is damaged or of another kind, or weights do not fit, with the path and their names.
     """
     parts = {"model": _module("model", model), "guide": _module("guide", guide)}
