@@ -8,6 +8,7 @@ import signal
 
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
 import pyro_mm as mm
@@ -333,3 +334,11 @@ def test_an_evaluation_writes_nothing(trained):
     before = {path.name: os.stat(path).st_mtime_ns for path in trained[0].iterdir()}
     assert run("evaluate", trained[0], "--rows", 20).exit_code == 0
     assert {path.name: os.stat(path).st_mtime_ns for path in trained[0].iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "compare", "reproduce"])
+def test_every_option_says_what_it_does(name):
+    command = typer.main.get_command(app).commands[name]
+    texts = {parameter.name: getattr(parameter, "help", None) for parameter in command.params}
+    assert all(text and text[0].isalpha() and text.rstrip().endswith(".") for text in texts.values()), texts
+    assert command.help and not command.help.startswith(("Trains", "Prints", "What"))
