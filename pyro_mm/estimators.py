@@ -1,7 +1,7 @@
-r"""Estimators of a bound and of its gradient: how the expectation in a term of an objective is taken.
+r"""Estimators of a bound and of its gradient, by draws from the guide.
 
 All are ``pyro.infer.ELBO``\ s, so each serves alone in ``SVI`` or as the ``estimator`` of any objective, and all are
-functions of one quantity, the log importance weights of :mod:`pyro_mm.importance`, row by row.
+functions of one quantity, the log importance weights of :mod:`pyro_mm.scoring.importance`, per row.
 """
 
 from __future__ import annotations
@@ -53,7 +53,16 @@ class PerRow(ELBO, PreparedObjective):
         return f"{type(self).__name__}(num_particles={self.num_particles})"
 
     def bound(self, scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:
-        """The bound of every term and row, ``(T, N)``, with weights broadcastable to ``(T, N)``."""
+        """Return the bound of every term and row.
+
+        Args:
+            scores: log-densities of K particles, T terms and N rows.
+            likelihood: weight of the log-likelihoods, or modality -> weight; each broadcasts to ``(T, N)``.
+            kl: weight of log r - log q, which broadcasts to ``(T, N)``.
+
+        Returns:
+            ``(T, N)``, in nats.
+        """
         raise NotImplementedError
 
     def scores(
@@ -95,13 +104,16 @@ class PerRow(ELBO, PreparedObjective):
         return type(self) in (AnalyticKL, IWAE, Renyi, StickTheLanding, DReG)
 
     def evaluate(self, model: Callback, guide: Callback, batch: Batch, *, step: int | Tensor = 0) -> Loss:
-        """Minus the bound, summed over rows and scaled by the data plate."""
+        """Return minus the bound, summed over rows and scaled by the data plate."""
         if type(self).differentiable_loss is not PerRow.differentiable_loss:  # a subclass with a loss of its own
             return Loss(self.differentiable_loss(model, guide, batch))
+        return Loss(self._loss(model, guide, batch))
+
+    def _loss(self, model: Callback, guide: Callback, batch: Batch) -> Tensor:
         info = pair_structure(model, guide, batch, self.stratified is not None)
         check_pairing(self, info)
         scores = self.scores(model, guide, TermViews.of(batch, info), info)
-        return Loss(-self.bound(scores).sum() * scores.factor)
+        return -self.bound(scores).sum() * scores.factor
 
     def step_weights(self, names: tuple[str, ...], step: int) -> StepWeights:
         return StepWeights(form=plain_attributes(self))
@@ -112,16 +124,16 @@ class PerRow(ELBO, PreparedObjective):
     # -- as a pyro.infer.ELBO ---------------------------------------------------------------------------------------
 
     def differentiable_loss(self, model: Callback, guide: Callback, batch: Batch) -> Tensor:  # type: ignore[override]
-        """Minus the bound, summed over rows and scaled by the data plate; differentiable."""
-        return self.evaluate(model, guide, batch).total
+        """Return minus the bound, summed over rows and scaled by the data plate; differentiable."""
+        return self._loss(model, guide, batch)
 
     def loss(self, model: Callback, guide: Callback, batch: Batch) -> float:  # type: ignore[override]
-        """Minus the bound, as a number."""
+        """Return minus the bound, as a number."""
         with torch.no_grad():
             return self.evaluate(model, guide, batch).total.item()
 
     def loss_and_grads(self, model: Callback, guide: Callback, batch: Batch) -> float:  # type: ignore[override]
-        """Minus the bound, as a number; its gradient is added to the parameters'."""
+        """Return minus the bound, as a number, and add its gradient to the parameters'."""
         return self.evaluate_with_gradient(model, guide, batch, step=0).total.item()
 
     def _get_trace(self, *_: Any) -> Any:
@@ -187,7 +199,8 @@ class IWAE(PerRow):
         if (stratified or resample) and not vectorize_particles:
             what = "stratified draws are" if stratified else "resampled draws are"
             raise ValueError(f"{what} made in one pass: vectorize_particles=False excludes them")
-        self.stratified, self.resample = stratified, resample
+        self.stratified = stratified
+        self.resample = resample
 
     def __repr__(self) -> str:
         stratified = f", stratified={self.stratified!r}" if self.stratified else ""
@@ -195,16 +208,16 @@ class IWAE(PerRow):
         return f"IWAE(num_particles={self.num_particles}{stratified}{resample})"
 
     def bound(self, scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and scores.again is None):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and scores.rescore is None):
             log_w = weighted(scores, likelihood, kl)
             value = self._mean(log_w, scores.log_component)
-        if scores.again is None:
+        if scores.rescore is None:
             return value
         surrogate = self._resampled(scores, log_w, likelihood, kl)
         return value + surrogate - surrogate.detach()
 
     def _mean(self, log_w: Tensor, log_share: Tensor | None) -> Tensor:
-        """The bound ``(T, N)`` of log-weights and of the log-weights of their strata, both ``(C K, T, N)``."""
+        """Return the bound ``(T, N)`` of log-weights and the log-weights of their strata, both ``(C K, T, N)``."""
         if log_share is None or self.stratified is None:
             return log_w.logsumexp(0) - math.log(len(log_w))
         # a stratum that is out of a row has weight zero there, and its particles must not reach the gradient
@@ -215,13 +228,13 @@ class IWAE(PerRow):
         return (each * share).sum(0)
 
     def _strata(self, log_w: Tensor, log_share: Tensor) -> tuple[Tensor, Tensor]:
-        """The bound of each stratum, and its weight: both ``(C, T, N)``."""
+        """Return the bound of each stratum, and its weight: both ``(C, T, N)``."""
         shape = (-1, self.num_particles, *log_w.shape[1:])
         each = log_w.reshape(shape).logsumexp(1) - math.log(self.num_particles)
         return each, log_share.reshape(shape)[:, 0].exp()
 
     def _resampled(self, scores: Scores, log_w: Tensor, likelihood: Weight, kl: Weight) -> Tensor:
-        """A tensor ``(T, N)`` whose gradient is that of the bound in the mean, from one particle of each choice."""
+        """Return ``(T, N)`` whose gradient has the mean of the bound's, from one particle of each choice."""
         log_share = scores.log_component if self.stratified else None
         apart = self.stratified == "outside" and log_share is not None
         if log_share is not None:
@@ -231,12 +244,12 @@ class IWAE(PerRow):
             choices = choices + log_share.detach()
         chosen = (choices + gumbel(torch.rand_like(choices))).argmax(1)
         offset = torch.arange(len(chosen), device=chosen.device)[:, None, None] * choices.shape[1]
-        again = scores.again(chosen + offset)  # type: ignore[misc]
-        one = weighted(again, likelihood, kl)
+        some = scores.rescore(chosen + offset)  # type: ignore[misc]
+        one = weighted(some, likelihood, kl)
         if log_share is None:
             return one[0]
         if not apart:
-            return one[0] + again.log_component[0]  # type: ignore[index]
+            return one[0] + some.log_component[0]  # type: ignore[index]
         each, share = self._strata(log_w, log_share)
         one = one.masked_fill(share == 0, 0.0)
         return (one * share.detach() + each.detach() * share).sum(0)
@@ -339,12 +352,12 @@ def stacks_particles(estimator: Any) -> bool:
 
 
 def weighted(scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:
-    """``sum_m likelihood_m log p(x_m | z) + kl (log r(z) - log q(z))``, of shape ``(K, T, N)``."""
+    """Return ``sum_m likelihood_m log p(x_m | z) + kl (log r(z) - log q(z))``, of shape ``(K, T, N)``."""
     return _likelihood(scores, likelihood) + kl * (scores.log_prior - scores.log_proposal)  # type: ignore[operator]
 
 
 def check_pairing(estimator: ELBO, info: PairStructure) -> None:
-    """Refuses an estimator that would be wrong, or silently not train, for sites such as these.
+    """Refuse an estimator that would be wrong, or silently not train, for sites such as these.
 
     Raises:
         ValueError: naming the site and the reason.
@@ -425,9 +438,11 @@ def _likelihood(scores: Scores, weight: Weight) -> Tensor:
 def _path_gradient(
     scores: Scores, value: Tensor, weight: Tensor, path_weight: Tensor, likelihood: Weight, kl: Weight
 ) -> Tensor:
-    r"""``value``, with the gradient :math:`\sum_k a_k (\nabla_\theta \log w_k + b_k \partial_z \log w_k dz_k/d\phi)`.
+    r"""Return ``value`` with a gradient of its own.
 
-    a is ``weight`` and b is ``path_weight``, both ``(K, T, N)``. The parameters of q in log q(z) get none of it,
+    .. math:: \sum_k a_k (\nabla_\theta \log w_k + b_k \, \partial_z \log w_k \, dz_k / d\phi)
+
+    Here a is ``weight`` and b is ``path_weight``, both ``(K, T, N)``. The parameters of q in log q(z) get none of it,
     since only derivatives with respect to the values z are taken of log q.
     """
     if not torch.is_grad_enabled():

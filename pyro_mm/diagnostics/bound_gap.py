@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..batch.batch import Batch
 from ..evidence.evidence import Evidence
-from ..objectives.bounds import SETTLED, Target
+from ..objectives.bounds import AFTER_WARM_UP, Target
 from ..objectives.objective import Objective
 from ..objectives.tables import elbo
 from ..scoring.importance import log_weights
@@ -165,7 +165,7 @@ def _mean_and_error(values: list[float]) -> tuple[float, float]:
 
 @torch.no_grad()
 def objective_value(
-    objective: PreparedObjective, model: Callback, guide: Callback, batch: Batch, seed: int, step: int = SETTLED
+    objective: PreparedObjective, model: Callback, guide: Callback, batch: Batch, seed: int, step: int = AFTER_WARM_UP
 ) -> ObjectiveValue:
     """Estimate an objective and its terms over 20 evaluations of all rows, without gradient.
 

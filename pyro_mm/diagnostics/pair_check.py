@@ -14,7 +14,7 @@ from ..batch.batch import Batch, check_batch
 from ..estimators import PerRow, check_pairing
 from ..evidence.evidence import Evidence
 from ..evidence.likelihood import log_marginal
-from ..objectives.bounds import SETTLED, Target
+from ..objectives.bounds import AFTER_WARM_UP, Target
 from ..objectives.objective import Objective
 from ..scoring.audit.sites import Sites
 from ..scoring.evaluation import evaluating
@@ -125,7 +125,7 @@ class _PairCheck:
         guide = self.guide
         objective = self.objective
         seed = self.seed
-        value_step = SETTLED if self.table is not None else step or 0
+        value_step = AFTER_WARM_UP if self.table is not None else step or 0
         with preserve_buffers(model, guide, *objective.modules), _no_site_warnings():
             with evaluating(model, guide, batch, audit=False) as rows:
                 sites = inspect_sites(model, guide, rows, seed, stacked=self.vectorize)

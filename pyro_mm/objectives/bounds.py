@@ -1,4 +1,4 @@
-"""What a table of terms bounds, read off the table."""
+"""The bound that a table of terms is, read off the table."""
 
 from __future__ import annotations
 
@@ -20,18 +20,30 @@ from ..batch.masks import MAX_MODALITIES, subsets
 from ..estimators import AnalyticKL, PerRow, Renyi, StickTheLanding
 from .terms import ALL, EACH, EVERY, OTHERS, PRIOR, Names, Number, Random, Symbol, Term, members
 
-SETTLED = 10**12  # a step at which every warm-up is over
-LATER = (0, 1, 2, 3, 10, 100, 1_000, 12_345)  # steps after it, at which a weight that has settled is still the same
+AFTER_WARM_UP = 10**12  # a step at which every warm-up is over
+LATER_STEPS = (
+    0,
+    1,
+    2,
+    3,
+    10,
+    100,
+    1_000,
+    12_345,
+)  # after it, where a final weight stays the same
 
 
 @dataclass
 class Target:
-    """What an objective is a bound on.
+    """The quantity that an objective bounds.
 
-    ``kind`` is ``"lower bound"``, ``"approximate"`` (a lower bound only where q(z | x_C) is the exact posterior for
-    every C that a term is given) or ``"surrogate"``. ``log_evidence`` maps a set of modalities to the weight of its
-    log-evidence, and ``conditional`` (targets, given) to that of a log-conditional; both need the modalities' names.
-    ``random`` says that there are others besides, of random sets.
+    Attributes:
+        kind: ``"lower bound"``, ``"approximate"`` (a lower bound only where q(z | x_C) is the exact posterior for every
+            C that a term is given) or ``"surrogate"``.
+        text: the quantity in words.
+        log_evidence: set of modalities -> weight of its log-evidence; empty if their names are not known.
+        conditional: (targets, given) -> weight of a log-conditional; empty if names are not known.
+        random: True if log-densities of random sets belong to it besides.
     """
 
     kind: str
@@ -86,9 +98,10 @@ def target(
     what has a weight that goes on changing for ever. Wu & Goodman 2019 (arXiv:1912.05075).
 
     Args:
+        terms: the table.
         names: the batch's modalities; without them the text says x for all of them.
-        lower: whether the estimator keeps a lower bound one (Rényi's with alpha < 0 does not).
-        linear: whether it is a mean of log-weights. One that takes the logarithm of a mean of weights needs
+        lower: True if the estimator keeps a lower bound one (Rényi's with alpha < 0 does not).
+        linear: True if it is a mean of log-weights. One that takes the logarithm of a mean of weights needs
             kl = likelihood: with kl > likelihood the mean of those weights may exceed p(x). A weight for each
             modality stays inside of that logarithm, and has to be 1.
         present: those modalities that the rows have; None for all.
@@ -105,13 +118,13 @@ def target(
         approximate |= bool(pieces) and term.given is not PRIOR
         for piece, weight in pieces.items():
             total[piece] = total.get(piece, 0.0) + weight
-    total = _chained(total, rows)
+    total = _join_chains(total, rows)
     if not total:
         return Target("surrogate", "")
-    return _described(total, "approximate" if approximate else "lower bound", rows is not None)
+    return _describe(total, "approximate" if approximate else "lower bound", rows is not None)
 
 
-def _described(total: Pieces, kind: str, concrete: bool) -> Target:
+def _describe(total: Pieces, kind: str, concrete: bool) -> Target:
     result = Target(kind, "")
     texts: dict[str, float] = {}
     for piece, weight in total.items():
@@ -187,8 +200,8 @@ def _concrete(term: Term, row: RowNames, linear: bool) -> Pieces | None:
 
 
 def _weight(term: Term, decode: Names, linear: bool) -> float | None:
-    """The w of the bound ``w log p(x_decode | ..)``, 0 of a term that is nothing but a penalty; None of no bound."""
-    kl = _settled(term.kl)
+    """Return w of the bound ``w log p(x_decode | ..)``: 0 for a mere penalty, None for no bound."""
+    kl = _final_weight(term.kl)
     if kl is None:
         return None
     if term.kind is not None:
@@ -202,7 +215,7 @@ def _weight(term: Term, decode: Names, linear: bool) -> float | None:
         each = [*given.values(), 1.0] if isinstance(decode, Symbol) else [given.get(name, 1.0) for name in decode]
     else:
         each = [given]
-    weights = [_settled(weight) for weight in each]
+    weights = [_final_weight(weight) for weight in each]
     weight = weights[0]
     if weight is None or any(w is None or not math.isclose(w, weight) for w in weights) or weight < 0:
         return None
@@ -213,12 +226,12 @@ def _weight(term: Term, decode: Names, linear: bool) -> float | None:
     return weight if math.isclose(kl, weight) and (not inside or math.isclose(weight, 1.0)) else None
 
 
-def _settled(weight: Number) -> float | None:
-    """A weight after any warm-up; None if it goes on changing, or is not known so late."""
+def _final_weight(weight: Number) -> float | None:
+    """Return a weight after any warm-up; None if it goes on changing, or cannot be evaluated so late."""
     if not callable(weight):
         return float(weight)
     try:
-        values = [float(weight(SETTLED + later)) for later in LATER]
+        values = [float(weight(AFTER_WARM_UP + later)) for later in LATER_STEPS]
     except (ArithmeticError, LookupError, ValueError):
         return None
     same = all(math.isclose(value, values[0], abs_tol=1e-9) for value in values)
@@ -245,7 +258,7 @@ def _counts(which: Names, chosen: Sequence[str], row: RowNames) -> bool:
 
 
 def _members(which: Names, chosen: Sequence[str], row: RowNames) -> Names:
-    """Those of a set that the row has, in the modalities' order; PRIOR and random sets as they are."""
+    """Return those of a set that the row has, in the modalities' order; PRIOR and random sets as they are."""
     if which is PRIOR or isinstance(which, Random):
         return which
     nominal = members(which, chosen, row.names)
@@ -255,8 +268,8 @@ def _members(which: Names, chosen: Sequence[str], row: RowNames) -> Names:
 # -- their sum ------------------------------------------------------------------------------------------------------
 
 
-def _chained(total: Pieces, row: RowNames | None) -> Pieces:
-    """Joins log p(x_C) + log p(x_B | x_C) = log p(x_B, x_C) where both have one weight."""
+def _join_chains(total: Pieces, row: RowNames | None) -> Pieces:
+    """Join log p(x_C) + log p(x_B | x_C) = log p(x_B, x_C) where both have one weight."""
     left = dict(total)
     for piece in total:
         own = Piece(piece.given, (), piece.over)
@@ -272,7 +285,7 @@ def _chained(total: Pieces, row: RowNames | None) -> Pieces:
 
 
 def _union(piece: Piece, row: RowNames | None) -> Piece | None:
-    """The log-density of what a piece decodes and of what it is given; None where that is not known."""
+    """Return the joint log-density of the sets decoded and given; None where it is not known."""
     decode, given = piece.decode, piece.given
     everything: Names = ALL if row is None else row.all
     over = "" if piece.over.startswith("mean") else piece.over

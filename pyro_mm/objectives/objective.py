@@ -64,13 +64,13 @@ class Objective(ELBO, PreparedObjective):
         self.estimator = AnalyticKL() if estimator is None else _check_estimator(estimator)
         self.vectorize = check_flag("vectorize", vectorize)
         self.subsample = subsample
-        subsampling.check(subsample, self.estimator_text, self.linear)
+        subsampling.check_subsample(subsample, self.estimator_text, self.linear)
         self.steps = 0
         self.by_term: dict[str, Tensor] = {}
         self._names: tuple[str, ...] | None = None
 
     def __call__(self, model: Callback, guide: Callback) -> torch.nn.Module:  # type: ignore[override]
-        """The loss as a module, holding model and guide: called with a batch."""
+        """Return the loss as a module that holds model and guide, and is called with a batch."""
         return super().__call__(model, guide)  # type: ignore[arg-type]
 
     def __repr__(self) -> str:
@@ -86,12 +86,12 @@ class Objective(ELBO, PreparedObjective):
 
     @property
     def estimator_text(self) -> str:
-        """The estimator in a word."""
+        """Short text of the estimator."""
         return repr(self.estimator) if isinstance(self.estimator, PerRow) else type(self.estimator).__name__
 
     @property
     def target(self) -> str:
-        """What the objective bounds, in words; by the modalities' names once it has met a batch."""
+        """Quantity that the objective bounds, in words; with the modalities' names once it was used as an ELBO."""
         return self._target_text(self._names)
 
     def _target_text(self, names: tuple[str, ...] | None) -> str:
@@ -99,7 +99,7 @@ class Objective(ELBO, PreparedObjective):
         return "known with the modalities" if waits and names is None else str(self.bounds(names))
 
     def bounds(self, names: Sequence[str] | None = None, present: Collection[str] | None = None) -> Target:
-        """Read off the table what the objective bounds.
+        """Return the quantity that the objective bounds, read off the table.
 
         Args:
             names: the batch's modalities; without them the text says x for all of them.
@@ -115,11 +115,11 @@ class Objective(ELBO, PreparedObjective):
 
     @property
     def linear(self) -> bool:
-        """Whether the estimator is a mean of log-weights, and takes no logarithm of a mean of weights."""
+        """True if the estimator is a mean of log-weights, and takes no logarithm of a mean of weights."""
         return is_linear(self.estimator)
 
     def subsampled(self, modalities: int | None) -> Objective:
-        r"""The same objective, of which every evaluation with gradient decodes k = ``modalities`` of the M modalities.
+        r"""Return the objective of which an evaluation with gradient decodes k = ``modalities`` of the M modalities.
 
         .. math:: E_S \Big[ \frac{M}{k} \sum_{m \in S} \log p(x_m | z) \Big] = \sum_m \log p(x_m | z), \qquad |S| = k
 
@@ -136,14 +136,14 @@ class Objective(ELBO, PreparedObjective):
             ValueError: an estimator that takes the logarithm of a mean of weights. And in use: fewer modalities than k,
                 an enumerated site, a modality that is the parent of another one.
         """
-        subsampling.check(modalities, self.estimator_text, self.linear)
+        subsampling.check_subsample(modalities, self.estimator_text, self.linear)
         new = copy.copy(self)
         new.subsample = modalities
         return new
 
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
-        """Whether there is a differentiable loss; if not, ``loss_and_grads`` trains all the same."""
+        """True if there is a differentiable loss; if not, ``loss_and_grads`` trains all the same."""
         return pyro_elbos.differentiable(self.estimator)
 
     # -- as a prepared objective ------------------------------------------------------------------------------------
@@ -295,8 +295,8 @@ class Objective(ELBO, PreparedObjective):
         """Draw the modalities that an evaluation with gradient decodes; None for all."""
         if self.subsample is None or not torch.is_grad_enabled():
             return None
-        subsampling.check(self.subsample, self.estimator_text, self.linear)
-        return subsampling.drawn(self.subsample, batch, structure)
+        subsampling.check_subsample(self.subsample, self.estimator_text, self.linear)
+        return subsampling.draw_modalities(self.subsample, batch, structure)
 
     def _table(self, names: tuple[str, ...] | None) -> Sequence[Term]:
         return check_table(self.terms(names or ())) if callable(self.terms) else self.terms

@@ -36,12 +36,12 @@ from .stacked_views import stack_views
 
 
 def stacks(estimator: ELBO) -> bool:
-    """Whether one call can evaluate several weighted terms: it sums log-probabilities, and takes no logarithm."""
+    """Return True if one call can evaluate several weighted terms: a sum of log-probabilities, without a logarithm."""
     return isinstance(estimator, Trace_ELBO | TraceGraph_ELBO)
 
 
 def differentiable(estimator: ELBO) -> bool:
-    """Whether it has a differentiable loss; if not, only ``loss_and_grads`` trains with it."""
+    """Return True if an estimator has a differentiable loss; if not, only ``loss_and_grads`` trains with it."""
     return not isinstance(estimator, TraceGraph_ELBO | RenyiELBO)
 
 
@@ -158,7 +158,7 @@ class PyroPass(TermPass):
 
 
 def _differentiable_loss(estimator: ELBO, model: Callback, guide: Callback) -> Any:
-    """The loss of a term, as a constant where there is nothing in it to differentiate."""
+    """Return the loss of a term, as a constant where there is nothing in it to differentiate."""
     try:
         return estimator.differentiable_loss(model, guide)
     except ValueError as error:
@@ -175,7 +175,7 @@ def _differentiable_loss(estimator: ELBO, model: Callback, guide: Callback) -> A
 
 @contextmanager
 def _frozen(model: Callback, frozen: list[bool], name: str) -> Iterator[None]:
-    """The model's parameters without gradient while the graph is built."""
+    """Hold the model's parameters fixed while the graph is built, if the terms freeze the decoders."""
     if any(frozen) and (not all(frozen) or not isinstance(model, torch.nn.Module)):
         raise ValueError(f"freeze_decoder with {name} needs a model that is an nn.Module")
     parameters = [p for p in model.parameters() if p.requires_grad] if any(frozen) else []  # type: ignore[attr-defined]
@@ -189,7 +189,7 @@ def _frozen(model: Callback, frozen: list[bool], name: str) -> Iterator[None]:
 
 
 class _Scale(Messenger):
-    """Multiplies the scale of every site by its term's weight: ``likelihood`` for data, ``kl`` for latents."""
+    """Handler that multiplies the scale of sites by their term's weight: ``likelihood`` of data, ``kl`` of latents."""
 
     def __init__(self, rows: Sequence[ConcreteTerm], nesting: int, batch: Batch, weight: float):
         super().__init__()

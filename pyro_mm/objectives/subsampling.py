@@ -18,10 +18,15 @@ from ..scoring.structure import PairStructure
 from ..utils.arguments import check_integer
 
 
-def drawn(subsample: int, batch: Batch, info: PairStructure) -> dict[str, float]:
-    """The modalities drawn, ``subsample`` of the M that a batch has and the model observes -> M / ``subsample``.
+def draw_modalities(subsample: int, batch: Batch, info: PairStructure) -> dict[str, float]:
+    """Draw the modalities to decode, and return each with the scale M / k.
 
-    They are drawn from torch's generator of the CPU, so a device is not waited for.
+    They are drawn from torch's generator of the CPU, so that no step waits for a device.
+
+    Args:
+        subsample: k.
+        batch: rows; M of its modalities are observed by the model.
+        info: structure of the pair on such rows.
 
     Raises:
         ValueError: more modalities than there are; an enumerated site; a modality that is the parent of another one.
@@ -46,8 +51,8 @@ def drawn(subsample: int, batch: Batch, info: PairStructure) -> dict[str, float]
     return dict.fromkeys(some, len(names) / subsample)
 
 
-def check(subsample: int | None, estimator: str, linear: bool) -> None:
-    """Refuses to subsample for an estimator that takes the logarithm of a mean of weights.
+def check_subsample(subsample: int | None, estimator: str, linear: bool) -> None:
+    """Refuse to subsample for an estimator that takes the logarithm of a mean of weights.
 
     Raises:
         ValueError: for such an estimator, or for no modality at all.

@@ -1,4 +1,4 @@
-r"""The one kind of term that every multimodal objective is a sum of, and what a sum of them bounds.
+r"""Terms, of which the tables of multimodal objectives consist.
 
 .. math:: term(A, B, C) = E_{z \sim q_A} [ a \log p(x_B | z) + b (\log r_C(z) - \log q_A(z)) ]
 
@@ -94,16 +94,16 @@ Number = float | Callable[[int], float]
 
 @dataclass(frozen=True)
 class Term:
-    """``E_{q(z|x_encode)}[likelihood log p(x_decode | z) + kl (log r_given(z) - log q(z|x_encode))]``.
+    """A term of a table: ``E_{q(z|x_encode)}[likelihood log p(x_decode|z) + kl (log r_given(z) - log q(z|x_encode))]``.
 
     Args:
         encode, given: names of modalities, ``()``, ``PRIOR`` or another symbol.
         decode: names of modalities, ``()`` for a penalty, or a symbol.
         likelihood: a finite number, a function of the step, or either for each modality (one not named weighs 1).
         kl: a finite number or a function of the step.
-        freeze_decoder: whether the decoders get no gradient from this term (with Pyro's own estimators, nor does
-            anything else of the model).
-        average: divides a sum over ``EACH`` or ``EVERY`` by the number of its terms that count in the row.
+        freeze_decoder: True to give the decoders no gradient from this term (with Pyro's own estimators, nor anything
+            else of the model).
+        average: True divides a sum over ``EACH`` or ``EVERY`` by the number of its terms that count in the row.
 
     A term whose ``encode`` or ``given`` names modalities that a row has none of counts 0 there. A ``pyro.factor`` of
     the model, or what it observes besides modalities, counts like a likelihood in terms given PRIOR that decode
@@ -159,7 +159,7 @@ class Term:
         return text + (" decoders frozen" if self.freeze_decoder else "")
 
     def evaluated(self, at: Callable[[Callable[[int], float], str], float | Tensor]) -> Term:
-        """The term with ``at(weight, "likelihood" or "kl")`` in the place of each weight that depends on the step."""
+        """Return the term with ``at(weight, "likelihood" or "kl")`` in the place of each weight of the step."""
 
         def number(weight: Any, kind: str) -> Any:
             return at(weight, kind) if callable(weight) else weight
@@ -187,7 +187,7 @@ class Term:
 
     @property
     def form(self) -> tuple[Any, ...]:
-        """All that tells it from another term, but what its functions of the step are."""
+        """Everything that distinguishes it from another term, except for its functions of the step."""
 
         def constant(weight: Any) -> Any:
             if isinstance(weight, Mapping):
@@ -298,7 +298,7 @@ def _listed(names: Collection[str]) -> str:
 
 
 def members(names: Names, chosen: Sequence[str], all_names: tuple[str, ...]) -> tuple[str, ...]:
-    """The modalities of a set, where ``EACH`` or ``EVERY`` stands for ``chosen``; none of PRIOR and of a random set."""
+    """Return the modalities of a set, ``chosen`` for ``EACH`` and ``EVERY``; none for PRIOR or a random set."""
     if names is ALL:
         return all_names
     if names is OTHERS:

@@ -45,13 +45,20 @@ def score(
     resample: bool = False,
     draws: bool = False,
 ) -> Scores:
-    """Runs the guide, and the model against it, for ``num_particles`` particles of every term.
+    """Run the guide, and the model against its draws, for some particles of every term.
 
-    ``stratify`` draws ``num_particles`` from each component of a mixture posterior, component-major along K. Where a
-    term encodes the prior there are as many strata, all alike. ``vectorize=False`` runs particle by particle, for
-    stories that do not broadcast. ``paths`` lets ``log_proposal`` depend on latent values alone, for path derivatives.
-    ``resample`` scores without gradient, for who will choose among the particles; but with it, as if it were not asked
-    for, where the chosen ones could not be scored a second time as they were the first (:func:`redrawn`).
+    Args:
+        model, guide: callables of a batch.
+        views: N rows as T terms show them.
+        info: structure of the pair on such rows.
+        num_particles: K.
+        vectorize: False runs particle by particle, for stories that do not broadcast.
+        stratify: draws K from each of the C components of a mixture posterior, ``C K`` in all, those of one component
+            together. Where a term encodes the prior there are as many strata, all alike.
+        paths: lets ``log_proposal`` depend on latent values alone, for path derivatives.
+        resample: scores without gradient, to choose among the particles and rescore those chosen. Where these could
+            not be scored as they were the first time (:func:`why_not_rescored`) it warns, and scores with gradient.
+        draws: keeps the values behind the scores.
 
     Raises:
         ValueError: a site outside the plate ``"data"``, whose weight is of no single row.
@@ -60,7 +67,7 @@ def score(
         each = [score(model, guide, views, info, paths=paths, draws=draws) for _ in range(num_particles)]
         return _stack(each)
     resample = resample and torch.is_grad_enabled()
-    if resample and (reason := redrawn(info, views)) is not None:
+    if resample and (reason := why_not_rescored(info, views)) is not None:
         resample = False
         warnings.warn(f"resample=True differentiates all particles here, and saves no time: {reason}", stacklevel=4)
     strata = _Strata(info, views, num_particles) if stratify else None
@@ -72,16 +79,16 @@ def score(
     log_component = None if strata is None else strata.log_weights(pair)
     scores.log_component = log_component
     if resample:
-        again = partial(_again, pair, info, log_component)
-        scores.again = again
+        rescore = partial(_rescore, pair, info, log_component)
+        scores.rescore = rescore
         first = torch.arange(0, pair.num_particles, num_particles, device=views.decode.device)  # of each component
         first = first[:, None, None].expand(-1, views.terms, views.decode.size)
-        scores.kl = partial(_resampled_kl, scores.kl, lambda: again(first).kl())
+        scores.kl = partial(_resampled_kl, scores.kl, lambda: rescore(first).kl())
     return scores
 
 
-def redrawn(info: PairStructure, views: TermViews) -> str | None:
-    """Say why a particle that is scored twice is not scored the same: what is drawn or normalised while it is."""
+def why_not_rescored(info: PairStructure, views: TermViews) -> str | None:
+    """Return the reason why a particle that is scored twice would not be scored the same, or None."""
     if info.random:
         return "networks draw random numbers, as dropout does in training mode, and would draw others"
     if info.normalises:
@@ -97,7 +104,7 @@ def redrawn(info: PairStructure, views: TermViews) -> str | None:
 
 
 def _resampled_kl(of_all: Callable[[], Tensor], of_some: Callable[[], Tensor]) -> Tensor:
-    """The KL of all particles, with the gradient of that of some of them."""
+    """Return the KL of all particles, with the gradient of that of some of them."""
     with torch.no_grad():
         value = of_all()
     if not torch.is_grad_enabled():
@@ -107,7 +114,7 @@ def _resampled_kl(of_all: Callable[[], Tensor], of_some: Callable[[], Tensor]) -
 
 
 class _Strata:
-    """Draws from the components of a guide's mixture in turn, and keeps their log-weights."""
+    """Draws from each component of a guide's mixture in turn, and their log-weights."""
 
     def __init__(self, info: PairStructure, views: TermViews, num_particles: int):
         if info.strata is None:
@@ -154,7 +161,7 @@ def _stand_ins(pair: TermPair) -> dict[str, Tensor]:
 
 
 def _sources(pair: TermPair, name: str, stand_in: Tensor, summed: bool) -> list[Tensor]:
-    """The tensors by which log q depends on the value of a site, where it is evaluated at stand-ins.
+    """Return the tensors by which log q depends on the value of a site, where it is evaluated at stand-ins.
 
     They are the stand-in and what the guide went on with to latents drawn given this one. Where the model's prior is in
     the guide's place it is what that went on with, unless its density is ``summed`` over classes: that is evaluated
@@ -166,8 +173,8 @@ def _sources(pair: TermPair, name: str, stand_in: Tensor, summed: bool) -> list[
     return list({id(x): x for x in sources if x.requires_grad}.values())
 
 
-def _again(pair: TermPair, info: PairStructure, log_component: Tensor | None, index: Tensor) -> Scores:
-    """The scores of some of a pair's particles, ``index`` of shape ``(C, T, N)``, with their gradient."""
+def _rescore(pair: TermPair, info: PairStructure, log_component: Tensor | None, index: Tensor) -> Scores:
+    """Recompute the particles ``index``, ``(C, T, N)``, of a pair with gradients."""
     some = TermPair(pair._model, pair._guide, pair.views, len(index))
     terms = index.shape[1:2] if pair.views.terms > 1 else ()
 
@@ -199,16 +206,21 @@ def _again(pair: TermPair, info: PairStructure, log_component: Tensor | None, in
 
 
 def propose(pair: TermPair, info: PairStructure, draw: Callable[[dict[str, Any]], None] | None = None) -> None:
-    """Runs the pair's guide; leaves its trace, each pathwise value a graph node of its own, and log q in the pair.
+    """Run the pair's guide, and leave its trace and log q in the pair.
 
-    ``draw`` may give the messages of latent sites values of its own.
+    Each pathwise value becomes a node of the autograd graph of its own.
+
+    Args:
+        pair: the pair.
+        info: its structure.
+        draw: may give the messages of latent sites other values; None draws as the guide does.
     """
     pair.draw = draw
     with ExitStack() as stack:
         if info.enumerates:
             stack.enter_context(poutine.enum(first_available_dim=pair.enum_dim))
         pair.guide()
-    pair.draw = None  # not for who runs the guide again
+    pair.draw = None  # so that a second run of the guide draws as it does
     if pair.prior and torch.is_grad_enabled():
         _check_prior_gradient(pair.prior)
     trace = pair.trace.copy()
@@ -223,7 +235,7 @@ def propose(pair: TermPair, info: PairStructure, draw: Callable[[dict[str, Any]]
 
 
 def _check_prior_gradient(prior: Mapping[str, Any]) -> None:
-    """Refuses to differentiate the expectation under a prior with respect to what its discrete draws depend on."""
+    """Refuse to differentiate the expectation under a prior by what its discrete draws depend on."""
     for name, site in prior.items():
         if not site["fn"].has_rsample and site["fn"].log_prob(site["value"]).requires_grad:
             raise ValueError(
@@ -240,9 +252,13 @@ def score_model(
     stand_ins: Mapping[str, Tensor] | None = None,
     draws: bool = False,
 ) -> Scores:
-    """Runs the pair's model against ``pair.trace`` and adds up what both say.
+    """Run the pair's model against ``pair.trace``, and reduce the log-probabilities of both to scores.
 
     Args:
+        pair: a pair whose guide has run (:func:`propose`).
+        info: its structure.
+        unscaled: True refuses sites with a scale of their own.
+        draws: True keeps the values behind the scores.
         stand_ins: values of sites at which ``log_proposal`` is evaluated in the place of their own.
 
     Raises:
@@ -321,7 +337,7 @@ def score_model(
 
 
 def _or_prior(pair: TermPair, shape: SiteReducer, sites: Mapping[str, Any], log_q: Tensor) -> Tensor:
-    """The log-density of the prior, enumerated sites summed out, in the terms that encode it, and log q in the others.
+    """Return log q, but in terms that encode the prior its log-density, enumerated sites summed out.
 
     Not that of the latents given the one class which they were drawn given.
     """
@@ -341,7 +357,7 @@ def log_weights(
     vectorize: bool = True,
     audit: bool = True,
 ) -> Tensor:
-    r"""Log importance weights of every row, ``log p(x_n, z_kn) - log q(z_kn | x_n)``, z from the guide.
+    r"""Return log importance weights per row, ``log p(x_n, z_kn) - log q(z_kn | x_n)``, z from the guide.
 
     Args:
         model, guide: callables of a batch. Row-local enumerated sites are summed out; a latent that only the model
@@ -372,7 +388,7 @@ def log_weights(
 
 
 def _stack(each: list[Scores]) -> Scores:
-    """One ``Scores`` of K particles out of K of one particle."""
+    """Stack the scores of K passes of one particle each."""
 
     def cat(pick: Callable[[Scores], Tensor]) -> Tensor:
         return torch.cat([pick(s) for s in each])

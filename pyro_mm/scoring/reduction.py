@@ -16,7 +16,7 @@ from .term_pair import TermPair
 
 
 class LazyMapping(Mapping[str, Tensor]):
-    """Values by name, each computed when somebody first asks for it."""
+    """A mapping whose values are computed on first use."""
 
     def __init__(self, makers: Mapping[str, Callable[[], Tensor]]):
         self._makers = makers
@@ -35,7 +35,15 @@ class LazyMapping(Mapping[str, Tensor]):
 
 
 def average(x: Tensor, log_component: Tensor | None = None) -> Tensor:
-    """The mean over particles; over those of each component, by its weight, where they were drawn so."""
+    """Average over particles; in a stratified pass, over those of each component by its weight.
+
+    Args:
+        x: ``(K, T, N)``.
+        log_component: log-weight of each particle's component, ``(K, T, N)``, or None.
+
+    Returns:
+        ``(T, N)``.
+    """
     if log_component is None:
         return x[0] if len(x) == 1 else x.mean(0)
     weight = log_component.exp()
@@ -43,7 +51,7 @@ def average(x: Tensor, log_component: Tensor | None = None) -> Tensor:
 
 
 def sum_out(factors: list[Tensor], enum_dim: int) -> Tensor:
-    """The log of the sum, over all dimensions from ``enum_dim`` leftwards, of the product of exponentiated factors."""
+    """Return the log of the product of factors, summed over all dimensions from ``enum_dim`` leftwards."""
     return sum(eliminate(factors, enum_dim), torch.zeros(()))  # type: ignore[return-value]
 
 
@@ -94,14 +102,14 @@ def _density(site: dict[str, Any]) -> Tensor:
 
 
 class SiteReducer:
-    """Brings the log-probabilities of a pair's sites to ``(K, T, N)``."""
+    """Reduction of the log-probabilities of a pair's sites to ``(K, T, N)``."""
 
     def __init__(self, pair: TermPair, unscaled: bool = False):
         self.pair, self.unscaled, self.factor = pair, unscaled, 1.0
         self.size = pair.views.decode.size
 
     def log_prob(self, site: dict[str, Any], scaled: bool = True) -> Tensor:
-        """Masked, scaled by the site's own scale but not by the data plate's, summed over other plates."""
+        """Return a site's log-probability: masked, scaled but not by the data plate, summed over other plates."""
         scale, log_prob = self.scale(site) if scaled else 1.0, _density(site)
         if "_enumerate_dim" not in site["infer"] or site["mask"] is None:
             return self.rows(scale_and_mask(log_prob, scale, site["mask"]), site)
@@ -111,7 +119,7 @@ class SiteReducer:
         return self.rows(torch.where(mask, scale * log_prob, share), site)
 
     def scale(self, site: dict[str, Any]) -> Any:
-        """The site's own scale: without that of a subsampled data plate, which is the ``factor``."""
+        """Return the site's own scale, without that of a subsampled data plate, which is :attr:`factor`."""
         frames = {frame.name: frame for frame in site["cond_indep_stack"]}
         if "data" not in frames:
             raise ValueError(

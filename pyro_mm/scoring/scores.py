@@ -16,17 +16,23 @@ from .draws import Draws
 
 @dataclass
 class Scores:
-    """Log-probabilities of K particles, T terms and N rows; plates within a row are summed, enumerated sites too.
+    """Log-probabilities of K particles, T terms and N rows, in nats.
 
-    ``likelihood[m]``, ``log_prior`` (log r) and ``log_proposal`` (log q) have shape ``(K, T, N)``; the latter two are
-    computed when they are first looked at, for a KL in closed form needs neither. ``kl()`` is KL(q || r), ``(T, N)``,
-    in closed form site by site where Pyro knows it, and averaged over what the guide enumerates. ``paths`` are the
-    latent values as the scores saw them; in a pass for path derivatives ``log_proposal`` depends on them through the
-    ``sources`` of each alone. ``factor`` is the data plate's size over its subsample's. ``log_component`` is, in a
-    stratified pass, the log-weight of the stratum that each particle was drawn from. ``again(index)``, of scores that
-    have no gradient, are those of the particles ``index``, ``(C, T, N)``, once more and with it. ``undifferentiated``
-    are the latents of the model alone, and the missing modalities that are parents, whose draws have no derivative by
-    what their probabilities depend on.
+    Plates within a row are summed, and enumerated sites are summed out.
+
+    Attributes:
+        likelihood: observed site -> log p, ``(K, T, N)``; under ``"*"`` alone where an enumerated site is summed out.
+        prior, proposal: compute :attr:`log_prior` and :attr:`log_proposal`, which a KL in closed form does not need.
+        kl: computes KL(q || r), ``(T, N)``: in closed form site by site where torch has one, and averaged over classes
+            that the guide enumerates.
+        paths: the latent values that the scores depend on. In a pass for path derivatives ``log_proposal`` depends on
+            them through their ``sources`` alone.
+        factor: size of the data plate over that of its subsample.
+        log_component: log-weight of the stratum of each particle, ``(K, T, N)``; None unless the pass is stratified.
+        rescore: for scores without gradient, recomputes the particles ``index``, ``(C, T, N)``, with gradients.
+        undifferentiated: latents of the model alone, and missing modalities that are parents, whose draws have no
+            derivative by what their probabilities depend on.
+        draws: the values behind the scores; None unless a term asks for them.
     """
 
     likelihood: dict[str, Tensor]
@@ -36,31 +42,31 @@ class Scores:
     paths: list[Path] = field(default_factory=list)
     factor: float = 1.0
     log_component: Tensor | None = None
-    again: Callable[[Tensor], Scores] | None = None
+    rescore: Callable[[Tensor], Scores] | None = None
     undifferentiated: tuple[str, ...] = ()
     draws: Draws | None = None
 
     @cached_property
     def log_prior(self) -> Tensor:
-        """log r(z)."""
+        """Log-density of the prior of the terms, log r(z), ``(K, T, N)``."""
         return self.prior()
 
     @cached_property
     def log_proposal(self) -> Tensor:
-        """log q(z)."""
+        """Log-density of the guide, log q(z), ``(K, T, N)``."""
         return self.proposal()
 
     @property
     def like(self) -> Tensor:
-        """One of the tensors of shape ``(K, T, N)``, for its shape and kind."""
+        """A tensor of shape ``(K, T, N)``, for its shape, type and device."""
         return next(iter(self.likelihood.values())) if self.likelihood else self.log_prior
 
     def log_weights(self) -> Tensor:
-        """``log p(x_B | z) + log r(z) - log q(z)``, of shape ``(K, T, N)``."""
+        """Return ``log p(x_B | z) + log r(z) - log q(z)``, of shape ``(K, T, N)``."""
         return sum(self.likelihood.values(), self.log_prior) - self.log_proposal
 
     def take(self, terms: list[int]) -> Scores:
-        """The scores of some of the terms."""
+        """Return the scores of some of the terms."""
 
         def taken(reduce: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
             return lambda x: reduce(x)[:, terms]
@@ -73,17 +79,22 @@ class Scores:
             [Path(p.value, taken(p.reduce), p.sources) for p in self.paths],
             self.factor,
             None if self.log_component is None else self.log_component[:, terms],
-            None if self.again is None else lambda index: self._all_again(index, terms).take(terms),
+            None if self.rescore is None else lambda index: self._rescore_all(index, terms).take(terms),
             draws=None if self.draws is None else self.draws.take(terms),
         )
 
-    def _all_again(self, index: Tensor, terms: list[int]) -> Scores:
+    def _rescore_all(self, index: Tensor, terms: list[int]) -> Scores:
         full = index.new_zeros(len(index), self.like.shape[1], index.shape[-1])
         full[:, terms] = index
-        return self.again(full)  # type: ignore[misc]
+        return self.rescore(full)  # type: ignore[misc]
 
     def share(self, carriers: list[int], decodes: Sequence[Mapping[str, Presence]]) -> None:
-        """Gives every term t the likelihoods that term ``carriers[t]`` decoded, where t decodes them."""
+        """Give every term the likelihoods that another one has decoded for it.
+
+        Args:
+            carriers: for each term the number of the one that has decoded.
+            decodes: for each term, modality -> rows that it decodes.
+        """
         for name, value in self.likelihood.items():
             each = value.unbind(1)
             given = [(each[c], decode[name]) for c, decode in zip(carriers, decodes, strict=True)]
@@ -93,10 +104,13 @@ class Scores:
             )
 
     def freeze(self, terms: list[int]) -> None:
-        """Stops the gradient of the likelihood of some terms at the decoders; it still reaches the latent values.
+        """Stop the gradient of the likelihood of some terms at the decoders; it still reaches the latent values.
 
-        By the first-order identity ``l(z) -> l(z0) + <dl/dz, z - z0>`` with l(z0) and dl/dz held constant, which
-        asks nothing of the decoders and so serves a story of any form.
+        It is done by the first-order identity ``l(z) -> l(z0) + <dl/dz, z - z0>`` with l(z0) and dl/dz held constant,
+        which asks nothing of the decoders and so serves a story of any form.
+
+        Args:
+            terms: their numbers.
         """
         if terms and "*" in self.likelihood:
             raise ValueError(
@@ -104,14 +118,14 @@ class Scores:
             )
         if not terms or not torch.is_grad_enabled():
             return
-        if (again := self.again) is not None:
+        if (rescore := self.rescore) is not None:
 
-            def frozen_again(index: Tensor) -> Scores:
-                scores = again(index)
+            def rescore_frozen(index: Tensor) -> Scores:
+                scores = rescore(index)
                 scores.freeze(terms)
                 return scores
 
-            self.again = frozen_again
+            self.rescore = rescore_frozen
             return
         flags = tuple(t in terms for t in range(self.like.shape[1]))
         frozen_terms = constant(flags, torch.bool, self.like.device)[:, None]
@@ -131,10 +145,13 @@ class Scores:
 
 @dataclass
 class Path:
-    """A latent value as the scores saw it: the one node of the autograd graph through which they depend on it.
+    """A latent value: the one node of the autograd graph through which the scores depend on it.
 
-    ``reduce`` brings a tensor of its shape to ``(K, T, N)``. ``sources`` are the tensors by which log q(z) depends on
-    the value where the parameters of q are held fixed: its derivative is the sum of those with respect to them.
+    Attributes:
+        value: the node.
+        reduce: sums a tensor of its shape to ``(K, T, N)``.
+        sources: the tensors by which log q(z) depends on the value where q's parameters are held fixed; its derivative
+            is the sum of those with respect to them.
     """
 
     value: Tensor

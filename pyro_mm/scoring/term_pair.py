@@ -1,7 +1,7 @@
 """A term of an objective, or a stack of terms, as a (model, guide) pair of its own.
 
 With sets of modalities A, B and C, a term is the ELBO of p(x_B | z) r(z) under q(z | x_A), where r is the model's
-prior or q(z | x_C). What makes that pair out of a user's pair is here, and what it is worth is elsewhere.
+prior or q(z | x_C). Here a user's pair is turned into that of a term; :mod:`.importance` scores it.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ UNBROADCAST = (
 )
 
 
-# -- what a pair looks like ---------------------------------------------------------------------------------------
-
-
-# -- a term of an objective as a (model, guide) pair -----------------------------------------------------------------
-
-
 class TermPair:
     """The (model, guide) pair whose ELBO is one term, or a stack of terms, of another pair's objective.
 
-    ``guide()`` samples q(z | x_A); ``model()``, run after it, scores p(x_B | z) and r(z). The values at which r is
-    evaluated are those of ``trace``, which ``guide`` leaves behind; ``log_q`` is for who scores them.
+    ``guide()`` samples q(z | x_A) and leaves its ``trace``; ``model()``, run after it, scores p(x_B | z) and r(z) at
+    the values of that trace.
+
+    Args:
+        model, guide: the other pair, callables of a batch.
+        views: N rows as T terms show them.
+        num_particles: K, drawn under a plate of their own.
+        plated: whether there is that plate; None if K > 1.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class TermPair:
 
     @property
     def enum_dim(self) -> int:
-        """The first dimension that enumerated sites may use."""
+        """Batch dimension of the first enumerated site, negative."""
         return self.particle_dim - self.plated
 
     @contextmanager
@@ -98,7 +98,7 @@ class TermPair:
         self.trace = trace.trace
 
     def draw_prior(self, values: Any = None, missing: Mapping[str, tuple[Tensor, int]] | None = None) -> dict[str, Any]:
-        """Samples the model's latents from its prior, under the plates of particles and terms.
+        """Sample the model's latents from its prior, under the plates of particles and terms.
 
         That prior is the one which :meth:`model` scores: a latent whose parent is a modality is drawn given its value
         where it is decoded, and given a draw of it elsewhere.
@@ -122,7 +122,7 @@ class TermPair:
         return latent_sites(trace.trace)
 
     def _of_prior(self, of_prior: Tensor | None, event_dim: int, otherwise: Callable[[], Tensor]) -> Tensor:
-        """The value that the prior's latents were drawn with in the terms that encode the prior, else another one."""
+        """Return the value with which the prior was drawn in terms that encode it, and another one elsewhere."""
         mask = self.views.encode_prior
         if of_prior is None or mask is False:
             return otherwise()
@@ -166,7 +166,7 @@ class TermPair:
             self._model(self.views.decode.with_context(draw_missing=self._draw_missing))
 
     def _weigh(self, msg: dict[str, Any]) -> None:
-        """A row with nothing present scores nothing, nor does the private latent of a modality not decoded."""
+        """Scale and mask a site: rows with nothing present, and private latents that nothing decodes, score nothing."""
         own = private_modality(msg["name"], self.views.modalities)
         modality: Any = msg["name"] if msg["is_observed"] else own
         if modality in self.views.scale:

@@ -1,25 +1,30 @@
-"""The rows of a batch as the three sets of a term show them."""
+"""A batch as the three sets of modalities of a term show it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..batch.batch import Batch
-from ..batch.context import TermStack
+from ..batch.context import Cache, TermStack
 from ..batch.masks import Presence
 from .structure import PairStructure
 
 
 @dataclass(frozen=True)
 class TermViews:
-    """The rows as the three sets of a term show them, T terms stacked at batch dim ``-(nesting + 1)``.
+    """Rows as the three sets of T terms show them, the terms stacked at batch dimension ``-(nesting + 1)``.
 
-    ``encode_prior`` (``given_prior``) says where the model's prior takes the place of the guide given A (C): a
-    bool, or a boolean tensor ``(T, 1, .., 1)``. ``scale`` maps modalities to what their own sites are scaled by.
-    ``joint`` says where observed sites that are no modality, such as a ``pyro.factor``, count. ``prior_terms`` are the
-    terms that encode the prior, by number.
+    Attributes:
+        encode, decode, given: the rows of the sets A, B and C.
+        nesting: number of batch dimensions of the story's plates.
+        encode_prior, given_prior: terms in which the model's prior stands in the place of the guide given A, or C: a
+            boolean, or boolean ``(T, 1, .., 1)``.
+        terms: T.
+        modalities: observed sites of the model.
+        scale: modality -> scale of its own sites.
+        joint: terms in which observed sites that are no modality count, such as a ``pyro.factor``.
+        prior_terms: numbers of the terms that encode the prior.
     """
 
     encode: Batch
@@ -35,7 +40,7 @@ class TermViews:
     prior_terms: frozenset[int] = frozenset()
 
     @staticmethod
-    def of(batch: Batch, info: PairStructure, memo: dict[Any, Any] | None = None) -> TermViews:
-        """The single term (*, *, prior): encode and decode all that is present."""
-        view = batch.view({n: batch.presence(n) for n in batch.names}, TermStack({}), {} if memo is None else memo)
+    def of(batch: Batch, info: PairStructure, cache: Cache | None = None) -> TermViews:
+        """Return the views of the single term (*, *, prior), which encodes and decodes all that is present."""
+        view = batch.view({n: batch.presence(n) for n in batch.names}, TermStack({}), {} if cache is None else cache)
         return TermViews(view, view, view, info.nesting, modalities=info.modalities)

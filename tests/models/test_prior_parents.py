@@ -324,12 +324,12 @@ def test_a_particle_of_the_prior_is_scored_again_as_it_was(name, terms, double):
     views = plan.views(plan.expand(terms, batch), batch, info, {})
     if name == "latent" and len(terms) > 1:  # which the other term draws from its prior, anew each time
         with pytest.warns(UserWarning, match="would be drawn anew"):
-            assert score(STORIES[name], guide(name), views, info, 5, resample=True).again is None
+            assert score(STORIES[name], guide(name), views, info, 5, resample=True).rescore is None
         return
     scores = score(STORIES[name], guide(name), views, info, 5, resample=True)
     index = torch.randint(5, (2, len(terms), 4))
     first = scores.log_weights().gather(0, index)
-    torch.testing.assert_close(scores.again(index).log_weights()[:, 0], first[:, 0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(scores.rescore(index).log_weights()[:, 0], first[:, 0], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["label", "class"])

@@ -170,6 +170,21 @@ def test_what_training_asks_is_answered():
     assert all(prepare_objective(x).decoding_all() is prepare_objective(x) for x in (tables.elbo(), E.IWAE(2)))
 
 
+def test_a_subclass_of_an_estimator_may_go_on_from_its_loss():
+    class Half(E.AnalyticKL):
+        def differentiable_loss(self, model, guide, batch):
+            return super().differentiable_loss(model, guide, batch) / 2
+
+    (model, guide), batch = pair("shared", "product"), data()
+    losses = []
+    for estimator in (E.AnalyticKL(), Half()):
+        torch.manual_seed(0)
+        losses.append(prepare_objective(estimator).evaluate(model, guide, batch, step=0).total)
+        torch.manual_seed(0)
+        assert estimator.loss(model, guide, batch) == losses[-1].item()
+    assert losses[1] == losses[0] / 2
+
+
 def test_what_cannot_be_traced_says_so():
     reasons = {
         "drawn in Python": tables.elbo().subsampled(2),
