@@ -15,7 +15,7 @@ from pyro.infer import Trace_ELBO
 
 import pyro_mm as mm
 import pyro_mm.objectives.subsampling
-from pyro_mm.objectives import ALL, EACH, PRIOR, Objective, Term, plan
+from pyro_mm.objectives import ALL, EACH, PRIOR, Objective, Term, expansion, stacked_views
 
 LOADINGS, NOISE = {"a": 1.3, "b": -0.8, "c": 0.5}, {"a": 0.7, "b": 0.5, "c": 1.1}
 GRID = torch.linspace(-12, 12, 4001, dtype=torch.float64)
@@ -150,7 +150,7 @@ def test_a_row_of_a_term_that_decodes_nothing_has_it_too(kind, double):
             expected = torch.where(batch.present["a"], math.nan, log_p(kind, batch, ()))
             weights = mm.scoring.importance.score(
                 story(kind), exact_given_nothing(kind),
-                plan.views(plan.expand(objective.terms, batch, True), batch, info(kind, batch), {}),
+                stacked_views.stack_views(expansion.expand(objective.terms, batch, True), batch, info(kind, batch), {}),
                 info(kind, batch),
             ).log_weights()[0, 0]  # fmt: skip
             lacking = ~batch.present["a"]
@@ -230,8 +230,8 @@ def test_the_prior_is_that_of_the_latents(kind, double):
     objective = Objective([Term(PRIOR, (), PRIOR), Term(ALL, ALL)], E.IWAE(1))
     objective.loss(model, guide, batch)
     assert abs(objective.by_term["(P, -, P)"]) < 1e-9
-    rows_of = plan.expand([Term(PRIOR, ALL)], batch, True)
-    views = plan.views(rows_of, batch, info(kind, batch), {})
+    rows_of = expansion.expand([Term(PRIOR, ALL)], batch, True)
+    views = stacked_views.stack_views(rows_of, batch, info(kind, batch), {})
     log_w = mm.scoring.importance.score(model, guide, views, info(kind, batch)).log_weights()[0, 0]
     ratio = (log_w - log_p(kind, rows(), LOADINGS).repeat(3000)).exp()
     assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / len(batch) ** 0.5 and ratio.std() / len(batch) ** 0.5 < 0.1

@@ -13,7 +13,7 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import nn
 
 import pyro_mm as mm
-from pyro_mm.objectives import ALL, PRIOR, Objective, Term, plan
+from pyro_mm.objectives import ALL, PRIOR, Objective, Term, expansion, stacked_views
 from pyro_mm.scoring.importance import score
 from pyro_mm.scoring.structure import pair_structure
 
@@ -298,8 +298,8 @@ def test_importance_weights_under_the_prior_are_unbiased(name, double):
         (batch, truth(name, batch)),
         (hidden, marginal_of_x(name, batch)),
     ):
-        views = plan.views(
-            plan.expand([Term(PRIOR, tuple(n for n in batch.names if decoded.presence(n) is True))], batch),
+        views = stacked_views.stack_views(
+            expansion.expand([Term(PRIOR, tuple(n for n in batch.names if decoded.presence(n) is True))], batch),
             batch, info, {},
         )  # fmt: skip
         weights = (score(STORIES[name], guide(name), views, info).log_weights()[0, 0] - expected).exp()
@@ -321,7 +321,7 @@ def test_a_particle_of_the_prior_is_scored_again_as_it_was(name, terms, double):
     """With the very label, or latent, that its z was drawn given."""
     batch = data(name)
     info = pair_structure(STORIES[name], guide(name), batch)
-    views = plan.views(plan.expand(terms, batch), batch, info, {})
+    views = stacked_views.stack_views(expansion.expand(terms, batch), batch, info, {})
     if name == "latent" and len(terms) > 1:  # which the other term draws from its prior, anew each time
         with pytest.warns(UserWarning, match="would be drawn anew"):
             assert score(STORIES[name], guide(name), views, info, 5, resample=True).rescore is None
