@@ -71,7 +71,8 @@ def product_of_normals(
         total = total + precision
         weighted = weighted + _replace_masked(loc, mask, 0.0) * precision
     if all(mask is False for mask in masks):
-        total, weighted = torch.zeros_like(locs[0]) + total, torch.zeros_like(locs[0]) + weighted
+        total = torch.zeros_like(locs[0]) + total
+        weighted = torch.zeros_like(locs[0]) + weighted
     assert isinstance(total, Tensor)
     if prior is None and not any(mask is True for mask in masks):
         total = torch.where(total == 0, 1.0, total)
@@ -190,7 +191,8 @@ def pairwise_pool(
     mu = torch.broadcast_tensors(*present_locs)
     sigma = torch.broadcast_tensors(*present_scales)
 
-    centres, widths = list(mu), list(sigma)
+    centres = list(mu)
+    widths = list(sigma)
     log_weights = [torch.zeros_like(mu[0][..., 0])] * len(mu)
     present = list(masks)
     for i, j in combinations(range(len(mu)), 2):
@@ -213,7 +215,7 @@ def _standard_where_masked(x: Tensor, mask: bool | Tensor, standard: float) -> T
 
 
 def _both(first: bool | Tensor, second: bool | Tensor) -> bool | Tensor:
-    """Return the logical and of two masks, of which either may be a bool."""
+    """Return the conjunction of two masks, each a tensor or a bool."""
     if first is False or second is False:
         return False
     if first is True:

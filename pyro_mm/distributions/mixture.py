@@ -98,6 +98,7 @@ class Mixture(Composite):
 
     @property
     def _has_normal_components(self) -> bool:
+        """True if the components are Normal."""
         return isinstance(base_distribution(self._components), torch.distributions.Normal)
 
     @property
@@ -110,6 +111,7 @@ class Mixture(Composite):
         return self._average(self._components.variance + between)
 
     def _average(self, x: Tensor) -> Tensor:
+        """Return the weighted mean over components of ``(*B, C, *event)``."""
         weights = append_dims(self._log_weights.exp(), self.event_dim)
         return (weights * x).sum(-1 - self.event_dim).expand(self.batch_shape + self.event_shape)
 
@@ -166,6 +168,7 @@ class Mixture(Composite):
         return family(loc, scale, validate_args=False).to_event(self.event_dim)
 
     def _index(self, sample_shape: Sequence[int]) -> Tensor:
+        """Sample component indices by their weights: integers ``(*sample_shape, *batch_shape)``."""
         log_weights = self._log_weights
         shape = Size(sample_shape) + self.batch_shape + (self.num_components,)
         uniform = torch.rand(shape, dtype=log_weights.dtype, device=log_weights.device)

@@ -246,5 +246,5 @@ def _forget(number: int, dead: Any) -> None:
 
 
 def _version(values: Tensor) -> int:
-    """Return the number of times that a tensor was written to; 0 for one of inference mode, which does not count."""
+    """Return how often a tensor was written to; 0 for a tensor of inference mode, which has no count."""
     return 0 if values.is_inference() else values._version

@@ -65,7 +65,8 @@ class ConditionalLatent(nn.Module):
             raise TypeError(
                 f"expected condition to be a modality's name and its distribution, got {describe(condition)}"
             )
-        self.name, root = check_name("condition", condition[0]), condition[1]
+        self.name = check_name("condition", condition[0])
+        root = condition[1]
         if self.name in check_mapping("decoders", decoders, "modules"):
             raise ValueError(f"{self.name!r} is what the others are given, and cannot be among the decoders")
         self.prior = as_module("prior", prior)

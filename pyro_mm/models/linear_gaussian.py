@@ -128,7 +128,8 @@ class LinearGaussian(nn.Module):
         """Return L ``(N, D, D)``, h ``(N, D)``, and log p(x_S | z = 0) ``(N,)``."""
         like = next(iter(self.loadings.values()))
         precision = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
-        h, rest = like.new_zeros(batch.size, like.shape[1]), like.new_zeros(batch.size)
+        h = like.new_zeros(batch.size, like.shape[1])
+        rest = like.new_zeros(batch.size)
         present = batch.present
         for name, w in self.loadings.items():
             if batch.presence(name) is False:

@@ -74,7 +74,8 @@ class PrivateLatents(nn.Module):
         with batch.plate():
             z = sample_latent("z", self.prior, batch)
             for m in pyro.plate("modalities", len(names)):
-                name, own = names[m], []
+                name = names[m]
+                parents = [z]
                 if name in self.private_priors:
-                    own = [sample_latent(f"w_{name}", self.private_priors[name], batch)]
-                batch.observe(name, self.decoders[name], z, *own)
+                    parents.append(sample_latent(f"w_{name}", self.private_priors[name], batch))
+                batch.observe(name, self.decoders[name], *parents)

@@ -61,6 +61,7 @@ class ProductOfCategoricals(PosteriorOfExperts):
         return dist.Categorical(logits=sum(logits[1:], logits[0]), validate_args=False)
 
     def _prior_logits(self, classes: int) -> Tensor:
+        """Return the logits of the prior expert, ``(C,)``. Raises a ValueError unless C is ``classes``."""
         assert self.prior is not None
         logits = self.prior().logits
         if logits.shape[-1] != classes:
@@ -96,7 +97,8 @@ class Label(nn.Module):
 
     def forward(self, batch: Batch) -> dist.Categorical:
         """Return q(y | x_S): a Categorical of batch shape ``(N,)``."""
-        other, mask = self.posterior(batch), batch.presence(self.name)
+        other = self.posterior(batch)
+        mask = batch.presence(self.name)
         if mask is False:
             return other
         is_label = batch[self.name][..., None] == torch.arange(other.logits.shape[-1], device=batch.device)

@@ -16,7 +16,7 @@ from ..utils.arguments import check_function, check_mapping, check_modules, chec
 
 
 class Either(nn.Module):
-    r"""The encoder of the one modality that is present, of one or two: for families without a product, such as flows.
+    r"""The encoder of whichever of two modalities is present, for families without a product, such as flows.
 
     .. math:: q(z | x_S) = q_1(z | x_1) \text{ if } 1 \in S, \quad \text{else } q_2(z | x_2) \text{ if } 2 \in S, \quad
               \text{else } N(z; 0, I)
@@ -80,7 +80,7 @@ class Given(nn.Module):
     shows, then p(z) is the exact posterior given the others alone.
 
     Args:
-        names: the modalities of which one has to be present.
+        names: modalities, one of which has to be present for :math:`q'`.
         posterior: :math:`q'`, a module ``batch -> distribution`` of event shape ``(D,)``.
         otherwise: p(z), a distribution of event shape ``(D,)`` or a module ``batch -> distribution``.
 

@@ -75,13 +75,15 @@ class MixtureOfExperts(PosteriorOfExperts):
 
         locs = torch.broadcast_tensors(*(loc for loc, _ in parameters))
         scales = torch.broadcast_tensors(*(scale for _, scale in parameters))
-        loc, scale = torch.stack(locs, -2), torch.stack(scales, -2)
+        loc = torch.stack(locs, -2)
+        scale = torch.stack(scales, -2)
 
         weighted = rows_with_any(batch, (name for name, weight in self.weights.items() if weight > 0))
         if weighted is not True:  # rows in which no expert counts: nothing may depend on their hidden values
             no_rows = constant((False,), torch.bool, loc.device)
             counts = weighted[..., None, None] if isinstance(weighted, Tensor) else no_rows
-            loc, scale = torch.where(counts, loc, 0.0), torch.where(counts, scale, 1.0)
+            loc = torch.where(counts, loc, 0.0)
+            scale = torch.where(counts, scale, 1.0)
 
         components = families.pop()(loc, scale).to_event(1)
         return Mixture(components, _component_log_weights(masks, [self.weights[name] for name in names], locs[0]))
@@ -217,7 +219,7 @@ class HoelderPooling(PosteriorOfExperts):
 
 
 def _zero_precision(loc: Tensor, scale: Tensor, mask: Presence) -> tuple[Tensor, Tensor]:
-    """Give an expert mean 0 and an infinite scale in the rows without its modality, which drops it from a product."""
+    """Return mean and scale of an expert with 0 and infinity in the rows without its modality."""
     if mask is True:
         return loc, scale
     present = mask[..., None] if isinstance(mask, Tensor) else constant((False,), torch.bool, loc.device)

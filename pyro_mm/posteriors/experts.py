@@ -109,6 +109,7 @@ class ProductOfExperts(PosteriorOfExperts):
         return dist.Normal(loc, scale, validate_args=False).to_event(1)
 
     def _product(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return mean and scale of the product, both ``(.., N, D)``."""
         locs, scales, masks = self.parameters_of(batch)
         product = product_of_normals(locs, scales, masks, prior=prior_normal(self.prior, locs[0]))
         return product.loc, product.scale

@@ -61,7 +61,8 @@ class JointEncoder(nn.Module):
         for name, net in self.features.items():
             if not batch.holds(name):
                 raise ValueError(f"a joint encoder needs filler for {name!r}, which the batch holds no values of")
-            feature, mask = batch.encode(name, net), batch.presence(name)
+            feature = batch.encode(name, net)
+            mask = batch.presence(name)
             if mask is not True:
                 zero = torch.zeros_like(feature)
                 feature = zero if mask is False else torch.where(mask[..., None], feature, zero)

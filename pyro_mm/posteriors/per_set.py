@@ -28,8 +28,9 @@ def per_set(batch: Batch, owner: object, f: Callable[[Batch], tuple[Tensor, ...]
     Returns:
         The tensors of ``f``.
     """
-    cache, stack, terms = batch._context.cache, batch._context.stack, batch._context.term_masks
-    if batch._context.latents or cache is None or stack is None or terms is None or len(terms) <= few:
+    context = batch._context
+    cache, stack, terms = context.cache, context.stack, context.term_masks
+    if context.latents or cache is None or stack is None or terms is None or len(terms) <= few:
         return f(batch)
 
     nesting = -stack.dim - 1  # batch dimensions to the right of the terms

@@ -74,6 +74,7 @@ class SumPooling(nn.Module):
         return per_view(batch, self, self._compute_set)
 
     def _compute_set(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """Compute what :meth:`of_set` returns."""
         masks = {n: m for n in self.features if batch.holds(n) and (m := batch.presence(n)) is not False}
         tokens = {name: batch.encode(name, self.features[name]) for name in masks}
         for name, token in tokens.items():
@@ -145,6 +146,7 @@ class SelfAttention(SumPooling):
         self.norm = nn.LayerNorm(size) if normalized else nn.Identity()
 
     def _process_tokens(self, tokens: dict[str, Tensor], masks: Mapping[str, Presence]) -> dict[str, Tensor]:
+        """Return tokens ``(.., N, size)`` after attention, with zeros where their modality is missing."""
         if not tokens:
             return {}
         tensor_masks = [mask for mask in masks.values() if isinstance(mask, Tensor)]
@@ -195,7 +197,12 @@ class AttentionLayer(nn.Module):
 
 
 def zero_where_missing(mask: Presence, x: Tensor) -> Tensor:
-    """Return ``x``, ``(.., N, F)``, with zeros in rows where a mask ``(.., N)`` is False; as it is for a bool."""
+    """Return ``x`` with zeros in the rows where a mask is False; as it is if the mask is a bool.
+
+    Args:
+        mask: booleans ``(.., N)``, or a bool.
+        x: ``(.., N, F)``.
+    """
     return torch.where(mask[..., None], x, torch.zeros_like(x)) if isinstance(mask, Tensor) else x
 
 
