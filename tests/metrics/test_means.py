@@ -80,7 +80,7 @@ def test_a_comparison_is_over_the_rows_that_have_the_target():
     rows = batch.present["b"]
     exact = story.log_conditional(batch, ["b"], ["a"])[rows].mean().item()
     assert [c.mean for c in found.candidates] == pytest.approx([exact] * 2, abs=1e-4)
-    assert found.rows.tolist() == rows.tolist() and f"means over {int(rows.sum())} of 36 rows" in repr(found)
+    assert found.rows.tolist() == rows.tolist() and f"Means over {int(rows.sum())} of 36 rows" in repr(found)
     with pytest.raises(ValueError, match="no row has what is compared"):
         mm.compare({"one": (story, guide), "two": (story, guide)}, batch.without("b"), **options)
 
