@@ -211,7 +211,7 @@ class CompiledStep:
         except Untraceable as reason:
             if str(reason) not in self.reasons:
                 self.reasons.append(str(reason))
-                warnings.warn(f"the step is not compiled, and runs as it is: {reason}", stacklevel=5)
+                warnings.warn(f"the step is not compiled, and runs as it is: {reason}", stacklevel=4)
             return None
 
         parameters_and_buffers = [*update.loss.parameters, *self._buffers]
