@@ -59,7 +59,7 @@ def test_train_writes_its_files(trained):
         assert quantity in output
 
 
-def test_the_table_is_the_mean_of_the_rows(trained):
+def test_the_printed_table_is_the_mean_of_the_rows_of_evidence_csv(trained):
     out, output = trained
     with open(out / "evidence.csv") as file:
         values = [float(row["log_prob"]) for row in csv.DictReader(file) if row["quantity"] == "log p(image)"]
@@ -75,7 +75,7 @@ def test_evaluate_prints_the_same_numbers(trained):
     assert len(numbers(output)) > 8
 
 
-def test_another_objective_and_estimator(tmp_path):
+def test_train_takes_another_objective_and_estimator(tmp_path):
     options = ["--recipe", "mopoe", "--objective", "elbo", "--estimator", "iwae", "--num-particles", 3]
     result = run("train", "digits", *FAST, *options, "--out", tmp_path)
     assert result.exit_code == 0, result.output
@@ -101,7 +101,7 @@ def test_compare_prints_side_by_side():
         (["evaluate", "nowhere"], "expected a folder that train wrote"),
     ],
 )
-def test_errors_are_short(arguments, words):
+def test_errors_of_the_command_line_are_short_and_without_a_traceback(arguments, words):
     result = run(*arguments)
     text = re.sub(r"[\s│]+", " ", result.output)
     assert result.exit_code == 2
@@ -116,7 +116,7 @@ def test_help_names_every_choice():
         assert name in text
 
 
-def test_the_version():
+def test_the_command_line_prints_the_version():
     result = run("--version")
     assert (result.exit_code, result.output) == (0, f"pyro-mm {mm.__version__}\n")
 
@@ -257,7 +257,7 @@ def test_an_interruption_in_the_first_epoch_leaves_nothing(tmp_path, monkeypatch
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("what", ["compare", "evaluate"])
-def test_an_interruption_of_what_writes_nothing(trained, monkeypatch, what):
+def test_an_interrupted_evaluate_or_compare_ends_without_a_traceback(trained, monkeypatch, what):
     monkeypatch.setattr(cli, "_load", lambda *_: signal.raise_signal(signal.SIGINT))
     result = run(what, "digits" if what == "compare" else trained[0])
     assert result.exit_code == 130 and "Interrupted" in result.output and "Traceback" not in result.output

@@ -107,13 +107,13 @@ def levels(edges: dict[str, set[str]]) -> dict[str, int]:
     return found
 
 
-def test_the_reader_of_imports_sees_them():
+def test_imports_of_every_form_are_read():
     assert ("batch.batch", "Batch") in set(imported("evidence.likelihood"))
     assert ("metrics", "") in set(imported("cli"))  # within a function
     assert ("experiments.studies.study", "Study") in set(imported("experiments.studies.__init__"))
 
 
-def test_a_circle_is_found():
+def test_a_circle_of_imports_is_found():
     with pytest.raises(ValueError, match="a -> b -> a"):
         levels({"a": {"b"}, "b": {"a"}})
 

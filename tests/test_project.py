@@ -35,7 +35,7 @@ def test_ci_runs_the_command_of_the_readme():
     assert lines.index(INSTALL) < lines.index(TEST)
 
 
-def test_one_version():
+def test_the_version_is_the_same_in_every_place():
     version = pyproject()["project"]["version"]
     assert importlib.metadata.version("pyro-mm") == version
     assert pyro_mm.__version__ == version

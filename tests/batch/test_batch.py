@@ -93,7 +93,7 @@ def test_present_may_name_some_modalities_and_accepts_numpy_and_lists():
     assert Batch({"a": [1.0, 2.0]}).presence("other") is False
 
 
-def test_dtypes_survive():
+def test_a_batch_keeps_dtypes():
     values = {
         "f64": np.zeros(3), "f32": np.zeros(3, np.float32), "i64": np.zeros(3, np.int64),
         "u8": np.zeros(3, np.uint8), "bool": np.zeros(3, bool),
@@ -149,7 +149,7 @@ def test_user_data_are_not_written_to():
         (ValueError, ["n >= 1, got 0"], lambda: Batch.empty(0, like=mixed())),
     ],
 )
-def test_errors_name_the_modality_the_expected_and_the_given(error, words, make):
+def test_errors_of_a_batch_name_the_modality_the_expected_and_the_given(error, words, make):
     for word in words:
         with pytest.raises(error, match=word):
             make()
@@ -158,7 +158,7 @@ def test_errors_name_the_modality_the_expected_and_the_given(error, words, make)
 # -- other batches ---------------------------------------------------------------------------------
 
 
-def test_only_and_without_mask_and_keep_the_values():
+def test_only_and_without_mask_modalities_and_keep_their_values():
     batch = mixed()
     only, without = batch.only("a"), batch.without("a")
     assert only.presence("b") is False and torch.equal(only.present["a"], batch.present["a"])
@@ -169,7 +169,7 @@ def test_only_and_without_mask_and_keep_the_values():
     assert Batch({"a": [1.0, 2.0], "b": [NAN, 1.0]}).rows is True
 
 
-def test_empty_is_missing_everywhere_and_keeps_shapes_and_covariates():
+def test_an_empty_batch_misses_everything_and_keeps_shapes_and_covariates():
     empty = Batch.empty(3, like=mixed())
     assert empty.size == 3 and empty.rows is False and empty.names == ("a", "b")
     assert empty["a"].shape == (3, 2) and empty["b"].shape == (3,) and empty.covariates["u"].shape == (3,)
@@ -211,7 +211,7 @@ def test_subsample_and_indexing_of_a_subsample():
         assert index.tolist() == [3, 1]
 
 
-def test_to_moves_everything():
+def test_to_moves_every_tensor_of_a_batch():
     moved = mixed().to("meta")
     tensors = [moved[n] for n in moved.names] + list(moved.present.values())
     tensors += [*moved.covariates.values(), *moved.lengths.values()]
@@ -239,7 +239,7 @@ def test_no_method_changes_its_batch():
         assert same(contents(batch), before)
 
 
-def test_filler_does_not_follow_a_later_selection():
+def test_the_filler_of_missing_values_does_not_change_with_a_later_selection():
     """Rows selected so that none is present keep their filler, which was a present row's value."""
     batch = Batch({"a": torch.tensor([NAN, 2.5, NAN])})
     assert batch[torch.tensor([0, 2])]["a"].tolist() == [2.5, 2.5]
@@ -328,7 +328,7 @@ def test_a_root_parent_is_drawn_for_every_row(everywhere):
     assert len(seen[0][:, 1:].unique()) == 9
 
 
-def test_a_decoder_is_not_run_for_a_draw_that_nobody_uses():
+def test_a_decoder_is_not_run_for_a_draw_that_nothing_uses():
     calls = []
 
     def decoder(r):
@@ -411,7 +411,7 @@ def test_a_gradient_goes_through_the_draw_of_an_absent_parent():
     assert abs(absent_parent_gradient(ABSENT, 50) + 1000) < 14.2
 
 
-def test_and_does_so_where_the_parent_is_absent_from_every_row():
+def test_a_gradient_goes_through_the_draw_of_a_parent_absent_from_every_row():
     assert abs(absent_parent_gradient(ABSENT[1:].without("a"), 50) + 1000) < 14.2
 
 

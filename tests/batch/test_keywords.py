@@ -323,7 +323,7 @@ def test_a_network_without_the_parameters_is_called_as_before():
     assert seen == [(1, {})]
 
 
-def test_a_parameter_that_a_parent_fills_is_left_alone():
+def test_lengths_handed_over_as_a_parent_are_not_passed_again_by_keyword():
     """Stories of before, which hand lengths over as a parent."""
 
     def decode(z, lengths):
@@ -342,7 +342,7 @@ class Method:
         return lengths
 
 
-def test_signatures_of_functions_methods_and_objects():
+def test_keywords_are_read_from_signatures_of_functions_methods_and_objects():
     names = lambda network: [k.name for k in keywords_of(network)]  # noqa: E731
     decode = Method().decode
     assert names(decode) == ["covariates"] and names(Method()) == ["lengths"]
@@ -378,7 +378,7 @@ def test_a_network_put_into_a_conditional_later_is_seen():
     assert [k.name for k in keywords_of(module)] == ["lengths"]
 
 
-def test_what_a_network_needs_and_the_batch_lacks_is_named():
+def test_a_keyword_that_a_network_needs_and_the_batch_lacks_is_named():
     batch = mm.Batch({"a": torch.zeros(3, 4, 1), "b": torch.zeros(3, 2, 1)}, lengths={"b": [1, 2, 2]})
     with pytest.raises(ValueError, match=r"Packed, a network of modality 'a', needs lengths; .* of \['b'\]"):
         batch.encode("a", conditionals.Normal(Packed(2)))

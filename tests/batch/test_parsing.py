@@ -132,7 +132,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_cannot_be_used_is_named(kind):
+def test_values_that_no_batch_can_hold_are_refused_with_their_modality(kind):
     value, message = REFUSED[kind]
     with pytest.raises(TypeError, match=f"modality 'a'.*{message}"):
         mm.Batch({"a": value})
@@ -171,7 +171,7 @@ def sequences(read):
 
 
 @pytest.mark.parametrize("read", [True, False])
-def test_lengths_that_nothing_reads_are_said(read):
+def test_lengths_that_nothing_reads_are_warned_about(read):
     pair, batch = sequences(read), mm.Batch({"a": torch.zeros(3, 4, 1)}, lengths={"a": [1, 2, 4]})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -14,7 +14,7 @@ from tests.support.small_files import PHOTOGRAPH, TEST, TRAIN
 needs_data = pytest.mark.skipif("PYRO_MM_DATA" not in os.environ, reason="PYRO_MM_DATA is not set: no files to read")
 
 
-def test_written_twice_and_named(small):
+def test_mnist_usps_word_pairs_digits_of_one_label_with_its_word(small):
     folder, digits, usps, *_ = small
     for part, batch in enumerate(datasets.load("mnist-usps-word", directory=folder)):
         label = batch.covariates["label"]
@@ -33,7 +33,7 @@ def test_written_twice_and_named(small):
         assert (batch["mnist"].dtype, batch["usps"].dtype, batch["word"].dtype) == (*[torch.float32] * 2, torch.int64)
 
 
-def test_options_of_pairs(small):
+def test_mnist_usps_word_repeats_binarises_and_pairs_by_seed(small):
     folder = small[0]
     train, test = datasets.mnist_usps_word(folder, repeat=True, binarize="threshold")
     assert (train.size, test.size) == (TRAIN, TEST) and set(train["mnist"].unique().tolist()) == {0.0, 1.0}
@@ -41,7 +41,7 @@ def test_options_of_pairs(small):
     assert torch.equal(again, datasets.mnist_usps_word(folder)[0]["usps"]) and not torch.equal(again, other)
 
 
-def test_written_and_spoken(small):
+def test_mnist_speech_pairs_digits_with_recordings_of_one_label(small):
     folder, _, _, sounds, _ = small
     train, test = datasets.load("mnist-speech", directory=folder)
     assert (train.size, test.size) == (14, 10) and train["sound"].shape == (14, 32, 32)
@@ -100,7 +100,7 @@ def test_photographs_by_seed_and_in_chunks(small, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"), [({"views": 9}, ">= 2 and <= 8"), ({"rows": (TRAIN + 1, 1)}, "1 to 70 rows")]
 )
-def test_photographs_that_there_are_not(small, options, message):
+def test_impossible_options_of_photographs_are_refused(small, options, message):
     with pytest.raises(ValueError, match=message):
         datasets.mnist_photographs(small[0], **options)
 
@@ -113,7 +113,7 @@ def test_photographs_that_there_are_not(small, options, message):
         ("mnist-photographs", "backgrounds/backgrounds160.npz"),
     ],
 )
-def test_absent_files_are_named(small, monkeypatch, name, file):
+def test_absent_files_of_a_composite_are_named(small, monkeypatch, name, file):
     folder, part = small[0], file.split("/")
     (folder / file).unlink()
     with pytest.raises(FileNotFoundError, match=f"put {part[1]} into DIRECTORY/{part[0]}") as caught:
@@ -140,7 +140,7 @@ def mnist_once():
 
 
 @needs_data
-def test_the_real_ones(mnist_once, monkeypatch):
+def test_the_published_composites_have_their_sizes_and_labels(mnist_once, monkeypatch):
     monkeypatch.setattr(composites, "mnist", mnist_once)
     train, test = datasets.load("mnist-usps-word")
     assert (train.size, test.size) == (7291, 2007)

@@ -34,7 +34,7 @@ def tiny(monkeypatch, no_download):
     return payloads
 
 
-def test_digits():
+def test_digits_has_images_and_labels():
     train, test = datasets.digits()
     for batch, size in ((train, 1437), (test, 360)):
         assert batch.names == ("image", "label")
@@ -67,7 +67,7 @@ def test_an_unknown_name_lists_the_known_ones():
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 2), (2, 3, 4), (0, 3)])
-def test_idx(shape):
+def test_an_idx_file_is_parsed_to_the_array_written(shape):
     array = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     parsed = datasets.parse_idx(idx(array))
     assert parsed.dtype == np.uint8
@@ -84,14 +84,14 @@ def test_idx(shape):
         (b"\x00\x00\x08\x03\x00\x00\x00\x02", "got"),
     ],
 )
-def test_idx_refuses_what_is_no_such_file(payload, message):
+def test_a_file_that_is_not_idx_is_refused(payload, message):
     with pytest.raises(ValueError, match=message):
         datasets.parse_idx(payload)
 
 
 @pytest.mark.parametrize("compress", [True, False])
 @pytest.mark.parametrize("where", ["argument", "variable", "folder itself"])
-def test_files_are_found(tiny, tmp_path, monkeypatch, compress, where):
+def test_mnist_files_are_found_in_each_folder_compressed_or_not(tiny, tmp_path, monkeypatch, compress, where):
     write(tiny, tmp_path if where == "folder itself" else tmp_path / "mnist", compress)
     if where == "variable":
         monkeypatch.setenv("PYRO_MM_DATA", str(tmp_path))
@@ -148,7 +148,7 @@ def test_absent_and_offline_says_where_to_put_which_files(no_download, tmp_path,
 
 
 @pytest.mark.parametrize("compress", [True, False])
-def test_a_wrong_file_raises(tiny, tmp_path, compress):
+def test_a_file_with_another_checksum_is_refused(tiny, tmp_path, compress):
     wrong = tiny | {datasets.FILES[3]: tiny[datasets.FILES[3]][:-1] + b"\x0b"}
     write(wrong, tmp_path / "mnist", compress)
     with pytest.raises(ValueError, match="t10k-labels-idx1-ubyte of mnist: uncompressed, its SHA-256 is"):
@@ -192,7 +192,7 @@ def test_the_stream_of_static_binarisation_has_not_changed():
 
 @pytest.mark.skipif("PYRO_MM_DATA" not in os.environ, reason="PYRO_MM_DATA is not set: no idx files to read")
 @pytest.mark.parametrize(("name", "mean"), [("mnist", 0.1306604762738429), ("fashion", 0.2860405969887955)])
-def test_the_published_files(name, mean):
+def test_published_mnist_and_fashion_have_their_sizes_means_and_labels(name, mean):
     train, test = datasets.load(name, binarize=None)
     assert (train["image"].shape, test["image"].shape) == ((60000, 28, 28), (10000, 28, 28))
     # The well-known means of the training images.

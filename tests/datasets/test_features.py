@@ -41,7 +41,7 @@ def folder(tmp_path):
 SPLIT = (("train", 9), ("test", 4))
 
 
-def test_mfeat(folder):
+def test_mfeat_has_six_views_split_by_label(folder):
     path, digits, *_ = folder
     train, test = datasets.load("mfeat", directory=path, standardise=False)
     assert (train.size, test.size, train.names) == (24, 6, features.MFEAT)
@@ -114,7 +114,7 @@ def test_utterances_and_sequences_keep_their_split(folder):
         ("pom", (600, 203), {"audio": (20, 43), "video": (20, 41), "label": (17,)}),
     ],
 )
-def test_the_real_ones(name, sizes, shapes):
+def test_the_published_features_have_their_sizes_and_shapes(name, sizes, shapes):
     train, test = datasets.load(name)
     assert (train.size, test.size) == sizes
     for batch in (train, test):

@@ -53,14 +53,14 @@ def test_a_compressed_file_is_read_up_to_the_size_of_the_right_one(tmp_path, zer
         files.read_decompressed(path, 10_000)
 
 
-def test_the_sizes_are_those_of_the_published_files():
+def test_size_limits_are_the_sizes_of_the_published_files():
     """60,000 and 10,000 rows of 28 x 28 bytes or one, after headers of 16 and 8 bytes."""
     from pyro_mm.datasets.images import SIZES
 
     assert tuple(n * size + head for n in (60_000, 10_000) for size, head in ((784, 16), (1, 8))) == SIZES
 
 
-def test_mnist_reads_no_more_than_that(tmp_path, zeros):
+def test_mnist_refuses_a_file_that_unpacks_to_more_than_its_size(tmp_path, zeros):
     for name in datasets.FILES:
         (tmp_path / name).write_bytes(zeros[: len(zeros) // 8])
     with pytest.raises(ValueError, match=r"train-images-idx3-ubyte is too large"):
@@ -118,7 +118,7 @@ def cut(path):
     return [whole[:n] for n in (1, 7, len(whole) // 3, len(whole) // 2, len(whole) - 5)]
 
 
-def test_npz_files_that_are_none(tmp_path):
+def test_a_damaged_npz_file_is_refused(tmp_path):
     path = tmp_path / "x.npz"
     np.savez_compressed(path, a=np.arange(2000.0), b=np.arange(2000))
     wanted = {"a": ("n",), "b": ("n",)}
@@ -148,14 +148,14 @@ def test_npz_files_that_are_none(tmp_path):
         ({"c": np.zeros(3)}, "expected c to hold text, found float64"),
     ],
 )
-def test_arrays_of_another_shape_or_kind(tmp_path, held, message):
+def test_arrays_of_another_shape_or_dtype_are_refused(tmp_path, held, message):
     path = tmp_path / "x.npz"
     np.savez(path, **{"a": np.zeros(3), "b": np.zeros((3, 4)), "c": np.array(["x", "y", "z"])} | held)
     with pytest.raises(ValueError, match=rf"x.npz: {message}"):
         read_arrays(path, {"a": ("n",), "b": ("n", 4), "c": ("n",)}, texts=("c",))
 
 
-def test_matlab_files_that_are_none(tmp_path):
+def test_a_damaged_matlab_file_is_refused(tmp_path):
     write_svhn(tmp_path)
     path = tmp_path / "test_32x32.mat"
     for content in [*cut(path), *dict(foreign()).values()]:
@@ -164,7 +164,7 @@ def test_matlab_files_that_are_none(tmp_path):
             datasets.svhn(tmp_path)
 
 
-def test_pictures_that_are_none(tmp_path):
+def test_a_damaged_image_file_is_refused(tmp_path):
     write_celeba(tmp_path)
     path = tmp_path / "img_align_celeba" / "000002.jpg"
     for content in [b"", b"no picture", path.read_bytes()[:400], path.read_bytes()[:-4000]]:
@@ -173,7 +173,7 @@ def test_pictures_that_are_none(tmp_path):
             datasets.celeba(tmp_path)
 
 
-def test_a_picture_that_would_fill_the_memory(tmp_path, monkeypatch):
+def test_an_image_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
     write_celeba(tmp_path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ValueError, match=r"000001.jpg is damaged, no picture, or too large: DecompressionBombError"):
@@ -194,7 +194,7 @@ OUTSIDE = ["../secret.jpg", "/etc/passwd", "a/b.jpg", "..", ".", "a\\b.jpg", "C:
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_names_that_lead_out_of_the_folder(tmp_path, name):
+def test_a_file_name_that_leads_out_of_the_folder_is_refused(tmp_path, name):
     (tmp_path / "secret.jpg").touch()
     write_celeba(tmp_path / "celeba")
     for file in ("list_attr_celeba.txt", "list_eval_partition.txt"):
@@ -204,7 +204,7 @@ def test_names_that_lead_out_of_the_folder(tmp_path, name):
         datasets.celeba(tmp_path)
 
 
-def test_plain_names_are_fine():
+def test_a_plain_file_name_is_accepted_and_an_empty_one_refused():
     check_file_names("x", ["000001.jpg", "a b.png", ".hidden", "x..y", "ä.jpg"])
     with pytest.raises(ValueError, match="names '', which leads"):
         check_file_names("x", [""])
@@ -220,7 +220,7 @@ def test_plain_names_are_fine():
         (b"", "has no rows of part 0"),
     ],
 )
-def test_a_partition_of_another_format(tmp_path, content, message):
+def test_a_partition_file_of_another_format_is_refused(tmp_path, content, message):
     write_celeba(tmp_path)
     (tmp_path / "list_eval_partition.txt").write_bytes(content)
     with pytest.raises(ValueError, match=rf"list_eval_partition.txt:? {message}"):
@@ -256,7 +256,7 @@ def test_a_partition_of_another_format(tmp_path, content, message):
         ("pom", {"held_out": "valid"}, ValueError),
     ],
 )
-def test_arguments_are_checked_at_the_door(tmp_path, name, options, error):
+def test_arguments_of_data_sets_are_checked_before_files_are_read(tmp_path, name, options, error):
     """With the argument's name, before any file is looked at where that can be."""
     write_celeba(tmp_path / "celeba")
     write_polymnist(tmp_path / "MMNIST")
@@ -264,6 +264,6 @@ def test_arguments_are_checked_at_the_door(tmp_path, name, options, error):
         datasets.load(name, **{"directory": tmp_path} | options)
 
 
-def test_one_attribute_is_a_name(tmp_path):
+def test_one_attribute_of_celeba_may_be_given_by_its_name(tmp_path):
     write_celeba(tmp_path)
     assert datasets.celeba(tmp_path, size=2, attributes="Bald")[0]["attributes"].shape == (5, 1)

@@ -45,7 +45,7 @@ def test_matches_are_those_of_the_seed():
     assert same == [True, True, False, False]
 
 
-def test_who_meets_whom_and_who_is_left_out_is_drawn():
+def test_matched_and_omitted_rows_are_drawn_at_random():
     labels = [np.zeros(50, np.uint8), np.zeros(30, np.uint8)]
     (one, other), _ = pairing.match_rows(labels, rng())
     order = one.argsort()
@@ -77,14 +77,14 @@ def test_a_fraction_stays_paired_and_each_other_row_keeps_one_modality(fraction)
     assert weak.names == batch.names and (fraction < 1 or weak.presence("a") is True)
 
 
-def test_which_rows_stay_paired_is_drawn():
+def test_rows_that_stay_paired_are_drawn_at_random():
     masks = [datasets.paired(three(), 0.5, seed).present["a"] for seed in (0, 0, 1)]
     assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
     whole = (torch.stack(list(datasets.paired(three(), 0.5).present.values())).sum(0) == 3).nonzero()[:, 0]
     assert whole.tolist() != list(range(25)) and datasets.paired(three(), 0.5)[whole].presence("b").all()
 
 
-def test_what_was_missing_stays_missing():
+def test_unpairing_keeps_missing_modalities_missing():
     batch = Batch({"a": torch.zeros(40), "b": torch.ones(40), "c": None}, {"a": torch.arange(40) % 2 == 0})
     weak = datasets.paired(batch, 0.25)
     assert not (weak.present["a"] & ~batch.present["a"]).any() and weak.presence("c") is False
@@ -94,7 +94,7 @@ def test_what_was_missing_stays_missing():
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.5, float("nan")])
-def test_a_fraction_is_one(fraction):
+def test_a_paired_fraction_outside_of_0_to_1_is_refused(fraction):
     with pytest.raises(ValueError, match="fraction >= 0 and <= 1"):
         datasets.paired(three(), fraction)
 
@@ -124,7 +124,7 @@ def test_only_a_whole_word_is_read():
 # -- sound ----------------------------------------------------------------------------------------------------------
 
 
-def test_spectrogram_is_its_formula():
+def test_a_spectrogram_is_its_formula():
     wave = np.random.default_rng(0).uniform(-1, 1, speech.SAMPLES)
     got = datasets.log_mel(torch.from_numpy(wave)[None])[0].double().numpy()
     mel = np.linspace(0, 2595 * np.log10(1 + 4000 / 700), 34)

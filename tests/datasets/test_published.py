@@ -24,7 +24,7 @@ def no_shared_data(monkeypatch):
 # -- SVHN -----------------------------------------------------------------------------------------------------------
 
 
-def test_svhn(tmp_path):
+def test_svhn_is_read_from_its_matlab_files(tmp_path):
     held = write_svhn(tmp_path / "svhn")
     train, test = datasets.load("svhn", directory=tmp_path)
     assert train["label"].tolist() == [1, 0, 3, 3, 2] and test["label"].tolist() == [0, 9, 1]
@@ -44,7 +44,7 @@ def test_svhn(tmp_path):
         ({"X": np.zeros((32, 32, 3, 2), np.uint8), "y": np.array([[0], [1]])}, "labels from 1 to 10, got 0 to 1"),
     ],
 )
-def test_svhn_of_another_format(tmp_path, arrays, message):
+def test_svhn_files_of_another_format_are_refused(tmp_path, arrays, message):
     write_svhn(tmp_path)
     scipy.io.savemat(tmp_path / "test_32x32.mat", arrays)
     with pytest.raises(ValueError, match=message):
@@ -76,7 +76,7 @@ def test_mnist_and_svhn_are_paired_by_label(tmp_path, monkeypatch):
 # -- CelebA ---------------------------------------------------------------------------------------------------------
 
 
-def test_celeba(tmp_path):
+def test_celeba_is_read_with_its_attributes_and_parts(tmp_path):
     colours, has = write_celeba(tmp_path / "celeba")
     train, test = datasets.load("celeba", directory=tmp_path)
     assert train.names == ("image", "attributes") and (train.size, test.size) == (5, 2)
@@ -90,7 +90,7 @@ def test_celeba(tmp_path):
     assert (train["image"][:, 2] < 0.9).all()  # nothing of the border is left
 
 
-def test_options_of_celeba(tmp_path):
+def test_celeba_takes_size_and_attributes_and_refuses_unknown_ones(tmp_path):
     _, has = write_celeba(tmp_path)
     options = {"size": 8, "crop": None, "attributes": ["Wearing_Hat", "Bald"], "held_out": "validation"}
     train, validation = datasets.celeba(tmp_path, rows=(3, None), **options)
@@ -114,7 +114,7 @@ def test_options_of_celeba(tmp_path):
         (0, "000001.jpg 1", "expected the number of rows"),
     ],
 )
-def test_celeba_of_another_format(tmp_path, line, text, message):
+def test_celeba_files_of_another_format_are_refused(tmp_path, line, text, message):
     write_celeba(tmp_path)
     path = tmp_path / "list_attr_celeba.txt"
     lines = path.read_text().splitlines()
@@ -143,7 +143,7 @@ def test_faces_come_from_disk(tmp_path):
     assert torch.equal(next(iter(train.loader(5, shuffle=False)))["image"], whole["image"])
 
 
-def test_fit_from_disk(tmp_path):
+def test_a_pair_trains_on_faces_read_from_disk(tmp_path):
     write_celeba(tmp_path)
     train, _ = datasets.celeba_pictures(tmp_path, size=2)
     torch.manual_seed(0)
@@ -158,7 +158,7 @@ def test_fit_from_disk(tmp_path):
     assert len(history) == 2
 
 
-def test_absent_faces_are_named(tmp_path):
+def test_absent_files_of_celeba_are_named(tmp_path):
     write_celeba(tmp_path)
     (tmp_path / "img_align_celeba" / "000001.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"names 000001\.jpg, which is not in"):
@@ -169,7 +169,7 @@ def test_absent_faces_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["MMNIST", "."])
-def test_polymnist(tmp_path, folder):
+def test_polymnist_is_read_from_its_folders_of_views(tmp_path, folder):
     held = write_polymnist(tmp_path / folder)
     train, test = datasets.load("polymnist", directory=tmp_path)
     assert (train.size, test.size) == (6, 2) and train.names == ("m0", "m1", "m2")
@@ -189,7 +189,7 @@ def test_polymnist(tmp_path, folder):
     assert datasets.polymnist_pictures(tmp_path)[0][0]["m0"].shape == (1, 3, 28, 28)
 
 
-def test_views_that_do_not_match(tmp_path):
+def test_polymnist_views_with_unlike_files_are_refused(tmp_path):
     write_polymnist(tmp_path / "MMNIST")
     with pytest.raises(FileNotFoundError, match=r"there is no .*m3 with files like 0.7.png"):
         datasets.polymnist(tmp_path, views=4)
@@ -216,7 +216,7 @@ def test_views_that_do_not_match(tmp_path):
         ("pom", "mosi", ["pom_mfn.npz"]),
     ],
 )
-def test_absent_files_are_named(tmp_path, monkeypatch, name, folder, files):
+def test_absent_files_of_published_sets_are_named(tmp_path, monkeypatch, name, folder, files):
     with pytest.raises(FileNotFoundError, match="no directory was given"):
         datasets.load(name)
     monkeypatch.setenv("PYRO_MM_DATA", str(tmp_path))

@@ -53,7 +53,7 @@ def test_clusters_are_equally_frequent_and_have_their_moments():
     assert abs(residual.std().item() - 0.1) < 6 * 0.1 / (2 * 20_000) ** 0.5
 
 
-def test_parts_are_other_rows_of_the_same_story():
+def test_train_and_test_are_other_rows_of_the_same_story():
     options = {"rows": 20, "latent": 2, "dims": {"x": 3}, "noise": 0.1, "seed": 4}
     train, again, test, other = (clustered(**options | more) for more in ({}, {}, {"part": 1}, {"seed": 5}))
     assert torch.equal(train.batch["x"], again.batch["x"]) and not torch.equal(train.batch["x"], test.batch["x"])
@@ -79,6 +79,6 @@ def test_a_share_of_all_is_missing_and_no_row_is_empty(rate):
         missing(batch, 0.8)
 
 
-def test_dimensions_are_in_range():
+def test_dimensions_of_simulated_data_out_of_range_are_refused():
     dims = dimensions([f"x{i}" for i in range(200)], 30, 60, seed=7)
     assert min(dims.values()) >= 30 and max(dims.values()) < 60 and len(set(dims.values())) > 20

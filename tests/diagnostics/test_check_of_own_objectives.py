@@ -30,7 +30,7 @@ def words(found):
 @pytest.mark.parametrize(
     "objective", [MMD(), Contrastive("a", "b", 2), likelihood_alone], ids=["mmd", "nce", "function"]
 )
-def test_a_check_says_what_it_can_and_what_it_cannot(objective):
+def test_a_check_of_a_users_objective_reports_all_but_bound_and_gap(objective):
     model, guide = pair()
     batch = data(40)
     found = mm.check(model, guide, objective, batch, **FEW)
@@ -44,7 +44,7 @@ def test_a_check_says_what_it_can_and_what_it_cannot(objective):
     assert not any("Pyro's estimators" in text for text in found.findings)
 
 
-def test_terms_are_those_of_by_term(double):
+def test_a_check_estimates_each_term_of_a_users_objective(double):
     """E_q log p(x | z) is log p(x) + KL(q(z | x) || p(z)) at the exact posterior."""
     model, guide, batch = exact_pair()
     found = mm.check(model, guide, MMD(), batch, **FEW)
@@ -57,7 +57,7 @@ def test_terms_are_those_of_by_term(double):
     assert f"reconstruction {mean:.3f} ± {error:.3f}" in words(found)
 
 
-def test_a_value_of_known_size(double):
+def test_a_check_estimates_the_value_of_a_users_objective_exactly_where_it_is_known(double):
     """Log-weights of the exact posterior are log p(x) in every draw."""
     model, guide, batch = exact_pair()
 
@@ -70,7 +70,7 @@ def test_a_value_of_known_size(double):
     assert f"training objective {exact:.3f} ± 0.000" in words(found)
 
 
-def test_the_step_is_that_given():
+def test_a_check_evaluates_a_users_objective_at_the_step_given():
     model, guide = pair()
     batch, steps = data(20), []
 
@@ -88,7 +88,7 @@ def test_the_step_is_that_given():
     assert set(steps) == {0}
 
 
-def test_the_step_of_a_warm_up_is_that_given():
+def test_a_check_evaluates_a_warm_up_at_the_step_given():
     model, guide = pair()
     objective, batch = mm.objectives.elbo(kl=mm.objectives.warm_up(100)), data(20)
     settled = gradient_noise(model, guide, mm.objectives.elbo(), batch, repeats=3)
@@ -99,7 +99,7 @@ def test_the_step_of_a_warm_up_is_that_given():
     assert settled.step is None and objective.steps == 100
 
 
-def test_signal_and_noise_of_a_function():
+def test_a_check_measures_gradient_noise_of_a_function_as_objective():
     """The gradient per row is 1 + e in each of four entries, e normal with deviation 1/2."""
     location = nn.Parameter(torch.zeros(4))
 
@@ -140,7 +140,7 @@ def test_an_objective_that_fails_is_reported():
     assert found.elbo is not None and len(found.evidence) == 3
 
 
-def test_what_is_no_objective_is_refused():
+def test_a_check_refuses_what_is_no_objective():
     model, guide = pair()
     for wrong in (3, "elbo", mm.objectives.elbo, MMD):
         with pytest.raises(TypeError, match="expected objective to be an objective"):

@@ -126,7 +126,7 @@ def test_no_signal_is_seen_where_there_is_none(double):
     assert min(found) == 0, "eight seeds are not all above their mean: p = 0.004"
 
 
-def test_names_of_what_is_no_module():
+def test_gradient_noise_names_parameters_that_functions_hold():
     centres, nets = torch.nn.Embedding(3, 2), [torch.nn.Linear(2, 2)]
 
     def model(batch):

@@ -22,7 +22,7 @@ def kind(x):
     return type(getattr(x, "estimator", x)).__name__ if not isinstance(x, bool) else str(x)
 
 
-def test_the_callers_state_is_left_alone():
+def test_a_check_leaves_the_callers_state_alone():
     model = oracle(2)
     net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(), torch.nn.Linear(8, 6))
     guide = mm.Guide(z=mm.posteriors.ProductOfExperts({"x0": mm.conditionals.Normal(net)}))
@@ -88,7 +88,7 @@ def test_the_gap_is_the_divergence_of_the_guide(double):
         assert abs(gap.evidence - model.log_prob(batch).mean()) < 4 * gap.evidence_error
 
 
-def test_the_gap_is_that_of_the_settled_weights(double):
+def test_the_gap_is_that_of_the_weights_after_warm_up(double):
     model = oracle(2).requires_grad_(False)
     guide, batch = mm.Guide(z=mm.posteriors.ProductOfExperts(encoders(model))), model.sample(10)
     options = {"num_particles": 50, "repeats": 2}
@@ -99,7 +99,7 @@ def test_the_gap_is_that_of_the_settled_weights(double):
     assert cold.gradients.groups != plain.gradients.groups
 
 
-def test_what_bounds_no_sum_of_evidences_has_no_gap(double):
+def test_an_objective_that_bounds_no_sum_of_evidences_has_no_gap(double):
     model = oracle(2).requires_grad_(False)
     guide, batch = mm.Guide(z=model.posterior), model.sample(6)
     for objective, why in (
@@ -144,7 +144,7 @@ def test_the_gap_is_over_rows_whose_own_bound_is_the_targets(objective, holds, e
     assert found.gap.evidence == pytest.approx(weight * model.log_prob(batch)[rows].mean().item(), abs=1e-9)
 
 
-def test_the_command_lines_table_has_the_same_sum(double):
+def test_the_command_lines_table_sums_the_evidences_that_a_check_sums(double):
     """With three modalities; a table that has a term on two of them needs an evidence of its own."""
     model = oracle(3).requires_grad_(False)
     guide, batch = mm.Guide(z=model.posterior), model.sample(6)
@@ -255,18 +255,18 @@ def test_a_right_pair_gives_no_reason():
         (story_of(name_a="picture"), guide_of(), "a: the story reads its values where they are missing"),
     ],
 )
-def test_what_a_story_or_a_guide_sees_and_should_not(model, guide, text):
+def test_a_story_or_guide_that_reads_hidden_values_is_reported(model, guide, text):
     found = findings(model, guide, images())
     assert any(finding.startswith(text) for finding in found.findings), found.findings
 
 
-def test_a_modality_that_the_batch_does_not_hold():
+def test_a_check_names_a_modality_that_the_batch_does_not_hold():
     found = findings(story_of(), guide_of(blind=True), mm.Batch({"a": torch.randn(40, 3)}))
     assert found.sites.unheld == ("b",) and "not in the batch" in repr(found)
     assert set(found.evidence) == {"log p(a)"}
 
 
-def test_what_cannot_be_evaluated_is_reported():
+def test_a_check_reports_evaluations_that_fail():
     batch, story, guide = images(), story_of(), guide_of()
 
     def outside(rows):

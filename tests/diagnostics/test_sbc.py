@@ -227,7 +227,7 @@ def test_p_values_of_the_exact_posterior_are_spread_evenly(double):
         assert abs(z.mean()) < 4 / math.sqrt(60) + 0.2 and 0.6 < z.std() < 1.4  # log is biased by O(1 / sqrt(n))
 
 
-def test_private_latents_and_empty_rows(double):
+def test_calibration_is_uniform_for_private_latents_and_empty_rows(double):
     """z, w ~ N(0, 1), a ~ N(z + w, 0.5), b ~ N(z, 0.5), in closed form; where the package does not use the guide it
     says N(50, 0.1), and that is left out."""
 
@@ -258,7 +258,7 @@ def test_private_latents_and_empty_rows(double):
     assert set(calibration(model, guide, batch.only("b"), seed=0).ranks) == {"z", "log_likelihood"}
 
 
-def test_latents_in_a_plate_within_a_row(double):
+def test_calibration_ranks_latents_in_a_plate_within_a_row(double):
     """w_p ~ N(0, 1), x_p ~ N(w_p, 0.5) for p = 1, 2: q = N(0.8 x, 0.2) is exact; of width 2 for p = 2 it is not."""
 
     def decoder(w):
@@ -288,7 +288,7 @@ def test_latents_in_a_plate_within_a_row(double):
         assert found.findings["w[1]"].verdict == "too wide" and found.findings["w[0]"].p_value > ALPHA
 
 
-def test_a_story_that_does_not_broadcast():
+def test_calibration_takes_a_story_that_does_not_broadcast():
     """It indexes rows as the first dimension."""
     model = mm.models.LinearGaussian({"a": torch.tensor([[1.0, 0.0]]), "b": torch.tensor([[-1.0, 1.0]])}, noise=0.5)
 
@@ -311,7 +311,7 @@ def test_a_story_that_does_not_broadcast():
 # -- guides that are off ---------------------------------------------------------------------------------------------
 
 
-def test_what_is_off_is_found_and_named(double):
+def test_shifted_and_misscaled_posteriors_are_found_and_named(double):
     """Four coordinates: exact, of width 0.6 and of 1.6, moved by -0.5. Found with p < 1e-5 from 800 rows.
 
     Shifts and widths within 4 standard errors, and 3 % for L = 100 draws in the place of quantiles.
@@ -339,7 +339,7 @@ def test_a_guide_that_is_the_prior_passes_in_z_and_fails_in_the_likelihood(doubl
     assert found.off.keys() == {"log_likelihood"} and "too low" in found.off["log_likelihood"].verdict
 
 
-def test_a_fault_in_one_pattern_is_found_there(double):
+def test_a_fault_in_one_pattern_of_presence_is_found_in_that_pattern(double):
     model = oracle()
     exact = mm.Guide(z=model.posterior)
 
@@ -355,7 +355,7 @@ def test_a_fault_in_one_pattern_is_found_there(double):
     assert calibration(model, exact, full.only("x0"), seed=0).off == {}
 
 
-def test_holm_and_the_table():
+def test_p_values_in_the_table_are_holms():
     """Two coordinates off out of five, by a hand-made table of ranks: Holm's p is 5, 4, .. times the sorted p's."""
     rng = np.random.default_rng(0)
     fair = torch.as_tensor(rng.integers(0, 20, (300, 3)))
@@ -399,7 +399,7 @@ def test_a_seed_gives_the_same_ranks_and_leaves_the_generator_and_the_batch_alon
     assert not any(x.requires_grad for x in one.ranks.values())
 
 
-def test_errors_say_what_is_wrong():
+def test_calibration_refuses_what_it_cannot_take():
     model = oracle()
     guide, batch = mm.Guide(z=model.posterior), model.sample(5)
     sums = lambda latents, rows: latents["z"].sum(-1)  # noqa: E731

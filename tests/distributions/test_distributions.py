@@ -514,7 +514,7 @@ def test_scatter_only_scores_and_checks_its_sizes():
 # ---------------------------------------------------------------- all of them
 
 
-def test_diagonal_unwraps():
+def test_diagonal_finds_mean_and_scale_within_wrappers():
     loc, scale = torch.randn(3, 2, **F64), torch.rand(3, 2, **F64)
     d = dist.Laplace(loc, scale).to_event(1).expand((5, 3)).to_event(1)
     assert d.event_shape == (3, 2)

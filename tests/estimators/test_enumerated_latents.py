@@ -184,7 +184,7 @@ def test_a_penalty_is_the_kl_whatever_the_estimator(estimator, continuous, compl
 
 
 @pytest.mark.parametrize("estimator", [AnalyticKL(), IWAE(2)])
-def test_and_so_is_a_term_where_it_decodes_nothing(estimator, monkeypatch, double):
+def test_a_term_that_decodes_nothing_is_the_kl_whatever_the_estimator(estimator, monkeypatch, double):
     """Of the subset that was drawn a row may have nothing: what is left of (S, S, P) is the distance of q(y | -)."""
     model, guide, batch = Story(continuous=True), Enumerating(continuous=True), batch_of(True)
     nothing = torch.full((4,), False)
@@ -193,7 +193,7 @@ def test_and_so_is_a_term_where_it_decodes_nothing(estimator, monkeypatch, doubl
 
 
 @pytest.mark.parametrize("estimator", [AnalyticKL(), IWAE(3)])
-def test_a_class_of_the_model_beside_one_of_the_guide(estimator, double):
+def test_classes_of_the_model_and_of_the_guide_are_summed_out_together(estimator, double):
     """Two sites summed out, one of which the guide enumerates: each has a dimension of its own."""
     of_y, of_w = torch.tensor([0.2, 0.5, 0.3]), torch.tensor([[0.6, 0.1, 0.3], [0.2, 0.2, 0.6], [0.3, 0.3, 0.4]])
     at = torch.tensor([[-1.0, 0.0, 1.0], [2.0, 0.5, -0.3], [0.1, 0.7, 1.5]])

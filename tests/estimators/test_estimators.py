@@ -51,7 +51,7 @@ def test_at_the_exact_posterior_good_gradients_vanish(double):
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 2.0, -1.0])
-def test_value_and_gradient_are_pyros(alpha, double):
+def test_value_and_gradient_of_our_estimators_are_pyros(alpha, double):
     """At one seed; a batch that is no subsample, where RenyiELBO is right."""
     model = oracle(2)
     guide, batch = mm.Guide(z=mm.posteriors.ProductOfExperts(encoders(model))), every_pattern(model)
@@ -143,7 +143,7 @@ def test_one_particle_by_its_weight_stands_for_all_in_the_mean(stratified, doubl
     same_mean_gradient(one, full, model, guide, batch, parameters, rows=5000)
 
 
-def test_and_so_it_does_where_the_prior_is_encoded(double):
+def test_one_particle_by_its_weight_stands_for_all_where_the_prior_is_encoded(double):
     """A hierarchical prior, whose density of w is that given the u of the particle chosen."""
     loading = torch.nn.Parameter(torch.tensor([[0.7]]))
 
@@ -166,7 +166,7 @@ def test_and_so_it_does_where_the_prior_is_encoded(double):
 
 
 @pytest.mark.parametrize("name", ["mvae", "telbo", "jmvae_kl", "masked"])
-def test_and_so_it_does_in_every_kind_of_table(name, double):
+def test_one_particle_by_its_weight_stands_for_all_in_every_kind_of_table(name, double):
     """Several terms, frozen decoders, penalties, rows in which a term decodes nothing."""
     model = oracle(2, latent=2)
     guide = mm.Guide(z=mm.posteriors.ProductOfExperts(encoders(model, hidden=())))
@@ -198,7 +198,7 @@ def digits():
     return mm.Batch({"image": image, "label": torch.arange(12) % 3}, {"label": torch.arange(12) % 4 > 0})
 
 
-def test_resampling_needs_draws():
+def test_resampling_without_draws_is_refused():
     with pytest.raises(ValueError, match="made in one pass"):
         E.IWAE(2, resample=True, vectorize_particles=False)
     assert repr(E.IWAE(2, resample=True)) == "IWAE(num_particles=2, resample=True)"
@@ -303,7 +303,7 @@ def empty_guide(batch):
     pass
 
 
-def test_wrong_pairings_raise_and_say_why():
+def test_an_estimator_refuses_a_pair_that_it_cannot_estimate():
     batch = mm.Batch({"x": torch.randn(4)})
     for estimator in (E.IWAE(2), E.AnalyticKL(), E.DReG(2), E.StickTheLanding(), E.Renyi(0.5)):
         with pytest.raises(ValueError, match="guide site 'z' has neither rsample nor enumeration"):

@@ -476,7 +476,7 @@ REFUSED = [
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("cell", cells(), ids=" | ".join)
-def test_a_cell_is_right_or_refused(cell, double):
+def test_a_combination_of_features_is_exact_or_refused(cell, double):
     feature, posterior, table, estimator = cell
     model, guide = programs(feature, posterior)
     make, formula = TABLES[table]

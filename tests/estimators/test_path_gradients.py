@@ -59,7 +59,7 @@ def story(batch):
 
 
 @pytest.mark.parametrize("likelihood, kl", WEIGHTS)
-def test_the_gradient_is_that_of_the_value(likelihood, kl, double):
+def test_the_path_gradient_is_that_of_the_value(likelihood, kl, double):
     """The mean over two particles by Gauss-Hermite quadrature, the value's gradient on a grid of the density."""
     q = nn.Parameter(torch.tensor([0.4, -0.3]))
 
@@ -111,7 +111,7 @@ def chained_story(batch):
 
 
 @pytest.mark.parametrize("kl", [1.0, 0.5, 2.0])
-def test_a_latent_drawn_given_another_one(kl, double):
+def test_path_gradients_are_unbiased_for_a_latent_drawn_given_another(kl, double):
     """Path gradients and the plain one of the same bound, both by quadrature over four standard normals."""
     guide = Chain()
     AtNodes.nodes, weights = gauss_hermite(16, 2)
@@ -140,7 +140,7 @@ def drawn(number, loc, scale):
 
 
 @pytest.mark.parametrize("estimator", [E.DReG(3), E.StickTheLanding(3)], ids=repr)
-def test_dropout_in_a_guide_of_several_latents(estimator, double):
+def test_path_gradients_take_dropout_in_a_guide_of_several_latents(estimator, double):
     """log q is that of the masks under which the latents were drawn: one run of the networks, and IWAE's own value."""
     guide = Chain(drawn, dropout=0.5)
     batch = mm.Batch({"x": torch.full((6, 1), OBSERVED)})
@@ -170,7 +170,7 @@ TABLES = {
 
 @pytest.mark.parametrize("estimator", [E.DReG(2), E.StickTheLanding(1)], ids=repr)
 @pytest.mark.parametrize("table", TABLES)
-def test_every_kind_of_term(table, estimator, double):
+def test_path_gradients_are_unbiased_in_every_kind_of_term(table, estimator, double):
     """A prior and a posterior that draw w given z, both learned: the gradient of the plain estimator, in the mean."""
     prior = nn.Parameter(torch.tensor([0.2, -0.1, 0.8, -0.4]))
 
@@ -225,7 +225,7 @@ def same_mean_gradient(one, other, model, guide, parameters, names=("x",), rows=
 
 
 @pytest.mark.parametrize("kl, likelihood", [*itertools.product([0.5, 2.0], [1.0, 2.0])])
-def test_shipped_tables_with_weights(kl, likelihood, double):
+def test_path_gradients_are_unbiased_in_weighted_tables(kl, likelihood, double):
     """Of an objective: DReG's gradient is IWAE's in the mean, its likelihood weight taken out of the logarithm."""
     experts = {"x": _Expert(nn.Linear(1, 2), lambda h: dist.Normal(h[..., :1], (0.2 * h[..., 1:]).exp()).to_event(1))}
     guide = mm.Guide(z=mm.posteriors.ProductOfExperts(experts))

@@ -104,7 +104,7 @@ AGAIN = {
 
 @pytest.mark.filterwarnings("ignore:latent site 'u'")
 @pytest.mark.parametrize("case", AGAIN)
-def test_what_would_be_drawn_anew_is_not_scored_twice(case, double):
+def test_particles_that_a_second_run_would_draw_anew_keep_the_gradient_of_all(case, double):
     """The gradient of all particles, draw by draw, and a word of why."""
     batch = rows(case, 12)
     plain = gradient(False, case, batch, 1)
@@ -115,7 +115,7 @@ def test_what_would_be_drawn_anew_is_not_scored_twice(case, double):
 
 
 @pytest.mark.parametrize("case", ["dropout in an encoder", "batch normalisation in an encoder", "a present parent"])
-def test_what_is_the_same_the_second_time_is(case, double):
+def test_particles_that_a_second_run_repeats_are_resampled_without_bias(case, double):
     """Of networks that a step runs once, and data: one particle for all, in the mean, and the same value."""
     batch, differences = rows(case, 4000), []
     with warnings.catch_warnings():
@@ -132,14 +132,14 @@ def test_what_is_the_same_the_second_time_is(case, double):
     assert error.max() < 0.02
 
 
-def test_one_particle_is_itself(double):
+def test_resampling_one_particle_gives_the_gradient_of_the_bound(double):
     """Where there is one, its gradient is the bound's own, to the last digit: dropout in an encoder included."""
     for case in ("dropout in an encoder", "a present parent"):
         one, plain = (gradient(r, case, rows(case, 12), 3, particles=1) for r in (True, False))
         torch.testing.assert_close(one[1], plain[1], rtol=1e-12, atol=1e-12)
 
 
-def test_in_evaluation_mode_dropout_hinders_nothing(double):
+def test_dropout_in_evaluation_mode_does_not_prevent_resampling(double):
     model, guide = pair("dropout in a decoder")
     batch = rows("dropout in a decoder", 12)
     estimator = E.IWAE(3, resample=True)
@@ -151,7 +151,7 @@ def test_in_evaluation_mode_dropout_hinders_nothing(double):
         estimator.differentiable_loss(model, guide, batch)
 
 
-def test_a_dropout_that_begins_later_is_noticed(double):
+def test_dropout_whose_rate_rises_later_ends_resampling(double):
     """Its rate of 0 draws no numbers, and the structure found then is not that of a step at another rate."""
     model, guide = pair("dropout in a decoder")
     batch = rows("dropout in a decoder", 12)
@@ -200,7 +200,7 @@ def test_doubly_reparameterised_gradients_and_batch_normalisation(case, double):
 
 
 @pytest.mark.parametrize("where", ["a missing parent", "a latent of the model alone"])
-def test_draws_of_a_story_without_a_derivative_are_told(where, double):
+def test_a_parameter_of_discrete_draws_of_the_story_is_warned_about(where, double):
     """A learned rate or probability gets no gradient through counts and labels that are drawn as they are."""
     rate = nn.Parameter(torch.tensor(0.3))
 

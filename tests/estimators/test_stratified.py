@@ -94,7 +94,7 @@ GUIDES = {
 
 
 @pytest.mark.parametrize("name", GUIDES)
-def test_the_mean_weight_is_the_evidence(name, double):
+def test_the_mean_stratified_weight_is_the_evidence(name, double):
     """E exp(bound) = p(x) for draws that are weighed rightly."""
     rows = 20_000
     batch = mm.Batch({"x": torch.full((rows,), 0.6)})
@@ -108,7 +108,7 @@ def test_the_mean_weight_is_the_evidence(name, double):
 
 
 @pytest.mark.parametrize("name", ["two mixtures", "a mixture in some rows"])
-def test_the_looser_bound_lies_below(name, double):
+def test_the_looser_stratified_bound_lies_below_the_tighter(name, double):
     rows = 5000
     batch = mm.Batch({"x": torch.full((rows,), 0.6)})
     bounds = [
@@ -119,7 +119,7 @@ def test_the_looser_bound_lies_below(name, double):
     assert bounds[0] < bounds[1] < dist.Normal(0.0, 1.5).log_prob(torch.tensor(0.6)).item()
 
 
-def test_weights_that_depend_on_a_draw_are_of_no_component(double):
+def test_stratification_refuses_weights_that_depend_on_a_draw(double):
     batch = mm.Batch({"x": torch.zeros(3)})
     with pytest.raises(ValueError, match="'w', whose weights depend on a latent drawn before it"):
         E.IWAE(2, stratified="outside").loss(two_latents, mixture_given_a_draw, batch)

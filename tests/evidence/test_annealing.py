@@ -94,7 +94,7 @@ def test_weights_are_unbiased_however_few_the_temperatures(linear):
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / 20
 
 
-def test_constrained_latents_and_a_model_only_label(double):
+def test_annealing_takes_constrained_latents_and_sums_out_a_label_of_the_model(double):
     """A Gamma rate and a simplex, with a label that is summed out, against quadrature."""
 
     def model(batch):
@@ -152,7 +152,7 @@ def chain(vectorised):
 
 
 @pytest.mark.parametrize("vectorize", [True, False])
-def test_plates_within_a_row(vectorize, double):
+def test_annealing_moves_latents_in_plates_within_a_row(vectorize, double):
     batch = mm.Batch({"x": torch.tensor([0.3, -2.0, 4.0])})
     truth = dist.Normal(0.0, math.sqrt(9 + 3 * 0.25 + 1)).log_prob(batch["x"])
     options = {"num_chains": 400, "temperatures": 60} if vectorize else {"num_chains": 12, "temperatures": 25}
@@ -208,7 +208,7 @@ def test_constrained_private_latents_of_missing_modalities_do_not_wander_either(
     assert found.standard_error.max() < 0.6 and (error < 4.5 * found.standard_error).all()
 
 
-def test_slopes_are_those_of_the_densities(linear):
+def test_annealing_gradients_are_those_of_the_densities(linear):
     batch = linear.sample(3)
     density = TemperedDensity(linear, off(linear), batch, "guide")
     at = density.state_at(density.initial_draws(2))
@@ -234,7 +234,7 @@ def test_a_schedule_is_as_long_where_the_weights_vary_more(double):
     assert 45 <= (betas[1:, 1] > 0.45).sum() <= 49, "all but the share that is kept uniform"
 
 
-def test_seeds_and_callers(linear):
+def test_annealing_repeats_by_its_seed_and_leaves_generator_and_batch_alone(linear):
     batch, guide = every_pattern(linear), off(linear)
     before = {n: batch[n].clone() for n in batch}
     state = torch.get_rng_state()
@@ -247,7 +247,7 @@ def test_seeds_and_callers(linear):
     assert all(p.grad is None for p in linear.parameters())
 
 
-def test_rows_in_blocks(linear):
+def test_annealing_in_blocks_of_rows_estimates_the_same(linear):
     """More rows than move together: each block has draws of its own, and estimates the same."""
     batch = linear.sample(10)
     settings = AnnealingSettings(num_chains=64, temperatures=20, pairs_at_once=64 * 5)
@@ -260,7 +260,7 @@ def test_rows_in_blocks(linear):
     assert len(lower) == len(upper) == 10
 
 
-def test_what_cannot_be_annealed(linear):
+def test_annealing_refuses_what_has_no_gradient(linear):
     batch = linear.sample(2)
 
     def discrete(batch):

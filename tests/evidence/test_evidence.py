@@ -43,14 +43,14 @@ def test_constant_weights_are_known_exactly(double):
     assert not found.doubtful.any() and "No row gives reason for doubt" in found.summary()
 
 
-def test_rounding_is_no_tail():
+def test_rounding_of_constant_weights_gives_no_pareto_k():
     """In single precision a constant log-weight wobbles in its last place, and that has no k-hat."""
     log_w = torch.full((1000, 5), -123.4) + 1e-5 * torch.randn(1000, 5)
     assert evidence_from_weights(log_w, "log p(x)").pareto_k.eq(0).all()
     assert evidence_from_weights(log_w.double(), "log p(x)").pareto_k.ne(0).all()
 
 
-def test_words_say_which_rows_are_in_doubt(double):
+def test_the_summary_names_doubtful_rows(double):
     torch.manual_seed(0)
     log_w = torch.cat([0.3 * torch.randn(1000, 6), 6 * torch.randn(1000, 2)], 1)
     found = evidence_from_weights(log_w, "log p(a | b)")
@@ -103,7 +103,7 @@ def test_a_row_is_an_integer_of_any_kind(log_w):
         found[torch.tensor(1.5)]
 
 
-def test_rows_are_taken_and_joined(log_w):
+def test_evidence_of_rows_can_be_indexed_and_joined(log_w):
     found = evidence_from_weights(log_w, "log p(x)")
     parts = [found[:3], found[torch.tensor([3, 4])], found[torch.arange(7) > 4]]
     assert [len(p) for p in parts] == [3, 2, 2]

@@ -192,7 +192,7 @@ def test_a_last_block_of_one_particle_is_cut_like_the_others(name, trained):
     torch.testing.assert_close(cut.log_prob, whole.log_prob, rtol=1e-10, atol=1e-10)
 
 
-def test_statistics_are_those_of_the_weights(trained):
+def test_statistics_of_a_likelihood_are_those_of_its_weights(trained):
     model, guides = trained
     batch = model.sample(3)
     evidence = mm.log_marginal(model, guides["product"], batch, num_particles=500, seed=4)
@@ -204,7 +204,7 @@ def test_statistics_are_those_of_the_weights(trained):
     torch.testing.assert_close(evidence.ess, w.sum(0) ** 2 / (w**2).sum(0), rtol=1e-8, atol=0)
 
 
-def test_proposals(trained):
+def test_a_likelihood_takes_another_guide_or_another_batch_as_proposal(trained):
     model, guides = trained
     batch = model.sample(20)
     only = batch.only("x0")
@@ -251,7 +251,7 @@ def evaluated(trained):
 @pytest.mark.parametrize(
     ("mistake", "off"), [({"mix": True}, 1.0), ({"scale": 3.92}, 5.0), ({"sum": True}, 9.0)], ids=str
 )
-def test_a_mistake_that_others_made_is_far_from_ours(mistake, off, evaluated):
+def test_a_known_mistake_of_likelihood_code_is_far_from_our_estimate(mistake, off, evaluated):
     """Rows mixed in the log-mean-exp; a likelihood scaled as it was in training; an omitted - log K."""
     model, posterior, batch, truth, ours = evaluated
     with torch.no_grad():
@@ -405,7 +405,7 @@ def test_parameters_of_each_row_are_its_own_however_rows_are_cut(how, double):
     torch.testing.assert_close(found, right, rtol=0, atol=1e-10)
 
 
-def test_seeds(trained):
+def test_a_likelihood_repeats_by_its_seed_and_leaves_the_generator_alone(trained):
     model, guides = trained
     batch = model.sample(2)
     torch.manual_seed(5)
@@ -434,7 +434,7 @@ def test_pareto_k_is_arvizs(draws):
     assert pareto_k(torch.zeros(3, 1), 4).isnan().all(), "too few draws"
 
 
-def test_to_arviz(trained):
+def test_to_arviz_holds_the_log_likelihoods(trained):
     model, guides = trained
     evidence = mm.log_marginal(model, guides["product"], model.sample(4), num_particles=100, seed=0)
     with warnings.catch_warnings():
@@ -445,7 +445,7 @@ def test_to_arviz(trained):
     assert evidence.quantity == "log p(x0, x1, x2)" and "nats per row" in repr(evidence)
 
 
-def test_errors(trained):
+def test_a_likelihood_refuses_what_it_cannot_estimate(trained):
     model, guides = trained
     batch = model.sample(2)
     with pytest.raises(ValueError, match="num_particles >= 1"):

@@ -60,7 +60,7 @@ def test_conditional_takes_the_given_ones_from_the_prior(exact):
     assert evidence.quantity == "log p(x | w)"
 
 
-def test_both_ways_is_minus_the_variation_of_information(exact):
+def test_the_bidirectional_score_is_minus_the_variation_of_information(exact):
     model, guide, rows = exact
     truth = model.log_conditional(rows, ["x"], ["w"]) + model.log_conditional(rows, ["w"], ["x"])
     evidence = protocols.both_ways(model, guide, rows, **NAMES, num_particles=3, seed=0)
@@ -80,7 +80,7 @@ def test_one_seed_does_not_make_its_parts_dependent(exact):
     assert 0.8 < pulls.square().mean().sqrt() < 1.2
 
 
-def test_a_row_without_its_target_has_nothing(exact):
+def test_a_row_without_its_target_has_a_conditional_of_zero(exact):
     model, guide, rows = exact
     some = mm.Batch({n: rows[n] for n in rows}, {"x": torch.arange(40) % 4 != 0})
     evidence = protocols.conditional(model, guide, some, **NAMES, num_particles=5, seed=0)
@@ -89,6 +89,6 @@ def test_a_row_without_its_target_has_nothing(exact):
 
 
 @pytest.mark.parametrize("names", [{"target": "x", "given": ("w",)}, {"target": ("x",), "given": ("x",)}])
-def test_names_that_are_none_are_told(exact, names):
+def test_protocols_refuse_unknown_and_overlapping_names(exact, names):
     with pytest.raises(ValueError, match="sequences of names without one in common"):
         protocols.conditional(*exact, **names)

@@ -57,7 +57,7 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-def test_the_list_names_all():
+def test_reproduce_list_names_every_reproduction_and_family():
     text = run("--list")
     assert all(name in text for name in (*published.REPRODUCTIONS, *families.FAMILIES))
     assert "expected one of jmvae-mnist" in " ".join(run("nothing", code=2).replace("│", "").split())
@@ -79,7 +79,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_numbers(small, tmp_path):
     assert "-86.86 (Suzuki" in text and "q(z | image, label)" in text
 
 
-def test_the_table_is_of_the_trained_pair(small, tmp_path):
+def test_the_reproduced_table_is_of_the_trained_pair(small, tmp_path):
     run("one", "--epochs", 1, "--no-compile", "--out", tmp_path, "--rows", 7)
     rows = {(r["quantity"], r["proposal"]): r for r in json.loads((tmp_path / "table-0.json").read_text())["rows"]}
     model, guide, _ = mm.recipes.jmvae_kl(digits()[0], **SMALL)
@@ -128,7 +128,7 @@ def test_fractions_of_paired_rows_are_columns(small, tmp_path):
         assert f"{found['log p(image, label)'][0]:.2f} ±" in (tmp_path / "table.md").read_text()
 
 
-def test_what_goes_back_overwrites_the_later_lines(tmp_path):
+def test_an_epoch_run_again_overwrites_later_lines_of_the_history(tmp_path):
     for epoch in (1, 2, 3, 2):
         trainings.append_epoch(tmp_path / "x.csv", {"epoch": epoch, "loss": epoch + 0.5})
     assert [line["epoch"] for line in read(tmp_path / "x.csv")] == ["1", "2"]

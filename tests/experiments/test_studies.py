@@ -136,7 +136,7 @@ def test_the_best_factor_analysis_of_the_rows():
     assert model.log_prob(rows).mean().item() < best
 
 
-def test_the_quadrature_is_the_evidence():
+def test_quadrature_of_a_study_is_the_closed_form_evidence():
     """Against 100,000 draws of the prior for each of 20 rows: six standard errors, and these below 0.2."""
     torch.manual_seed(0)
     sources = clustered(20, 2, {"x": 2}, noise=0.3, label="label", seed=7)
@@ -184,7 +184,7 @@ def test_the_truth_is_among_the_identifiable_stories():
         torch.testing.assert_close(prior.sources(z @ axes.T), z)
 
 
-def test_cells_are_over_seeds():
+def test_cells_of_a_study_are_means_and_deviations_over_seeds():
     runs = {"a": [{"x": 1.0, "y": (2.0, 0.5)}, {"x": 2.0, "y": (4.0, 0.5)}], "b": [{"x": 0.001}]}
     header, lines = build_table(runs, {"b": "0.5"})
     assert header == ["", "x", "y", "published"]
@@ -237,7 +237,7 @@ def test_a_study_is_run_row_by_row_and_seed_by_seed(name, monkeypatch, tmp_path)
     assert "epoch 2/2" in text and "epoch" not in run("--seeds", "2").replace("2 epochs", "").replace("s/epoch", "")
 
 
-def test_only_some_rows_of_a_study(monkeypatch, tmp_path):
+def test_reproduce_runs_only_the_rows_of_a_study_that_are_named(monkeypatch, tmp_path):
     study = replace(short("hirt-linear"), known={})
     monkeypatch.setattr(command, "STUDIES", {"small": study})
     options = [

@@ -98,7 +98,7 @@ def test_rows_without_what_is_given_are_left_out():
         metrics.cross_modal_coherence(Story(), Sees(), batch.without("a"), "b", "a", sign, labels)
 
 
-def test_seeds_and_modes():
+def test_coherence_repeats_by_its_seed_and_restores_modes():
     batch, labels = data(20), torch.ones(20)
     model, guide = Story(), Sees(1.0)
     before = torch.get_rng_state()
@@ -125,7 +125,7 @@ def test_seeds_and_modes():
         ({"classifier": lambda x: x[:, 0]}, r"expected logits \(20, C\) from the classifier of 'b', got \(20,\)"),
     ],
 )
-def test_what_does_not_fit_raises(change, message):
+def test_coherence_refuses_targets_and_labels_that_do_not_fit(change, message):
     right = {"target": "b", "given": "a", "classifier": sign, "labels": torch.ones(20)}
     with pytest.raises(ValueError, match=message):
         metrics.cross_modal_coherence(Story(), Sees(), data(20), **(right | change))

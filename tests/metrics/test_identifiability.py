@@ -103,7 +103,7 @@ def test_no_scale_of_an_entry_makes_it_one_that_does_not_vary(latents):
     assert mean_correlation(found, latents) == pytest.approx((1, 1, 1, 1), abs=1e-9)
 
 
-def test_what_does_not_fit_is_refused(latents):
+def test_mean_correlation_refuses_unlike_shapes_and_too_few_rows(latents):
     with pytest.raises(ValueError, match=r"got \(600, 4\) and \(600, 3\)"):
         mean_correlation(latents, latents[:, :3])
     with pytest.raises(ValueError, match="more than 5 rows on either side, got 5 and 5"):

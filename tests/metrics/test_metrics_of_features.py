@@ -30,20 +30,20 @@ def covariance(d, rank=None):
 # -- the distance of two normal distributions -------------------------------------------------------------------------
 
 
-def test_independent_features():
+def test_frechet_distance_of_independent_features_is_its_formula():
     m, n, a, b = torch.randn(4, 6, **F64).unbind()
     a, b = a.exp(), b.exp()
     expected = ((m - n) ** 2).sum() + ((a - b) ** 2).sum()
     assert metrics.gaussian_frechet(m, (a**2).diag(), n, (b**2).diag()) == pytest.approx(expected.item(), **EXACT)
 
 
-def test_one_covariance_a_multiple_of_the_other():
+def test_frechet_distance_of_proportional_covariances_is_its_formula():
     c, zero = covariance(5), torch.zeros(5, **F64)
     assert metrics.gaussian_frechet(zero, c, zero, 9 * c) == pytest.approx(4 * c.trace().item(), **EXACT)
     assert metrics.gaussian_frechet(zero, c, zero, c) == pytest.approx(0, abs=1e-12 * c.trace().item())
 
 
-def test_singular_covariances():
+def test_frechet_distance_takes_singular_covariances():
     """Of u u' and v v' the last trace is |u' v|."""
     u, v, zero = torch.randn(7, **F64), torch.randn(7, **F64), torch.zeros(7, **F64)
     expected = u @ u + v @ v - 2 * (u @ v).abs()
@@ -52,7 +52,7 @@ def test_singular_covariances():
 
 
 @pytest.mark.parametrize("rank", [None, 3])
-def test_against_another_square_root(rank):
+def test_frechet_distance_agrees_with_scipys_square_root(rank):
     """SciPy's root of the product, which is not symmetric, with its rounding made real."""
     a, b, zero = covariance(8), covariance(8, rank), torch.zeros(8, **F64)
     root = np.real(scipy.linalg.sqrtm((a @ b).numpy() + 1e-12 * np.eye(8)))
@@ -60,7 +60,7 @@ def test_against_another_square_root(rank):
     assert metrics.gaussian_frechet(zero, a, zero, b) == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_the_distance_is_symmetric_and_invariant():
+def test_frechet_distance_is_symmetric_and_invariant():
     a, b, m, n = covariance(4), covariance(4), torch.randn(4, **F64), torch.randn(4, **F64)
     q = torch.linalg.qr(torch.randn(4, 4, **F64))[0]
     there = metrics.gaussian_frechet(m, a, n, b)
@@ -74,7 +74,7 @@ def test_the_distance_is_symmetric_and_invariant():
 # -- and of two sets ------------------------------------------------------------------------------------------------
 
 
-def test_moments_of_data():
+def test_frechet_distance_of_data_is_that_of_their_moments():
     x, y = torch.randn(700, 3, 2, **F64), torch.randn(300, 3, 2, **F64) ** 2
     moments = [(z.flatten(1).mean(0), torch.from_numpy(np.cov(z.flatten(1).T))) for z in (x, y)]
     expected = metrics.gaussian_frechet(*moments[0], *moments[1])
@@ -107,7 +107,7 @@ def test_features_are_asked_for_in_chunks():
         (torch.full((3, 2), math.nan), "real data that are not finite"),
     ],
 )
-def test_too_little_to_compare(real, message):
+def test_frechet_distance_refuses_too_few_rows(real, message):
     with pytest.raises(ValueError, match=message):
         metrics.frechet_distance(real, torch.randn(3, 2))
 
@@ -187,7 +187,7 @@ def labelled(rows, told=True):
     return Batch(values, {"label": torch.arange(rows) % 5 > 0}, covariates={"class": label})
 
 
-def test_what_is_linear_is_found():
+def test_a_linear_probe_finds_what_is_linear():
     train, test = labelled(200), labelled(2 * probe.ROWS_PER_PASS)
     share = metrics.linear_probe(guide, train, test, "label")
     present = int(test.present["label"].sum())
@@ -225,7 +225,7 @@ def test_the_unit_of_a_latent_does_not_matter():
 
 
 @pytest.mark.parametrize("options", [{"sites": "w"}, {"given": "b"}])
-def test_what_is_not_there_is_not_found(options):
+def test_a_linear_probe_is_at_chance_where_nothing_is_known(options):
     """At chance: 900 rows of three classes, error 0.016, 4 of them; 1 failure in 16,000 seeds, of which one is used."""
     share = metrics.linear_probe(guide, labelled(300), labelled(900), "class", **({"given": ["a", "b"]} | options))
     assert abs(share.value - 1 / 3) < 4 * math.sqrt(2 / 9 / 900)
@@ -255,6 +255,6 @@ def _without_label(batch):
         ({"sites": ["z", "steps"]}, r"one draw per row of steps, got batch shape \(3, 16\)"),
     ],
 )
-def test_what_cannot_be_probed_raises(options, message):
+def test_a_linear_probe_refuses_what_it_cannot_probe(options, message):
     with pytest.raises(ValueError, match=message):
         metrics.linear_probe(guide, labelled(20), labelled(20), **({"label": "label"} | options))

@@ -141,7 +141,7 @@ def test_a_factor_counts_once_in_the_log_joint(name, estimator, missing, kind, d
 
 
 @pytest.mark.parametrize("kind", FACTORS)
-def test_a_row_of_a_term_that_decodes_nothing_has_it_too(kind, double):
+def test_a_factor_counts_in_a_row_whose_term_decodes_nothing(kind, double):
     """(-, a, P), where a is missing in some rows, or in all: the log of the factor's mean under the prior."""
     for batch in (rows(missing=True), rows().without("a")):
         for estimator in (E.IWAE(1), E.IWAE(3), E.StickTheLanding()):
@@ -168,7 +168,7 @@ def exact_given_nothing(kind):
 
 @pytest.mark.parametrize("kind", FACTORS)
 @pytest.mark.parametrize("estimator", ["analytic", "trace"])
-def test_decoding_some_modalities_leaves_it_as_it_is(kind, estimator, monkeypatch, double):
+def test_a_factor_counts_whole_where_only_some_modalities_are_decoded(kind, estimator, monkeypatch, double):
     """The mean over which modality is drawn is the whole, at one draw of z."""
     model, guide, batch = story(kind), exact(kind), rows()
     values = []
@@ -182,7 +182,7 @@ def test_decoding_some_modalities_leaves_it_as_it_is(kind, estimator, monkeypatc
 
 
 @pytest.mark.parametrize("kind", FACTORS)
-def test_likelihoods_have_it(kind, double):
+def test_a_factor_counts_in_likelihoods(kind, double):
     model, guide, batch = story(kind), exact(kind), rows(missing=True)
     for found in (
         mm.log_marginal(model, guide, batch, num_particles=3, seed=0),
@@ -195,7 +195,7 @@ def test_likelihoods_have_it(kind, double):
 
 
 @pytest.mark.parametrize("kind", FACTORS)
-def test_conditionals_are_given_it(kind, double):
+def test_a_factor_is_given_in_conditional_likelihoods(kind, double):
     model, guide, batch = story(kind), exact(kind), rows()
     found = mm.log_conditional(model, guide, batch, target="a", given="b", num_particles=3, seed=0)
     torch.testing.assert_close(found.log_prob, log_p(kind, batch, "ab") - log_p(kind, batch, "b"), rtol=1e-9, atol=1e-9)
@@ -208,7 +208,7 @@ def test_conditionals_are_given_it(kind, double):
 
 
 @pytest.mark.parametrize("kind", FACTORS)
-def test_a_class_is_summed_out_with_it(kind, double):
+def test_a_factor_stands_beside_a_class_that_is_summed_out(kind, double):
     """Within 4.5 standard errors of the sum over classes and the grid; the ELBO below it."""
     model, guide, batch = story(kind, classes=True), exact(kind), rows()
     total = torch.tensor([0.3, 0.7]).log()[:, None] + dist.Normal(torch.tensor([[0.0], [1.5]]), 1.0).log_prob(GRID)
@@ -224,7 +224,7 @@ def test_a_class_is_summed_out_with_it(kind, double):
 
 
 @pytest.mark.parametrize("kind", FACTORS)
-def test_the_prior_is_that_of_the_latents(kind, double):
+def test_a_factor_is_no_part_of_the_prior(kind, double):
     """(P, -, P) is 0, and (P, *, P) has the factor once: E[w] = p(x), of 4 rows 3000 times, 4.5 standard errors."""
     model, guide, batch = story(kind), exact(kind), rows()[torch.arange(4).repeat(3000)]
     objective = Objective([Term(PRIOR, (), PRIOR), Term(ALL, ALL)], E.IWAE(1))
@@ -238,7 +238,7 @@ def test_the_prior_is_that_of_the_latents(kind, double):
 
 
 @pytest.mark.parametrize("kind", FACTORS)
-def test_what_a_factor_excludes(kind, double):
+def test_evaluations_that_a_factor_excludes_are_refused(kind, double):
     model, guide, batch = story(kind), exact(kind), rows()
     with pytest.raises(ValueError, match="observes 'weight', which is no modality of the batch and so belongs to its"):
         tables.mmjsd().loss(model, guide, batch)
@@ -267,7 +267,7 @@ def test_a_check_takes_a_factor_for_what_it_is(double):
     assert not found.sites.unmasked and abs(found.gap.value) < 4 * found.gap.error + 1e-9
 
 
-def test_a_deterministic_site_is_none(double):
+def test_a_deterministic_site_is_no_factor(double):
     """It has a name for a value, and no log-probability."""
 
     def named(batch):

@@ -86,7 +86,7 @@ def test_the_kl_of_a_global_latent_is_counted_once(name, rows, vectorize, double
 
 
 @pytest.mark.parametrize("estimator", [Trace_ELBO, TraceGraph_ELBO])
-def test_by_samples_it_is_counted_alike(estimator, double):
+def test_the_sampled_kl_of_a_global_latent_is_counted_once(estimator, double):
     batch = batches()["incomplete"]
     whole, rest = (loss(tables.vaevae, estimator(), mu, batch, True) for mu in (True, False))
     assert whole - rest == pytest.approx(KL, rel=1e-10)  # log q - log p at the mean, where it is the KL without noise

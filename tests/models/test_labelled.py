@@ -424,7 +424,7 @@ def wide(independent, mean_field):
     return model, guide, mm.Batch({n: rows[n] for n in rows}, {"label": torch.arange(24) % 3 == 0})
 
 
-def test_where_tracegraph_earns_its_place():
+def test_tracegraph_has_less_than_half_of_traces_variance():
     """Variance of the gradient of q(y | x)'s parameters, of all together, 40 evaluations each after 20 of warm-up.
 
     z and b touch y nowhere, so TraceGraph leaves them out of what a draw of y is judged by: measured, a 5.5th of
@@ -458,7 +458,7 @@ def with_exact_z(seed=1):
     return mm.Guide(y=mm.posteriors.Label("label", y), z=LatentPosterior())
 
 
-def test_both_train_to_the_loss_that_is_known():
+def test_summed_and_drawn_classes_train_to_the_loss_that_is_known():
     """Nats a row above minus the evidence after 100 steps: measured, 1e-5, and 0.008 where y is drawn; 0.3 before.
 
     Losses are evaluated with y summed out, without any error.
@@ -477,7 +477,7 @@ def test_both_train_to_the_loss_that_is_known():
 
 
 @pytest.mark.parametrize("name", ["TraceEnum", "Trace", "TraceGraph", "elbo by TraceGraph"])
-def test_plain_svi_trains_it(name):
+def test_plain_svi_trains_a_labelled_pair(name):
     """The last ten of 30 steps lose less than the first ten: by 32 to 44 nats each, with a noise of 2 to 10."""
     make, way = ELBOS[name]
     model, guide, batch = story(), learnt_guide(), every_pattern()
@@ -635,13 +635,13 @@ def test_draws_by_weight_of_a_guide_that_is_wrong_are_those_of_the_posterior():
         mm.posterior_draws(model, enumerated(guide), pixels, resample=True)
 
 
-def test_predictive_draws_from_it():
+def test_pyros_predictive_draws_from_a_labelled_pair():
     found = Predictive(poutine.uncondition(story()), guide=learnt_guide(), num_samples=5)(every_pattern(1))
     assert {n: tuple(x.shape[-2:]) for n, x in found.items() if n in X} == {"a": (8, 2), "b": (8, 1)}
     assert torch.equal(found["label"].squeeze(), found["y"].squeeze())
 
 
-def test_what_cannot_be_is_refused_in_words():
+def test_a_labelled_pair_refuses_estimators_that_cannot_take_its_class():
     model, guide, batch = story(), learnt_guide(), every_pattern(1)
     for elbo in (mm.objectives.elbo(), mm.estimators.IWAE(2), mm.estimators.DReG(2)):
         with pytest.raises(ValueError, match="'y'"):

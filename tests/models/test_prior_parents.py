@@ -148,7 +148,7 @@ SHARES = [{"prior_share": 0.1}, {"prior_share": 0.5}, {"prior_share": 1.0}, {"pr
 
 @pytest.mark.parametrize("how", SHARES, ids=str)
 @pytest.mark.parametrize("name", [n for n in STORIES if n != "latent"])
-def test_a_share_of_the_prior(name, how, double):
+def test_likelihoods_with_a_share_of_the_prior_are_exact_under_parents(name, how, double):
     """Within 4.5 standard errors, of 0.03 nats at most. Rows with the label were off by up to 140 of them."""
     batch = data(name)
     found = mm.log_marginal(STORIES[name], guide(name), batch, num_particles=6000, seed=0, **how)
@@ -184,7 +184,7 @@ def test_posterior_draws_with_a_share_of_the_prior(double):
 
 @pytest.mark.parametrize("start", ["guide", "prior"])
 @pytest.mark.parametrize("name", ["label", "covariate", "class and label", "private"])
-def test_annealing_is_unbiased(name, start, double):
+def test_annealing_is_unbiased_under_a_prior_with_parents(name, start, double):
     """The mean of w / p(x) over 400 rows is 1 within 4.5 standard errors."""
     batch = data(name, 100)
     options = {"num_chains": 4, "pilot_chains": 4, "temperatures": 6, "leapfrog_steps": 2, "seed": 0}
@@ -246,7 +246,7 @@ def test_the_prior_against_itself_is_zero(name, estimator, double):
 
 @pytest.mark.parametrize("name", ["label", "covariate", "private"])
 @pytest.mark.parametrize("estimator", [Trace_ELBO, TraceMeanField_ELBO])
-def test_and_so_it_is_for_estimators_of_pyro(name, estimator, double):
+def test_the_prior_against_itself_is_zero_by_estimators_of_pyro(name, estimator, double):
     objective = Objective([NOTHING], estimator())
     assert abs(objective.loss(STORIES[name], guide(name), data(name, 5))) < 1e-9
 
@@ -278,7 +278,7 @@ def prior_against_guide(name):
 
 @pytest.mark.parametrize("name", ["class", "label"])
 @pytest.mark.parametrize("alone", [True, False])
-def test_the_prior_against_a_guide(name, alone, double):
+def test_a_term_of_the_prior_against_a_guide_is_its_formula(name, alone, double):
     """mmJSD's term, of 4 rows 3000 times, within 4.5 standard errors of quadrature."""
     batch, term = data(name, 3000), Term(PRIOR, (), ("x",))
     objective = Objective([term] if alone else [Term(ALL, ALL), term, NOTHING], E.IWAE(1))

@@ -66,7 +66,7 @@ def test_a_mixing_prior_is_a_mixture_along_other_axes():
     assert ((drawn.mean(0) - prior(None).mean).abs() < 5 * drawn.std(0) / 100_000**0.5).all()
 
 
-def test_a_label_that_names_its_component():
+def test_prior_and_label_likelihood_multiply_to_their_joint():
     """p(z) p(u | z) = p(u) p(z | u), exactly; and so the evidence of a row with its label, and of a label alone."""
     prior, parts = mixed()
     z, u = torch.randn(4, 7, LATENT), torch.randint(CLASSES, (7,))
@@ -135,7 +135,7 @@ def test_every_number_of_a_prior_learns(kind, objective):
     assert all((p.grad != 0).all() for p in prior.parameters())
 
 
-def test_a_covariate_that_is_not_there_is_told():
+def test_a_prior_names_the_covariate_that_is_missing():
     model, _ = story(GivenCovariate("u", mm.conditionals.Normal(nn.Embedding(CLASSES, 2 * LATENT))))
     with pytest.raises(ValueError, match=r"given the covariate 'u'; this batch has \['v'\]"):
         model(mm.Batch({"x": torch.randn(2, 3)}, covariates={"v": torch.zeros(2)}))

@@ -175,14 +175,14 @@ def test_a_discrete_latent_in_the_model_only_trains(name, latent):
 
 
 @pytest.mark.parametrize("name", ["TraceEnum", "IWAE", "mvae"])
-def test_and_under_plain_svi(name):
+def test_a_discrete_latent_in_the_model_only_trains_under_plain_svi(name):
     story = Mixed(in_guide=False, enumerate=True)
     first, last = trained(story, ENUMERATING[name](), by_svi=True, epochs=10)
     assert last < first - 0.3
 
 
 @pytest.mark.parametrize("estimator", [Trace_ELBO, TraceGraph_ELBO])
-def test_and_sampling_estimators_refuse_it(estimator):
+def test_sampling_estimators_refuse_a_discrete_latent_in_the_model_only(estimator):
     story = Mixed(in_guide=False, enumerate=True)
     batch = some_missing(story)
     for objective in (mm.objectives.elbo(estimator()), mm.objectives.mvae(estimator=estimator())):
@@ -243,7 +243,7 @@ def test_a_row_with_nothing_present_counts_nothing(variant):
     assert abs(objective.loss(story.model, story.guide, only[empty])) < 1e-6
 
 
-def test_nor_does_a_discrete_private_latent_of_an_absent_modality():
+def test_a_discrete_private_latent_of_an_absent_modality_counts_nothing():
     """w_a in {0, 1, 2} shifts a, and a is missing: log p(b) = log N(b; 0, sqrt 2), q(z) exact."""
 
     def model(batch):
@@ -277,7 +277,7 @@ def test_the_loss_of_enumerated_terms_does_not_depend_on_how_they_are_stacked(na
 
 
 @pytest.mark.parametrize("name", ["jmvae_kl", "mvae"])
-def test_and_not_on_a_batch_of_one_row_either(name):
+def test_the_loss_of_enumerated_terms_of_one_row_does_not_depend_on_how_they_are_stacked(name):
     story = Mixed(in_guide=False, enumerate=True)
     batch = some_missing(story)[:1]
     objective = ENUMERATING[name]()
@@ -468,7 +468,7 @@ def test_evidence_with_an_absent_root_parent(everywhere):
 
 @pytest.mark.parametrize("kind", ["continuous", "discrete"])
 @pytest.mark.parametrize("vectorize", [True, False])
-def test_tables_see_draws_of_an_absent_parent_too(kind, vectorize):
+def test_tables_decode_from_draws_of_an_absent_parent(kind, vectorize):
     """IWAE's (b, b, P) on rows that have both bounds log p(b), a marginalised: tight at K = 4000.
 
     Within 0.15 over the four rows, each of standard error below 0.03 (the filler would be off by over 0.5).

@@ -79,7 +79,7 @@ NAMES = ("image", "label")
         ),
     ],
 )
-def test_target(objective, text):
+def test_a_table_states_what_it_bounds(objective, text):
     assert str(objective.bounds(NAMES)) == text
 
 

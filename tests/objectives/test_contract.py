@@ -51,13 +51,13 @@ def test_every_combination_trains(names):
 @pytest.mark.parametrize("posterior", POSTERIORS)
 @pytest.mark.parametrize("model", MODELS)
 class TestEveryPair:
-    def test_guide_sites_are_the_latents(self, model, posterior):
+    def test_sites_of_every_guide_are_the_latents_of_its_story(self, model, posterior):
         model, guide = pair(model, posterior)
         drawn = poutine.trace(guide).get_trace(data())
         modelled = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(data())
         assert set(latent_sites(drawn)) == set(latent_sites(modelled))
 
-    def test_state_dict_round_trips(self, model, posterior):
+    def test_every_pair_loads_the_weights_that_it_saved(self, model, posterior):
         first, second = pair(model, posterior), pair(model, posterior)
         file = io.BytesIO()
         mm.save(file, *first)
@@ -85,7 +85,7 @@ class TestEveryPair:
             values.append(mm.log_weights(model, guide, rows, 3))
         assert torch.equal(*values)
 
-    def test_evidence_and_draws(self, model, posterior):
+    def test_every_pair_has_evidence_and_draws_whatever_the_chunks(self, model, posterior):
         model, guide = pair(model, posterior)
         batch = data()
         evidence = mm.log_marginal(model, guide, batch, num_particles=30, seed=0)
@@ -135,7 +135,7 @@ class TestEveryPair:
 @pytest.mark.parametrize(
     "name", ["product", "product without prior", "mixture", "mixture of products", "dependent", "hoelder"]
 )
-def test_order_of_modalities_does_not_matter(name, double):
+def test_the_order_of_experts_does_not_matter(name, double):
     model = oracle(3)
     nets = {n: mm.conditionals.Normal(mm.nn.MLP(w.shape[0], 6, (8,))) for n, w in model.loadings.items()}
     kind = {"product": mm.posteriors.ProductOfExperts, "mixture": mm.posteriors.MixtureOfExperts}
@@ -151,7 +151,7 @@ def test_order_of_modalities_does_not_matter(name, double):
     torch.testing.assert_close(forwards, backwards, rtol=1e-12, atol=0)
 
 
-def test_one_expert_is_itself(double):
+def test_a_pool_of_one_expert_is_that_expert(double):
     net = mm.conditionals.Normal(mm.nn.MLP(3, 6, (8,)))
     batch, z = mm.Batch({"x": torch.randn(4, 3)}), torch.randn(4, 3)
     for posterior in (

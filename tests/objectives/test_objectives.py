@@ -601,7 +601,7 @@ def test_trace_enum_refuses_weights_by_row_and_serves_complete_rows(pair):
 
 
 @pytest.mark.parametrize("name", ["unimodal_mean", "vaevae", "subset_mean", "mvtcae"])
-def test_pyros_own_plate_serves_as_well(name, pair):
+def test_a_table_takes_pyros_own_data_plate(name, pair):
     """A story under pyro.plate, which masks no rows: terms that do not count in a row still score nothing there."""
     model, _, guide = pair
     batch, names = every_pattern(model), list(model.loadings)
@@ -632,7 +632,7 @@ def test_a_private_latent_absent_from_what_is_given_takes_its_prior(double):
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
 
 
-def test_step_weights_and_their_count(pair):
+def test_weights_follow_the_step_that_an_objective_counts(pair):
     model, _, guide = pair
     batch = model.sample(3)
     objective = tables.elbo(AnalyticKL(2 * LATENT), kl=tables.warm_up(4))
@@ -822,7 +822,7 @@ def test_a_second_training_warms_up_again():
         assert objective.steps == 6
 
 
-def test_callables_that_cannot_be_keys_serve_as_well(double):
+def test_unhashable_callables_can_be_model_and_guide(double):
     class Story(dict):  # unhashable
         def __call__(self, batch):
             return model(batch)

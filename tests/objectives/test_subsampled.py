@@ -86,7 +86,7 @@ def covering(tables):
 
 
 @pytest.mark.parametrize(("table", "estimator"), covering(TABLES))
-def test_the_mean_over_all_subsets_is_the_whole(table, estimator, pair, monkeypatch):
+def test_the_mean_over_all_decoded_subsets_is_the_whole_objective(table, estimator, pair, monkeypatch):
     """With rows of every pattern of missing modalities. Pyro's estimators take no mix of frozen decoders and others."""
     objective = TABLES[table](ESTIMATORS[estimator]())
     if estimator.startswith("Trace") and table in ("telbo", "mvtcae"):
@@ -95,7 +95,7 @@ def test_the_mean_over_all_subsets_is_the_whole(table, estimator, pair, monkeypa
 
 
 @pytest.mark.parametrize("estimator", [TraceEnum_ELBO, lambda: RenyiELBO(num_particles=1)], ids=["enum", "renyi"])
-def test_the_same_of_estimators_that_take_one_term_at_a_time(estimator, pair, monkeypatch):
+def test_the_mean_over_all_decoded_subsets_is_the_whole_for_estimators_of_single_terms(estimator, pair, monkeypatch):
     model, guide = pair
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*enumeration.*")
@@ -103,7 +103,9 @@ def test_the_same_of_estimators_that_take_one_term_at_a_time(estimator, pair, mo
 
 
 @pytest.mark.parametrize("table", ["masked", "vaevae"])
-def test_the_same_term_by_term_and_in_a_subsampled_data_plate(table, pair, monkeypatch):
+def test_the_mean_over_all_decoded_subsets_is_the_whole_term_by_term_and_in_a_subsampled_data_plate(
+    table, pair, monkeypatch
+):
     model, guide = pair
     objective = TABLES[table](E.StickTheLanding())
     objective.vectorize = False
@@ -111,7 +113,7 @@ def test_the_same_term_by_term_and_in_a_subsampled_data_plate(table, pair, monke
 
 
 @pytest.mark.parametrize("table", ["mmvae", "mmjsd", "mixture_mean"])
-def test_the_same_of_a_mixture(table, double, monkeypatch):
+def test_the_mean_over_all_decoded_subsets_is_the_whole_for_a_mixture(table, double, monkeypatch):
     model = oracle(3)
     guide = mm.Guide(z=mm.posteriors.MixtureOfExperts(encoders(model)))
     build = {"mmvae": lambda: tables.mmvae(1), "mmjsd": tables.mmjsd, "mixture_mean": tables.mixture_mean}
@@ -148,7 +150,7 @@ def test_a_private_latent_counts_with_its_modality(table, estimator, double, mon
 
 
 @pytest.mark.parametrize("estimator", [Trace_ELBO, TraceGraph_ELBO])
-def test_so_does_one_that_is_drawn_by_its_score(estimator, double, monkeypatch):
+def test_a_private_latent_with_a_score_gradient_counts_with_its_modality(estimator, double, monkeypatch):
     check_mean_over_subsets(tables.mvae(estimator=estimator()), *private_pair(discrete=True), monkeypatch)
 
 
@@ -161,7 +163,7 @@ def test_a_modality_that_the_model_does_not_observe_is_not_drawn(double, monkeyp
     assert seen == [["a", "b"]]
 
 
-def test_each_draw_is_one_of_all_subsets_alike():
+def test_decoded_subsets_are_drawn_uniformly():
     names, draws = ["a", "b", "c", "d", "e"], 20_000
     counts = {frozenset(s): 0 for s in combinations(names, K)}
     for _ in range(draws):
@@ -172,7 +174,7 @@ def test_each_draw_is_one_of_all_subsets_alike():
 
 
 @pytest.mark.parametrize("private", [False, True])
-def test_the_mean_of_many_draws_is_the_whole(private, double):
+def test_the_mean_over_many_drawn_subsets_is_the_whole_objective(private, double):
     """As drawn in use: the latents are at sigma points, so that nothing else is random."""
     model = oracle(5)
     guide = mm.Guide(z=Sigma(mm.posteriors.ProductOfExperts(encoders(model))))
@@ -258,7 +260,7 @@ def test_an_objective_says_that_it_is_subsampled():
     [E.IWAE(2), E.DReG(5), E.Renyi(0.5, 3), E.IWAE(1, stratified="inside"), RenyiELBO(num_particles=2)],
     ids=lambda e: type(e).__name__,
 )
-def test_a_sum_inside_a_logarithm_is_refused(estimator, double):
+def test_decoding_a_subset_is_refused_for_a_sum_inside_a_logarithm(estimator, double):
     model = oracle(3)
     guide = mm.Guide(z=mm.posteriors.MixtureOfExperts(encoders(model)))
     for build in (
@@ -273,7 +275,7 @@ def test_a_sum_inside_a_logarithm_is_refused(estimator, double):
         objective.loss_and_grads(model, guide, model.sample(2))
 
 
-def test_so_is_more_than_there_is_and_less_than_one(pair):
+def test_decoding_fewer_than_one_or_more_than_all_modalities_is_refused(pair):
     batch = pair[0].sample(2)
     with pytest.raises(ValueError, match="modalities to decode >= 1, got 0"):
         tables.elbo().subsampled(0)
@@ -284,7 +286,7 @@ def test_so_is_more_than_there_is_and_less_than_one(pair):
         torch.testing.assert_close(value, whole[name])
 
 
-def test_so_are_a_modality_that_is_a_parent_and_an_enumerated_site():
+def test_decoding_a_subset_is_refused_for_parents_and_enumerated_sites():
     def chain(batch):
         with batch.plate():
             x = batch.observe("x", dist.Normal(0.0, 1.0))
@@ -339,7 +341,7 @@ def test_a_parameter_that_no_subset_reaches_is_still_found():
     assert "x0" not in str(error.value) and "x1" not in str(error.value)
 
 
-def test_a_step_is_not_compiled_and_says_why_once():
+def test_a_step_that_decodes_a_subset_is_not_compiled_and_says_why_once():
     with pytest.warns(UserWarning, match="not compiled.*drawn in Python") as caught:
         compiled = trained(tables.masked().subsampled(2), seed=1, compile=True)
     assert len([w for w in caught if "not compiled" in str(w.message)]) == 1
@@ -347,7 +349,7 @@ def test_a_step_is_not_compiled_and_says_why_once():
         assert torch.equal(a, b)
 
 
-def test_pyros_own_svi_trains_it():
+def test_pyros_own_svi_trains_a_subsampled_objective():
     torch.manual_seed(0)
     model, guide, decoders, _ = small(4)
     batch = mm.Batch({n: torch.randn(64, 1).expand(-1, 6) for n in decoders})

@@ -109,13 +109,13 @@ NO_WEIGHT = {
 
 
 @pytest.mark.parametrize("case", NO_TABLE)
-def test_what_is_of_the_wrong_type_is_a_type_error(case):
+def test_a_table_argument_of_the_wrong_type_is_a_type_error(case):
     with pytest.raises(TypeError, match=r"expected|estimator"):
         NO_TABLE[case]()
 
 
 @pytest.mark.parametrize("case", NO_WEIGHT)
-def test_what_is_out_of_range_is_a_value_error(case):
+def test_a_table_argument_out_of_range_is_a_value_error(case):
     with pytest.raises(ValueError, match=r"expected|not over both|share a draw"):
         NO_WEIGHT[case]()
 
@@ -136,7 +136,7 @@ def test_what_is_out_of_range_is_a_value_error(case):
     ],
 )
 @pytest.mark.parametrize("estimator", [AnalyticKL(), Trace_ELBO()], ids=["ours", "Pyro's"])
-def test_what_a_function_of_the_step_returns_is_checked_as_well(build, message, estimator, pair):
+def test_a_weight_that_a_function_of_the_step_returns_is_checked(build, message, estimator, pair):
     objective = build()
     objective.estimator = estimator
     for evaluate in (objective.loss, objective.differentiable_loss, lambda *_: objective.step_weights(("x0", "x1"), 0)):

@@ -16,7 +16,7 @@ TABLES = {
 }  # fmt: skip
 
 
-def test_every_table_is_looked_at():
+def test_every_table_is_checked_for_its_signature():
     assert len(TABLES) == 16
 
 

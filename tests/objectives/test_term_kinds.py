@@ -179,7 +179,7 @@ ESTIMATORS = {
 @pytest.mark.parametrize("name", ESTIMATORS)
 @pytest.mark.parametrize("vectorize", [True, False])
 @pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites")
-def test_every_estimator_takes_it_with_as_many_particles(name, vectorize):
+def test_every_estimator_takes_a_batch_statistic_with_its_particles(name, vectorize):
     make, particles = ESTIMATORS[name]
     pair, batch = Pair(), full_rows()
     objective = Objective([Term(ALL, ALL), MeanTerm(ALL, (), kl=0.5)], make(), vectorize=vectorize)
@@ -196,7 +196,7 @@ def test_every_estimator_takes_it_with_as_many_particles(name, vectorize):
     assert loss.total.isfinite() and any(g is not None for g in pair.gradients())
 
 
-def test_a_stratified_pass_leaves_it_draws_of_its_own():
+def test_a_batch_statistic_has_draws_of_its_own_beside_a_stratified_pass():
     model, guide = contract_pair("shared", "mixture")
     batch = full_rows()
     both = Objective([Term(ALL, ALL), MeanTerm(ALL, (), kl=0.5)], E.IWAE(2, stratified="inside"))
@@ -204,7 +204,7 @@ def test_a_stratified_pass_leaves_it_draws_of_its_own():
     assert loss.total.isfinite() and loss.by_term[LABEL] < 0
 
 
-def test_its_weight_may_depend_on_the_step_and_on_a_mean():
+def test_the_weight_of_a_batch_statistic_may_depend_on_the_step_and_on_a_mean():
     pair, batch = Pair(), full_rows()
     objective = Objective(table(tables.warm_up(10)))
     none, _ = evaluated(objective, pair, batch, step=0)
@@ -220,14 +220,14 @@ def test_its_weight_may_depend_on_the_step_and_on_a_mean():
     torch.testing.assert_close(mean.total.double(), sum(each), rtol=1e-5, atol=1e-6)
 
 
-def test_a_kind_may_have_a_value_per_row():
+def test_a_term_of_ones_own_may_have_a_value_per_row():
     pair, batch = Pair(), some_rows()
     loss, latents = evaluated(Objective([Term(ALL, ALL), NormTerm(("b",), (), kl=2.0)]), pair, batch)
     expected = -2 * latents[0][1, batch.present["b"]].square().sum()
     torch.testing.assert_close(loss.by_term["SquaredNorm (b, -, P)"], expected.detach())
 
 
-def test_a_step_with_it_is_compiled():
+def test_a_step_with_a_batch_statistic_is_compiled():
     pair = Pair()
     guide = mm.Guide(z=pair.posterior)
     objective = Objective(table(tables.warm_up(4)))
@@ -250,7 +250,7 @@ def test_a_step_with_it_is_compiled():
     assert step.reasons == []
 
 
-def test_it_trains():
+def test_a_pair_trains_by_a_batch_statistic():
     pair, batch = Pair(), full_rows(40)
     guide = mm.Guide(z=pair.posterior)
     objective = Objective([Term(ALL, ALL), MeanTerm(ALL, (), kl=50.0)])
@@ -266,14 +266,14 @@ def test_it_trains():
     assert statistic() < 0.5 * before and LABEL in history.to_dict()
 
 
-def test_an_objective_shows_it_and_knows_what_it_does_to_a_bound():
+def test_an_objective_prints_a_batch_statistic_and_knows_its_effect_on_the_bound():
     assert "SquaredMean (*, -, P) kl 0.5" in str(Objective(table()))
     assert Objective([Term(ALL, ALL), MeanTerm(ALL, ())]).target == "lower bound on log p(x)"
     for weight, kind in ((-1.0, MeanTerm), (1.0, NormTerm)):
         assert Objective([Term(ALL, ALL), kind(ALL, (), kl=weight)]).bounds().kind == "surrogate"
 
 
-def test_what_a_kind_cannot_do_is_refused_in_words():
+def test_a_term_of_ones_own_that_breaks_its_contract_is_refused():
     class Wrong(SquaredMean):
         def values(self, terms, scores, estimator):
             return [scores.draws.latent("z")[0, 0]]
@@ -331,7 +331,7 @@ def test_draws_are_the_latents_the_data_and_the_masks(vectorize):
     torch.testing.assert_close(own.log_prob(batch["b"])[:, held], log_prob.reshape(3, 6)[:, held])
 
 
-def test_draws_of_some_terms_are_theirs():
+def test_a_batch_statistic_gets_the_draws_of_its_own_terms():
     pair, batch = Pair(), some_rows()
 
     class Looks(SquaredMean):

@@ -158,7 +158,7 @@ def test_masking_equals_deleting(kind, double):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_that_lack_different_modalities(kind, double):
+def test_a_row_has_the_same_posterior_alone_and_among_rows_that_lack_others(kind, double):
     """Each is what it is in a batch of its own, and so are the draws, whatever is hidden."""
     posterior, z = KINDS[kind](), points(kind)
     patterns = [("a",), (), ("b", "c"), ("a", "b", "c"), ("c",)]
@@ -176,7 +176,7 @@ def test_rows_that_lack_different_modalities(kind, double):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_stack_of_terms_sees_what_its_terms_see(kind, double):
+def test_terms_stacked_in_one_pass_have_the_posteriors_of_their_own_sets(kind, double):
     """All sets of modalities at once, the empty one among them, in rows that have all and in rows that do not."""
     posterior, z = KINDS[kind](), points(kind)
     info = PairStructure(1, {"z": "pathwise"}, {}, 0, True, frozenset(NAMES))
@@ -192,7 +192,7 @@ def test_a_stack_of_terms_sees_what_its_terms_see(kind, double):
 
 
 @pytest.mark.parametrize("kind", sorted(STANDARD))
-def test_given_nothing(kind, double):
+def test_given_no_modality_a_posterior_is_the_standard_normal(kind, double):
     posterior, z = KINDS[kind](), points(kind)
     for masked in (as_bools, as_tensors):
         found = posterior(masked(()))
@@ -211,7 +211,7 @@ def test_hoelder_pool_is_the_square_of_the_sum_of_roots(double):
         torch.testing.assert_close(found, roots / (roots.sum(0) * 0.005), rtol=1e-8, atol=1e-12)
 
 
-def test_a_weight_of_nothing_leaves_an_expert_out(double):
+def test_a_weight_of_zero_leaves_an_expert_out(double):
     nets, z = experts(), points("mixture")
     without = P.MixtureOfExperts({n: nets[n] for n in "ab"}, {"a": 3.0, "b": 1.0})
     posterior = P.MixtureOfExperts(nets, {"a": 3.0, "b": 1.0, "c": 0.0})
@@ -222,7 +222,7 @@ def test_a_weight_of_nothing_leaves_an_expert_out(double):
 
 
 @pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
-def test_weights_that_no_mixture_has(weight):
+def test_a_mixture_refuses_negative_and_all_zero_weights(weight):
     with pytest.raises(ValueError, match=r"expected the weight of 'a' .*>= 0, got"):
         P.MixtureOfExperts(experts(), {"a": weight, "b": 1.0, "c": 1.0})
     with pytest.raises(TypeError, match=r"expected the weight of 'a' .*number.*, got 'much'"):

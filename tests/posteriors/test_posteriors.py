@@ -295,7 +295,7 @@ def test_an_expert_on_a_drawn_latent_goes_with_its_particles(kind):
     assert ((evidence.log_prob - truth).abs() < 4.5 * evidence.standard_error).all()
 
 
-def test_a_name_that_no_batch_has_is_told():
+def test_an_expert_for_a_modality_that_no_batch_has_is_named():
     posterior = Given("imgae", torch.nn.Identity(), dist.Normal(0.0, 1.0))
     with pytest.raises(ValueError, match=r"none of \['imgae'\] among its modalities \['x'\]"):
         posterior(mm.Batch({"x": torch.zeros(3)}))

@@ -62,7 +62,7 @@ def same(x, y, tolerance=1e-12):
 
 
 @pytest.mark.parametrize("order", list(permutations(NAMES))[1:])
-def test_the_order_of_modalities_is_lost(posterior, rows, order):
+def test_a_set_encoder_ignores_the_order_of_modalities(posterior, rows, order):
     """Of the batch's and of the networks'."""
     other = mm.Batch({n: rows[n] for n in order}, {n: rows.present[n] for n in order})
     same(posterior(rows), posterior(other))
@@ -71,7 +71,7 @@ def test_the_order_of_modalities_is_lost(posterior, rows, order):
     same(before, posterior(rows))
 
 
-def test_with_one_network_for_all_values_may_change_places():
+def test_a_set_encoder_with_one_network_for_all_ignores_which_modality_holds_which_value():
     """The sum forgets whose they were, and private latents go with them."""
     torch.manual_seed(0)
     net, own, whole, tip = (mm.nn.MLP(2, SIZE), nn.Linear(SIZE, SIZE), nn.Linear(SIZE, SIZE), head())
@@ -111,7 +111,7 @@ def test_what_an_absent_modality_holds_changes_nothing(posterior, rows):
     same(posterior(rows), posterior(mm.Batch(values, rows.present)))
 
 
-def test_given_nothing_it_is_its_networks_at_zero(posterior, rows):
+def test_given_no_modality_a_set_encoder_is_its_head_at_zero(posterior, rows):
     same(posterior(rows.only()), posterior.head(torch.zeros(N, SIZE, dtype=torch.float64)))
     everything = posterior(mm.Batch({n: rows[n] for n in NAMES}, {n: torch.arange(N) != 2 for n in NAMES}))
     torch.testing.assert_close(everything.mean[2], posterior(rows.only()).mean[2])
@@ -133,7 +133,7 @@ def test_gradients_reach_the_networks_of_what_is_there(posterior, rows):
     assert all(p.grad.isfinite().all() for p in posterior.head.parameters())
 
 
-def test_attention_is_torchs():
+def test_an_attention_layer_equals_torchs():
     torch.manual_seed(0)
     ours, theirs = AttentionLayer(SIZE, 4).double(), nn.MultiheadAttention(SIZE, 4, batch_first=True).double()
     theirs.load_state_dict({
@@ -242,7 +242,7 @@ def test_the_network_of_a_set_is_run_once_a_step(table, sets, vectorize, rows):
     assert sum(seen) == sets * N
 
 
-def test_sizes_that_do_not_fit_are_told():
+def test_a_set_encoder_refuses_sizes_that_do_not_fit():
     with pytest.raises(ValueError, match="3 heads cannot share features of size 8"):
         SelfAttention(features(), head(), SIZE, heads=3)
     with pytest.raises(ValueError, match="expected features of size 9, got 8 of 'a'"):

@@ -73,12 +73,12 @@ def test_recipe_is_traced(name, rows):
     assert found == pytest.approx(objective.loss(model, guide, rows), rel=1e-5) and step.reasons == []
 
 
-def test_an_estimator_goes_through(rows):
+def test_a_recipe_passes_its_estimator_to_the_objective(rows):
     for recipe in RECIPES.values():
         assert "num_particles=3" in repr(recipe(rows, **SMALL, estimator=mm.estimators.IWAE(3)).objective)
 
 
-def test_the_default_is_a_bound(rows):
+def test_the_default_mvae_is_a_bound_and_a_weighted_one_is_not(rows):
     _, _, objective = mvae(rows)
     assert str(objective.bounds(rows.names)) == ("lower bound on log p(image, label) + log p(image) + log p(label)")
     assert mvae(rows, label_weight=50.0).objective.bounds(rows.names).kind == "surrogate"
@@ -96,11 +96,11 @@ def test_the_default_is_a_bound(rows):
         ("mmvm", "surrogate: not a bound"),
     ],
 )
-def test_what_a_recipe_bounds(name, target, rows):
+def test_a_recipe_states_what_it_bounds(name, target, rows):
     assert str(RECIPES[name](rows, **SMALL).objective.bounds(rows.names)) == target
 
 
-def test_an_unknown_kind_is_named():
+def test_a_recipe_names_an_unknown_kind_of_modality():
     with pytest.raises(ValueError, match="'counts' is neither an image"):
         mvae(mm.Batch({"counts": torch.ones(4, 3)}))
 
@@ -197,7 +197,7 @@ def test_a_conditional_vae_learns_the_labels_frequencies_if_asked(rows):
 # -- mixtures -----------------------------------------------------------------------------------------------------
 
 
-def test_mmvae_has_both_bounds(rows):
+def test_mmvae_has_the_looser_and_the_tighter_bound(rows):
     torch.manual_seed(0)
     model, guide, looser = mmvae(rows, **SMALL, num_particles=50)
     tight = mmvae(rows, **SMALL, num_particles=50, looser=False).objective

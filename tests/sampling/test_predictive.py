@@ -130,7 +130,7 @@ EVENTS = {
 
 @pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("rows", [1, 3, 4])
-def test_shapes_of_every_kind_of_event(samples, rows):
+def test_generate_has_samples_rows_and_events_of_every_kind_as_shape(samples, rows):
     decoders, values = {}, {}
     for name, (kind, per, event) in EVENTS.items():
         net = nn.Linear(2, per * max(1, math.prod(event)))
@@ -358,7 +358,7 @@ def test_what_is_private_to_a_missing_modality_is_the_models_whatever_the_guide(
 
 
 @pytest.mark.parametrize("resample", [False, True])
-def test_and_so_it_is_one_by_one_and_for_a_modality_that_the_batch_does_not_hold(resample, double):
+def test_private_latents_of_a_modality_not_held_are_the_models_one_by_one(resample, double):
     model, guide, batch = private_pair()
     options = {"resample": resample, "seed": 0}
     batch = batch.only("b")[[1, 2, 3]]
@@ -556,7 +556,7 @@ def test_resampled_draws_have_the_posteriors_moments_where_the_guides_have_not(d
     assert len(set(z[:, 0, 0].tolist())) == 4000
 
 
-def test_resampling_picks_by_weight_across_blocks(double):
+def test_resampled_draws_are_chosen_by_weight_across_blocks(double):
     """Blocks of two particles, in a guide of two point masses nearly: the shares are those of the weights."""
     loc = torch.tensor([0.0, 1.0])
 
@@ -630,7 +630,7 @@ def test_simulated_rows_are_the_models_whatever_its_plates(inner, double):
     assert abs(error.mean()) < 4.5 / 100 and abs(error.var() - 1) < 4.5 * (2 / 10_000) ** 0.5
 
 
-def test_what_cannot_be_resampled():
+def test_generate_refuses_to_resample_enumerated_and_shared_latents():
     def guide(batch):
         with batch.plate():
             pyro.sample("k", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})

@@ -235,7 +235,7 @@ def test_the_prior_alone_is_a_proposal(broad):
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_chunks_change_nothing(how, broad):
+def test_a_proposal_in_chunks_gives_the_same_numbers(how, broad):
     model, guides = broad
     batch = every_pattern(model, rows=3)
     whole = mm.log_marginal(model, guides["mixture"], batch, num_particles=60, seed=5, **HOW[how])
@@ -246,7 +246,7 @@ def test_chunks_change_nothing(how, broad):
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_draws_one_by_one_are_a_proposal_too(how, broad):
+def test_every_proposal_is_unbiased_for_draws_one_by_one(how, broad):
     model, guides = broad
     batch = model.sample(4)
     found = mm.log_marginal(model, guides["mixture"], batch, num_particles=100, seed=0, vectorize=False, **HOW[how])
@@ -255,7 +255,7 @@ def test_draws_one_by_one_are_a_proposal_too(how, broad):
 
 
 @pytest.mark.parametrize("how", ["independent", "antithetic", "quasi", "defensive"])
-def test_latents_in_plates_within_a_row(how, double):
+def test_every_proposal_is_unbiased_for_latents_in_plates_within_a_row(how, double):
     """A story with a vectorised plate within each row: quantiles and priors land in the right places."""
 
     def model(batch):
@@ -278,7 +278,7 @@ def test_latents_in_plates_within_a_row(how, double):
     assert found.standard_error.max() < 0.05
 
 
-def test_a_latent_given_another_one(double):
+def test_a_share_of_the_prior_is_exact_for_a_latent_given_another(double):
     """The guide's second site is scored again at the prior's draws of the first."""
 
     def model(batch):
@@ -299,7 +299,7 @@ def test_a_latent_given_another_one(double):
         assert ((found.log_prob - truth).abs() < 4.5 * found.standard_error + 1e-9).all(), how
 
 
-def test_what_a_proposal_cannot_be(broad):
+def test_a_proposal_refuses_unknown_draws_and_shares_out_of_range(broad):
     model, guides = broad
     batch = model.sample(3)
     with pytest.raises(ValueError, match="draws to be one of 'independent', 'antithetic', 'quasi', got 'sobol'"):
@@ -357,7 +357,7 @@ def test_a_mixture_of_components_without_rsample_is_stratified_too(double):
 
 
 @pytest.mark.parametrize("draws", ["antithetic", "quasi"])
-def test_what_has_no_uniforms_is_told_in_words(draws, double):
+def test_draws_without_an_inverse_distribution_function_are_refused_in_words(draws, double):
     def many(batch):  # a mixture for each of three coordinates
         with batch.plate():
             parts = dist.Normal(torch.tensor([[0.0, 1.0], [0.0, 1.0], [2.0, 3.0]]), 1.0)
@@ -432,7 +432,7 @@ def test_the_errors_of_the_two_halves_are_independent(double):
     assert abs(torch.corrcoef(torch.stack([joint.exp(), marginal.exp()]))[0, 1]) < 4.5 / 4000**0.5
 
 
-def test_groups_are_counted(broad):
+def test_a_standard_error_has_the_stated_number_of_independent_groups(broad):
     """The number of independent groups behind a standard error, as the docstrings say."""
     assert REPLICATES == 20
     model, guides = broad

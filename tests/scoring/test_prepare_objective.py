@@ -149,7 +149,7 @@ def test_pyros_elbos_have_the_gradient_that_they_have_without_us(make):
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6)
 
 
-def test_what_training_asks_is_answered():
+def test_a_prepared_objective_knows_its_modules_and_its_layout():
     batch = data()
     module = SquaredModule()
     assert prepare_objective(module).modules == [module] and prepare_objective(Squared()).modules == []
@@ -185,7 +185,7 @@ def test_a_subclass_of_an_estimator_may_go_on_from_its_loss():
     assert losses[1] == losses[0] / 2
 
 
-def test_what_cannot_be_traced_says_so():
+def test_an_untraceable_objective_gives_its_reason():
     reasons = {
         "drawn in Python": tables.elbo().subsampled(2),
         "TraceEnum_ELBO takes its gradient itself": tables.elbo(TraceEnum_ELBO()),
@@ -225,7 +225,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_objective_is_refused_in_words(name):
+def test_preparing_what_is_no_objective_is_refused_in_words(name):
     value, text = REFUSED[name]
     with pytest.raises(TypeError, match=text):
         prepare_objective(value)

@@ -116,7 +116,7 @@ def plain():
 
 @pytest.mark.parametrize("case", plain())
 @pytest.mark.parametrize("door", ["fit", "log_weights"])
-def test_what_mends_an_ordinary_mistake_is_told(case, door):
+def test_the_error_of_an_ordinary_mistake_names_its_remedy(case, door):
     (model, guide), values, words = plain()[case]
     with pytest.raises((ValueError, TypeError)) as caught:
         DOORS[door](model, guide, mm.Batch({"x": values}))

@@ -39,7 +39,7 @@ def value(stratified, model, guide, batch):
 
 
 @pytest.mark.parametrize("stratified", ["inside", "outside"])
-def test_batches_that_hold_other_modalities(stratified, double):
+def test_the_structure_of_a_batch_does_not_depend_on_earlier_batches(stratified, double):
     """After one batch, another's value is what it is without the first."""
     values = {n: torch.randn(5, 1) for n in NAMES}
     full = mm.Batch(values)
@@ -50,7 +50,7 @@ def test_batches_that_hold_other_modalities(stratified, double):
     assert [value(stratified, *one, batch) for batch in [*batches, *batches]] == [*fresh, *fresh]
 
 
-def test_a_posterior_that_is_replaced(double):
+def test_the_structure_follows_a_posterior_that_is_replaced(double):
     batch = mm.Batch({n: torch.randn(5, 1) for n in NAMES})
     model, guide = pair()
     value("inside", model, guide, batch)
@@ -80,7 +80,7 @@ class Learned(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["a module", "a function"])
-def test_a_parameter_that_is_frozen_and_freed(kind, double):
+def test_the_structure_follows_a_parameter_that_is_frozen_and_freed(kind, double):
     """Without weights to learn a draw of it is pathwise, and with them it is not."""
     module, logits = Learned(), torch.zeros(2, requires_grad=True)
 
@@ -101,7 +101,7 @@ def test_a_parameter_that_is_frozen_and_freed(kind, double):
         leaf.requires_grad_(True)
 
 
-def test_a_mode_that_decides_what_is_sampled(double):
+def test_the_structure_follows_a_mode_that_decides_what_is_sampled(double):
     class Guide(nn.Module):
         def forward(self, batch):
             with batch.plate():
@@ -134,7 +134,7 @@ def test_tensors_that_a_run_makes_do_not_count_as_used(double):
     assert runs == 1
 
 
-def test_it_is_found_once(double):
+def test_the_structure_of_a_pair_is_found_once(double):
     """By a run on two rows, which a second batch of the same form does not ask for."""
     model, guide = pair()
     expert = guide.posteriors["z"].experts["a"]
@@ -224,7 +224,7 @@ def rows(size=4):
 
 
 @pytest.mark.parametrize("place", [in_a_closure, in_a_dictionary, in_a_global, in_an_object, in_a_method])
-def test_a_module_that_is_replaced_in_what_a_guide_refers_to_while_the_old_one_lives(place):
+def test_the_structure_follows_a_replaced_module_while_the_old_one_lives(place):
     old, new = Mixed(2), Mixed(3)
     guide, replace = place(old)
     assert pair_structure(story, guide, rows()).strata.components == 2
@@ -234,7 +234,7 @@ def test_a_module_that_is_replaced_in_what_a_guide_refers_to_while_the_old_one_l
     assert pair_structure(story, guide, rows()).strata.components == 2
 
 
-def test_numbers_of_a_module_that_change_between_evaluations(double):
+def test_the_structure_follows_numbers_of_a_module_that_change(double):
     batch = mm.Batch({n: torch.randn(5, 1) for n in NAMES})
     model, guide = pair()
     posterior = guide.posteriors["z"]
@@ -252,7 +252,7 @@ def test_numbers_of_a_module_that_change_between_evaluations(double):
     assert pair_structure(story, guide, rows()).strata.components == 5
 
 
-def test_an_infer_dictionary_that_changes_in_place():
+def test_the_structure_follows_an_infer_dictionary_that_changes_in_place():
     infer = {}
 
     def guide(batch):
@@ -294,7 +294,7 @@ def test_a_number_that_changes_in_every_step_without_a_consequence_costs_a_few_r
 
 
 @pytest.mark.parametrize("place", [in_a_closure, in_a_dictionary, in_an_object])
-def test_what_is_cached_keeps_nothing_alive(place):
+def test_the_cached_structure_keeps_nothing_alive(place):
     network = Mixed(2)
     guide, replace = place(network)
     pair_structure(story, guide, rows())

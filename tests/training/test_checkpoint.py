@@ -423,7 +423,7 @@ def test_a_place_that_cannot_be_written_shows_before_the_first_step(tmp_path):
     assert not ran
 
 
-def test_states_that_are_copied_stay_apart(tmp_path, written):
+def test_tensors_of_a_checkpoint_are_copied_and_not_shared(tmp_path, written):
     """The file's tensors are copied into the modules, not taken over."""
     (tmp_path / "run.pt").write_bytes(written)
     model, guide = pair()

@@ -280,7 +280,7 @@ def test_fit_on_a_gpu_compiled_is_fit():
     assert ends[0] == pytest.approx(ends[1], rel=0.05)
 
 
-def test_the_draws_of_two_latents_differ():
+def test_two_latents_of_a_compiled_step_have_independent_draws():
     """The variance of u - v under equal posteriors is that of independent draws, and not zero."""
     fixed = dist.Normal(torch.zeros(LATENTS), 1.0).to_event(1)
     weight = nn.Parameter(torch.ones(()))
@@ -304,7 +304,7 @@ def test_the_draws_of_two_latents_differ():
 
 @pytest.mark.parametrize("kind", ["kl", "likelihood", "mapping"])
 @pytest.mark.parametrize("estimator", ["analytic", "iwae", "trace", "mean field"])
-def test_weights_move_with_the_step(kind, estimator):
+def test_weights_of_a_compiled_objective_move_with_the_step(kind, estimator):
     warm = lambda step: step / 4  # noqa: E731
     given = {"kl": {"kl": warm}, "likelihood": {"likelihood": warm}, "mapping": {"likelihood": {"a": warm}}}[kind]
     term = mm.objectives.Term(mm.objectives.ALL, mm.objectives.ALL, **given)
@@ -324,7 +324,7 @@ def test_weights_move_with_the_step(kind, estimator):
         assert_same(staged[seed], eager(objective, model, guide, batch, parameters, seed))
 
 
-def test_masks_are_inputs():
+def test_masks_are_inputs_of_a_compiled_step():
     model, guide = pair("shared", "product")
     agree(mm.objectives.masked(), model, guide, [data(8) for _ in range(3)])
 
@@ -357,7 +357,7 @@ def linear_gaussian(plate):
     # not the two that take likelihoods and a sampled KL from different draws, whose randomness does not cancel
     [(n, e) for n in ("elbo", "mvae", "vaevae") for e in EXACT if (n, e) != ("vaevae", "analytic")],
 )
-def test_padding_weighs_nothing(name, estimator, plate, double):
+def test_padded_rows_count_nothing_in_a_compiled_step(name, estimator, plate, double):
     _, model, guide, batch = linear_gaussian(plate)
     objective = getattr(tables, name)(estimator=EXACT[estimator]())
     loss = objective.loss(model, guide, batch)
@@ -468,7 +468,7 @@ def by_choice_of_rows(mean, batch):
         (by_choice_of_rows, "shapes that depend on values"),
     ],
 )
-def test_what_cannot_be_traced_runs_as_it_is_and_says_why_once(likelihood, reason):
+def test_an_untraceable_step_runs_uncompiled_and_says_why_once(likelihood, reason):
     model, guide, batch = story_of(likelihood)
     objective = mm.objectives.elbo()
     step = mm.stage(objective, model, guide, batch, backend=None)
@@ -483,7 +483,7 @@ def test_what_cannot_be_traced_runs_as_it_is_and_says_why_once(likelihood, reaso
     assert all(p.grad is not None for p in guide.parameters())
 
 
-def test_where_a_value_is_read_is_told():
+def test_an_untraceable_step_names_the_line_that_reads_a_value():
     model, guide, batch = story_of(reads)
     step = mm.stage(mm.objectives.elbo(), model, guide, batch, backend=None)
     with pytest.warns(UserWarning, match="is not compiled"):
@@ -501,7 +501,7 @@ def test_estimators_that_differentiate_by_themselves_are_not_compiled(estimator)
     assert all(p.grad is not None for p in guide.parameters())
 
 
-def test_many_shapes_are_too_many():
+def test_a_step_of_too_many_shapes_runs_uncompiled_and_advises_padding():
     model, guide, batch = story_of(lambda mean, batch: mean)
     step = mm.stage(mm.objectives.elbo(), model, guide, batch, backend=None)
     with pytest.warns(UserWarning, match="pad them"):
@@ -562,7 +562,7 @@ def test_a_frozen_parameter_keeps_still():
 
 @pytest.mark.parametrize("form", [Trace_ELBO, TraceMeanField_ELBO])
 @pytest.mark.parametrize("particles", [1, 3])
-def test_ours_of_pyros_estimators_are_pyros(form, particles, double):
+def test_traceable_forms_of_pyros_estimators_have_their_value_and_gradient(form, particles, double):
     model, guide = pair("private", "product")
     model, guide, batch = model.double(), guide.double(), complete()
     parameters = [*model.parameters(), *guide.parameters()]
@@ -574,7 +574,7 @@ def test_ours_of_pyros_estimators_are_pyros(form, particles, double):
     assert_same(*results)
 
 
-def test_ours_of_trace_elbo_takes_the_score_of_discrete_latents(double):
+def test_the_traceable_form_of_trace_elbo_takes_the_score_of_discrete_latents(double):
     logits, means = nn.Parameter(torch.tensor([0.3, -0.2])), nn.Parameter(torch.tensor([1.0, -1.0]))
 
     def model(batch):
@@ -687,7 +687,7 @@ CHANGES = [replaced, assigned, in_place, more_particles, another_estimator, anot
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
-def test_a_step_follows_what_changes(change):
+def test_a_compiled_step_follows_settings_that_change(change):
     model, guide, batch = story_of(lambda mean, batch: mean)
     if change is freed:
         for p in guide.parameters():
@@ -703,7 +703,7 @@ def test_a_step_follows_what_changes(change):
     assert_same(staged, eager(objective, model, guide, batch, parameters, 4))
 
 
-def test_two_parameters_have_two_gradients():
+def test_parameters_of_one_compiled_step_share_no_gradient_tensor():
     """The gradient of a + b is one tensor for both, and clipping scales each in place."""
     a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
 
@@ -737,7 +737,7 @@ def test_a_module_that_counts_is_not_compiled():
 
 
 @pytest.mark.parametrize("kind", ["batch norm", "pyro's own"])
-def test_what_sees_the_other_rows_is_not_padded(kind):
+def test_a_step_whose_rows_see_each_other_is_not_padded(kind):
     """Batch normalisation, and estimators that mask only what the story does: the last batch has its own graph."""
     ends = []
     for compiled in (False, True):

@@ -56,7 +56,7 @@ def build(played, optimizer=None):
     return run, weight, other
 
 
-def test_gradients_and_values_are_those_of_the_step(played):
+def test_gradients_and_values_of_a_cuda_graph_are_those_of_the_step(played):
     run, weight, other = build(played)
     losses = []
     for k in range(7):

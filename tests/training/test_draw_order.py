@@ -67,7 +67,7 @@ def constant_too(x):
 @pytest.mark.parametrize(
     ("f", "pieces"), [(noise_only, 1), (by_values, 3), (in_place, 2), (without, 1), (constant_too, 1)]
 )
-def test_pieces_are_the_graph(f, pieces):
+def test_a_graph_in_pieces_gives_the_graphs_values_and_draws(f, pieces):
     """Bit by bit, draws included, and the generator ends where it would have."""
     x = torch.randn(3, 4)
     graph, compiler = make_fx(f)(x), Compiler()
@@ -82,7 +82,7 @@ def test_pieces_are_the_graph(f, pieces):
     assert compiler.count == pieces
 
 
-def test_nothing_is_held_longer_than_it_is_asked_for():
+def test_values_of_a_graph_in_pieces_are_dropped_after_their_last_use():
     x = torch.randn(3, 4)
     run = compile_between_draws(make_fx(by_values)(x), [x], Compiler())
     for i, piece in enumerate(run.pieces):

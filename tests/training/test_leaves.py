@@ -23,7 +23,7 @@ def random_graph(seed):
     return leaves, [values[-1].sum(), values[-2].sum()]
 
 
-def test_they_are_those_that_have_a_gradient():
+def test_leaves_of_a_loss_are_the_tensors_that_get_a_gradient():
     """Of 100 graphs torch 2.6 to 2.11 lost some in 95, where only the ids of nodes were remembered."""
     for seed in range(100):
         leaves, results = random_graph(seed)
@@ -59,7 +59,7 @@ class Wrapper:
 LEAVES = {f"leaf {i}": torch.zeros((), requires_grad=True) for i in range(8)}
 
 
-def test_they_are_found_where_nodes_die_as_soon_as_nobody_holds_them():
+def test_leaves_are_found_where_nodes_die_when_released():
     """A chain of sums, each of the sum before and one leaf: on any torch, by nodes of the test's own."""
     parents = {f"sum {i}": (f"sum {i + 1}", f"leaf {i}") for i in range(8)}
 

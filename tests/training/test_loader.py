@@ -47,7 +47,7 @@ def rows_of(feed):
 
 
 @pytest.mark.parametrize("resident", [True, False])
-def test_every_row_comes_once(resident):
+def test_every_row_comes_once_per_epoch(resident):
     feed = MinibatchLoader(data(), 5, CPU, resident)
     assert (feed.size, len(feed), feed.batch_size, feed.ragged) == (23, 5, 5, True)
     seen = []
@@ -96,7 +96,7 @@ def test_fit_takes_a_loader():
         assert losses[0] == pytest.approx(exact, rel=1e-5) and losses[-1] < losses[0]
 
 
-def test_what_is_no_loader_of_batches_is_told():
+def test_a_loader_that_does_not_collate_batches_is_refused():
     with pytest.raises(TypeError, match="collate_fn"):
         list(MinibatchLoader(DataLoader(Stored(), batch_size=4), 4, CPU))
 
@@ -112,7 +112,7 @@ def test_a_loader_that_drops_rows_has_the_loss_of_those_it_gave():
         assert history.columns["loss"][0] == pytest.approx(-model.log_prob(rows[:20]).mean().item(), rel=1e-4)
 
 
-def test_rows_are_not_padded_away():
+def test_padding_to_fewer_rows_is_refused():
     with pytest.raises(ValueError, match="size >= 23"):
         data().padded(3)
 
@@ -222,7 +222,7 @@ def test_the_last_smaller_minibatch_can_be_left_out(resident):
     assert [len(rows) for rows in rows_of(few)] == [3]
 
 
-def test_a_loader_has_its_own_setting_for_it():
+def test_drop_last_is_refused_for_a_loader_that_has_its_own():
     with pytest.raises(ValueError, match=r"drop_last=None for a loader"):
         MinibatchLoader(loader(batch_size=4), 4, CPU, drop_last=True)
 
@@ -302,7 +302,7 @@ def test_a_minibatch_without_a_rare_modality_trains(train, functions, compile, m
 
 @pytest.mark.parametrize("how", ["pyro.param", "closure"])
 @pytest.mark.parametrize("compile", [False, True])
-def test_so_do_loose_parameters_that_the_first_minibatch_does_not_use(how, compile, monkeypatch):
+def test_loose_parameters_that_the_first_minibatch_does_not_use_train(how, compile, monkeypatch):
     """Bernoulli data, whose draws carry no gradient, absent from the first minibatch."""
     monkeypatch.setattr("pyro_mm.training.compile.CompiledStep._compile", lambda self, traced, inputs: traced.graph)
     loose = nn.Parameter(torch.tensor([0.5, -0.5]))
@@ -327,7 +327,7 @@ def test_so_do_loose_parameters_that_the_first_minibatch_does_not_use(how, compi
     assert not (trained == torch.tensor([0.5, -0.5])).any()
 
 
-def test_one_that_no_row_of_an_epoch_has_is_named():
+def test_a_modality_that_no_row_of_an_epoch_has_is_named():
     whole = mm.Batch({"a": torch.randn(24, 2), "b": torch.randn(24, 1)}, {"b": torch.zeros(24, dtype=torch.bool)})
     with pytest.raises(ValueError, match=r"no gradient reaches model.decoders.b.*No row of the epoch has 'b'"):
         mm.fit(*three_pair(), mm.objectives.elbo(), whole, epochs=1, progress=False)

@@ -58,7 +58,7 @@ def test_a_cell_that_is_run_again_trains_again(name):
 
 
 @pytest.mark.parametrize("elbo", [lambda: Trace_ELBO(), lambda: mm.objectives.jmvae_kl(0.1)], ids=["Trace", "jmvae_kl"])
-def test_and_so_it_does_under_plain_svi_with_a_store_that_nobody_clears(elbo):
+def test_a_cell_run_again_trains_again_under_plain_svi_with_a_store_never_cleared(elbo):
     batch = data()
     for _ in range(2):
         model, guide = pair()
@@ -124,7 +124,7 @@ def test_a_function_story_whose_networks_are_closures_trains(name):
     assert losses[-1] < losses[0] - 0.5 and changed(before, weights(nets))
 
 
-def test_and_so_it_does_where_the_first_rows_lack_a_modality():
+def test_a_function_story_trains_where_the_first_rows_lack_a_modality():
     """The parameters are found by a run on two rows, which have no b here; the first has nothing."""
     story, guide, nets = closures()
     rows = data(64)
@@ -272,7 +272,7 @@ def test_the_history_has_a_column_for_every_term_which_add_up():
     assert set(mm.fit(*pair(), Trace_ELBO(), data(), epochs=1, **QUIET).to_dict()) == {"loss"}
 
 
-def test_the_csv_is_the_columns(tmp_path):
+def test_the_csv_of_a_history_has_its_columns(tmp_path):
     history = mm.fit(*pair(), mm.objectives.elbo(), data(), epochs=2, **QUIET)
     history.to_csv(tmp_path / "history.csv")
     head, *rows = (tmp_path / "history.csv").read_text().splitlines()
@@ -348,7 +348,7 @@ def test_a_parameter_without_a_gradient_is_named():
         mm.fit(*pair(), only_a, data(), epochs=1, **QUIET)
 
 
-def test_and_so_is_one_of_a_function_story():
+def test_a_parameter_without_a_gradient_is_found_in_a_function_story():
     story, guide, _ = closures()
     only_a = mm.objectives.Objective([mm.objectives.Term("a", "a")])
     with pytest.raises(RuntimeError, match="no gradient"):
@@ -498,7 +498,7 @@ def test_a_checkpoint_of_short_epochs_takes_little_time_and_has_the_last(tmp_pat
     assert torch.load(file, weights_only=True)["epochs"] == 6
 
 
-def test_a_checkpoint_of_something_else_is_told(tmp_path):
+def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     file, rows = tmp_path / "checkpoint.pt", data()
     again = lambda model, guide, objective=None, epochs=2, **options: mm.fit(  # noqa: E731
         model, guide, objective or mm.objectives.elbo(), rows, epochs=epochs, checkpoint=file, **QUIET | options
@@ -597,7 +597,7 @@ def test_a_checkpoint_lays_out_moments_as_the_weights_are(tmp_path, first):
     torch.testing.assert_close(run(not first, 6, tmp_path / "checkpoint.pt"), straight, rtol=1e-4, atol=1e-5)
 
 
-def test_a_transform_that_makes_another_batch_is_told():
+def test_a_transform_that_makes_another_batch_is_refused():
     """It would lose what its rows are a part of, and with it the size of the data plate."""
     model, guide = pair()
     for other in (lambda b: mm.Batch({n: b[n] for n in b}), lambda b: b[:1]):

@@ -41,7 +41,7 @@ def test_a_misspelt_decoder_is_not_to_be_deleted():
     assert "eave" not in text and "freeze" not in text
 
 
-def test_the_report_of_check_says_the_same():
+def test_check_reports_missing_gradients_as_fit_does():
     story, rows = Story(("image", "labell")), ROWS.only("image")
     found = mm.check(story, guide(), mm.objectives.elbo(), rows, num_particles=10, repeats=2)
     (text,) = [text for text in found.findings if "No gradient reaches" in text]
@@ -54,7 +54,7 @@ def test_a_decoder_for_a_modality_that_no_row_has_says_so():
         mm.fit(Story(("image", "sketch")), guide(), mm.objectives.elbo(), rows, **QUIET)
 
 
-def test_of_a_parameter_that_nothing_uses_it_is_said_how_to_freeze_it():
+def test_the_error_of_an_unused_parameter_says_how_to_freeze_it():
     story = Story()
     story.spare = nn.Parameter(torch.zeros(2))
     with pytest.raises(ValueError, match=r"no gradient reaches model.spare in an epoch.*requires_grad_\(False\)"):
@@ -125,7 +125,7 @@ def test_a_network_for_rows_of_a_rare_kind_trains(functions):
 
 
 @pytest.mark.parametrize("objective", ["elbo", "mvae", "subsampled"])
-def test_what_an_epoch_reaches_is_enough(objective):
+def test_a_parameter_that_any_step_of_an_epoch_reaches_is_no_error(objective):
     """A modality of one row in 24, under objectives that decode it in that row alone."""
     made = {
         "elbo": mm.objectives.elbo,

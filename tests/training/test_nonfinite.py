@@ -68,7 +68,9 @@ OPTIMISERS = {
 @pytest.mark.parametrize(("optimizer", "functions"), [*((name, False) for name in OPTIMISERS), ("Adam", True)])
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("poisoned", [1, 2, 13, 70])
-def test_parameters_are_those_before_the_step(optimizer, compile, functions, poisoned, traced_only):
+def test_after_a_loss_that_is_not_finite_parameters_are_those_before_the_step(
+    optimizer, compile, functions, poisoned, traced_only
+):
     """The ``poisoned``-th minibatch has a row of infinity; the state is compared with what the transform saw."""
     story, guide = Story(), encoder()
     programs = ((lambda b: story(b)), (lambda b: guide(b))) if functions else (story, guide)
@@ -102,7 +104,7 @@ def test_parameters_are_those_before_the_step(optimizer, compile, functions, poi
         assert all(torch.equal(torch.as_tensor(now[k]), torch.as_tensor(then[k])) for k in then)
 
 
-def test_what_is_found_late_is_traced_back(monkeypatch):
+def test_a_non_finite_value_found_late_is_traced_to_its_row(monkeypatch):
     """Looks are rare: 40 steps lie between the infinite row and the look that finds it."""
     looks = []
     look = nonfinite.NonFiniteMonitor.check
@@ -128,7 +130,7 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_looking_waits_for_the_device_once_in_many_steps():
+def test_checks_for_non_finite_values_read_the_device_once_in_many_steps():
     """Of 400 steps more, 4 looks."""
     counts = []
     for steps in (100, 500):
@@ -278,7 +280,7 @@ CAUSES = {
 
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("kind", CAUSES)
-def test_the_advice_fits_the_cause(kind, compile, traced_only):
+def test_the_error_of_a_non_finite_loss_advises_by_its_cause(kind, compile, traced_only):
     story, values, optimizer, expected = CAUSES[kind]
     model, guide = story(), encoder()
     with pytest.raises(NotFinite, match=f"(?s){expected}"):
@@ -301,13 +303,13 @@ OBJECTIVES = {
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_under_every_estimator(name):
+def test_a_non_finite_row_is_named_under_every_estimator(name):
     with pytest.raises(NotFinite, match=r"row 45 of the data.*a log of 0.*in log_of"):
         mm.fit(Story(log_of), encoder(), OBJECTIVES[name](), mm.Batch({"a": with_row(0.0)}), epochs=1, **QUIET)
 
 
 @pytest.mark.parametrize("validate", [None, True])
-def test_under_pyros_validation(validate):
+def test_a_non_finite_row_is_named_under_pyros_validation(validate):
     """It raises an error of its own, at the first step or at every one."""
     model = Story()
     with torch.no_grad():
@@ -319,7 +321,7 @@ def test_under_pyros_validation(validate):
         mm.fit(Story(log_of), encoder(), mm.objectives.elbo(), batch, epochs=1, validate=validate, **QUIET)
 
 
-def test_in_the_validation_loss():
+def test_a_non_finite_validation_loss_names_its_row():
     model, guide = Story(log_of), encoder()
     entries, wrong = [], mm.Batch({"a": with_row(0.0)})
     with pytest.raises(NotFinite, match=r"validation rows is \w+ after epoch 1.*row 45 of the data.*a log of 0"):
@@ -328,7 +330,7 @@ def test_in_the_validation_loss():
     assert not entries and not model.training and not guide.training
 
 
-def test_what_does_not_happen_again_is_said_so():
+def test_a_non_finite_loss_that_does_not_recur_is_reported_as_such():
     """A story that counts its own runs: the infinity of one of them is not met when the steps are taken again."""
     runs = []
 

@@ -92,7 +92,7 @@ def parameters(*programs):
 
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("name", OWN)
-def test_it_trains_with_the_parameters_of_its_own(name, compile, traced_only):
+def test_a_users_objective_trains_with_its_own_parameters(name, compile, traced_only):
     model, guide, objective = setting(name)
     before = [p.detach().clone() for p in parameters(model, guide, objective)]
     with warnings.catch_warnings():
@@ -114,7 +114,7 @@ def traced_only(monkeypatch):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", OWN)
-def test_its_compiled_step_has_the_numbers_of_its_evaluation_at_every_step(name, backend):
+def test_the_compiled_step_of_a_users_objective_has_the_numbers_of_its_evaluation(name, backend):
     """Against ``evaluate`` and ``backward`` by hand, at steps of a warm-up."""
     model, guide, objective = setting(name)
     batch, ps = rows(16), parameters(model, guide, objective)
@@ -133,7 +133,7 @@ def test_its_compiled_step_has_the_numbers_of_its_evaluation_at_every_step(name,
         assert_same(staged, (total.detach(), gradients(ps)))
 
 
-def test_a_graph_moves_with_the_step():
+def test_the_graph_of_a_users_objective_takes_the_step_as_input():
     """The loss is the step itself, times a parameter: an input of one graph, not a constant of many."""
     weight = nn.Parameter(torch.ones(()))
 
@@ -192,7 +192,7 @@ class Stopped(Exception):
 
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("name", OWN)
-def test_a_training_by_it_that_was_stopped_goes_on_with_the_same_numbers(name, compile, tmp_path, traced_only):
+def test_a_stopped_training_by_a_users_objective_goes_on_with_the_same_numbers(name, compile, tmp_path, traced_only):
     def train(checkpoint, stop=None):
         def at(epoch, entry):
             if epoch == stop:
@@ -211,7 +211,7 @@ def test_a_training_by_it_that_was_stopped_goes_on_with_the_same_numbers(name, c
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_it_is_checked(name):
+def test_check_takes_a_users_objective_and_leaves_its_parameters(name):
     model, guide, objective = setting(name)
     before = copy.deepcopy([p.detach() for p in parameters(model, guide, objective)])
     found = mm.check(model, guide, objective, rows(20), num_particles=20, repeats=3)
@@ -219,7 +219,7 @@ def test_it_is_checked(name):
     assert all(map(torch.equal, before, parameters(model, guide, objective)))
 
 
-def test_its_parameters_are_named_in_messages():
+def test_parameters_of_a_users_objective_are_named_in_messages():
     model, guide, objective = setting("contrastive module")
     objective.spare = nn.Parameter(torch.zeros(2))
     with pytest.raises(ValueError, match=r"no gradient reaches objective\.spare in an epoch"):
@@ -229,7 +229,7 @@ def test_its_parameters_are_named_in_messages():
         mm.fit(*setting("contrastive module"), rows(), epochs=1, **frozen)
 
 
-def test_its_modes_are_those_of_model_and_guide():
+def test_a_users_objective_has_the_modes_of_model_and_guide():
     modes = []
 
     class Watched(Contrastive):

@@ -102,7 +102,7 @@ def test_fit_without_gradients_is_refused(context):
         mm.fit(model, guide, mm.objectives.elbo(), ROWS, epochs=1, progress=False)
 
 
-def test_what_is_right_goes_on_working():
+def test_fit_takes_optimiser_classes_numpy_integers_and_zero_epochs():
     """A class of optimisers, NumPy's integers, no epochs at all, a device by number, validation of fewer modalities."""
     import numpy as np
 
@@ -137,7 +137,7 @@ def test_what_stage_cannot_take_is_refused_in_words(kind):
         mm.stage(**asked)
 
 
-def test_and_so_is_what_its_step_cannot_take():
+def test_a_staged_step_refuses_what_it_cannot_take():
     model, guide = pair()
     step = mm.stage(mm.objectives.elbo(), model, guide, ROWS, backend=None)
     for wrong, error in (({"a": X}, TypeError), (EMPTY, ValueError)):

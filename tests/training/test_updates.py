@@ -96,7 +96,7 @@ def by_hand():
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_two_updates_are_a_loop_by_hand(compile, monkeypatch):
+def test_two_updates_train_as_a_loop_by_hand(compile, monkeypatch):
     """With other objectives, parameters, optimisers and intervals, on the same draws."""
     monkeypatch.setattr("pyro_mm.training.compile.CompiledStep._compile", lambda self, traced, inputs: traced.graph)
     model, guide, objectives, players = game()

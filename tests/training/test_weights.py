@@ -41,7 +41,7 @@ def test_an_open_file_serves_from_where_it_is():
         mm.load(io.BytesIO(b"nothing"), *other)
 
 
-def test_there_and_back(tmp_path):
+def test_a_saved_pair_loads_into_another_with_the_same_numbers(tmp_path):
     path, rows = tmp_path / "run.pt", batch()
     one, other = pair(), pair()
     expected = mm.log_marginal(*one, rows, num_particles=20, seed=0).log_prob
@@ -123,7 +123,7 @@ def test_weights_go_to_where_the_pair_is(tmp_path, double):
         mm.load(tmp_path / "run.pt", *(m.to("meta") for m in pair()))
 
 
-def test_a_pair_without_parameters_loads(tmp_path):
+def test_a_pair_without_parameters_can_be_saved_and_loaded(tmp_path):
     class Empty(nn.Module):
         def forward(self, batch):
             pass

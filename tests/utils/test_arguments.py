@@ -39,7 +39,7 @@ class Story:
         return None
 
 
-def test_what_is_right_comes_back():
+def test_a_valid_argument_is_returned_in_its_plain_type():
     assert check_integer("k", np.int64(3), 1, 3) == 3 and type(check_integer("k", torch.tensor(3))) is int
     assert check_number("s", np.float32(0.5), 0, 1) == 0.5 and check_number("s", torch.tensor([2.0])) == 2.0
     assert check_flag("mean", np.bool_(True)) is True
@@ -100,7 +100,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong_is_named(case):
+def test_an_invalid_argument_is_named_with_its_own_error_type(case):
     call, kind, message = WRONG[case]
     with pytest.raises(kind, match=message) as raised:
         call()

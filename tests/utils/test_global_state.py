@@ -32,7 +32,7 @@ def fresh_process():
     return json.loads(run.stdout)
 
 
-def test_import_and_calls_change_nothing(fresh_process):
+def test_import_and_calls_change_no_global_state(fresh_process):
     assert fresh_process["changes"] == {}
 
 

@@ -91,7 +91,7 @@ NEITHER = {
 
 @pytest.mark.parametrize("graph", [False, True], ids=["values", "graph"])
 @pytest.mark.parametrize("change", {**IN_BOTH, **OF_VALUES, **OF_GRAPHS, **NEITHER})
-def test_changes_of_a_module(change, graph):
+def test_a_snapshot_notices_changes_of_a_module(change, graph):
     net = Net()
     keep = list(net.modules()), list(net.parameters()), list(net.buffers()), dict(vars(net)), dict(vars(net.settings))
     snapshot = Snapshot({"model": net}, graph=graph)
@@ -128,7 +128,7 @@ def closure(value):
         (types.SimpleNamespace(), "two", False),
     ],
 )
-def test_changes_of_a_free_variable(old, new, of_graph, graph):
+def test_a_snapshot_notices_changes_of_a_free_variable(old, new, of_graph, graph):
     program, replace = closure(old)
     snapshot = Snapshot({"model": program}, graph=graph)
     assert not snapshot.changed()
@@ -162,7 +162,7 @@ def test_changed_slots_are_named_and_can_be_left_out_of_the_next_snapshot():
 
 
 @pytest.mark.parametrize("what", ["modules", "tensors"])
-def test_the_end_of_what_is_compared_is_a_change(what):
+def test_the_end_of_an_object_in_a_snapshot_is_a_change(what):
     hidden = nn.Linear(2, 2)
     snapshot = Snapshot({"model": double}, **{what: [hidden] if what == "modules" else [hidden.bias]})
     assert not snapshot.changed()
@@ -172,7 +172,7 @@ def test_the_end_of_what_is_compared_is_a_change(what):
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["values", "graph"])
-def test_nothing_is_kept_alive(graph):
+def test_a_snapshot_keeps_nothing_alive(graph):
     net = Net()
     net.itself = [net]
     program, _ = closure({"net": net, "settings": Settings()})

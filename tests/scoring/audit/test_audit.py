@@ -60,7 +60,7 @@ def test_an_auxiliary_site_is_exempt_and_audit_false_switches_the_audit_off(numb
     mm.log_weights(story, guide_with("u"), numbers, audit=False)
 
 
-def test_model_and_guide_swapped():
+def test_model_and_guide_in_each_others_place_are_refused():
     batch = mm.Batch({"x": torch.randn(6, 3)})
     model, guide = pair({"x": mm.conditionals.Normal(nn.Linear(2, 6))}, {"x": nn.Linear(3, 4)})
     for door in DOORS.values():
@@ -112,7 +112,7 @@ def test_what_a_story_does_not_observe_changes_nothing(door):
     DOORS[door](model, guide, batch)
 
 
-def test_the_quantity_names_what_is_observed():
+def test_the_quantity_of_a_likelihood_names_only_modalities_that_the_story_observes():
     model, guide, batch = wider()
     whole, alone = (mm.log_marginal(model, guide, b, num_particles=4, seed=0) for b in (batch, batch.only("x")))
     assert whole.quantity == alone.quantity == "log p(x)" and torch.equal(whole.log_prob, alone.log_prob)
@@ -132,7 +132,7 @@ def test_the_quantity_names_what_is_observed():
 
 
 @pytest.mark.parametrize("target, given", [("q", "x"), ("x", "q")])
-def test_a_conditional_of_what_is_not_observed(target, given):
+def test_a_conditional_of_a_modality_that_the_story_does_not_observe_is_refused(target, given):
     """Its number would be log p(x) - log p(x), or log p(x) itself."""
     model, guide, batch = wider()
     for call in (
@@ -155,7 +155,7 @@ def test_a_recipe_of_one_modality_trains_on_more():
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_misspelt_decoders_experts_and_sites(door):
+def test_misspelt_decoders_experts_and_sites_are_refused_with_the_right_name(door):
     batch = mm.Batch({"image": torch.randn(6, 3), "label": torch.randn(6, 2)})
     decoders = {"image": mm.conditionals.Normal(nn.Linear(2, 6)), "label": mm.conditionals.Normal(nn.Linear(2, 4))}
     encoders = {"image": nn.Linear(3, 4), "label": nn.Linear(2, 4)}
@@ -176,7 +176,7 @@ def test_misspelt_decoders_experts_and_sites(door):
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_a_modality_observed_at_the_values_of_another(door):
+def test_a_modality_observed_at_the_values_of_another_is_refused(door):
     def twice(batch):
         with batch.plate():
             z = pyro.sample("z", prior())
@@ -330,7 +330,7 @@ def test_pairs_are_not_kept_alive_by_the_audit():
     assert [ref() for ref in alive] == [None] * 3
 
 
-def test_generators_are_left_alone():
+def test_an_audit_leaves_the_random_generator_alone():
     model, guide = pair({"x": mm.conditionals.Normal(nn.Linear(2, 6))}, {"x": nn.Linear(3, 4)})
     before = torch.get_rng_state()
     audits.audit(model, guide, mm.Batch({"x": torch.randn(6, 3, generator=torch.Generator())}), stacked=True)

@@ -45,7 +45,7 @@ def test_one_number_per_row_is_a_column_to_a_decoder_of_one_entry(family, size):
     (torch.randn(6, 10), lambda: mm.conditionals.Normal(nn.Linear(2, 2)), "event_shape"),
 ])  # fmt: skip
 @pytest.mark.parametrize("door", ["fit", "log_marginal", "generate"])
-def test_values_that_would_be_broadcast(values, decoder, words, door):
+def test_observed_values_that_would_be_broadcast_are_refused(values, decoder, words, door):
     with pytest.raises(ValueError, match=f"would be broadcast.*{words}"):
         DOORS[door](*pair({"v": decoder()}, {"v": Column()}), mm.Batch({"v": values}))
 
@@ -136,7 +136,7 @@ def test_grey_levels_are_allowed_and_said_to_be_no_bits():
     (dist.Geometric(torch.tensor(0.5)), 3.0, 0.5), (dist.StudentT(3.0), -9.0, torch.inf),
     (dist.Binomial(torch.tensor(3.0), torch.tensor(0.5)), 3.0, 4.0),
 ])  # fmt: skip
-def test_supports_of_other_families(d, inside, out):
+def test_values_outside_the_support_are_found_for_every_family(d, inside, out):
     """What is inside by torch's own word is, and what has the density zero, or none, is not."""
 
     support = support_of(d)

@@ -62,7 +62,7 @@ class _Noisy(nn.Module):
 
 @pytest.mark.parametrize("net", MIXING)
 @pytest.mark.parametrize("rows", [31, 32])
-def test_networks_that_take_particles_for_rows(net, rows):
+def test_networks_that_take_particles_for_rows_are_refused(net, rows):
     """Two particles and more are refused, one is right, and so is vectorize=False."""
     torch.manual_seed(0)
     model, guide, batch = classes(MIXING[net]())
@@ -98,7 +98,7 @@ def test_a_hidden_modality_that_is_drawn_is_looked_at_and_a_guide_may_insist_tha
 
 @pytest.mark.parametrize("net", ROWWISE)
 @pytest.mark.parametrize("training", [True, False])
-def test_networks_of_rows_and_random_ones_are_let_pass(net, training):
+def test_networks_that_work_row_by_row_pass_the_audit_random_ones_included(net, training):
     model, guide, batch = classes(ROWWISE[net]())
     model.train(training)
     guide.train(training)
