@@ -6,6 +6,7 @@ empty set. ``estimator=`` takes any ``pyro.infer.ELBO``; by default the KL is an
 one's own, of Terms, may have negative ones. Other arguments raise a ``ValueError`` or a ``TypeError``.
 """
 
+from .concrete_terms import TermKind
 from .objective import Objective
 from .tables import (
     beta_vae,
@@ -29,7 +30,7 @@ from .tables import (
 from .terms import ALL, EACH, EVERY, OTHERS, PRIOR, Random, Symbol, Term
 
 __all__ = [
-    "ALL", "EACH", "EVERY", "OTHERS", "PRIOR", "Objective", "Random", "Symbol", "Term", "beta_vae", "dmvae", "elbo",
-    "jmvae_kl", "masked", "mixture_mean", "mmjsd", "mmvae", "mmvm", "mopoe", "mvae", "mvtcae", "subset_mean", "telbo",
-    "unimodal_mean", "vaevae", "warm_up",
+    "ALL", "EACH", "EVERY", "OTHERS", "PRIOR", "Objective", "Random", "Symbol", "Term", "TermKind", "beta_vae", "dmvae",
+    "elbo", "jmvae_kl", "masked", "mixture_mean", "mmjsd", "mmvae", "mmvm", "mopoe", "mvae", "mvtcae", "subset_mean",
+    "telbo", "unimodal_mean", "vaevae", "warm_up",
 ]  # fmt: skip

@@ -18,7 +18,7 @@ from ..scoring.scores import Scores
 class TermKind(ABC):
     """A way to compute terms from one pass of guide and model.
 
-    :class:`~pyro_mm.objectives.term_kinds.Density` and ``Penalty`` are the kinds of the tables here. Another one is
+    ``term_kinds.Density`` and ``Penalty`` are the kinds of the tables here. Another one is
     given to a table by a :class:`~pyro_mm.objectives.Term` of a class with ``kind`` set to it; nothing else has to know
     of it.
 

@@ -62,13 +62,18 @@ class TrainingObjective(Protocol):
     An object, an ``nn.Module`` or a function serves that is called in this way; a function is ``evaluate`` itself.
     Parameters of an objective that is an ``nn.Module`` are trained with those of model and guide.
 
-    Example::
-
-        class Squared(torch.nn.Module):
-            def evaluate(self, model, guide, batch, *, step):
-                trace = pyro.poutine.trace(guide).get_trace(batch)
-                ...
-                return mm.Loss(total, {"reconstruction": -error.detach()})
+    Example:
+        >>> import pyro, torch, pyro_mm as mm
+        >>> def reconstruction(model, guide, batch, *, step):
+        ...     latents = pyro.poutine.trace(guide).get_trace(batch)
+        ...     sites = pyro.poutine.trace(pyro.poutine.replay(model, latents)).get_trace(batch)
+        ...     log_p = sites.log_prob_sum(lambda name, site: site["is_observed"])
+        ...     return mm.Loss(-log_p, {"log p(x | z)": log_p.detach()})
+        >>> rows = mm.Batch({"image": torch.rand(64, 4, 4), "label": torch.arange(64) % 3})
+        >>> model, guide, _ = mm.recipes.jmvae_zero(rows, latent=2, hidden=(8,))
+        >>> history = mm.fit(model, guide, reconstruction, rows, epochs=2, progress=False)
+        >>> list(history.columns)
+        ['loss', 'log p(x | z)']
     """
 
     def evaluate(self, model: Program, guide: Program, batch: Batch, *, step: int | Tensor) -> Loss:
