@@ -85,9 +85,13 @@ class Normal(_LocationScale):
 
 
 class Laplace(_LocationScale):
-    r"""Independent Laplace variables. The arguments are those of :class:`Normal`.
+    r"""Independent Laplace variables.
 
     .. math:: p(x) = \exp(-|x - \mu| / \sigma) / (2 \sigma)
+
+    Args:
+        net, event_shape, scale: as in :class:`Normal`: the module from the parents to :math:`\mu` (and to r, from which
+            :math:`\sigma` is computed, if ``scale`` is None), the shape of x, and :math:`\sigma`.
     """
 
     family = dist.Laplace

@@ -80,7 +80,7 @@ class Objective(ELBO, PreparedObjective):
         """Return estimator, target and terms in words, for modalities of these names; None if they are not known."""
         table = "  (terms depend on the modalities)" if callable(self.terms) and names is None else ""
         rows = [f"  {term!r}" for term in self._table(names)] if not table else [table]
-        some = "" if self.subsample is None else f", modalities subsampled: {self.subsample} decoded a step"
+        some = "" if self.subsample is None else f", modalities subsampled: {self.subsample} decoded per step"
         head = f"Objective, {self.estimator_text}{some}; {self._target_text(names)}"
         return "\n".join([head, "  (encode, decode, given)", *rows])
 

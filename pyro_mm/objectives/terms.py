@@ -66,7 +66,11 @@ SYMBOLS = (PRIOR, ALL, EACH, OTHERS, EVERY)
 class Random(Symbol):
     """A subset of the present modalities, uniform and drawn anew for every row at every step.
 
-    Terms of equal ``index`` share the draw; ``rest`` is its complement; ``empty=False`` excludes the empty set.
+    Args:
+        text: the name that error messages print.
+        index: terms of equal ``index`` share the draw.
+        empty: False excludes the empty set.
+        rest: True stands for the complement of the draw.
     """
 
     text: str = "random S"

@@ -1,1 +1,1 @@
-"""What a (model, guide) pair is worth on a batch: its structure, its checks, its log densities."""
+"""The log densities of a (model, guide) pair on a batch, the structure of the pair, and its audit."""

@@ -25,7 +25,7 @@ def mvae_joint(nets: Networks, x: Values) -> Tensor:
 
 
 def mvae(nets: Networks, x: Values) -> Tensor:
-    """The joint bound and the unimodal ones: every decoder runs once, on two draws a row."""
+    """The joint bound and the unimodal ones: every decoder runs once, on two draws per row."""
     locs, scales = encode(nets, x)
     alone = product(locs[None], scales[None])
     loc, scale = (torch.cat([a[None], b]) for a, b in zip(product(locs, scales), alone, strict=True))

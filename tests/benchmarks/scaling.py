@@ -106,7 +106,7 @@ def rounds(
 
 
 def against_modalities(options: argparse.Namespace) -> None:
-    print("ms a step for M =", *options.modalities, "| ms / M, against the first | rows encoded, decoded, by batch")
+    print("ms per step for M =", *options.modalities, "| ms / M, against the first | rows encoded, decoded, by batch")
     for name, (make, mixture) in OBJECTIVES.items():
         if options.only and not any(word in name for word in options.only):
             continue

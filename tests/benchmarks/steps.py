@@ -16,7 +16,7 @@ the contenders take their steps by turns in one run, another one of them first i
     floor       the matrix products and convolutions of "hand", forward and backward, and nothing between them
     Adam        the optimiser's step alone
 
-All have the same networks (networks.py) and decode as many draws a row. --check counts the operations in each one's
+All have the same networks (networks.py) and decode as many draws per row. --check counts the operations in each one's
 products, and compares the losses of pyro_mm and by hand by the mean of many draws. Two forms of MoPoE meet the same
 peer: that takes a draw a row from one subset's product and the mean KL of all of them, for which ours are the mixture's
 own bound, and the bound of a random subset. "mmvae, resampled" is MMVAE with K = 10 whose gradient is that of one draw
@@ -116,7 +116,9 @@ def report(setting: str, options: argparse.Namespace) -> None:
     device = torch.device(options.device)
     peak = ceiling(device, options.clock)
     width = f", width {options.width}" if setting == "mlp2" else ""
-    print(f"\n{setting}{width}, batch {options.batch}, {torch.get_num_threads()} threads, {device}: ms a step", end="")
+    print(
+        f"\n{setting}{width}, batch {options.batch}, {torch.get_num_threads()} threads, {device}: ms per step", end=""
+    )
     print(f"; a large matrix product runs at {peak / 1e12:.3g} TFLOP/s")
     print(line("", [*COLUMNS, "rounds"], 10), flush=True)
     rows: dict[str, tuple[Taken, float]] = {}

@@ -273,7 +273,7 @@ def test_a_product_with_deviations_taken_for_variances_is_far_from_ours(evaluate
     experts = [dist.Normal(m, s).to_event(1) for m, s in zip(locs, scales, strict=True)]
     experts.append(dist.Normal(torch.zeros_like(locs[0]), 1.0).to_event(1))
 
-    def constant(q):  # log q less the experts' log-densities, at several points: one number a row for a product
+    def constant(q):  # log q less the experts' log-densities, at several points: one number per row for a product
         points = [torch.full_like(locs[0], x) for x in (-1.0, 0.0, 2.0)]
         return torch.stack([q.log_prob(z) - sum(e.log_prob(z) for e in experts) for z in points])
 

@@ -535,7 +535,7 @@ FRACTIONS = (1, 2, 4, 8, 16)
 def test_weak_supervision_is_a_mask_and_nothing_else():
     """One story, guide and objective; of 256 rows a fraction is whole, the others have a or b, by turns, and no label.
 
-    Held-out log p(a, b, label), nats a row, of a story learnt from scratch: measured, -5.61 of all pairs, then -5.65,
+    Held-out log p(a, b, label), nats per row, of a story learnt from scratch: measured, -5.61 of all pairs, then -5.65,
     -5.68, -6.04 and -6.11 of a 16th, on the same 500 rows, whose mean has an error of 0.1 in each.
     """
     found = {}

@@ -249,7 +249,7 @@ def test_an_evaluation_without_gradient_is_of_the_whole(pair):
 def test_an_objective_says_that_it_is_subsampled():
     objective = tables.masked().subsampled(8)
     assert repr(objective).startswith(
-        "Objective, AnalyticKL(num_particles=1), modalities subsampled: 8 decoded a step;"
+        "Objective, AnalyticKL(num_particles=1), modalities subsampled: 8 decoded per step;"
     )
     assert objective.subsample == 8 and objective.subsampled(None).subsample is None
     assert objective.target == tables.masked().target and "subsampled" not in repr(objective.subsampled(None))

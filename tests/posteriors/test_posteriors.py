@@ -160,7 +160,7 @@ def test_stratified_draws_bound_the_evidence_with_learned_weights(stratified, do
     if stratified == "inside":
         assert losses[1] < losses[0]
         return
-    # a deviation of some 3 nats a row, and of the gradient of some 10: 20,000 rows are within five errors
+    # a deviation of some 3 nats per row, and of the gradient of some 10: 20,000 rows are within five errors
     assert losses[0] == pytest.approx(losses[1], abs=0.12)
     torch.testing.assert_close(*slopes, rtol=0.05, atol=0.4)
 

@@ -237,7 +237,7 @@ def test_code_and_hoelder_have_their_posteriors(rows):
     one_draw = hoelder(rows, **SMALL, estimator=mm.estimators.AnalyticKL()).objective
     wide = rows[torch.arange(64).repeat(60)]
     losses = [o.loss(run.model, run.guide, wide) / wide.size for o in (run.objective, one_draw)]
-    # a deviation of some 3 nats a row: of 3,840 rows within five standard errors
+    # a deviation of some 3 nats per row: of 3,840 rows within five standard errors
     assert losses[0] == pytest.approx(losses[1], abs=0.3)
 
 

@@ -237,7 +237,7 @@ WRONG = {
     "a loss of a number": (lambda z: mm.Loss(3.0), TypeError, "scalar tensor"),
     "a loss a row": (lambda z: z.sum(-1), ValueError, r"shape \(6,\): sum it over the rows"),
     "an integer": (lambda z: torch.ones((), dtype=torch.long), TypeError, "torch.int64"),
-    "a term a row": (lambda z: mm.Loss(z.sum(), {"x": z.sum(-1)}), ValueError, r"shape \(6,\) for 'x'"),
+    "a term per row": (lambda z: mm.Loss(z.sum(), {"x": z.sum(-1)}), ValueError, r"shape \(6,\) for 'x'"),
     "terms in a list": (lambda z: mm.Loss(z.sum(), [z.sum()]), TypeError, "map labels to scalars"),
     "a term in words": (lambda z: mm.Loss(z.sum(), {"x": "much"}), TypeError, "no number"),
 }

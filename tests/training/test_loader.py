@@ -1,4 +1,4 @@
-"""Rows arrive once an epoch each, wherever they live."""
+"""Rows arrive once per epoch each, wherever they live."""
 
 import math
 import warnings

@@ -215,7 +215,7 @@ def test_a_global_latent_is_weighed_right_under_subsampling(elbo, batch_size):
     assert loc.item() == pytest.approx(exact[0], abs=0.1)
     assert log_scale.exp().item() == pytest.approx(exact[1], rel=0.1)
     loss = history.to_dict()["loss"]
-    assert sum(loss[-10:]) / 10 == pytest.approx(-log_p / 60, abs=0.1)  # nats a row of the whole, whatever the batch
+    assert sum(loss[-10:]) / 10 == pytest.approx(-log_p / 60, abs=0.1)  # nats per row of the whole, whatever the batch
 
 
 def test_the_validation_loss_does_not_depend_on_the_batch_size():
