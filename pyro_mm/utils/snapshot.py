@@ -11,18 +11,13 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.nn.modules import module as torch_module
 
 from .reachable import INTERNAL, SCALARS, ReachableObjects, belongs_to_library, names_in, package_of
 
 REFERENCES = (nn.Module, FunctionType, Distribution, type)
-REFERENCES_OF_GRAPHS = (nn.Module, FunctionType, Tensor)
+REGISTERS = ("_modules", "_parameters")
 CONTAINERS = (dict, list, tuple, set, frozenset)
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-HOOKS_OF_ALL_MODULES = [
-    hooks for name, hooks in vars(torch_module).items() if name.startswith("_global_") and name.endswith("_hooks")
-]
 MOST_ENTRIES = 64  # of a container whose entries are compared; of a larger one only its size is
 MOST_DEPTH = 4  # of containers within containers
 MOST_OBJECTS = 64  # objects of a user's classes; if programs reach more, no attributes of objects are compared
@@ -46,8 +41,6 @@ class Snapshot:
         programs: name -> callable.
         modules: further modules, which a run has called.
         tensors: further tensors, which a run has used.
-        graph: True to compare what the graph of a gradient depends on: hooks, buffers, tensors in free variables and
-            globals, and the types and devices of tensors, but no attributes and no plain values.
         since: an earlier snapshot; attributes and variables that have changed since then are not compared.
         ignored: attributes and variables that are not compared.
 
@@ -68,13 +61,9 @@ class Snapshot:
         *,
         modules: Iterable[nn.Module] = (),
         tensors: Iterable[Tensor] = (),
-        graph: bool = False,
         since: Snapshot | None = None,
         ignored: frozenset[Slot] = frozenset(),
     ):
-        self._graph = graph
-        self._kinds = REFERENCES_OF_GRAPHS if graph else REFERENCES
-        self._registers = ("_modules", "_parameters", "_buffers") if graph else ("_modules", "_parameters")
         self._gone: list[Any] = []  # has an entry once something that is compared by identity is gone
         self._known: dict[int, weakref.ref[Any]] = {}
 
@@ -82,14 +71,13 @@ class Snapshot:
         found = {id(m): m for m in reached.all_modules()}
         found |= {id(m): m for root in modules for m in root.modules()}
         every = list(found.values())
-        self._dropouts = [self._refer(m) for m in every if isinstance(m, DROPOUTS) and not graph]
+        self._dropouts = [self._refer(m) for m in every if isinstance(m, DROPOUTS)]
 
         self._ignored = ignored if since is None else ignored | since.changed_slots()
         before = {} if since is None else since._names()
-        self._modules = [self._watch(m, [] if graph else _attributes_of(m), before) for m in every]
+        self._modules = [self._watch(m, _attributes_of(m), before) for m in every]
         self._owners = [self._watch(f, names, before) for f, names in _variables_of(reached.functions)]
-        if not graph:
-            self._owners += [self._watch(x, list(vars(x)), before) for x in _few_objects(reached.objects)]
+        self._owners += [self._watch(x, list(vars(x)), before) for x in _few_objects(reached.objects)]
         self._tensors = [self._refer(x) for x in self._tensors_among(every, tensors)]
 
         self._identities, self._values = self._find_state(self._refer)
@@ -137,8 +125,6 @@ class Snapshot:
         """Sort the attributes or variables of something by the way they are compared, without those to be ignored."""
         known = before.get(id(thing), names)
         names = [n for n in names if n in known and (id(thing), n) not in self._ignored]
-        if self._graph:
-            return _Owner(self._refer(thing), [], [n for n in names if isinstance(_read(thing, n), self._kinds)], False)
         plain = [n for n in names if _is_plain(_read(thing, n))]
         sized = not isinstance(thing, FunctionType) and not belongs_to_library(type(thing))
         sized = sized and (id(thing), SIZE) not in self._ignored
@@ -149,12 +135,9 @@ class Snapshot:
         return {id(o.reference()): {*o.plain, *o.others} for o in [*self._modules, *self._owners]}
 
     def _tensors_among(self, modules: list[nn.Module], used: Iterable[Tensor]) -> list[Tensor]:
-        """Return the tensors whose settings are compared: those of modules, of a run, and of variables for a graph."""
-        registers = [m.__dict__[kind] for m in modules for kind in self._registers]
+        """Return the tensors whose settings are compared: those of modules and of a run."""
+        registers = [m.__dict__[kind] for m in modules for kind in REGISTERS]
         found = [x for register in registers for x in register.values() if isinstance(x, Tensor)]
-        if self._graph:
-            variables = [_read(o.reference(), name) for o in self._owners for name in o.others]
-            found += [x for x in variables if isinstance(x, Tensor)]
         return list({id(x): x for x in [*found, *used]}.values())
 
     def _find_state(self, note: Note | None = None) -> tuple[list[int], list[Any]]:
@@ -168,7 +151,7 @@ class Snapshot:
             module = owner.reference()
             attributes = module.__dict__
             found.append(module.__class__)
-            for kind in self._registers:
+            for kind in REGISTERS:
                 if register := attributes[kind]:
                     found += register.values()
             if "forward" in attributes:
@@ -205,12 +188,10 @@ class Snapshot:
 
     def _signature(self, value: Any, note: Note | None = None, depth: int = 0) -> Any:
         """Return what is compared of a value: itself, its identity, or both of the entries of a container."""
-        if isinstance(value, self._kinds):
+        if isinstance(value, REFERENCES):
             if note is not None:
                 note(value)
             return id(value)
-        if self._graph:
-            return None
         if isinstance(value, SCALARS):
             return value
         if type(value) in (Tensor, nn.Parameter):
@@ -223,15 +204,9 @@ class Snapshot:
         return type(value).__qualname__
 
     def _find_settings(self) -> list[Any]:
-        """Return which tensors require gradients and which dropouts draw; for a graph, types, devices and hooks too."""
-        found: list[Any] = [module().p > 0 for module in self._dropouts]  # type: ignore[union-attr, operator]
-        if not self._graph:
-            return found + [reference().requires_grad for reference in self._tensors]  # type: ignore[union-attr]
-        tensors = [reference() for reference in self._tensors]
-        hooks = [*HOOKS_OF_ALL_MODULES, *(getattr(m.reference(), kind) for m in self._modules for kind in HOOKS)]
-        found += [(x.requires_grad, x.dtype, x.device) for x in tensors]  # type: ignore[union-attr]
-        found += [list(x._backward_hooks) for x in tensors if x._backward_hooks]  # type: ignore[union-attr]
-        return found + [list(each) for each in hooks if each]
+        """Return which dropouts draw and which tensors require gradients."""
+        dropouts = [module().p > 0 for module in self._dropouts]  # type: ignore[union-attr, operator]
+        return dropouts + [reference().requires_grad for reference in self._tensors]  # type: ignore[union-attr]
 
 
 class _Owner:

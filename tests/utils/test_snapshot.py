@@ -49,7 +49,7 @@ def triple(x):
     return 3 * x
 
 
-IN_BOTH = {
+OF_STRUCTURE = {
     "a module in a list": lambda net: net.layers.__setitem__(1, nn.Linear(2, 2)),
     "a module deep inside": lambda net: net.layers[0].__setitem__(1, nn.Identity()),
     "a module that is added": lambda net: net.layers[0].append(nn.ReLU()),
@@ -76,30 +76,26 @@ OF_VALUES = {
     "a module of an object": lambda net: setattr(net.settings, "net", nn.Linear(2, 2)),
     "a number of an object": lambda net: setattr(net.settings, "rate", 0.1),
 }
-OF_GRAPHS = {
+IGNORED = {
     "a hook": lambda net: net.layers[1].register_forward_hook(lambda *_: None),
     "a hook of a parameter": lambda net: net.layers[1].bias.register_hook(lambda g: 3 * g),
     "a buffer": lambda net: setattr(net.layers[0][1], "running_mean", torch.ones(2)),
     "a type": lambda net: net.double(),
-}
-NEITHER = {
     "values of a parameter": lambda net: net.layers[1].bias.data.fill_(3.0),
     "a rate that stays above 0": lambda net: setattr(net.dropout, "p", 0.25),
     "a run": lambda net: net(torch.ones(2, 2)),
 }
 
 
-@pytest.mark.parametrize("graph", [False, True], ids=["values", "graph"])
-@pytest.mark.parametrize("change", {**IN_BOTH, **OF_VALUES, **OF_GRAPHS, **NEITHER})
-def test_a_snapshot_notices_changes_of_a_module(change, graph):
+@pytest.mark.parametrize("change", {**OF_STRUCTURE, **OF_VALUES, **IGNORED})
+def test_a_snapshot_notices_changes_of_a_module(change):
     net = Net()
     keep = list(net.modules()), list(net.parameters()), list(net.buffers()), dict(vars(net)), dict(vars(net.settings))
-    snapshot = Snapshot({"model": net}, graph=graph)
+    snapshot = Snapshot({"model": net})
     assert not snapshot.changed()
-    {**IN_BOTH, **OF_VALUES, **OF_GRAPHS, **NEITHER}[change](net)
-    expected = change in IN_BOTH or change in (OF_GRAPHS if graph else OF_VALUES)
-    assert snapshot.changed() == expected
-    assert Snapshot({"model": net}, graph=graph).changed() is False
+    {**OF_STRUCTURE, **OF_VALUES, **IGNORED}[change](net)
+    assert snapshot.changed() == (change not in IGNORED)
+    assert Snapshot({"model": net}).changed() is False
     del keep
 
 
@@ -114,26 +110,25 @@ def closure(value):
     return program, replace
 
 
-@pytest.mark.parametrize("graph", [False, True], ids=["values", "graph"])
 @pytest.mark.parametrize(
-    "old, new, of_graph",
+    "old, new",
     [
-        (nn.Linear(1, 1), nn.Linear(1, 1), True),
-        (double, triple, True),
-        (torch.ones(2), torch.ones(3), True),
-        (torch.ones(2), torch.ones(2, requires_grad=True), True),
-        ({"net": nn.Linear(1, 1)}, {"net": nn.Linear(1, 1)}, False),
-        ([1, 2], [1, 3], False),
-        ("one", "two", False),
-        (types.SimpleNamespace(), "two", False),
+        (nn.Linear(1, 1), nn.Linear(1, 1)),
+        (double, triple),
+        (torch.ones(2), torch.ones(3)),
+        (torch.ones(2), torch.ones(2, requires_grad=True)),
+        ({"net": nn.Linear(1, 1)}, {"net": nn.Linear(1, 1)}),
+        ([1, 2], [1, 3]),
+        ("one", "two"),
+        (types.SimpleNamespace(), "two"),
     ],
 )
-def test_a_snapshot_notices_changes_of_a_free_variable(old, new, of_graph, graph):
+def test_a_snapshot_notices_changes_of_a_free_variable(old, new):
     program, replace = closure(old)
-    snapshot = Snapshot({"model": program}, graph=graph)
+    snapshot = Snapshot({"model": program})
     assert not snapshot.changed()
     replace(new)
-    assert snapshot.changed() == (of_graph or not graph)
+    assert snapshot.changed()
     replace(old)
     assert not snapshot.changed()
 
@@ -171,12 +166,11 @@ def test_the_end_of_an_object_in_a_snapshot_is_a_change(what):
     assert snapshot.changed() and not snapshot.changed_slots()
 
 
-@pytest.mark.parametrize("graph", [False, True], ids=["values", "graph"])
-def test_a_snapshot_keeps_nothing_alive(graph):
+def test_a_snapshot_keeps_nothing_alive():
     net = Net()
     net.itself = [net]
     program, _ = closure({"net": net, "settings": Settings()})
-    snapshot = Snapshot({"model": net, "guide": program}, graph=graph)
+    snapshot = Snapshot({"model": net, "guide": program})
     alive = [weakref.ref(x) for x in (net, program, net.settings, net.prior, net.layers[1].weight)]
     del net, program, _
     gc.collect()
@@ -193,12 +187,11 @@ def test_a_snapshot_is_extended_by_what_a_run_has_used_unless_it_holds_no_more()
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch.jit, whose time is over
-@pytest.mark.parametrize("graph", [False, True], ids=["values", "graph"])
-def test_a_forward_that_cannot_be_referred_to_weakly_and_a_scripted_module_are_compared_too(graph):
+def test_a_forward_that_cannot_be_referred_to_weakly_and_a_scripted_module_are_compared_too():
     net = torch.nn.Sequential(nn.Linear(2, 2))
     net.forward = torch.ones(2).__add__
     net.append(torch.jit.script(nn.Sequential(nn.Linear(2, 2), nn.Tanh())))
-    snapshot = Snapshot({"model": net}, graph=graph)
+    snapshot = Snapshot({"model": net})
     assert not snapshot.changed()
     net.forward = double
     assert snapshot.changed()

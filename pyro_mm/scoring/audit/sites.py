@@ -95,16 +95,6 @@ class Sites:
                 )
         yield from self.misfits
 
-    @property
-    def peeks(self) -> tuple[tuple[str, str], ...]:
-        """``reads_missing`` under its name in version 0.1."""
-        return self.reads_missing
-
-    @property
-    def blind(self) -> tuple[str, ...]:
-        """``ignored_by_guide`` under its name in version 0.1."""
-        return self.ignored_by_guide
-
     def guide_only_text(self, name: str) -> str:
         """Return a sentence on a latent site that only the guide has."""
         seen = "observed by the story" if name in self.observed else "unknown to the model"

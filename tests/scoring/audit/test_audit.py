@@ -375,8 +375,3 @@ def test_warnings_are_no_errors_and_stay_warnings(numbers):
         warnings.simplefilter("error")
         with pytest.raises(UserWarning, match="in the model and not in the guide"):
             mm.log_weights(story, of_nothing, numbers)
-
-
-def test_fields_of_sites_have_their_names_of_version_0_1_too():
-    sites = audits.Sites(("z",), ("z",), ("x",), reads_missing=(("model", "x"),), ignored_by_guide=("x",))
-    assert sites.peeks == sites.reads_missing and sites.blind == sites.ignored_by_guide == ("x",)
