@@ -184,7 +184,7 @@ def _part(pair: TermPair, particles: slice, rows: slice) -> TermPair:
     num_rows, num_particles = pair.views.decode.size, pair.num_particles
     views = replace(pair.views, decode=pair.views.decode.block(rows))
     length = len(range(*particles.indices(num_particles)))
-    part = TermPair(pair._model, pair._guide, views, length, plated=pair.plated)
+    part = TermPair(pair.source_model, pair.source_guide, views, length, plated=pair.plated)
 
     def cut(x: Tensor, event_dim: int = 0) -> Tensor:
         for dim, size, chosen in ((-1, num_rows, rows), (pair.particle_dim, num_particles, particles)):

@@ -175,7 +175,7 @@ def _sources(pair: TermPair, name: str, stand_in: Tensor, summed: bool) -> list[
 
 def _rescore(pair: TermPair, info: PairStructure, log_component: Tensor | None, index: Tensor) -> Scores:
     """Recompute the particles ``index``, ``(C, T, N)``, of a pair with gradients."""
-    some = TermPair(pair._model, pair._guide, pair.views, len(index))
+    some = TermPair(pair.source_model, pair.source_guide, pair.views, len(index))
     terms = index.shape[1:2] if pair.views.terms > 1 else ()
 
     def taken(value: Tensor, events: int) -> Tensor:

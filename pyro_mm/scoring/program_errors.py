@@ -77,7 +77,6 @@ def explain_error(
     error: Exception,
     programs: Mapping[str, Any],
     rows: int,
-    kind: type[Exception] = ProgramError,
     named: str = "the first {} rows",
 ) -> Exception:
     """Return an error with the place in the program that another error comes from.
@@ -86,11 +85,11 @@ def explain_error(
         error: raised by a program.
         programs: ``"model"`` and ``"guide"`` -> callable, for the paths of their networks.
         rows: number of rows that they run on, N in the message.
-        kind: type of the new error, unless the old one is a TypeError of this package.
         named: the rows in words, with ``{}`` in the place of their number.
 
     Returns:
-        The new error; the old one if its place is not known, or if its message has it already.
+        A ProgramError, or a ProgramTypeError for a TypeError of this package; the old error if its place is not known,
+        or if its message has it already.
     """
     if isinstance(error, Explained):
         return error
@@ -103,7 +102,7 @@ def explain_error(
         text = f"{type(error).__name__}: {text}"
     head = f"{named.format(rows)} (N = {rows}) cannot be run{''.join(f', {place}' for place in where)}"
     ours = bool(frames) and str(frames[-1].f_globals.get("__name__", "")).split(".")[0] == OURS
-    chosen = ProgramTypeError if isinstance(error, TypeError) and ours else kind
+    chosen = ProgramTypeError if isinstance(error, TypeError) and ours else ProgramError
     new = chosen(". ".join([f"{head}: {_with_n(text, rows)}", *_hints(text, frames, programs)]))
     for note in getattr(error, "__notes__", []):
         new.add_note(note)

@@ -39,12 +39,17 @@ class TermPair:
         views: N rows as T terms show them.
         num_particles: K, drawn under a plate of their own.
         plated: whether there is that plate; None if K > 1.
+
+    Attributes:
+        source_model, source_guide: the other pair.
     """
 
     def __init__(
         self, model: Callback, guide: Callback, views: TermViews, num_particles: int = 1, plated: bool | None = None
     ):
-        self._model, self._guide, self.views = model, guide, views
+        self.source_model = model
+        self.source_guide = guide
+        self.views = views
         self.num_particles = num_particles
         self.plated = num_particles > 1 if plated is None else plated  # whether particles have a plate
         self.particle_dim = -views.nesting - (views.terms > 1) - 1
@@ -94,7 +99,7 @@ class TermPair:
 
         sample_in_plates = nullcontext() if self.draw is None else EditSites(self.draw)
         with poutine.trace() as trace, EditSites(edit), sample_in_plates, self.plates():
-            self._guide(self.views.encode)
+            self.source_guide(self.views.encode)
         self.trace = trace.trace
 
     def draw_prior(self, values: Any = None, missing: Mapping[str, tuple[Tensor, int]] | None = None) -> dict[str, Any]:
@@ -118,7 +123,7 @@ class TermPair:
             return self.missing_of_prior[name][0]
 
         with poutine.block(), poutine.trace() as trace, poutine.replay(trace=values or poutine.Trace()), self.plates():
-            self._model(self.views.decode.with_context(draw_missing=drawer, values_only=True))
+            self.source_model(self.views.decode.with_context(draw_missing=drawer, values_only=True))
         return latent_sites(trace.trace)
 
     def _of_prior(self, of_prior: Tensor | None, event_dim: int, otherwise: Callable[[], Tensor]) -> Tensor:
@@ -141,7 +146,7 @@ class TermPair:
         given: dict[str, Any] = {}
         if self.views.given_prior is not True:
             with poutine.block(), poutine.trace() as trace, poutine.replay(trace=self.trace), self.plates():
-                self._guide(self.views.given)
+                self.source_guide(self.views.given)
             given = latent_sites(trace.trace)
 
         prior = self.prior or {}
@@ -163,7 +168,7 @@ class TermPair:
                 msg["value"], msg["done"] = self._of_prior(value, event_dim, lambda: msg["fn"](*msg["args"])), True
 
         with EditSites(edit, self._weigh), self.plates():
-            self._model(self.views.decode.with_context(draw_missing=self._draw_missing))
+            self.source_model(self.views.decode.with_context(draw_missing=self._draw_missing))
 
     def _weigh(self, msg: dict[str, Any]) -> None:
         """Scale and mask a site: rows with nothing present, and private latents that nothing decodes, score nothing."""

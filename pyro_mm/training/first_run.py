@@ -20,10 +20,6 @@ from .problem import TrainingError, TrainingProblem, problem_from_run, programs_
 ERRORS = (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError, ArithmeticError)
 
 
-class FirstRunError(TrainingError, Explained):
-    """A model, guide or objective that cannot be run on its rows."""
-
-
 def build_problem(
     objective: PreparedObjective,
     model: Callable[[Batch], Any],
@@ -53,7 +49,7 @@ def build_problem(
     except ERRORS as error:
         if cause := _find_nonfinite(model, guide, batch):
             raise NotFinite(". ".join(["the first rows cannot be run", *cause.where, cause.advice])) from error
-        new = explain_error(error, programs_of(objective, model, guide), batch.size, FirstRunError)
+        new = explain_error(error, programs_of(objective, model, guide), batch.size)
         if new is error:
             if unrunnable is not None:
                 raise unrunnable from error

@@ -154,3 +154,14 @@ def test_an_error_of_a_program_can_be_caught_as_one_of_values_or_of_a_run():
     for kind in (ValueError, RuntimeError, ProgramError, Explained):
         with pytest.raises(kind, match=r"guide\.posteriors\.z\.experts\.x\.net"):
             mm.log_weights(model, guide, mm.Batch({"x": torch.randn(6, 3)}))
+
+
+@pytest.mark.parametrize("audit", [True, False])
+@pytest.mark.parametrize("door", ["fit", "log_weights"])
+def test_a_program_that_cannot_be_run_raises_one_type_of_error_through_every_door(door, audit):
+    from pyro_mm.scoring.program_errors import ProgramError
+
+    model, guide = pair({"x": mm.conditionals.Normal(nn.Linear(2, 6))}, {"x": nn.Linear(5, 4)})
+    with pytest.raises(ValueError, match="takes 5 features") as caught:
+        DOORS[door](model, guide, mm.Batch({"x": torch.randn(6, 3)}), audit=audit)
+    assert type(caught.value) is ProgramError
