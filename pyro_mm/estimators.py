@@ -73,11 +73,11 @@ class PerRow(ELBO, PreparedObjective):
         Args:
             model, guide: callables of a batch.
             views: the rows as T terms show them.
-            info: of the pair on such rows.
+            info: the structure of the pair on such rows.
             draws: True to keep the values behind the scores in ``scores.draws``.
 
         Raises:
-            ValueError: a latent of the model alone whose draws have no derivative, with a gradient asked for.
+            ValueError: gradients are enabled, and the draws of a latent that only the model has have no derivative.
         """
         scores = score(
             model,
@@ -166,20 +166,20 @@ class IWAE(PerRow):
     * ``"inside"``: :math:`\log \sum_c \pi_c \frac1K \sum_k w_{ck}`, the tighter;
     * ``"outside"``: :math:`\sum_c \pi_c \log \frac1K \sum_k w_{ck}`, the "looser" bound of MMVAE's authors.
 
-    Of several mixtures the first one in the guide is taken so, and the others draw as they do; weights that depend on a
-    latent drawn before are those of each particle, which "outside" excludes. Where a term encodes the prior, or a row
-    has no mixture, there are C strata of K draws from the whole, each with weight 1 / C.
+    If a guide has several mixtures, only the first is stratified. Its weights may depend on a latent drawn before it,
+    and so differ between particles, except for ``"outside"``. Where a term encodes the prior, or a row has no mixture,
+    there are C strata of K draws from the whole, each with weight 1 / C.
 
-    ``resample`` scores the K particles without gradient, and takes that of one of them, drawn by its normalised weight
-    (of one of each component, "outside"):
+    ``resample`` scores the K particles without gradient, draws one of them by its normalised weight (one per component
+    for ``"outside"``), and differentiates that one alone:
 
     .. math:: \nabla \log \frac1K \sum_k w_k = \sum_k \tilde w_k \nabla \log w_k = E_{k \sim \tilde w} \nabla \log w_k
 
-    The same value, a gradient of the same mean and more variance, and K + 3 evaluations of the decoders in the place of
-    3 K, a backward pass being worth two: where the decoders are what costs, more particles for the same time. The
-    chosen particle is scored a second time, as it was the first. Where that cannot be, all particles are differentiated
-    after all, with a warning that says why: dropout or batch normalisation in decoders (in training mode), a latent
-    that only the model has, a missing modality that is the parent of another one.
+    The value is the same; the gradient has the same mean and more variance. It takes K + 3 evaluations of the decoders
+    in place of 3 K (a backward pass counts as two), so that where decoders dominate the cost there can be more
+    particles in the same time. The chosen particle is scored a second time, which has to give the same result. Where it
+    would not, all particles are differentiated, with a warning that gives the reason: dropout or batch normalisation in
+    decoders (in training mode), a latent that only the model has, a missing modality that is the parent of another one.
 
     References: Burda et al. 2016 (arXiv:1509.00519); Shi et al. 2019 (arXiv:1911.03393).
     """
@@ -326,9 +326,9 @@ class DReG(PerRow):
     \partial \log w_k / \partial z_k` the second sum becomes
     :math:`-b \sum_k \tilde w_k (1 - \tilde w_k) \, \partial \log w_k / \partial z_k \cdot d z_k / d\phi`.
 
-    z_k stands for all latents of particle k: a guide that samples a latent given another one is handled whole. A draw
-    of a particle may move the weight of no other one, as batch normalisation over particles would have it. Tucker et
-    al. 2019 (arXiv:1810.04152), who have b = 1.
+    z_k stands for all latents of particle k: a guide that samples a latent given another one is handled whole. The draw
+    of one particle must not change the weight of another, as it does under batch normalisation over particles. Tucker
+    et al. 2019 (arXiv:1810.04152), who have b = 1.
     """
 
     needs = ("pathwise",)
@@ -357,7 +357,11 @@ def weighted(scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tens
 
 
 def check_pairing(estimator: ELBO, info: PairStructure) -> None:
-    """Refuse an estimator that would be wrong, or silently not train, for sites such as these.
+    """Refuse an estimator that would be wrong, or silently not train, for the sites of a pair.
+
+    Args:
+        estimator: one of this module or of ``pyro.infer``.
+        info: the structure of the pair.
 
     Raises:
         ValueError: naming the site and the reason.
@@ -409,7 +413,7 @@ def check_pairing(estimator: ELBO, info: PairStructure) -> None:
 
 
 def _check_derivatives(scores: Scores, info: PairStructure) -> None:
-    """Refuse, or warn of, draws of the story's own that a gradient would pass by."""
+    """Refuse, or warn of, draws of the model that stop a gradient, as they have no derivative."""
     for name in scores.undifferentiated:
         if name in info.model_only:
             raise ValueError(
@@ -438,12 +442,12 @@ def _likelihood(scores: Scores, weight: Weight) -> Tensor:
 def _path_gradient(
     scores: Scores, value: Tensor, weight: Tensor, path_weight: Tensor, likelihood: Weight, kl: Weight
 ) -> Tensor:
-    r"""Return ``value`` with a gradient of its own.
+    r"""Return ``value`` with a gradient that is not its own:
 
     .. math:: \sum_k a_k (\nabla_\theta \log w_k + b_k \, \partial_z \log w_k \, dz_k / d\phi)
 
-    Here a is ``weight`` and b is ``path_weight``, both ``(K, T, N)``. The parameters of q in log q(z) get none of it,
-    since only derivatives with respect to the values z are taken of log q.
+    Here a is ``weight`` and b is ``path_weight``, both ``(K, T, N)``. Through log q(z), only its derivatives with
+    respect to the values z count, and not those with respect to q's parameters.
     """
     if not torch.is_grad_enabled():
         return value

@@ -204,7 +204,7 @@ class Batch(Rows):
             stack: the terms.
             cache: the cache of the step; None to cache nothing.
             rows: the rows that count, whatever the masks say; None for those of this batch.
-            term_masks: the masks of each term, of which more may be known than of the stack of them.
+            term_masks: the masks of each term alone: one may be True or False where the stacked mask is a tensor.
         """
         context = self._context._replace(stack=stack, cache=cache, term_masks=term_masks)
         return self._copy(_masks=dict(masks), _rows=self.rows if rows is None else rows, _context=context)
@@ -231,7 +231,7 @@ class Batch(Rows):
         )
 
     def with_end_marks(self) -> Batch:
-        """Return the same rows, whose sequences hold a mark of their end, so that nothing has to read their lengths."""
+        """Return the same rows, marked as sequences that show their own end: unread lengths cause no warning."""
         return self._copy(_has_end_marks=True)
 
     def warn_unread_lengths(self) -> None:

@@ -36,7 +36,8 @@ class Context(NamedTuple):
     Attributes:
         stack: the terms that the rows are shown to; None outside an objective.
         cache: results that the terms and passes of one step share; None where nothing is cached.
-        term_masks: the masks of each term, of which more may be known than of the stack of them; None for the batch's.
+        term_masks: the masks of each term alone: one may be True or False where the stacked mask is a tensor; None for
+            the batch's.
         on_use: called with a modality's name when its observed values are used by a story.
         on_lengths: called when lengths are read.
         draw_missing: ``(name, distribution, plates)`` -> a draw of a missing modality for each element of the plates;

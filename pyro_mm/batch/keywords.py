@@ -13,7 +13,7 @@ from ..utils.network_keywords import Keyword
 
 
 class MissingCovariate(KeyError, ValueError):
-    """A covariate that a network, a prior or a story reads, and that the batch does not have.
+    """Error of a covariate that a network, a prior or a story reads, and that the batch does not have.
 
     Args:
         message: the error in words; :meth:`of` makes it.
@@ -30,7 +30,7 @@ class MissingCovariate(KeyError, ValueError):
 
     @classmethod
     def of(cls, name: str, known: Sequence[str], reader: str | None = None) -> MissingCovariate:
-        """Return the error of a covariate, of those that a batch has, and of what reads it."""
+        """Return the error; the arguments are the attributes of the same names."""
         error = cls(f"{reader or 'a story or guide'} is given the covariate {name!r}; this batch has {list(known)}")
         error.name = name
         error.known = list(known)
@@ -65,7 +65,7 @@ def covariates_read_by(role: str, program: Any) -> Iterator[None]:
     """Name the reader of a missing covariate, unless the error names one already.
 
     Args:
-        role: of what is called inside of this, such as ``"the prior of 'z'"``.
+        role: the program in words, such as ``"the prior of 'z'"``.
         program: the module or function that is called.
 
     Raises:

@@ -1,6 +1,6 @@
 """Masks of rows: boolean tensors, or True or False if that is known of all rows.
 
-The latter spare work, and waits for a GPU.
+Booleans of Python save computations, and waiting for a GPU.
 """
 
 from __future__ import annotations

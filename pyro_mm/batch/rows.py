@@ -244,7 +244,7 @@ class Rows:
         return new
 
     def parts(self) -> tuple[Hashable, list[Tensor]]:
-        """Return what tells this batch's form from another's, and the list of its tensors."""
+        """Return a key of this batch's form, equal for batches of the same form, and the list of its tensors."""
         masks = {"rows": self._rows} | {f"present {n}": m for n, m in self._masks.items()}
         held: dict[str, Any] = {f"value {n}": v for n, v in self._values.items()}
         held |= {f"mask {n}": m for n, m in masks.items()}

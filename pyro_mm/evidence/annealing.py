@@ -32,7 +32,7 @@ class AnnealingSettings:
         leapfrog_steps: steps of the move at each temperature.
         start: the density that chains start from.
         pilot_chains: chains of the run that tunes, per row.
-        vectorize: whether chains are scored in one run of the model.
+        vectorize: True to score all chains in one run of the model.
         pairs_at_once: (row, chain) pairs that move together, which bounds the memory. It decides which random numbers a
             row gets, and so the digits of a result.
 
@@ -91,12 +91,13 @@ def annealed_importance(
     Pilot chains run beforehand, to choose temperatures, step sizes and the scales of coordinates for each row; then
     all of these are held fixed, so that the weights are unbiased.
 
-    **Bias.** The mean of the weights is unbiased at any T and C; its logarithm is too low, by what the chains lag
-    behind. :func:`bidirectional` measures how much that is. **Standard error.** From the spread of C weights, by the
-    delta method: itself rough for a few chains. **When not to trust a row.** As in :func:`~pyro_mm.log_marginal`:
-    k-hat above 0.7 (known from C = 21 on), or a standard error above 0.5 nats; then take more temperatures first. If
-    all chains miss a mode, no diagnostic shows it. The cost is about C T L evaluations of the model and its gradient
-    per row, L being the leapfrog steps, so that it is for the rows that importance sampling leaves in doubt.
+    **Bias.** The mean of the weights is unbiased at any T and C; its logarithm is too low, the more so the more the
+    chains lag behind. :func:`bidirectional` measures how much that is. **Standard error.** From the spread of C
+    weights, by the delta method: itself rough for a few chains. **When not to trust a row.** As in
+    :func:`~pyro_mm.log_marginal`: k-hat above 0.7 (known from C = 21 on), or a standard error above 0.5 nats; then take
+    more temperatures first. If all chains miss a mode, no diagnostic shows it. The cost is about C T L evaluations of
+    the model and its gradient per row, L being the leapfrog steps: use it for rows that importance sampling leaves in
+    doubt.
 
     Args:
         model (callable): a story, called with a batch. Enumerated latents that only it has are summed out.
@@ -169,9 +170,10 @@ def bidirectional(
     where the first is the estimate of :func:`annealed_importance`, and the mean gap of the two bounds the error of
     either. It says what to expect on real rows as far as the model resembles them.
 
-    **Standard error.** That of the upper bound is of its chains given the one exact draw of the row; over many rows,
-    the spread of the rows' bounds holds the rest. **When not to trust it.** The bounds hold in expectation: in one row
-    they may be the wrong way round. A guide that misses a mode leaves a gap only in rows whose exact draw lies in it.
+    **Standard error.** The upper bound's covers the randomness of its chains and not that of the row's one exact draw,
+    which shows in the spread of the bounds over many rows. **When not to trust it.** The bounds hold in expectation: in
+    one row they may be the wrong way round. A guide that misses a mode leaves a gap only in rows whose exact draw lies
+    in it.
 
     Args:
         model, guide: as in :func:`annealed_importance`.

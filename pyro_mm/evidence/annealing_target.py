@@ -58,7 +58,7 @@ class TemperedDensity:
         model, guide: callables of a batch.
         batch: N rows.
         start: the density q_0 at beta = 0, the guide or the model's prior.
-        vectorize: whether chains are scored in one run of the model.
+        vectorize: True to score all chains in one run of the model.
 
     Attributes:
         transforms: site -> bijection from its coordinates to its support.
@@ -140,7 +140,7 @@ class TemperedDensity:
         return ChainState(u, log_q.detach(), log_p.detach(), gradient_q, gradient_p)
 
     def energy_gradient(self, state: ChainState, beta: Tensor) -> SiteValues:
-        """Return the gradient of a state's energy at the rows' temperatures ``(N,)``; zero for what does not move."""
+        """Return the gradient of a state's energy at the rows' temperatures ``(N,)``; zero for fixed coordinates."""
         gradients = {}
         for name in state.u:
             b = self.expand_rows(name, beta.expand(1, state.log_p.shape[-1]))

@@ -27,7 +27,7 @@ def hamiltonian_move(
         density: the path of densities.
         state: C chains of N rows.
         beta: the rows' temperatures, ``(N,)``.
-        step_size: ``(N,)``, of which each trajectory takes 0.5 to 1.5 times.
+        step_size: ``(N,)``; each trajectory multiplies it by a random factor from 0.5 to 1.5.
         scale: site -> scales of its coordinates, ``(*plates, N, *event)``.
         leapfrog_steps: steps of a trajectory.
 

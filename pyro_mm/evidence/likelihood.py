@@ -139,7 +139,7 @@ def importance_sampling(
     chunk: int | None = None,
     vectorize: bool = True,
 ) -> ImportanceSampling:
-    """Return the settings that the keywords of :func:`log_marginal` ask for.
+    """Return the settings of an importance sampler from the keywords of :func:`log_marginal`.
 
     Raises:
         TypeError: a keyword of another type.
@@ -171,7 +171,7 @@ def estimate_log_marginal(
         batch: N rows.
         settings: K, the proposal, the seed and the sizes of blocks.
         seen: the same rows as the guide sees them; ``batch`` by default.
-        audit: whether to audit the pair.
+        audit: True to audit the pair.
     """
     seen = batch if seen is None else seen
     with evaluating(model, guide, batch, audit=audit, stacked=settings.stacked, seen=seen) as rows:
@@ -222,8 +222,8 @@ def log_conditional(
     **Bias.** Each term is too low by about half its squared error, so that the difference is off by half the difference
     of the two, in either direction. **Standard error.** The two errors in quadrature. **When not to trust a row.**
     ``ess`` and ``pareto_k`` are the worse of the two: with a k-hat above 0.7 in the marginal, whose estimate is then
-    too low, the conditional may be too high. Log-likelihoods of much data that are almost equal leave a difference with
-    a large error.
+    too low, the conditional may be too high. The difference of two large log-likelihoods that are almost equal has a
+    large error.
 
     Args:
         model, guide, batch: as in :func:`log_marginal`.

@@ -116,8 +116,8 @@ def conditional(
     for images, as the standard error and k-hat say.
 
     Args:
-        model, guide, batch, target, given, options: as in :func:`joint`. A ``proposal`` is that of the joint part; the
-            other part draws as it says, from the prior.
+        model, guide, batch, target, given, options: as in :func:`joint`. ``proposal`` applies to the joint part; the
+            other part always draws from the prior, with the proposal's ``draws``.
         prior_draws (int): L.
         seed (int): of all draws; None takes one from torch's generator.
 

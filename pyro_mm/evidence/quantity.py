@@ -1,4 +1,4 @@
-"""Names of log-likelihoods, and the rows that they are log-likelihoods of."""
+"""Names of log-likelihoods, and the rows that have them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def restrict_means(evidence: Evidence, rows: Tensor) -> Evidence:
 
 
 def conditional_evidence(joint: Evidence, marginal: Evidence, rows: Tensor, quantity: str) -> Evidence:
-    """Return the difference of two estimates, and exactly 0 in the other rows, over which means are not.
+    """Return the difference of two estimates in rows with a target, and exactly 0 in others, which means leave out.
 
     Args:
         joint: log p(target, given).

@@ -1,4 +1,4 @@
-"""The bound that a table of terms is, read off the table."""
+"""The quantity that a table of terms bounds, derived from the table."""
 
 from __future__ import annotations
 
@@ -90,12 +90,12 @@ def target(
     linear: bool = True,
     present: Collection[str] | None = None,
 ) -> Target:
-    """Read off what the sum of these terms bounds, after any warm-up, for rows that have all modalities.
+    """Return the quantity that the sum of these terms bounds, after any warm-up, for rows that have all modalities.
 
     The rules: a term given PRIOR with kl >= likelihood = w > 0 bounds w log p(x_B) from below; a penalty with
     kl >= 0 only loosens; a term given C, not PRIOR, bounds log p(x_B | x_C), only if B and C are disjoint, and only
     where q(z | x_C) is the exact posterior and B and C are independent given z. Anything else is a surrogate, and so is
-    what has a weight that goes on changing for ever. Wu & Goodman 2019 (arXiv:1912.05075).
+    a sum with a weight that never stops changing. Wu & Goodman 2019 (arXiv:1912.05075).
 
     Args:
         terms: the table.
@@ -163,7 +163,7 @@ def is_linear(estimator: ELBO) -> bool:
 
 
 def _symbolic(term: Term, linear: bool) -> Pieces | None:
-    """Read off what a term bounds, for modalities without names; None if it bounds nothing."""
+    """Return the log-densities that a term bounds, for modalities without names; None if it bounds nothing."""
     weight = _weight(term, term.decode, linear)
     if weight is None or not _disjoint(term.decode, term.given):
         return None
@@ -177,7 +177,7 @@ def _symbolic(term: Term, linear: bool) -> Pieces | None:
 
 
 def _concrete(term: Term, row: RowNames, linear: bool) -> Pieces | None:
-    """Read off what a term bounds in a row of these modalities; None if it bounds nothing."""
+    """Return the log-densities that a term bounds in a row of these modalities; None if it bounds nothing."""
     sums: Sequence[Sequence[str]] = [()]
     if term.over is EACH:
         sums = [(name,) for name in row.names]

@@ -18,9 +18,8 @@ from ..scoring.scores import Scores
 class TermKind(ABC):
     """A way to compute terms from one pass of guide and model.
 
-    ``term_kinds.Density`` and ``Penalty`` are the kinds of the tables here. Another one is
-    given to a table by a :class:`~pyro_mm.objectives.Term` of a class with ``kind`` set to it; nothing else has to know
-    of it.
+    ``term_kinds.Density`` and ``Penalty`` are the kinds of the tables here. To use another one, set ``kind`` in a
+    subclass of :class:`~pyro_mm.objectives.Term`, and put such terms into a table.
 
     Attributes:
         estimated: True if the objective's own estimator evaluates the term; False if any draws from the guide do.
@@ -68,12 +67,12 @@ class ConcreteTerm:
 
     Attributes:
         label: its name in ``by_term``.
-        place: of the term in its table.
+        place: index of the term in its table.
         encode, decode, given: modality -> rows, a boolean or boolean ``(N,)``.
         encode_prior, given_prior: True if the model's prior stands in the place of the guide.
         counts: rows in which the term counts.
-        likelihood, kl: its weights at this step. One that is a tensor is a single number that may change where a step
-            is traced once and run often; of the likelihood it is positive.
+        likelihood, kl: its weights at this step. A tensor is a single number that may change between the runs of a
+            traced step; as a likelihood weight it is positive.
         frozen: True if decoders get no gradient from it.
         kind: the way in which it is computed.
         weight: its share in a mean, a number or ``(N,)``.

@@ -26,13 +26,13 @@ from .terms import Term
 
 @dataclass
 class Evaluation:
-    """A (model, guide) pair and a batch, of which terms are evaluated.
+    """A (model, guide) pair and a batch to evaluate terms on.
 
     Attributes:
-        structure: of the pair on batches like this one.
-        decoded: modality -> scale, of those that are decoded; None for all.
+        structure: structure of the pair on batches like this one.
+        decoded: modality -> scale, for the modalities that are decoded; None for all.
         takes_gradient: True if each pass adds its gradient to the parameters', as some of Pyro's ELBOs do.
-        cache: what encoders have computed, for the passes that come after.
+        cache: results of encoders, shared by all passes.
     """
 
     model: Callback
@@ -78,12 +78,12 @@ class TermPass(ABC):
 
 
 class PerRowPass(TermPass):
-    """Terms by an estimator of ours: one run of guide and model, and values row by row.
+    """Terms evaluated per row by one of this package's estimators, in one run of guide and model.
 
     Args:
         estimator: draws the particles, and evaluates the terms that are densities.
         terms: the terms.
-        structure: of the pair that is to be run.
+        structure: structure of the pair.
     """
 
     def __init__(self, estimator: PerRow, terms: Sequence[ConcreteTerm], structure: PairStructure):
@@ -143,17 +143,17 @@ def _per_row(value: Tensor, term: ConcreteTerm, batch: Batch, dtype: torch.dtype
 
 
 def combine(passes: Iterable[PassTotals], takes_gradient: bool = False) -> Loss:
-    """Sum what passes give to a loss.
+    """Sum the results of all passes into one loss.
 
     Args:
-        passes: one after another; each is evaluated when its turn comes.
+        passes: results of the passes; an iterator evaluates each pass when its turn comes.
         takes_gradient: True to add the gradient of each pass to the parameters', where it has a graph.
     """
     loss: Any = None
     by_term: dict[str, Tensor] = {}
-    for found in passes:
-        part = -sum(found.totals[1:], found.totals[0])
-        for label, total in zip(found.labels, found.totals, strict=False):
+    for result in passes:
+        part = -sum(result.totals[1:], result.totals[0])
+        for label, total in zip(result.labels, result.totals, strict=False):
             by_term[label] = by_term.get(label, 0.0) + torch.as_tensor(total).detach()
         if takes_gradient and isinstance(part, Tensor):
             part = _backward(part)

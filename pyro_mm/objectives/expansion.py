@@ -22,8 +22,9 @@ def expand(terms: Sequence[Term], batch: Batch, factors: bool = False) -> list[C
         terms: a table.
         batch: N rows.
         factors: True if the model observes something besides the batch's modalities, as a ``pyro.factor`` does. It
-            belongs to the log joint of a term given the prior, once, and with the weight of the likelihood. In a term
-            given C it is in what q(z | x_C) is the posterior of, and a penalty has no likelihood.
+            belongs to the log joint of a term given the prior, once, and with the weight of the likelihood. A term
+            given C does not count it, since q(z | x_C) is the posterior of a joint that includes it, and neither does a
+            penalty, which has no likelihood.
     """
     masks = _Masks(batch)
     found: list[ConcreteTerm] = []
@@ -59,14 +60,14 @@ class _Masks:
             self._subsets[which.index] = _random_subset(self.batch, which.empty)
 
     def of(self, which: Names, chosen: Sequence[str]) -> dict[str, Presence]:
-        """Return modality -> rows, of those of a set that are present."""
+        """Return modality -> rows, for the modalities of a set that are present."""
         if isinstance(which, Random):
             return self._of_random(which)
         those = set(members(which, chosen, self.names))
         return {name: mask if name in those else False for name, mask in self.present.items()}
 
     def _of_random(self, which: Random) -> dict[str, Presence]:
-        """Return the same tensors for all terms of one draw, by which a set is known again."""
+        """Return modality -> rows, as the same tensors for all terms of one draw: equal sets are found by identity."""
         if which not in self._random:
             drawn = self._subsets[which.index]
             some = {name: invert(drawn[name]) if which.rest else drawn[name] for name in self.present}
@@ -133,7 +134,7 @@ def _decodes(term: Term, chosen: Sequence[str], names: tuple[str, ...]) -> bool:
 
 
 def _random_subset(batch: Batch, empty: bool) -> dict[str, Tensor]:
-    """Uniform over the subsets of what each row has, modality -> boolean (N,); without the empty one unless asked."""
+    """Draw a uniform subset of each row's modalities, modality -> boolean ``(N,)``; it may be empty if ``empty``."""
     present = batch.present
     left = torch.stack([p.float() for p in present.values()]).sum(0)
     chosen, none = {}, torch.ones(batch.size, dtype=torch.bool, device=batch.device)

@@ -1,4 +1,4 @@
-r"""An objective: a table of terms (:mod:`pyro_mm.objectives.terms`), evaluated by an estimator that is chosen apart.
+r"""An objective: a table of terms (:mod:`pyro_mm.objectives.terms`), and an estimator of its value.
 
 Its weights belong to the objective: ``poutine.scale`` refuses those that are not positive, forbids enumeration where
 they differ, and lands inside the logarithm of an importance-weighted bound.
@@ -119,22 +119,23 @@ class Objective(ELBO, PreparedObjective):
         return is_linear(self.estimator)
 
     def subsampled(self, modalities: int | None) -> Objective:
-        r"""Return the objective of which an evaluation with gradient decodes k = ``modalities`` of the M modalities.
+        r"""Return the objective that decodes k = ``modalities`` of the M modalities in an evaluation with gradient.
 
         .. math:: E_S \Big[ \frac{M}{k} \sum_{m \in S} \log p(x_m | z) \Big] = \sum_m \log p(x_m | z), \qquad |S| = k
 
         They are drawn uniformly, anew each time and for all rows at once, as by a Pyro plate over the modalities with a
         ``subsample_size``; a private latent counts with its modality. Value, gradient and ``by_term`` are unbiased
-        estimates of the whole's. Only what is decoded is drawn: a posterior sees what it sees, and sums over ``EACH``
-        are of all. Decoders not drawn do not run, and have no gradient at that step, so that torch's optimisers pass
-        over them. An evaluation without gradient (``loss``, and so the validation of ``fit``) decodes all modalities.
+        estimates of those of the whole objective. Only decoding is subsampled: posteriors see all modalities, and sums
+        over ``EACH`` are complete. Decoders not drawn do not run, and have no gradient at that step, so that torch's
+        optimisers pass over them. An evaluation without gradient (``loss``, and so the validation of ``fit``) decodes
+        all modalities.
 
         Args:
-            modalities: k; None gives the whole again.
+            modalities: k; None decodes all again.
 
         Raises:
-            ValueError: an estimator that takes the logarithm of a mean of weights. And in use: fewer modalities than k,
-                an enumerated site, a modality that is the parent of another one.
+            ValueError: an estimator that takes the logarithm of a mean of weights; in use, fewer modalities than k, an
+                enumerated site, a modality that is the parent of another one.
         """
         subsampling.check_subsample(modalities, self.estimator_text, self.linear)
         new = copy.copy(self)
@@ -268,7 +269,7 @@ class Objective(ELBO, PreparedObjective):
         weight_at: Callable[[Callable[[int], float], str], float | Tensor],
         takes_gradient: bool = False,
     ) -> Loss:
-        """Plan the passes, evaluate each, and combine what they give.
+        """Plan the passes, evaluate each, and combine their results.
 
         Args:
             model, guide, batch: what is evaluated.

@@ -25,9 +25,9 @@ def plan(
 
     Args:
         table: terms.
-        estimator: of the terms that are densities.
+        estimator: evaluates the terms that are densities.
         batch: N rows.
-        structure: of the pair on batches like this one.
+        structure: structure of the pair on batches like this one.
         vectorize: False gives each term a pass of its own.
 
     Raises:
@@ -52,10 +52,10 @@ def plan(
 
 
 class PlanCache:
-    """Plans of one objective, found again where nothing that they depend on has changed.
+    """Plans of one objective, used again as long as nothing that they depend on has changed.
 
-    A plan depends on the rows of a batch alone where modalities are missing in some of them, or random sets are drawn;
-    such a plan is made anew.
+    A plan depends on the rows themselves only if modalities are missing in some of them, or if random sets are drawn;
+    such a plan is made anew for every batch.
     """
 
     MOST = 64
@@ -122,7 +122,7 @@ def _pass(terms: list[ConcreteTerm], estimator: ELBO, structure: PairStructure) 
 
 
 def _plain(estimator: ELBO, terms: Sequence[ConcreteTerm]) -> AnalyticKL:
-    """Return the estimator of terms that any draws from the guide serve, with as many draws as they would share."""
+    """Return an estimator for terms that the objective's own does not evaluate; it draws as many particles, if any."""
     if not any(term.kind.needs_draws for term in terms):
         return AnalyticKL()
     return AnalyticKL(estimator.num_particles, vectorize_particles=estimator.vectorize_particles)

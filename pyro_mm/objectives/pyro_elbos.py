@@ -61,7 +61,7 @@ def check_penalty(estimator: ELBO, info: PairStructure) -> None:
 
 
 class PyroPass(TermPass):
-    """Terms by one of Pyro's own estimators, which gives their weighted sum alone."""
+    """Terms evaluated by one of Pyro's own estimators, which returns only their weighted sum."""
 
     def __init__(self, estimator: ELBO, terms: Sequence[ConcreteTerm]):
         self.estimator = estimator
@@ -231,7 +231,7 @@ class _Scale(Messenger):
 def _share(row: ConcreteTerm, batch: Batch) -> float | Tensor:
     """Weigh a term by its share in a mean, averaged over the rows for which there is one.
 
-    A site outside the data plate is of no row, so that a mean over terms counts it once, whatever the rows have.
+    A site outside the data plate belongs to no row, so that a mean over terms counts it once, whatever the rows have.
     """
     if not isinstance(row.weight, Tensor):
         return row.weight

@@ -28,9 +28,9 @@ def stack_views(
     Args:
         terms: T terms.
         batch: N rows.
-        structure: of the pair that is run.
-        cache: what encoders compute is kept there, for other passes of the same step.
-        decoded: modality -> scale, of those that are decoded; None for all.
+        structure: structure of the pair.
+        cache: for results of encoders, shared by the passes of a step.
+        decoded: modality -> scale, for the modalities that are decoded; None for all.
     """
     nesting = structure.nesting
     if decoded is not None:
@@ -61,9 +61,9 @@ def stack_views(
 
 
 def _guided(terms: Sequence[ConcreteTerm], of_prior: Callable[[ConcreteTerm], bool]) -> Sequence[ConcreteTerm]:
-    """Return the terms, with the first one of the guide in the place of those of the prior.
+    """Return the terms, with the first one that runs the guide in the place of those that encode the prior.
 
-    So the guide computes nothing for the terms in which the prior stands in its place.
+    So the guide computes nothing of its own for terms that do not use its draws.
     """
     first = next((term for term in terms if not of_prior(term)), None)
     return terms if first is None else [first if of_prior(term) else term for term in terms]

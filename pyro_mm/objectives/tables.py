@@ -69,7 +69,7 @@ def _nonnegatives(argument: str, weights: Any) -> Number | Mapping[str, Number]:
 
 
 def _count(argument: str, value: Any, least: int) -> int:
-    """Return a number of things. Raises a TypeError or a ValueError for anything else."""
+    """Return a count. Raises a TypeError or a ValueError for anything else."""
     if isinstance(value, ELBO):
         raise TypeError(f"expected {argument} to be an integer, got {value!r}: is it the estimator?")
     return check_integer(argument, value, least=least)
@@ -278,8 +278,9 @@ def mixture_mean(
               + \sum_l \log \frac{p(w_l)}{q(w_l | x_m)} \Big) \Big]
 
     z has a mixture-of-experts posterior, and for private latents w :class:`pyro_mm.posteriors.Private` has
-    :math:`q(w_m | x_m)` and, for :math:`l \ne m`, its ``missing``. The table is ``mean_m (m, *, P)``, and with weight
-    :math:`-\beta` the distance of every expert from the mixture, for which its own density is exchanged so.
+    :math:`q(w_m | x_m)` and, for :math:`l \ne m`, its ``missing``. The table is ``mean_m (m, *, P)`` and, with weight
+    :math:`-\beta`, the KL of every expert from the mixture: together they put the density of the mixture in the place
+    of the expert's own.
 
     For :math:`\beta \ge 1`, and an estimator that is a mean of log-weights, a bound on log p(x): that of
     q(m, z, w) = q_m(z, w) / M for p(x, z, w) q(m | z), q(m | z) being the expert's share in the mixture at z.
@@ -420,13 +421,13 @@ def mmjsd(prior_weight: float | None = None, estimator: ELBO | None = None, *, v
 
 
 def mmvm(beta: Number = 1.0, estimator: ELBO | None = None, *, vectorize: bool = True) -> Objective:
-    r"""Build MMVM: each modality from its own posterior, and a soft tie between all of these in the place of a prior.
+    r"""Build MMVM: each modality decoded from its own posterior, with KLs between all posteriors in place of a prior.
 
     .. math:: \sum_m E_{q_m} \log p(x_m | z) - \frac{\beta}{M} \sum_m \sum_{l} KL(q_m \| q_l)
 
     The sums are over the M modalities that a row has; a row with one has its reconstruction alone. A surrogate: neither
-    q(z | x) of several modalities nor p(z) is in it, and neither is trained. The sum of KLs is above that from the
-    mixture of all, which the paper derives.
+    q(z | x) of several modalities nor p(z) is in it, and neither is trained. The sum of KLs is at least the KL from the
+    mixture of all experts, which the paper derives.
 
     Args:
         beta: weight of the tie, or a function of the step.

@@ -1,4 +1,4 @@
-r"""Terms, of which the tables of multimodal objectives consist.
+r"""The terms of an objective's table, and the symbols for sets of modalities in them.
 
 .. math:: term(A, B, C) = E_{z \sim q_A} [ a \log p(x_B | z) + b (\log r_C(z) - \log q_A(z)) ]
 
@@ -109,12 +109,13 @@ class Term:
             else of the model).
         average: True divides a sum over ``EACH`` or ``EVERY`` by the number of its terms that count in the row.
 
-    A term whose ``encode`` or ``given`` names modalities that a row has none of counts 0 there. A ``pyro.factor`` of
-    the model, or what it observes besides modalities, counts like a likelihood in terms given PRIOR that decode
+    In a row that has none of the modalities of ``encode``, or none of ``given``, the term counts 0. A ``pyro.factor``
+    of the model, or what it observes besides modalities, counts like a likelihood in terms given PRIOR that decode
     something.
 
     Raises:
-        TypeError, ValueError: what is no set of modalities, or no weight; ``EVERY`` beside ``EACH`` or ``OTHERS``.
+        TypeError, ValueError: an argument that is no set of modalities, or no weight; ``EVERY`` beside ``EACH`` or
+            ``OTHERS``.
     """
 
     encode: Names

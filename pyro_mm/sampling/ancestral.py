@@ -97,7 +97,7 @@ def to_sample_layout(site: Any, size: int, value: Tensor | None = None, event_di
 
 
 class AncestralSampler(Messenger):
-    """Handler that samples every modality, and from the prior the latents that nothing present informs.
+    """Handler that samples every modality, and those latents from the prior that no present modality informs.
 
     A latent in the plate "data" keeps its value in the rows that :meth:`informed_rows` names, and is drawn given its
     parents' values in the others. Descendants of a modality see its value where it is observed, and the draw elsewhere.
@@ -105,7 +105,7 @@ class AncestralSampler(Messenger):
     Args:
         batch: N rows.
         modalities: names of the model's modalities.
-        mean: whether to return means in the place of draws.
+        mean: True to return means in the place of draws.
 
     Attributes:
         samples: modality -> draws or means, ``(S, N, *plates, *event)``, after a run of the model.
@@ -155,7 +155,7 @@ class AncestralSampler(Messenger):
 
 
 def in_data_plate(site: Any) -> bool:
-    """Return whether a site is in the plate of the rows."""
+    """Return True if a site is in the plate of the rows."""
     return any(frame.name == "data" for frame in site["cond_indep_stack"])
 
 

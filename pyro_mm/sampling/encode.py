@@ -17,8 +17,8 @@ from ..utils.arguments import check_programs
 def encode(guide: Callable[[Batch], Any], batch: Batch, *, audit: bool = True) -> dict[str, dist.Distribution]:
     """Return the guide's distribution of each latent, given the modalities that are present.
 
-    A site that the guide samples given another one has the distribution given one draw of that. Modules run in
-    evaluation mode.
+    If the guide samples a site given another one, its distribution is that given one draw of the other site. Modules
+    run in evaluation mode.
 
     Args:
         guide (callable): called with a batch.

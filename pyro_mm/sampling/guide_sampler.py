@@ -40,7 +40,7 @@ class GuideSampler(ParticleSampler):
     Args:
         rows: the rows, the pair and the number of particles K.
         draws: the way to draw from the guide.
-        stratify: whether components, and the prior's share, come in their proportions.
+        stratify: True to draw from components, and from the prior, in their exact proportions.
         prior_share: s.
 
     Raises:

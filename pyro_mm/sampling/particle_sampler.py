@@ -42,8 +42,8 @@ class RowBlock:
         views: the rows as the guide sees them (``views.encode``) and as the model scores them (``views.decode``).
         structure: sites of the pair.
         num_particles: K, of all blocks of particles together.
-        seed: of what the sampler draws besides the blocks of particles, each of which has a seed of its own.
-        vectorize: whether the particles of a block lie along a plate.
+        seed: for draws of the sampler outside the blocks of particles; each block has a seed of its own.
+        vectorize: True if the particles of a block lie along a plate.
     """
 
     model: Callback
@@ -79,7 +79,7 @@ class ParticleSampler(ABC):
         group_size: the number of successive particles that depend on each other; 1 if all are independent. The last
             group may be smaller. Standard errors treat groups as the independent units, so K should hold at least
             20 of them (:data:`~pyro_mm.sampling.streams.REPLICATES`).
-        needs_prior_density: whether :meth:`log_density` uses ``scores.log_prior``. Stories that draw while they are
+        needs_prior_density: True if :meth:`log_density` uses ``scores.log_prior``. Stories that draw while they are
             scored, whose prior density is random, are then refused.
     """
 

@@ -45,8 +45,8 @@ def generate(
 
     .. math:: x_m \sim p(x_m | z, w_m), \qquad z \sim q(z | x_S)
 
-    with S the modalities present in the row. Of a present modality the result is a reconstruction, of a missing one
-    cross-modal generation; all modalities of one sample share their latents.
+    with S the modalities present in the row. For a present modality the result is a reconstruction, for a missing one
+    it is cross-modal generation. All modalities of one sample share their latents.
 
     * The private latent :math:`w_m` of a missing modality comes from :math:`p(w_m | z)`, whatever the guide has in its
       place, and all latents of a row in which nothing is present from the model's prior.
@@ -115,13 +115,14 @@ def posterior_draws(
 ) -> dict[str, Tensor]:
     r"""Sample latents from the guide given what is present or, with ``resample``, from the posterior.
 
-    Sampling importance resampling takes S draws per row, with replacement, out of K of the proposal's, by
+    Sampling importance resampling takes S draws per row, with replacement, from K particles of the proposal, with
+    probabilities
 
     .. math:: P(z = z_k) = \frac{w_k}{\sum_l w_l}, \qquad w_k = \frac{p(x_S, z_k)}{q(z_k | x_S)}
 
-    which tends to p(z | x_S) as K grows; at finite K the draws are biased towards the proposal, by O(1/K). Not to be
-    trusted are rows whose weights have a k-hat above 0.7 (``mm.log_marginal(..).pareto_k``): most of their draws are
-    copies of one particle. Take K several times the number of different draws that are needed.
+    which tends to p(z | x_S) as K grows; at finite K the draws are biased towards the proposal, by O(1/K). Do not trust
+    rows whose weights have a k-hat above 0.7 (``mm.log_marginal(..).pareto_k``): most of their draws are copies of one
+    particle. Take K several times the number of different draws that you need.
 
     The private latent :math:`w_m` of a missing modality comes from the model's :math:`p(w_m | z)`, and so do all
     latents of a row in which nothing is present.
@@ -186,10 +187,10 @@ class SampleSettings:
 
     Args:
         num_samples: S, samples per row.
-        mean: whether modalities are means in the place of draws.
-        decode: whether modalities are sampled.
+        mean: True for means of the modalities in the place of draws.
+        decode: True to sample modalities, False for latents alone.
         resampling: the settings of draws by weight; None for draws of the guide.
-        vectorize: whether all samples come from one run of guide and model.
+        vectorize: True to draw all samples in one run of guide and model.
     """
 
     num_samples: int = 1
@@ -229,7 +230,7 @@ def sample_pair(
         batch: N rows.
         settings: the number and kind of samples.
         seed: of all draws; None goes on with torch's generator.
-        audit: whether to audit the pair.
+        audit: True to audit the pair.
     """
     with (
         evaluating(model, guide, batch, audit=audit, stacked=settings.stacked, draws=True) as rows,
@@ -295,7 +296,7 @@ class _PairRun:
 
         Args:
             latents: latent site of the guide -> ``(S, N, *plates, *event)``, values in the place of the guide's.
-            settings: whether to decode, and means or draws.
+            settings: the settings of the samples.
         """
         with poutine.block(), poutine.trace() as traced, self.plate():
             self.guide(self.batch)

@@ -43,7 +43,7 @@ def resample_latents(
         batch: N rows.
         num_samples: S.
         resampling: K, the proposal and the sizes of blocks.
-        vectorize: whether particles are scored together.
+        vectorize: True to score all particles of a block in one run.
 
     Returns:
         Latent site of the guide -> ``(S, N, *plates, *event)``.

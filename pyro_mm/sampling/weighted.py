@@ -27,7 +27,7 @@ DECODED_NUMBERS = 2**20  # larger arrays leave a CPU's cache, and are allocated 
 
 @dataclass(frozen=True)
 class BlockSizes:
-    """Sizes of the parts in which an evaluation goes through rows and particles.
+    """Numbers of rows and particles that an evaluation handles at once.
 
     A (row, particle) pair is one latent draw of one row.
 
@@ -65,7 +65,7 @@ class ImportanceSampling:
         num_particles: K, draws per row.
         seed: of all draws.
         proposal: the way to draw them.
-        vectorize: whether the particles of a block are scored in one run of the model.
+        vectorize: True to score the particles of a block in one run of the model.
         sizes: sizes of blocks.
     """
 
@@ -151,7 +151,7 @@ def weighted_blocks(
 
 
 def _row_block(model: Callback, guide: Callback, batch: Batch, seen: Batch, settings: ImportanceSampling) -> RowBlock:
-    """Return the rows as the guide sees them and as the model scores them."""
+    """Return the block of rows as the guide sees them and as the model scores them."""
     structure = pair_structure(model, guide, seen)
 
     def view(rows: Batch, cache: dict[Any, Any], *scored_rows: Any) -> Batch:

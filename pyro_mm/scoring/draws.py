@@ -30,7 +30,7 @@ class Draws:
 
     @property
     def places(self) -> tuple[int, ...]:
-        """Places of these terms among those of the pass."""
+        """Indices of these terms among those of the pass."""
         return tuple(range(self._pair.views.terms))
 
     @cached_property

@@ -61,7 +61,7 @@ def score(
         draws: keeps the values behind the scores.
 
     Raises:
-        ValueError: a site outside the plate ``"data"``, whose weight is of no single row.
+        ValueError: a site outside the plate ``"data"``, which has no weight per row.
     """
     if not vectorize and not stratify and num_particles > 1:
         each = [score(model, guide, views, info, paths=paths, draws=draws) for _ in range(num_particles)]
@@ -125,7 +125,7 @@ class _Strata:
         self.log_weight: Tensor | None = None
 
     def draw(self, pair: TermPair, msg: dict[str, Any]) -> None:
-        """Give the mixture's message its value; other sites draw as they do."""
+        """Set the value of the mixture's site in its message; leave the messages of other sites alone."""
         if msg["name"] != self.site:
             return
         fn = msg["fn"]
@@ -155,17 +155,17 @@ class _Strata:
 
 
 def _stand_ins(pair: TermPair) -> dict[str, Tensor]:
-    """Copy the values of pathwise sites as leaves, each to differentiate by and cut from what it was drawn from."""
+    """Return detached copies of the values of pathwise sites, leaves to differentiate log q with respect to."""
     sites = latent_sites(pair.trace)
     return {n: s["value"].detach().requires_grad_() for n, s in sites.items() if s["value"].requires_grad}
 
 
 def _sources(pair: TermPair, name: str, stand_in: Tensor, summed: bool) -> list[Tensor]:
-    """Return the tensors by which log q depends on the value of a site, where it is evaluated at stand-ins.
+    """Return the tensors by which log q depends on the value of a site.
 
-    They are the stand-in and what the guide went on with to latents drawn given this one. Where the model's prior is in
-    the guide's place it is what that went on with, unless its density is ``summed`` over classes: that is evaluated
-    when the model is run at the guide's draws, on which it hangs.
+    They are the stand-in, at which the site's own density is evaluated, and the guide's draw, on which latents sampled
+    after it depend. If the model's prior takes the guide's place in some terms, its draw is among them, too, unless its
+    density is ``summed`` over classes: the run of the model at the guide's draws gives that density.
     """
     sources = [stand_in, pair.drawn[name]["value"]]
     if not summed and name in (pair.prior or {}):
@@ -235,7 +235,7 @@ def propose(pair: TermPair, info: PairStructure, draw: Callable[[dict[str, Any]]
 
 
 def _check_prior_gradient(prior: Mapping[str, Any]) -> None:
-    """Refuse to differentiate the expectation under a prior by what its discrete draws depend on."""
+    """Refuse a gradient with respect to the parameters of a prior's discrete draws."""
     for name, site in prior.items():
         if not site["fn"].has_rsample and site["fn"].log_prob(site["value"]).requires_grad:
             raise ValueError(
@@ -337,9 +337,9 @@ def score_model(
 
 
 def _or_prior(pair: TermPair, shape: SiteReducer, sites: Mapping[str, Any], log_q: Tensor) -> Tensor:
-    """Return log q, but in terms that encode the prior its log-density, enumerated sites summed out.
+    """Return log q; in terms that encode the prior, the prior's log-density with enumerated sites summed out.
 
-    Not that of the latents given the one class which they were drawn given.
+    The prior draws latents given one class, and their density given that class alone would be a wrong one.
     """
     if (encoded := pair.views.encode_prior) is False:
         return log_q
@@ -365,7 +365,7 @@ def log_weights(
         batch: N rows; what is missing in a row is left out of it.
         num_particles: K.
         vectorize: False runs particle by particle, for stories that do not broadcast.
-        audit: False spares the audit of the pair (:mod:`pyro_mm.scoring.audit`), and what it would refuse.
+        audit: False skips the audit of the pair (:mod:`pyro_mm.scoring.audit`) and its errors.
 
     Modules run in evaluation mode; a loss to train by is an :class:`~pyro_mm.objectives.Objective`'s.
 

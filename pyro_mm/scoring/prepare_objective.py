@@ -184,7 +184,7 @@ class _Evaluated(PreparedObjective):
 
 
 def _checked_loss(value: Any, name: str) -> Loss:
-    """Return what a user's objective gave as a Loss.
+    """Return the result of a user's objective as a :class:`Loss`.
 
     Raises:
         TypeError: no tensor, or terms that are no mapping from labels to numbers.

@@ -1,4 +1,4 @@
-"""The log-probabilities of a pair's sites, reduced to a number for every particle, term and row."""
+"""Reduction of the log-probabilities of a pair's sites to one number per particle, term and row."""
 
 from __future__ import annotations
 

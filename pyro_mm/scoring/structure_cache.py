@@ -1,4 +1,4 @@
-"""Cached results of running a (model, guide) pair, computed again once what the runs depended on has changed."""
+"""A cache of results of running a (model, guide) pair, invalidated by changes of what the runs depended on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class CachedResult:
         value: the result.
         snapshot: the pair as it was after the run.
         harmless: attribute or variable -> number of its changes after which a run gave an equal result. After
-            ``MOST_RERUNS`` it is not compared any more: a temperature, say, that is annealed in every step.
+            ``MOST_RERUNS`` of them it is no longer compared. A temperature that is annealed in every step is an
+            example.
     """
 
     value: Any

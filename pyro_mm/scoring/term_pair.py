@@ -38,7 +38,7 @@ class TermPair:
         model, guide: the other pair, callables of a batch.
         views: N rows as T terms show them.
         num_particles: K, drawn under a plate of their own.
-        plated: whether there is that plate; None if K > 1.
+        plated: True for a plate of particles, False for none; None for a plate if K > 1.
 
     Attributes:
         source_model, source_guide: the other pair.
@@ -127,7 +127,7 @@ class TermPair:
         return latent_sites(trace.trace)
 
     def _of_prior(self, of_prior: Tensor | None, event_dim: int, otherwise: Callable[[], Tensor]) -> Tensor:
-        """Return the value with which the prior was drawn in terms that encode it, and another one elsewhere."""
+        """Return ``of_prior``, the prior's draw, in terms that encode the prior, and ``otherwise()`` in others."""
         mask = self.views.encode_prior
         if of_prior is None or mask is False:
             return otherwise()

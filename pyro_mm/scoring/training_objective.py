@@ -1,4 +1,4 @@
-r"""The contract between an objective and those that train, compile and check it."""
+r"""The contract between an objective and the code that trains, compiles and checks it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class StepWeights:
 
     Attributes:
         values: the weights, in the objective's own order.
-        fixed: place in ``values`` -> value, of the weights on whose value the form of the loss depends.
+        fixed: index in ``values`` -> value, for the weights whose values the form of the loss depends on.
         form: everything else that the loss depends on besides tensors; a compiled loss is used again for an equal form.
     """
 
@@ -59,8 +59,8 @@ class Layout(NamedTuple):
 class TrainingObjective(Protocol):
     """The one method that ``fit``, ``stage``, ``check`` and ``compare`` ask of an objective.
 
-    An object, an ``nn.Module`` or a function serves that is called in this way; a function is ``evaluate`` itself.
-    Parameters of an objective that is an ``nn.Module`` are trained with those of model and guide.
+    Any object or ``nn.Module`` with this method will do, and so will a function with its signature. Parameters of an
+    objective that is an ``nn.Module`` are trained with those of model and guide.
 
     Example:
         >>> import pyro, torch, pyro_mm as mm
@@ -89,7 +89,7 @@ class TrainingObjective(Protocol):
 
 
 class PreparedObjective(ABC):
-    """Everything that training, compilation and checks ask of an objective, with an answer for each.
+    """Everything that training, compilation and checks ask of an objective, with defaults.
 
     :class:`~pyro_mm.objectives.Objective` is one; ``prepare_objective`` makes one of anything else that trains.
     It keeps no state between evaluations.
@@ -126,7 +126,7 @@ class PreparedObjective(ABC):
 
         Args:
             weights: the values of :meth:`step_weights`, ``(W,)``.
-            fixed: those of them that may be read as numbers.
+            fixed: the weights that may be read as numbers, by index.
             step: scalar.
         """
         return self.evaluate(model, guide, batch, step=step)
@@ -140,7 +140,7 @@ class PreparedObjective(ABC):
         return self
 
     def describe(self, names: tuple[str, ...]) -> str:
-        """Return the objective in words, for modalities of these names: a checkpoint goes on if they are the same."""
+        """Return the objective in words, for modalities of these names, by which checkpoints are compared."""
         return repr(self)
 
     @property

@@ -26,7 +26,7 @@ def collect_sites(model: Any, guide: Any, few: Batch, seen: Batch, hides: bool) 
         model, guide: callables of a batch; None for one that is not run.
         few: a few rows.
         seen: the same rows as the guide is shown them.
-        hides: as of :func:`~pyro_mm.scoring.audit.missing_reads.find_reads_of_missing`, which runs the pair again.
+        hides: True to run the pair again with modalities hidden one by one.
 
     Raises:
         ValueError, TypeError: an error of a program, with the site, the network and the shapes that it comes from.

@@ -19,7 +19,7 @@ def run_program(program: Any, batch: Batch, seed: int, trace: Any = None) -> Any
     Args:
         program: a model or a guide.
         batch: the rows.
-        seed: of its draws; the generators are restored afterwards.
+        seed: the seed of its draws; the generators are restored afterwards.
         trace: a guide's trace, to replay a model against.
     """
     replayed = program if trace is None else poutine.replay(program, trace=trace)

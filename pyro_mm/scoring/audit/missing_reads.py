@@ -56,7 +56,7 @@ def reads_and_ignores(model: Any, guide: Any, batch: Batch, seed: int) -> tuple[
     Args:
         model, guide: callables of a batch.
         batch: a few rows.
-        seed: of the draws.
+        seed: the seed of the draws.
 
     Returns:
         (reads, modalities that the guide ignores).

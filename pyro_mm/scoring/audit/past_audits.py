@@ -20,7 +20,7 @@ class PastAudit:
     """Result of the audit of a pair on one kind of batch.
 
     Attributes:
-        fingerprint: of the pair, which is audited again once it is another one.
+        fingerprint: a fingerprint of the pair, which is audited again once this differs.
         sites: the sites of the pair.
         stacking: reason why particles cannot be stacked; empty if they can be, None if that was not tested.
     """

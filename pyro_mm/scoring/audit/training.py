@@ -54,7 +54,7 @@ def audit_training(
         The result, for the minibatches to come.
 
     Raises:
-        ValueError, TypeError: as of :func:`~pyro_mm.scoring.audit.audit.audit`.
+        ValueError, TypeError: as :func:`~pyro_mm.scoring.audit.audit.audit` raises.
     """
     found = TrainingAudit()
     prepared = prepare_objective(objective)

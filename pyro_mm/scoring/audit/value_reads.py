@@ -11,7 +11,7 @@ class ValueReads:
     """Modalities whose values a program asks a batch for.
 
     Attributes:
-        asked: modalities of the batch that the program asked for, if only whether the batch has them.
+        asked: modalities of the batch that the program asked for, be it only to test if the batch has them.
         read: modalities whose values it read.
         unknown: names that the batch lacks, in the order in which they were asked for.
     """

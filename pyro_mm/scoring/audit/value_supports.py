@@ -10,7 +10,7 @@ def unscored_values(batch: Batch, supports: dict[str, Support]) -> list[str]:
     """Return a sentence for each modality with values outside the support of its distribution.
 
     Args:
-        batch: the rows, all of which are tested, once per tensor.
+        batch: N rows. All are tested, but each tensor only once.
         supports: observed modality -> support of its distribution.
     """
     held = {name: support for name, support in supports.items() if name in batch and batch.holds(name)}
