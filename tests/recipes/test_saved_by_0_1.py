@@ -48,6 +48,23 @@ def test_weights_of_an_unfinished_run_are_read_from_its_checkpoint(folder):
     assert bound(run, rows()) == pytest.approx(HELD["bounds"]["checkpoint"], rel=1e-6)
 
 
+@pytest.mark.parametrize("resume", ["strict", "force"])
+def test_a_training_goes_on_from_a_saved_checkpoint_as_if_it_had_not_stopped(folder, resume):
+    more = TRAINING | {"epochs": TRAINING["epochs"] + 2}
+    straight = mm.fit(*recipe("mvae"), rows(), **more).to_dict()
+    run, epochs = recipe("mvae", seed=1), []
+    history = mm.fit(
+        *run, rows(), **more, checkpoint=folder / "checkpoint.pt", resume=resume,
+        callback=lambda epoch, entry: epochs.append(epoch),
+    )  # fmt: skip
+    assert epochs == [3, 4] and len(history) == 4
+    assert history.to_dict()["loss"][:2] == HELD["losses"]
+    assert history.to_dict().keys() == straight.keys()
+    for name, column in history.to_dict().items():
+        assert column == pytest.approx(straight[name], rel=1e-5), name
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["epochs"] == 4
+
+
 def test_other_weights_give_another_bound():
     assert bound(recipe("mvae", seed=1), rows()) != pytest.approx(HELD["bounds"]["checkpoint"], rel=1e-3)
 
