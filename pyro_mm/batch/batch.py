@@ -17,7 +17,7 @@ from ..utils.arguments import check_integer, describe
 from ..utils.network_calls import apply_network, encode_rows
 from ..utils.network_keywords import call_network, keywords_of
 from .context import PLAIN, Cache, Context, TermStack, cached
-from .keywords import keyword_arguments
+from .keywords import head_arguments, keyword_arguments
 from .masks import Presence
 from .observe import Modality, observe
 from .parsing import parse
@@ -186,6 +186,19 @@ class Batch(Rows):
         if not asked:
             return {}
         return keyword_arguments(asked, name, inputs, lambda: self.lengths, self.covariates)
+
+    def head_keywords(self, network: Any, role: str = "the head of a posterior") -> dict[str, Any]:
+        """Return the covariates that a network of no one modality asks for by keyword.
+
+        Args:
+            network: a module or function of one input.
+            role: of the network, for an error.
+
+        Raises:
+            ValueError: it needs covariates that the batch does not have.
+        """
+        asked = keywords_of(network)
+        return head_arguments(asked, role, self.covariates) if asked else {}
 
     # -- for objectives and guides --------------------------------------------------------------------------------
 

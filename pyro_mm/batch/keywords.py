@@ -119,12 +119,39 @@ def keyword_arguments(
                     f"{reader} needs lengths; this batch has {others}: "
                     f"Batch(.., lengths={{{name!r}: ..}}), or give the parameter a default"
                 )
-        elif covariates:
-            found["covariates"] = given = Covariates(covariates)
-            given.reader = reader
-        elif keyword.required:
-            raise ValueError(
-                f"{reader} needs covariates; this batch has none: Batch(.., covariates={{..}}), or give the parameter "
-                "a default"
-            )
+        elif covariates or keyword.required:
+            found["covariates"] = _covariates_for(reader, covariates)
     return found
+
+
+def head_arguments(asked: Sequence[Keyword], role: str, covariates: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what a network of no one modality asks for by keyword: covariates, since lengths are of a modality.
+
+    Args:
+        asked: the parameters of the network, which has one positional input.
+        role: of the network, for an error: ``"the head of a posterior"``.
+        covariates: name -> ``(N, ...)``.
+
+    Returns:
+        ``{"covariates": {name: (N, ...)}}``, or nothing.
+
+    Raises:
+        ValueError: the network needs covariates, and the batch has none.
+    """
+    for keyword in asked:
+        filled = keyword.position == 0
+        if keyword.name == "covariates" and not filled and (covariates or keyword.required):
+            return {"covariates": _covariates_for(f"{keyword.owner}, {role},", covariates)}
+    return {}
+
+
+def _covariates_for(reader: str, covariates: Mapping[str, Tensor]) -> Covariates:
+    """Return covariates that name their reader if it asks for another one."""
+    if not covariates:
+        raise ValueError(
+            f"{reader} needs covariates; this batch has none: Batch(.., covariates={{..}}), or give the parameter a "
+            "default"
+        )
+    given = Covariates(covariates)
+    given.reader = reader
+    return given

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..batch.batch import Batch
 from ..distributions.mixture import Mixture
-from ..utils.arguments import check_flag, check_function, check_integer, check_name, describe
+from ..utils.arguments import check_flag, check_head, check_integer, check_name, describe
 from ..utils.network_calls import apply_network
 
 __all__ = ["Component", "GivenCovariate", "MixturePrior"]
@@ -151,7 +151,8 @@ class GivenCovariate(nn.Module):
     Args:
         name: the covariate u of the batch, ``(N, *event)``.
         conditional: module mapping u to a distribution of batch shape ``(N,)`` and event shape ``(D,)``, such as
-            ``conditionals.Normal(nn.Embedding(classes, 2 * D))`` for an auxiliary label.
+            ``conditionals.Normal(nn.Embedding(classes, 2 * D))`` for an auxiliary label. If its signature has a
+            parameter ``covariates``, it gets all of them by keyword.
 
     Raises:
         TypeError: a name or a module of another kind.
@@ -171,9 +172,10 @@ class GivenCovariate(nn.Module):
     def __init__(self, name: str, conditional: nn.Module):
         super().__init__()
         self.name = check_name("name", name, what="covariate")
-        self.conditional = check_function("conditional", conditional, ("covariate",))
+        self.conditional = check_head("conditional", conditional, "covariate")
 
     def forward(self, batch: Batch) -> dist.Distribution:
         """Return p(z | u), of batch shape ``(N,)``."""
         covariate = batch.covariate(self.name, "the prior")
-        return apply_network(f"covariate {self.name!r}", self.conditional, covariate)
+        keywords = batch.head_keywords(self.conditional, "the conditional of GivenCovariate")
+        return apply_network(f"covariate {self.name!r}", self.conditional, covariate, keywords)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..batch.batch import Batch
 from ..distributions.where import Where
-from ..utils.arguments import check_function, check_modules
+from ..utils.arguments import check_function, check_head, check_modules
 from ..utils.network_calls import head_in_blocks
 
 
@@ -26,7 +26,7 @@ class JointEncoder(nn.Module):
     Args:
         features: modality -> module mapping ``(N, *event)`` to features ``(N, F_m)``.
         head: module mapping the concatenated features ``(.., N, F_1 + .. + F_M)`` to a distribution of event shape
-            ``(D,)``.
+            ``(D,)``. If its signature has a parameter ``covariates``, it gets these by keyword.
         partial: a module ``batch -> distribution`` for rows that lack a modality, for instance
             ``ProductOfExperts(unimodal_encoders, prior=None)``, which is q(z | x_m) if one is present; None for zeros.
 
@@ -49,7 +49,7 @@ class JointEncoder(nn.Module):
     def __init__(self, features: Mapping[str, nn.Module], head: nn.Module, partial: nn.Module | None = None):
         super().__init__()
         self.features = nn.ModuleDict(check_modules("features", features))
-        self.head = check_function("head", head, ("features",))
+        self.head = check_head("head", head)
         self.partial: Any = None if partial is None else check_function("partial", partial, ("batch",))
 
     def forward(self, batch: Batch) -> dist.Distribution:
@@ -69,7 +69,7 @@ class JointEncoder(nn.Module):
             features.append(feature)
         batch_shape = broadcast_shape(*(feature.shape[:-1] for feature in features))
         concatenated = torch.cat([feature.expand(*batch_shape, -1) for feature in features], -1)
-        joint = head_in_blocks(self.head, concatenated)
+        joint = head_in_blocks(self.head, concatenated, batch.head_keywords(self.head))
         if self.partial is None:
             return joint
         return Where(complete, joint, self.partial(batch)) if isinstance(complete, Tensor) else joint

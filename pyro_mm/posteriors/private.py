@@ -10,7 +10,7 @@ from ..batch.batch import Batch
 from ..conditionals.unconditional import as_module
 from ..distributions.gaussian_experts import STANDARD_NORMAL
 from ..distributions.where import Where
-from ..utils.arguments import check_function, check_name, describe
+from ..utils.arguments import check_function, check_head, check_name, describe
 from .set_encoders import SumPooling, apply_head, zero_where_missing
 
 
@@ -103,9 +103,9 @@ class PrivateOf(nn.Module):
             raise TypeError(f"expected pool to be a SumPooling or SelfAttention, got {describe(pool)}")
         self.pool = pool
         self.name = check_name("name", name, pool.features)
-        self.whole = check_function("whole", whole, ("features",))
-        self.own = check_function("own", own, ("features",))
-        self.head = check_function("head", head, ("features",))
+        self.whole = check_head("whole", whole, keywords=())
+        self.own = check_head("own", own, keywords=())
+        self.head = check_head("head", head)
 
     def forward(self, batch: Batch) -> dist.Distribution:
         """Return the posterior of w_m: batch shape ``(N,)``, event shape ``(D_m,)``."""

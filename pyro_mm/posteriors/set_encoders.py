@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ..batch.batch import Batch
 from ..batch.masks import Presence
-from ..utils.arguments import check_flag, check_integer, check_module, check_modules
+from ..utils.arguments import check_flag, check_head, check_integer, check_module, check_modules
 from ..utils.network_calls import ROWS, is_composition, runs_in_blocks
+from ..utils.network_keywords import call_network
 from .per_set import per_set, per_view
 
 
@@ -29,7 +30,8 @@ class SumPooling(nn.Module):
         features: modality -> module mapping ``(N, *event)`` to a feature ``(N, size)``. A network that all modalities
             share goes to the end of each.
         head: :math:`\rho`, a module mapping ``(.., N, size)`` to a distribution of event shape ``(D,)``, such as
-            ``conditionals.Normal(MLP(size, 2 * D))`` or ``conditionals.NormalMixture(MLP(..), K)``.
+            ``conditionals.Normal(MLP(size, 2 * D))`` or ``conditionals.NormalMixture(MLP(..), K)``. If its signature
+            has a parameter ``covariates``, it gets these by keyword.
         size: of a feature.
 
     Raises:
@@ -51,7 +53,7 @@ class SumPooling(nn.Module):
     def __init__(self, features: Mapping[str, nn.Module], head: nn.Module, size: int):
         super().__init__()
         self.features = nn.ModuleDict(check_modules("features", features))
-        self.head = check_module("head", head)
+        self.head = check_head("head", check_module("head", head))
         self.size = check_integer("size", size, least=1)
 
     def forward(self, batch: Batch) -> dist.Distribution:
@@ -206,6 +208,11 @@ def zero_where_missing(mask: Presence, x: Tensor) -> Tensor:
     return torch.where(mask[..., None], x, torch.zeros_like(x)) if isinstance(mask, Tensor) else x
 
 
+def _output(head: Any, batch: Batch, state: Callable[[Batch], Tensor]) -> Tensor:
+    """Return the output of a head's network, which gets the covariates that it asks for."""
+    return head.output(state(batch), **batch.head_keywords(head))
+
+
 def apply_head(head: Any, batch: Batch, owner: nn.Module, state: Callable[[Batch], Tensor]) -> dist.Distribution:
     """Return the head's distribution of a state, with its network run once per step for every set of modalities.
 
@@ -216,10 +223,9 @@ def apply_head(head: Any, batch: Batch, owner: nn.Module, state: Callable[[Batch
         state: returns the input of the head for a batch, ``(.., N, H)``.
     """
     if not is_composition(head):
-        return head(state(batch))
+        return call_network(head, (state(batch),), batch.head_keywords(head))
     if runs_in_blocks(owner, batch.size) and batch.is_plain:
-        starts = range(0, batch.size, ROWS)
-        parts = [head.output(state(batch[start : start + ROWS])) for start in starts]
-        return head.distribution(torch.cat(parts, -2))
-    (output,) = per_set(batch, owner, lambda some: (head.output(state(some)),))
+        blocks = [batch[start : start + ROWS] for start in range(0, batch.size, ROWS)]
+        return head.distribution(torch.cat([_output(head, block, state) for block in blocks], -2))
+    (output,) = per_set(batch, owner, lambda some: (_output(head, some, state),))
     return head.distribution(output)

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .network_keywords import keywords_of
+
 MAX_LENGTH = 60  # characters of a value that are printed
 
 
@@ -219,6 +221,30 @@ def check_function(argument: str, value: Any, parameters: Sequence[str] | None =
         name = getattr(value, "__name__", type(value).__name__)
         raise TypeError(f"{wanted}, got {name}{signature}: was its result meant, {name}(..)?") from None
     return value
+
+
+def check_head(
+    argument: str, value: Any, parameter: str = "features", keywords: Sequence[str] = ("covariates",)
+) -> Any:
+    """Return a network of one input that is of no one modality.
+
+    Args:
+        argument: the name of the argument, for the message.
+        value: a module or function.
+        parameter: the input in words.
+        keywords: those of ``"lengths"`` and ``"covariates"`` that the network may need.
+
+    Raises:
+        TypeError: the value is not callable with the input, or needs another of the keywords.
+    """
+    needed = [k for k in keywords_of(value) if k.required and k.position != 0]
+    for keyword in needed:
+        if keyword.name not in keywords:
+            raise TypeError(
+                f"expected {argument} to be a function of {parameter}, got {keyword.owner}, which needs "
+                f"{keyword.name}: networks of a modality get them, so read {keyword.name} there"
+            )
+    return value if needed else check_function(argument, value, (parameter,))
 
 
 def check_programs(**programs: Any) -> None:

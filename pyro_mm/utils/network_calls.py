@@ -86,11 +86,19 @@ def _output(what: str, module: Any, block: Tensor, keywords: Mapping[str, Any]) 
     return _call_with_types(what, module, lambda x: module.output(x, **keywords), block)
 
 
-def head_in_blocks(head: Any, features: Tensor) -> Any:
-    """Return a head's distribution of features ``(.., N, F)``; without gradient its network runs on ``ROWS`` rows."""
-    if not is_composition(head) or not runs_in_blocks(head, features.shape[-2]):
-        return head(features)
-    outputs = [head.output(block) for block in features.split(ROWS, -2)]
+def head_in_blocks(head: Any, features: Tensor, keywords: Mapping[str, Any] = NO_KEYWORDS) -> Any:
+    """Return a head's distribution of features; without gradient its network runs on ``ROWS`` rows at a time.
+
+    Args:
+        head: a module or function of features.
+        features: ``(.., N, F)``.
+        keywords: the covariates ``(N, ...)`` that the head asks for.
+    """
+    rows = features.shape[-2]
+    if not is_composition(head) or not runs_in_blocks(head, rows):
+        return call_network(head, (features,), keywords)
+    blocks = zip(features.split(ROWS, -2), _split(keywords, rows), strict=True)
+    outputs = [head.output(block, **given) for block, given in blocks]
     return head.distribution(torch.cat(outputs, features.dim() - 2))
 
 

@@ -444,3 +444,126 @@ def test_a_network_that_gets_the_lengths_counts_as_reading_them(pair):
         warnings.simplefilter("always")
         mm.log_marginal(model, guide, rows(0.0), num_particles=2, seed=0)
     assert not [w for w in caught if "lengths" in str(w.message)]
+
+
+# -- posteriors of several modalities, and their heads ---------------------------------------------------------------
+
+
+SETS = {
+    "JointEncoder": lambda features, head: posteriors.JointEncoder(features, head),
+    "SumPooling": lambda features, head: posteriors.SumPooling(features, head, 4),
+    "SelfAttention": lambda features, head: posteriors.SelfAttention(features, head, 4, heads=2),
+}
+
+
+@pytest.mark.parametrize("objective", ["elbo", "stacked terms", "stacked terms with particles"])
+@pytest.mark.parametrize("posterior", SETS)
+def test_features_of_a_posterior_of_sets_stop_at_the_end_of_a_sequence(posterior, objective):
+    def evaluate(padding):
+        model, _ = pair_with("packed")
+        torch.manual_seed(1)
+        head = conditionals.Normal(nn.Linear(8 if posterior == "JointEncoder" else 4, 2 * LATENT))
+        guide = mm.Guide(z=SETS[posterior]({"s": Packed(4), "x": nn.Linear(3, 4)}, head))
+        batch, loss = rows(padding), OBJECTIVES[objective]()
+        return value_and_gradient((model, guide), lambda *pair: loss.evaluate(*pair, batch, step=0).total)
+
+    for one, other in zip(evaluate(0.0), evaluate(1e6), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+class ShiftedHead(nn.Module):
+    """A head conditioned on the site of a row."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.net, self.shift = nn.Linear(size, 2 * LATENT), nn.Embedding(4, 2 * LATENT)
+
+    def forward(self, x, *, covariates):
+        return self.net(x) + self.shift(covariates["site"])
+
+
+class HeadByHand(nn.Module):
+    """The posterior that computes the head of another one from its features and the covariate."""
+
+    def __init__(self, posterior):
+        super().__init__()
+        self.posterior = posterior
+
+    def forward(self, batch):
+        if isinstance(self.posterior, posteriors.SumPooling):
+            state = self.posterior.pooled(batch)
+        else:
+            each = []
+            for name, net in self.posterior.features.items():
+                mask = batch.presence(name)
+                mask = mask[..., None] if isinstance(mask, torch.Tensor) else torch.tensor(mask)
+                each.append(torch.where(mask, net(batch[name]), 0.0))
+            lead = torch.broadcast_shapes(*(x.shape[:-1] for x in each))
+            state = torch.cat([x.expand(*lead, -1) for x in each], -1)
+        head = self.posterior.head
+        net = head if isinstance(head, ShiftedHead) else head.net
+        out = net.net(state) + net.shift(batch.covariates["site"])
+        return conditionals.Normal(nn.Identity())(out)
+
+
+class BareHead(ShiftedHead):
+    """A head that returns the distribution by itself, whose covariates may come in second place too."""
+
+    def forward(self, x, covariates):
+        return conditionals.Normal(nn.Identity())(super().forward(x, covariates=covariates))
+
+
+@pytest.mark.parametrize("head", [lambda size: conditionals.Normal(ShiftedHead(size)), BareHead], ids=["net", "bare"])
+@pytest.mark.parametrize("posterior", SETS)
+def test_a_head_given_covariates_by_keyword_is_that_by_hand(posterior, head):
+    torch.manual_seed(0)
+    keyword, _, _ = stories()
+    made = SETS[posterior]({name: nn.Linear(3, 4) for name in "xy"}, head(8 if posterior == "JointEncoder" else 4))
+    for objective in (mm.objectives.elbo(), mm.objectives.mvae(), mm.objectives.unimodal_mean(mm.estimators.IWAE(2))):
+        loss = partial(objective.evaluate, batch=sites(), step=0)
+        results = [
+            value_and_gradient((keyword, mm.Guide(z=q)), lambda *pair, loss=loss: loss(*pair).total)
+            for q in (made, HeadByHand(made))
+        ]
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other)
+    many = sites(ROWS + 3)
+    with torch.no_grad():
+        made.eval()
+        torch.testing.assert_close(made(many).mean, HeadByHand(made)(many).mean)
+
+
+def test_a_prior_given_a_covariate_gets_the_others_by_keyword():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = ShiftedHead(1)
+
+        def forward(self, age, covariates):
+            return self.net(age, covariates=covariates)
+
+    net, age, site = Both(), torch.randn(6, 1), torch.arange(6) % 4
+    prior = mm.priors.GivenCovariate("age", conditionals.Normal(net))
+    batch = mm.Batch({"x": torch.zeros(6, 3)}, covariates={"age": age, "site": site})
+    out = net.net.net(age) + net.net.shift(site)
+    torch.testing.assert_close(prior(batch).mean, out[:, :LATENT])
+    lacking = mm.Batch({"x": torch.zeros(6, 3)}, covariates={"age": age})
+    with pytest.raises(ValueError, match=r"Both, the conditional of GivenCovariate, is given the covariate 'site'"):
+        prior(lacking)
+
+
+def test_a_head_that_needs_what_it_cannot_get_is_refused_in_words():
+    features = {"x": nn.Linear(3, 4)}
+    for make in (
+        lambda: posteriors.SumPooling(features, conditionals.Normal(Packed(4)), 4),
+        lambda: posteriors.JointEncoder(features, Packed(4)),
+        lambda: mm.priors.GivenCovariate("u", conditionals.Normal(Packed(4))),
+    ):
+        with pytest.raises(TypeError, match="got Packed, which needs lengths: networks of a modality get them"):
+            make()
+    pool = posteriors.SumPooling(features, conditionals.Normal(nn.Linear(4, 4)), 4)
+    with pytest.raises(TypeError, match=r"expected whole .* got ShiftedHead, which needs covariates"):
+        posteriors.PrivateOf(pool, "x", ShiftedHead(4), nn.Linear(4, 4), conditionals.Normal(nn.Linear(4, 4)))
+    pool = posteriors.SumPooling(features, conditionals.Normal(ShiftedHead(4)), 4)
+    with pytest.raises(ValueError, match="ShiftedHead, the head of a posterior, needs covariates; this batch has none"):
+        pool(mm.Batch({"x": torch.zeros(2, 3)}))
