@@ -217,7 +217,7 @@ def refused(function, arguments):
 
 
 @pytest.mark.parametrize("name", EVALUATED)
-def test_no_bad_argument_of_an_evaluation_ends_in_an_error_that_is_not_ours(name, things):
+def test_every_bad_argument_of_an_evaluation_is_refused_by_an_error_of_ours(name, things):
     table = evaluations(*things)
     (function,) = [f for f in table if f.__name__ == name]
     valid = table[function]
@@ -243,7 +243,7 @@ def test_no_bad_argument_of_an_evaluation_ends_in_an_error_that_is_not_ours(name
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_no_bad_argument_of_a_constructor_ends_in_an_error_that_is_not_ours(name):
+def test_every_bad_argument_of_a_constructor_is_refused_by_an_error_of_ours(name):
     table = constructors()
     (function,) = [f for f in table if f.__name__ == name]
     valid = table[function]

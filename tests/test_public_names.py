@@ -81,7 +81,7 @@ def test_dir_shows_what_is_public_and_nothing_else():
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m != "plots"])
-def test_what_a_module_exports_is_there(module):
+def test_every_exported_name_of_a_module_exists(module):
     exported = importlib.import_module(f"pyro_mm.{module}")
     for name in getattr(exported, "__all__", ()):
         assert hasattr(exported, name)

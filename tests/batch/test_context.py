@@ -40,7 +40,7 @@ def test_views_leave_the_context_of_a_batch_as_it_was():
     ],
     ids=["some rows", "fewer modalities", "other values", "other tensors", "standalone"],
 )
-def test_what_depends_on_rows_or_masks_is_dropped_with_them(make, cache):
+def test_a_selection_of_rows_or_masks_drops_the_context_that_depends_on_them(make, cache):
     changed = make(view_of(batch()))
     assert changed._context.term_masks is None and changed._context.cache == cache
     assert changed._context.stack is STACK

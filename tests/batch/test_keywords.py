@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -331,7 +332,9 @@ def test_lengths_handed_over_as_a_parent_are_not_passed_again_by_keyword():
 
     batch = mm.Batch({"a": torch.zeros(3, 2)}, lengths={"a": [1, 2, 2]})
     with batch.plate():
-        batch.observe("a", decode, torch.zeros(3, 2), batch.lengths["a"])
+        run = poutine.trace(batch.observe).get_trace("a", decode, torch.zeros(3, 2), batch.lengths["a"])
+    by_hand = dist.Normal(torch.tensor([[1.0], [2.0], [2.0]]), 1.0).log_prob(torch.zeros(3, 2)).sum(-1)
+    torch.testing.assert_close(run.nodes["a"]["fn"].log_prob(torch.zeros(3, 2)), by_hand)
 
 
 class Method:

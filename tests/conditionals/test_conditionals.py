@@ -64,7 +64,7 @@ def test_an_image_decoder_with_two_halves():
     assert conditionals.Bernoulli(Deconvolutional(2, (8, 8)), (8, 8))(torch.randn(5, 2)).event_shape == (8, 8)
 
 
-def test_a_conditional_on_a_scalar_has_no_event_dimension():
+def test_a_conditional_with_an_empty_event_shape_has_no_event_dimension():
     d = conditionals.Normal(nn.Identity(), event_shape=())(torch.randn(5, 2))
     assert d.batch_shape == (5,) and d.event_shape == ()
     assert conditionals.Poisson(nn.Identity(), event_shape=())(torch.randn(5, 1)).batch_shape == (5,)
@@ -85,14 +85,14 @@ def test_several_parents_broadcast_and_are_concatenated():
     torch.testing.assert_close(d.base_dist.logits, logits)
 
 
-def test_bernoulli_reads_logits_of_its_event_shape():
+def test_bernoulli_is_scored_at_its_logits():
     logits, x = torch.randn(5, 3, **F64), torch.rand(5, 3, **F64).round()
     d = conditionals.Bernoulli(nn.Identity())(logits)
     torch.testing.assert_close(d.log_prob(x), (x * logits - torch.nn.functional.softplus(logits)).sum(-1), **EXACT)
 
 
 @pytest.mark.parametrize("event", [(), (7,), (2, 7)])
-def test_categorical_reads_logits_of_its_classes(event):
+def test_categorical_is_scored_by_the_softmax_of_its_logits(event):
     logits, x = torch.randn(5, *event, 4, **F64), torch.randint(4, (5, *event))
     d = conditionals.Categorical(nn.Identity(), event_shape=event)(logits)
     assert d.batch_shape == (5,) and d.event_shape == event
@@ -100,7 +100,7 @@ def test_categorical_reads_logits_of_its_classes(event):
     torch.testing.assert_close(d.log_prob(x), picked, **EXACT)
 
 
-def test_poisson_has_a_positive_rate():
+def test_poisson_reads_the_logarithm_of_its_rate():
     log_rate, x = torch.randn(5, 3, **F64), torch.randint(9, (5, 3)).double()
     d = conditionals.Poisson(nn.Identity())(log_rate)
     oracle = scipy.stats.poisson.logpmf(x.numpy(), log_rate.exp().numpy()).sum(-1)

@@ -112,7 +112,7 @@ def test_words_are_spelled():
     assert datasets.spell([[1, 0, 2, 3], [26, 26, 26, 26], [0, 0, 0, 0]]) == ["a", "zzzz", ""]
 
 
-def test_only_a_whole_word_is_read():
+def test_word_logits_read_whole_words_only():
     tokens, _ = datasets.words(torch.tensor([3, 7, 7, 7]))
     tokens[2, 0] = 1
     tokens[3, 5] = 19  # sevens

@@ -79,6 +79,6 @@ def test_a_share_of_all_is_missing_and_no_row_is_empty(rate):
         missing(batch, 0.8)
 
 
-def test_dimensions_of_simulated_data_out_of_range_are_refused():
+def test_dimensions_of_simulated_data_lie_in_their_range():
     dims = dimensions([f"x{i}" for i in range(200)], 30, 60, seed=7)
     assert min(dims.values()) >= 30 and max(dims.values()) < 60 and len(set(dims.values())) > 20

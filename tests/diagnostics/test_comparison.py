@@ -58,7 +58,7 @@ def test_errors_of_estimation_and_the_choice_of_rows_are_told_apart():
     assert found.table()[1]["name"] == "b" and found.table()[1]["num_particles"] == 100
 
 
-def test_one_seed_makes_equal_pairs_equal(double):
+def test_equal_pairs_compare_as_exactly_equal_under_one_seed(double):
     model = oracle(2)
     guide = mm.Guide(z=mm.posteriors.ProductOfExperts(encoders(model)))
     found = compare({"a": (model, guide), "b": [model, guide, "more"]}, model.sample(5), num_particles=30)

@@ -117,7 +117,7 @@ def test_signal_to_noise_of_a_known_gradient(objective, double):
     assert group.snr == pytest.approx((4 / 3 * 6) ** 0.5, rel=0.11)
 
 
-def test_no_signal_is_seen_where_there_is_none(double):
+def test_gradient_noise_reports_no_signal_where_there_is_none(double):
     """The estimate of SNR^2 is then of mean zero and standard error sqrt(2 / d) / R: it exceeds 4 with p = 1e-3."""
     model, guide, _ = toy(torch.zeros(50))
     batch, objective = mm.Batch({"x": torch.zeros(4)}), tables.elbo(E.IWAE(1))

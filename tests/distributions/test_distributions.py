@@ -75,7 +75,7 @@ def test_a_false_mask_never_touches_the_expert():
     assert torch.equal(both.loc, product_of_normals(locs[:1], scales[:1]).loc)
 
 
-def test_one_expert_without_a_prior_is_itself():
+def test_a_product_of_one_expert_without_a_prior_is_that_expert():
     (loc,), (scale,) = experts(1, 5, 3)
     product = product_of_normals([loc], [scale], prior=None)
     torch.testing.assert_close((product.loc, product.scale), (loc, scale), **EXACT)
@@ -340,7 +340,7 @@ def test_a_draw_with_learned_weights_is_that_of_fixed_ones_and_has_the_gradient_
     torch.testing.assert_close(slope, by_hand.sum(0), **EXACT)
 
 
-def test_what_lies_under_a_mask_reaches_no_draw_with_learned_weights():
+def test_masked_components_reach_no_draw_of_a_mixture_with_learned_weights():
     loc, logits = torch.randn(3, 2, **F64), torch.tensor([0.3, -INF, 0.1], **F64).requires_grad_()
     loc[1] = math.nan
     mixture = Mixture(dist.Normal(loc.requires_grad_(), 1.0, validate_args=False).to_event(1), logits)

@@ -260,7 +260,7 @@ def test_annealing_in_blocks_of_rows_estimates_the_same(linear):
     assert len(lower) == len(upper) == 10
 
 
-def test_annealing_refuses_what_has_no_gradient(linear):
+def test_annealing_refuses_pairs_that_it_cannot_move(linear):
     batch = linear.sample(2)
 
     def discrete(batch):

@@ -165,7 +165,7 @@ def test_a_mixture_deals_no_expert_out_by_place_or_to_all_draws(double):
         assert 4 < first.sum() < 26, "rows choose by themselves"
 
 
-def test_many_blocks_are_one_estimate(trained):
+def test_a_likelihood_in_many_blocks_is_one_estimate(trained):
     """Draws come in canonical blocks: smaller ones are other draws, and the same quantity within its error."""
     model, guides = trained
     batch = every_pattern(model, rows=2)

@@ -68,7 +68,7 @@ def test_the_bidirectional_score_is_minus_the_variation_of_information(exact):
     assert evidence.quantity == "log p(x | w) + log p(w | x)"
 
 
-def test_one_seed_does_not_make_its_parts_dependent(exact):
+def test_the_two_parts_of_a_bidirectional_score_are_independent_under_one_seed(exact):
     """Of two estimates of the joint evidence from equal draws the errors would add up; the reported ones are in
     quadrature."""
     model, _, rows = exact
@@ -89,6 +89,6 @@ def test_a_row_without_its_target_has_a_conditional_of_zero(exact):
 
 
 @pytest.mark.parametrize("names", [{"target": "x", "given": ("w",)}, {"target": ("x",), "given": ("x",)}])
-def test_protocols_refuse_unknown_and_overlapping_names(exact, names):
+def test_the_conditional_protocol_refuses_names_that_are_no_disjoint_sequences(exact, names):
     with pytest.raises(ValueError, match="sequences of names without one in common"):
         protocols.conditional(*exact, **names)

@@ -87,7 +87,7 @@ def test_a_mixture_given_nothing_is_the_prior(double):
     torch.testing.assert_close(log_q, torch.where(some, expert, prior))
 
 
-def test_precision_of_a_bounded_expert_lies_within_its_bounds():
+def test_a_bounded_expert_keeps_a_least_precision():
     raw = torch.tensor([[0.5, -40.0], [0.5, 0.0], [0.5, 1e4]])
     q = mm.conditionals.Normal(pictures.Bounded(torch.nn.Identity()))(raw).base_dist
     assert torch.equal(q.loc, raw[:, :1]) and q.scale[0] < 1e-3 and q.scale[1] == pytest.approx(1, abs=0.05)

@@ -136,7 +136,7 @@ def test_the_best_factor_analysis_of_the_rows():
     assert model.log_prob(rows).mean().item() < best
 
 
-def test_quadrature_of_a_study_is_the_closed_form_evidence():
+def test_quadrature_of_a_study_agrees_with_draws_of_the_prior():
     """Against 100,000 draws of the prior for each of 20 rows: six standard errors, and these below 0.2."""
     torch.manual_seed(0)
     sources = clustered(20, 2, {"x": 2}, noise=0.3, label="label", seed=7)

@@ -406,5 +406,6 @@ def test_inductor_has_a_context_for_its_counts():
         pytest.skip("of torch 2.6 alone")
     from torch._dynamo.utils import get_metrics_context
 
-    with get_metrics_context():
-        pass
+    with get_metrics_context() as context:
+        assert context.in_progress()
+    assert not context.in_progress()

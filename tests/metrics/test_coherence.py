@@ -205,7 +205,7 @@ def test_words_and_pictures_of_a_shipped_story():
         assert metrics.joint_coherence(model, like, classifiers, 50, mean=mean, seed=0).value == 1.0
 
 
-def test_one_classifier_is_not_enough():
+def test_joint_coherence_refuses_one_classifier():
     with pytest.raises(ValueError, match=r"two modalities or more, got \['a'\]"):
         metrics.joint_coherence(Story(), data(3), {"a": sign})
     with pytest.raises(ValueError, match="n >= 1"):

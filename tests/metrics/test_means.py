@@ -64,7 +64,7 @@ def test_annealed_means_are_over_the_rows_that_have_anything():
     assert lower.counted.tolist() == upper.counted.tolist() == batch.present["b"].tolist()
 
 
-def test_both_ways_counts_the_rows_that_have_both():
+def test_the_bidirectional_score_counts_the_rows_that_have_both():
     story, guide, batch = partial_rows()
     found = mm.protocols.both_ways(story, guide, batch, ["b"], ["a"], num_particles=4, seed=0)
     rows = batch.having(every=True)

@@ -197,7 +197,7 @@ def test_a_linear_probe_finds_what_is_linear():
     assert share == metrics.Share(1.0, 0.0, test.size)
 
 
-def test_of_a_flow_the_mean_of_draws_is_probed():
+def test_a_linear_probe_of_a_flow_takes_the_mean_of_draws():
     """A log-normal as a transformed distribution, which says nothing of its mean."""
 
     def flow(batch):

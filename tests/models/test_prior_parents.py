@@ -148,7 +148,7 @@ SHARES = [{"prior_share": 0.1}, {"prior_share": 0.5}, {"prior_share": 1.0}, {"pr
 
 @pytest.mark.parametrize("how", SHARES, ids=str)
 @pytest.mark.parametrize("name", [n for n in STORIES if n != "latent"])
-def test_likelihoods_with_a_share_of_the_prior_are_exact_under_parents(name, how, double):
+def test_likelihoods_with_a_share_of_the_prior_are_within_their_error_under_parents(name, how, double):
     """Within 4.5 standard errors, of 0.03 nats at most. Rows with the label were off by up to 140 of them."""
     batch = data(name)
     found = mm.log_marginal(STORIES[name], guide(name), batch, num_particles=6000, seed=0, **how)
@@ -278,7 +278,7 @@ def prior_against_guide(name):
 
 @pytest.mark.parametrize("name", ["class", "label"])
 @pytest.mark.parametrize("alone", [True, False])
-def test_a_term_of_the_prior_against_a_guide_is_its_formula(name, alone, double):
+def test_a_term_of_the_prior_against_a_guide_agrees_with_quadrature(name, alone, double):
     """mmJSD's term, of 4 rows 3000 times, within 4.5 standard errors of quadrature."""
     batch, term = data(name, 3000), Term(PRIOR, (), ("x",))
     objective = Objective([term] if alone else [Term(ALL, ALL), term, NOTHING], E.IWAE(1))
@@ -403,7 +403,7 @@ def test_the_prior_of_a_classs_latent_against_itself(in_guide, double):
 
 
 @pytest.mark.parametrize("in_guide", [True, False])
-def test_no_gradient_through_a_class_drawn_from_the_prior(in_guide, double):
+def test_a_class_drawn_from_the_prior_passes_no_gradient(in_guide, double):
     """A draw of a class has no derivative with respect to its probabilities: a gradient without it is refused."""
 
     class Learned(nn.Module):

@@ -791,7 +791,7 @@ def hidden_class(batch):
         batch.observe("a", dist.Normal(y.double(), 1.0))
 
 
-def test_what_an_enumerated_site_excludes_is_refused(double):
+def test_terms_that_an_enumerated_site_excludes_are_refused(double):
     batch = mm.Batch({"a": torch.randn(4)})
     for objective, message in (
         (tables.mvae(likelihood={"a": 50.0}), "weight per modality"),

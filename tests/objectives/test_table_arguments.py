@@ -188,7 +188,7 @@ def test_unknown_modalities_are_refused(terms, message, estimator, pair):
         objective.loss(*pair)
 
 
-def test_what_only_the_guide_reads_can_be_encoded_and_not_decoded(pair):
+def test_a_modality_that_only_the_guide_reads_can_be_encoded_and_not_decoded(pair):
     model, guide, batch = pair
     wide = mm.Batch({**{n: batch[n] for n in batch.names}, "seen": torch.zeros(batch.size)})
     assert Objective([Term("seen", ())]).loss(model, guide, wide) == pytest.approx(

@@ -295,7 +295,7 @@ def test_an_expert_on_a_drawn_latent_goes_with_its_particles(kind):
     assert ((evidence.log_prob - truth).abs() < 4.5 * evidence.standard_error).all()
 
 
-def test_an_expert_for_a_modality_that_no_batch_has_is_named():
+def test_a_posterior_given_a_modality_that_no_batch_has_names_it():
     posterior = Given("imgae", torch.nn.Identity(), dist.Normal(0.0, 1.0))
     with pytest.raises(ValueError, match=r"none of \['imgae'\] among its modalities \['x'\]"):
         posterior(mm.Batch({"x": torch.zeros(3)}))
@@ -338,7 +338,7 @@ POOLS = {
 
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("family", ["Laplace", "MultivariateNormal", "Bernoulli"])
-def test_what_pools_normals_refuses_other_experts(pool, family):
+def test_pools_of_normals_refuse_other_experts(pool, family):
     """The product of Laplace densities is none, and was that of Normals of their scales."""
     size = LATENT * (LATENT + 3) // 2 if family == "MultivariateNormal" else 2 * LATENT
     nets = {n: getattr(mm.conditionals, family)(mm.nn.MLP(d, size)) for n, d in DIMS.items()}

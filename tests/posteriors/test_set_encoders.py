@@ -106,7 +106,7 @@ def test_a_masked_modality_equals_a_deleted_one(posterior, rows):
                 torch.testing.assert_close(x[0], y[i], rtol=1e-10, atol=1e-10)
 
 
-def test_what_an_absent_modality_holds_changes_nothing(posterior, rows):
+def test_values_of_an_absent_modality_change_no_set_encoder(posterior, rows):
     values = {n: torch.where(rows.present[n][:, None], rows[n], 1e6) for n in NAMES}
     same(posterior(rows), posterior(mm.Batch(values, rows.present)))
 
@@ -150,7 +150,7 @@ def test_an_attention_layer_equals_torchs():
     torch.testing.assert_close(ours(states, None) - states, complete)
 
 
-def test_under_the_terms_of_an_objective_each_has_its_own_set(posterior, rows):
+def test_a_set_encoder_gives_each_term_in_one_pass_its_own_set(posterior, rows):
     """One pass over all terms is as one term after the other; with sigma points for draws, to rounding."""
     torch.manual_seed(0)
     loadings = {n: torch.randn(d, LATENT, dtype=torch.float64) for n, d in DIMS.items()}
@@ -179,7 +179,7 @@ def outcome(objective, model, guide, batch):
 
 @pytest.mark.parametrize("complete", [True, False])
 @pytest.mark.parametrize("table", TABLES)
-def test_what_is_shared_between_terms_is_what_each_would_compute(table, complete, posterior, rows, monkeypatch):
+def test_computations_that_terms_share_are_those_of_each_term(table, complete, posterior, rows, monkeypatch):
     """Loss and gradient, to rounding; for a posterior of z and a private latent's from the same tokens."""
     torch.manual_seed(3)
     batch = mm.Batch({n: rows[n] for n in NAMES}) if complete else rows
@@ -267,7 +267,7 @@ ALONE = mm.objectives.Objective([mm.objectives.Term(mm.objectives.ALL, mm.object
 
 @pytest.mark.parametrize("table", [*TABLES, "given alone"])
 @pytest.mark.parametrize("make", [*POSTERIORS.values(), product, joint_and_each])
-def test_what_was_scored_without_gradient_is_computed_again_with_it(make, table, rows, monkeypatch):
+def test_a_set_encoding_cached_without_gradient_is_computed_again_with_one(make, table, rows, monkeypatch):
     """One particle, resampled, is that particle: its gradient is the bound's own (where no penalty is drawn apart).
     And of more particles it is what it is if nothing is kept."""
     torch.manual_seed(5)

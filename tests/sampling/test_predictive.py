@@ -333,7 +333,7 @@ def private_moments(batch, row):
 
 
 @pytest.mark.parametrize("resample", [False, True])
-def test_what_is_private_to_a_missing_modality_is_the_models_whatever_the_guide(resample, double):
+def test_private_latents_of_a_missing_modality_are_the_models_whatever_the_guide(resample, double):
     """Both present, either, none, row by row: all first and second moments of latents and modalities together."""
     model, guide, batch = private_pair()
     options = {"num_samples": S, "resample": resample, "seed": 0}
@@ -630,7 +630,7 @@ def test_simulated_rows_are_the_models_whatever_its_plates(inner, double):
     assert abs(error.mean()) < 4.5 / 100 and abs(error.var() - 1) < 4.5 * (2 / 10_000) ** 0.5
 
 
-def test_generate_refuses_to_resample_enumerated_and_shared_latents():
+def test_generate_refuses_pairs_that_it_cannot_resample():
     def guide(batch):
         with batch.plate():
             pyro.sample("k", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})

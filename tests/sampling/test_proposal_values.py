@@ -100,7 +100,7 @@ def test_a_proposal_without_weights_is_refused(pair):
 
 
 @pytest.mark.parametrize("wrong", ["quasi", 3, {"draws": "quasi"}])
-def test_what_is_no_proposal_is_named(wrong, pair):
+def test_an_argument_that_is_no_proposal_is_named(wrong, pair):
     with pytest.raises(TypeError, match="expected proposal to be a function"):
         mm.log_marginal(*pair, proposal=wrong)
     with pytest.raises(TypeError, match=r"expected proposal to be a pyro_mm\.Proposal or None, got"):

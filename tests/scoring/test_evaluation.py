@@ -100,7 +100,7 @@ def test_evaluations_run_in_evaluation_mode_and_put_back_every_mode(name, form, 
 
 
 @pytest.mark.parametrize("name", EVALUATIONS)
-def test_what_is_no_pair_and_no_batch_is_refused_in_words(name, batch):
+def test_evaluations_refuse_what_is_no_pair_and_no_batch(name, batch):
     model, guide = story_of(DECODER), guide_of(NETS["encoder"])
     with pytest.raises(TypeError, match=r"to be a pyro_mm\.Batch, got an object of type dict"):
         EVALUATIONS[name](model, guide, {"x": batch["x"]})

@@ -205,7 +205,7 @@ def test_other_data_batch_size_or_seed_are_refused_unless_forced(tmp_path, what)
         fit(model, guide, rows, path, resume="yes")
 
 
-def test_the_same_data_are_the_same_wherever_they_lie():
+def test_the_hash_of_rows_does_not_depend_on_memory_layout_or_masked_values():
     """Values under a mask, the layout of the memory and the rows of a larger set that are not looked at."""
     rows = mm.Batch(HELD, ROWS.present)
     hidden = torch.where(ROWS.present["a"][:, None], ROWS["a"], 7.0)
@@ -401,7 +401,7 @@ def test_a_setting_that_needs_other_moments_is_refused(tmp_path):
         fit(*pair(), ROWS, path, epochs=3, optimizer=lambda ps: torch.optim.Adam(ps, 0.01, amsgrad=True))
 
 
-def test_one_path_is_trained_by_one_at_a_time(tmp_path):
+def test_a_checkpoint_path_in_use_is_refused_to_a_second_training(tmp_path):
     """The second of two is told at once, and the first goes on."""
     path, seen = tmp_path / "deep" / "run.pt", []
 

@@ -418,7 +418,7 @@ def test_a_mixture_with_learned_weights_trains_or_is_refused_by_pathwise_estimat
     assert log_weights.all()
 
 
-def test_what_only_some_terms_use_trains_in_a_function_guide_too():
+def test_networks_that_only_some_terms_use_train_in_a_function_guide():
     """A joint encoder's stand-in for incomplete rows never runs on complete ones, and JMVAE-kl's penalties need it."""
     normal = lambda d: mm.conditionals.Normal(mm.nn.MLP(d, 4, ()))  # noqa: E731
     unimodal = mm.posteriors.ProductOfExperts({"a": normal(2), "b": normal(3)}, prior=None)

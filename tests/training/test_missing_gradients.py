@@ -83,7 +83,7 @@ def clusters(enumerated):
     return story, Classifier()
 
 
-def test_where_a_discrete_latent_is_summed_out_the_estimator_that_trains_its_guide_is_named():
+def test_the_error_of_a_guide_beside_a_summed_latent_names_the_estimator_that_trains_it():
     story, classifier = clusters(True)
     rows = ROWS.only("image")
     with pytest.raises(

@@ -151,7 +151,7 @@ def test_a_new_parameter_that_the_optimiser_lacks_is_named(change):
     assert not any(map(torch.equal, before, new))
 
 
-def test_what_the_optimiser_never_had_stays_out():
+def test_replaced_parameters_that_the_optimiser_never_had_stay_untrained():
     """Whoever trains the guide alone may replace a module that has no parameters."""
     model, guide, batch = setting()
     step = mm.stage(mm.objectives.elbo(), model, guide, batch, torch.optim.SGD(guide.parameters(), 0.1), backend=None)

@@ -85,7 +85,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_what_fit_cannot_take_is_refused_in_words(kind):
+def test_fit_refuses_arguments_that_it_cannot_take(kind):
     wrong, error, words = WRONG[kind]
     model, guide = pair()
     before = [p.clone() for m in (model, guide) for p in m.parameters()]
@@ -129,7 +129,7 @@ STAGED = {
 
 
 @pytest.mark.parametrize("kind", STAGED)
-def test_what_stage_cannot_take_is_refused_in_words(kind):
+def test_stage_refuses_arguments_that_it_cannot_take(kind):
     wrong, error, words = STAGED[kind]
     model, guide = pair()
     asked = {"objective": mm.objectives.elbo(), "model": model, "guide": guide, "batch": ROWS} | wrong

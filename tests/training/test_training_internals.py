@@ -53,8 +53,9 @@ def test_dynamo_has_a_context_for_its_metrics():
     """torch._dynamo.utils.get_metrics_context, used with torch 2.6 alone."""
     utils = pytest.importorskip("torch._dynamo.utils")
     if torch.__version__.startswith("2.6."):
-        with utils.get_metrics_context():
-            pass
+        with utils.get_metrics_context() as context:
+            assert context.in_progress()
+        assert not context.in_progress()
 
 
 # -- training.tracing -------------------------------------------------------------------------------------------------

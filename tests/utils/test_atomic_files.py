@@ -97,7 +97,7 @@ def test_links_are_followed_and_permissions_kept(tmp_path):
     assert stat.S_IMODE(target.stat().st_mode) == 0o640
 
 
-def test_of_two_writers_the_last_one_wins(tmp_path):
+def test_files_of_concurrent_writers_are_whole_and_the_last_one_stays(tmp_path):
     """Sixteen threads write files of one number each; every one that is read is whole."""
     path = tmp_path / "run.pt"
     tensor_files.save_tensors(path, OLD)

@@ -101,7 +101,7 @@ def test_a_flow_of_zuko_does_not_check_its_arguments_and_others_go_on_doing_so()
         torch.distributions.Normal(0.0, -1.0)
 
 
-def test_what_an_import_may_change_is_put_back():
+def test_process_settings_that_an_import_changes_are_restored():
     filters, state = list(warnings.filters), random.getstate()
     start_method = multiprocessing.get_start_method(allow_none=True)
     with preserve_process_settings():
