@@ -397,8 +397,16 @@ def test_an_objective_in_svi_gives_the_optimiser_nothing_but_parameters():
 
 def test_an_objective_in_svi_allows_a_rate_by_parameter():
     model, guide = pair()
-    svi = SVI(model, guide, pyro.optim.Adam(lambda name: {"lr": 0.01}), mm.objectives.elbo(Trace_ELBO()))
-    svi.step(data())
+    asked = []
+
+    def rate(name):
+        asked.append(name)
+        return {"lr": 0.01 if len(asked) > 1 else 0.0}
+
+    before = weights(model, guide)
+    SVI(model, guide, pyro.optim.Adam(rate), mm.objectives.elbo(Trace_ELBO())).step(data())
+    unmoved = [torch.equal(old, new) for old, new in zip(before, weights(model, guide), strict=True)]
+    assert len(asked) == len(set(asked)) == len(before) and sum(unmoved) == 1
 
 
 def test_a_mixture_with_learned_weights_trains_or_is_refused_by_pathwise_estimators():

@@ -1,6 +1,7 @@
 """NaN and infinity in a training: found at their step, explained, and undone."""
 
 import copy
+import math
 
 import pyro
 import pyro.distributions as dist
@@ -215,13 +216,15 @@ def test_infinite_entries_that_were_there_from_the_start_are_no_fault():
     """A mask of minus infinity among the buffers."""
     story, guide = Story(), encoder()
     story.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
-    mm.fit(story, guide, mm.objectives.elbo(), mm.Batch({"a": rows()}), epochs=1, **QUIET)
+    history = mm.fit(story, guide, mm.objectives.elbo(), mm.Batch({"a": rows()}), epochs=1, **QUIET)
+    assert math.isfinite(history.to_dict()["loss"][0]) and story.mask.tolist() == [0.0, -math.inf]
 
 
 def test_entries_whose_square_overflows_are_no_fault():
     story, guide = Story(), encoder()
     story.register_buffer("large", torch.tensor([1e30]))
-    mm.fit(story, guide, mm.objectives.elbo(), mm.Batch({"a": rows()}), epochs=1, **QUIET)
+    history = mm.fit(story, guide, mm.objectives.elbo(), mm.Batch({"a": rows()}), epochs=1, **QUIET)
+    assert math.isfinite(history.to_dict()["loss"][0]) and story.large.item() == pytest.approx(1e30)
 
 
 # -- the advice fits the cause -----------------------------------------------------------------------

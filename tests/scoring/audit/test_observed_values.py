@@ -61,7 +61,8 @@ def test_sites_in_plates_within_a_row_and_shared_distributions_have_their_shapes
             with pyro.plate("parts", 3, dim=-2):
                 pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=batch["x"].T)
 
-    mm.log_weights(nested, guide_of(x=nn.Linear(3, 4)), batch)
+    log_weights = mm.log_weights(nested, guide_of(x=nn.Linear(3, 4)), batch)
+    assert log_weights.shape == (1, 6) and log_weights.isfinite().all()
 
 
 def grey(low, high, size=6):

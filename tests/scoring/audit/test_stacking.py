@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -103,8 +105,9 @@ def test_networks_that_work_row_by_row_pass_the_audit_random_ones_included(net, 
     model.train(training)
     guide.train(training)
     for door in ("log_marginal", "log_weights", "generate", "posterior_draws"):
-        DOORS[door](model, guide, batch)
-    mm.fit(model, guide, tables.mvae(), batch, epochs=1, progress=False)
+        assert DOORS[door](model, guide, batch) is not None
+    history = mm.fit(model, guide, tables.mvae(), batch, epochs=1, progress=False)
+    assert math.isfinite(history.to_dict()["loss"][0])
 
 
 def test_the_report_of_check_has_the_audit():
