@@ -164,3 +164,16 @@ def test_private_names_of_torch_and_pyro_stay_at_home(name):
             parts = module.split(".")
             if parts[0] in ("torch", "pyro"):
                 assert not any(part.startswith("_") for part in parts), module
+
+
+def test_no_test_imports_another():
+    """Helpers that several tests share are in tests/support/."""
+    tests = sorted(Path(__file__).parent.rglob("*.py"))
+    assert len(tests) > 100
+    for path in tests:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+            parts = [part for name in (module, *names) for part in name.split(".")]
+            taken = [part for part in parts if part.startswith("test_") or part == "conftest"]
+            assert not taken, f"{path.name}, line {node.lineno}: imports {', '.join(taken)}"

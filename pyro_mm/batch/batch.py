@@ -90,7 +90,7 @@ class Batch(Rows):
         and does not scale a subsample.
         """
         rows = self.rows
-        plate = pyro.plate("data", self.total or self.size, subsample=self._index, dim=-1)
+        plate = pyro.plate("data", self.total or self.size, subsample=self._index, dim=-1, device=self.device)
         with plate as index, poutine.mask(mask=rows):
             yield index
 

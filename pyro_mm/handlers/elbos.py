@@ -62,7 +62,8 @@ class _MeanField(TraceMeanField_ELBO, _Trace):
             q = guide_sites[name]
             try:
                 kl = scale_and_mask(kl_divergence(q["fn"], site["fn"]), scale=q["scale"], mask=q["mask"])
-                value = value - torch.as_tensor(kl).expand(q["fn"].batch_shape).sum()
+                per_row = kl if isinstance(kl, Tensor) else torch.as_tensor(kl)
+                value = value - per_row.expand(q["fn"].batch_shape).sum()
             except NotImplementedError:
                 value = value + site["log_prob_sum"] - q["score_parts"].entropy_term.sum()
         for name, q in guide_sites.items():

@@ -84,5 +84,5 @@ class ConditionalLatent(nn.Module):
             y = batch.observe(self.name, root)
             features = batch.features(self.name, self.features, y)
             z = sample_latent("z", self.prior, batch)
-            for m in pyro.plate("modalities", len(names)):
+            for m in pyro.plate("modalities", len(names), device="cpu"):
                 batch.observe(names[m], self.decoders[names[m]], z, features)

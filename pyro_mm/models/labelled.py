@@ -100,7 +100,7 @@ class Labelled(nn.Module):
             y = pyro.sample("y", classes)
             class_vector = one_hot(y, classes.logits)
             z = pyro.sample("z", self.prior(class_vector))
-            for m in pyro.plate("modalities", len(names)):
+            for m in pyro.plate("modalities", len(names), device="cpu"):
                 name = names[m]
                 if name == self.label:
                     batch.observe(name, self.annotator or exact_label, class_vector)

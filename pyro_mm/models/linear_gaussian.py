@@ -73,7 +73,7 @@ class LinearGaussian(nn.Module):
         like = self.loadings[names[0]]
         with batch.plate():
             z = pyro.sample("z", dist.Normal(like.new_zeros(like.shape[1]), 1.0).to_event(1))
-            for m in pyro.plate("modalities", len(names)):
+            for m in pyro.plate("modalities", len(names), device="cpu"):
                 batch.observe(names[m], lambda z, n=names[m]: self.likelihood(n, z), z)
 
     def likelihood(self, name: str, z: Tensor) -> dist.Distribution:

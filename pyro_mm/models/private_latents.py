@@ -73,7 +73,7 @@ class PrivateLatents(nn.Module):
         names = list(self.decoders)
         with batch.plate():
             z = sample_latent("z", self.prior, batch)
-            for m in pyro.plate("modalities", len(names)):
+            for m in pyro.plate("modalities", len(names), device="cpu"):
                 name = names[m]
                 parents = [z]
                 if name in self.private_priors:

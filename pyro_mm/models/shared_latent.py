@@ -57,5 +57,5 @@ class SharedLatent(nn.Module):
         names = list(self.decoders)
         with batch.plate():
             z = sample_latent("z", self.prior, batch)
-            for m in pyro.plate("modalities", len(names)):
+            for m in pyro.plate("modalities", len(names), device="cpu"):
                 batch.observe(names[m], self.decoders[names[m]], z)

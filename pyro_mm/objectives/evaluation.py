@@ -154,7 +154,8 @@ def combine(passes: Iterable[PassTotals], takes_gradient: bool = False) -> Loss:
     for result in passes:
         part = -sum(result.totals[1:], result.totals[0])
         for label, total in zip(result.labels, result.totals, strict=False):
-            by_term[label] = by_term.get(label, 0.0) + torch.as_tensor(total).detach()
+            value = total if isinstance(total, Tensor) else torch.as_tensor(total)  # as_tensor moves tensors
+            by_term[label] = by_term.get(label, 0.0) + value.detach()
         if takes_gradient and isinstance(part, Tensor):
             part = _backward(part)
         loss = part if loss is None else loss + part

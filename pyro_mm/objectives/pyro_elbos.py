@@ -163,7 +163,7 @@ def _differentiable_loss(estimator: ELBO, model: Callback, guide: Callback) -> A
         return estimator.differentiable_loss(model, guide)
     except ValueError as error:
         if "cannot be differentiated" in str(error):  # frozen decoders, and a posterior without parameters
-            return torch.as_tensor(estimator.loss(model, guide))
+            return torch.as_tensor(estimator.loss(model, guide), device="cpu")
         if "share a common poutine.scale" in str(error):
             raise ValueError(
                 f"{type(estimator).__name__} sums a class out of the product of what depends on it, and so takes one "

@@ -248,7 +248,9 @@ def draw_samples(model: Callback, guide: Callback, batch: Batch, settings: Sampl
             of the guide with resampling.
     """
     structure = pair_structure(model, guide, batch)
-    if structure.factors and not bool(torch.as_tensor(batch.rows).all()):
+    rows = batch.rows
+    every_row_has_data = bool(rows.all()) if isinstance(rows, Tensor) else rows
+    if structure.factors and not every_row_has_data:
         raise ValueError(
             f"the story observes {sorted(structure.factors)[0]!r}, which is no modality of the batch, and a row in "
             "which nothing is present is drawn from the prior without it: take rows that have something, or make it a "

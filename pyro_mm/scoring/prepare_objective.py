@@ -143,7 +143,7 @@ def why_untraceable(elbo: Any) -> str | None:
 
 def as_total(value: Any) -> Tensor:
     """Return a loss as a tensor; a number in double precision, so that none of it is lost."""
-    return value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
+    return value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64, device="cpu")
 
 
 # -- a user's own objective -------------------------------------------------------------------------------------------

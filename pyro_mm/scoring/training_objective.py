@@ -157,4 +157,5 @@ def plain_attributes(value: Any) -> Hashable:
 
 def detached(values: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return label -> value as tensors without gradient."""
-    return {label: torch.as_tensor(value).detach() for label, value in values.items()}
+    tensors = {n: x if isinstance(x, Tensor) else torch.as_tensor(x, device="cpu") for n, x in values.items()}
+    return {label: value.detach() for label, value in tensors.items()}

@@ -112,7 +112,8 @@ class _Player:
         if self._is_first and self.compiled is not None and self.compiled.reasons:
             self.compiled = None
         self._is_first = False
-        values = torch.stack([loss.total, *loss.by_term.values()]).double()
+        terms = [value.to(loss.total.device) for value in loss.by_term.values()]
+        values = torch.stack([loss.total, *terms]).double()
         return StepValues(("loss", *loss.by_term), values * (share * batch.size / rows))
 
     def _differentiate(self, batch: Batch, rows: int, step: int) -> tuple[Loss, float]:

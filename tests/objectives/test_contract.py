@@ -1,5 +1,6 @@
 """What every story, posterior, objective and estimator keeps, from dicts of constructors."""
 
+import copy
 import io
 import itertools
 import os
@@ -124,12 +125,37 @@ class TestEveryPair:
         for n, (value, present) in before.items():
             assert torch.equal(batch[n], value) and torch.equal(batch.present[n], present)
 
-    def test_works_in_double_and_under_a_default_device(self, model, posterior, double):
-        with torch.device("cpu"):
-            model, guide = pair(model, posterior)
-            batch = data()
-            assert mm.log_weights(model, guide, batch, 2).dtype == torch.float64
-            assert tables.masked(E.IWAE(2)).differentiable_loss(model, guide, batch).dtype == torch.float64
+    def test_every_pair_works_in_float64(self, model, posterior, double):
+        model, guide = pair(model, posterior)
+        batch = data()
+        assert mm.log_weights(model, guide, batch, 2).dtype == torch.float64
+        assert tables.masked(E.IWAE(2)).differentiable_loss(model, guide, batch).dtype == torch.float64
+
+    @pytest.mark.parametrize("default", ["meta", pytest.param("cuda", marks=pytest.mark.cuda)])
+    def test_every_pair_works_on_the_cpu_under_another_default_device(self, model, posterior, default, double):
+        """The same numbers as without it: no tensor is made on the default device where the rows are elsewhere."""
+        model, guide = pair(model, posterior)
+        batch = data()
+        weights = [copy.deepcopy(m.state_dict()) for m in (model, guide)]
+
+        def results():
+            for module, state in zip((model, guide), weights, strict=True):
+                module.load_state_dict(state)
+            torch.manual_seed(0)
+            loss = tables.masked(E.IWAE(2)).loss_and_grads(model, guide, batch)
+            log_weights = mm.log_weights(model, guide, batch, 2)
+            evidence = mm.log_marginal(model, guide, batch, num_particles=5, seed=0)
+            draws = mm.generate(model, guide, batch, num_samples=2, seed=0)
+            history = mm.fit(model, guide, tables.elbo(), batch, epochs=1, seed=0, progress=False)
+            losses = torch.tensor([loss, *history.to_dict()["loss"]], device="cpu")
+            return [losses, log_weights, evidence.log_prob, *draws.values(), *model.parameters(), *guide.parameters()]
+
+        expected = [x.detach().clone() for x in results()]
+        with torch.device(default):
+            found = results()
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours.device.type == "cpu"
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
