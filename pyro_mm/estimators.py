@@ -66,14 +66,14 @@ class PerRow(ELBO, PreparedObjective):
         raise NotImplementedError
 
     def scores(
-        self, model: Callback, guide: Callback, views: TermViews, info: PairStructure, *, draws: bool = False
+        self, model: Callback, guide: Callback, views: TermViews, structure: PairStructure, *, draws: bool = False
     ) -> Scores:
         """Draw the particles that :meth:`bound` needs.
 
         Args:
             model, guide: callables of a batch.
             views: the rows as T terms show them.
-            info: the structure of the pair on such rows.
+            structure: the structure of the pair on such rows.
             draws: True to keep the values behind the scores in ``scores.draws``.
 
         Raises:
@@ -83,7 +83,7 @@ class PerRow(ELBO, PreparedObjective):
             model,
             guide,
             views,
-            info,
+            structure,
             self.num_particles,
             vectorize=self.vectorize_particles,
             stratify=self.stratified is not None,
@@ -91,7 +91,7 @@ class PerRow(ELBO, PreparedObjective):
             resample=self.resample,
             draws=draws,
         )
-        _check_derivatives(scores, info)
+        _check_derivatives(scores, structure)
         return scores
 
     @property
@@ -110,9 +110,9 @@ class PerRow(ELBO, PreparedObjective):
         return Loss(self._loss(model, guide, batch))
 
     def _loss(self, model: Callback, guide: Callback, batch: Batch) -> Tensor:
-        info = pair_structure(model, guide, batch, self.stratified is not None)
-        check_pairing(self, info)
-        scores = self.scores(model, guide, TermViews.of(batch, info), info)
+        structure = pair_structure(model, guide, batch, self.stratified is not None)
+        check_pairing(self, structure)
+        scores = self.scores(model, guide, TermViews.of(batch, structure), structure)
         return -self.bound(scores).sum() * scores.factor
 
     def step_weights(self, names: tuple[str, ...], step: int) -> StepWeights:
@@ -356,46 +356,46 @@ def weighted(scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tens
     return _likelihood(scores, likelihood) + kl * (scores.log_prior - scores.log_proposal)  # type: ignore[operator]
 
 
-def check_pairing(estimator: ELBO, info: PairStructure) -> None:
+def check_pairing(estimator: ELBO, structure: PairStructure) -> None:
     """Refuse an estimator that would be wrong, or silently not train, for the sites of a pair.
 
     Args:
         estimator: one of this module or of ``pyro.infer``.
-        info: the structure of the pair.
+        structure: the structure of the pair.
 
     Raises:
         ValueError: naming the site and the reason.
     """
     name = type(estimator).__name__
     if isinstance(estimator, PerRow):
-        for site, kind in info.latents.items():
+        for site, kind in structure.latents.items():
             if kind not in estimator.needs:
                 why = "has neither rsample nor enumeration" if kind == "score" else "is enumerated"
                 raise ValueError(
                     f"{name} differentiates through the latent values, but guide site {site!r} {why}: "
                     "use pyro.infer.TraceGraph_ELBO or Trace_ELBO, or IWAE with the site enumerated"
                 )
-        if estimator.resample and info.enumerates:
+        if estimator.resample and structure.enumerates:
             raise ValueError(
                 "resample=True chooses among draws, and an enumerated site is summed out: use resample=False"
             )
-        if isinstance(estimator, DReG) and estimator.num_particles > 1 and info.normalises:
+        if isinstance(estimator, DReG) and estimator.num_particles > 1 and structure.normalises:
             raise ValueError(
                 f"{name} counts on a draw moving its own weight alone, and batch normalisation (in training mode) of "
                 "what depends on a latent mixes draws: use IWAE, LayerNorm or GroupNorm, or eval()"
             )
-        if estimator.stratified and info.strata is None:
+        if estimator.stratified and structure.strata is None:
             raise ValueError(
                 f"stratified={estimator.stratified!r} needs a mixture posterior, and the guide has none with one draw "
                 "per row (of a mixture inside a further plate each element chooses by itself)"
             )
-        if estimator.stratified == "outside" and info.strata is not None and info.strata.varying:
+        if estimator.stratified == "outside" and structure.strata is not None and structure.strata.varying:
             raise ValueError(
-                f'stratified="outside" averages over the components of {info.strata.site!r}, whose weights depend on a '
-                'latent drawn before it and so differ from particle to particle: use "inside", or sample it first'
+                f'stratified="outside" averages over the components of {structure.strata.site!r}, whose weights '
+                'depend on a latent drawn before it and so differ between particles: use "inside", or sample it first'
             )
     else:
-        for site, discrete in info.model_only.items():
+        for site, discrete in structure.model_only.items():
             if not discrete:
                 raise ValueError(
                     f"latent site {site!r} is in the model only, where {name} would count the log-probability of a "
@@ -407,15 +407,15 @@ def check_pairing(estimator: ELBO, info: PairStructure) -> None:
                     "prior and count its log-probability: pyro.infer.TraceEnum_ELBO, and IWAE of pyro_mm, sum it out"
                 )
     if isinstance(estimator, RenyiELBO | TraceMeanField_ELBO):
-        for site, kind in info.latents.items():
+        for site, kind in structure.latents.items():
             if kind != "pathwise":
                 raise ValueError(f"guide site {site!r} has no rsample, so {name} gives its parameters no gradient")
 
 
-def _check_derivatives(scores: Scores, info: PairStructure) -> None:
+def _check_derivatives(scores: Scores, structure: PairStructure) -> None:
     """Refuse, or warn of, draws of the model that stop a gradient, as they have no derivative."""
     for name in scores.undifferentiated:
-        if name in info.model_only:
+        if name in structure.model_only:
             raise ValueError(
                 f"latent site {name!r} is in the model only, and its draws have no derivative by what its "
                 "probabilities depend on, which would get a wrong gradient: freeze that with requires_grad_(False), "

@@ -189,10 +189,10 @@ def _simulate_and_rank(
         simulated, latents = simulate(model, batch, audit=False)
         if audit:
             audit_pair(model, guide, simulated, stacked=vectorize)
-        info = pair_structure(model, guide, simulated)
-        truth = {name: value for name, value in latents.items() if name in info.latents}
+        structure = pair_structure(model, guide, simulated)
+        truth = {name: value for name, value in latents.items() if name in structure.latents}
         if not truth:
-            raise ValueError(f"the guide's latent sites {sorted(info.latents)} are none of the model's")
+            raise ValueError(f"the guide's latent sites {sorted(structure.latents)} are none of the model's")
         if taken := set(quantities) & {*truth, LIKELIHOOD}:
             raise ValueError(f"quantities need names of their own, and these are taken: {sorted(taken)}")
 
@@ -203,18 +203,18 @@ def _simulate_and_rank(
         for rows in torch.arange(batch.size, device=batch.device).split(max(1, chunk // (num_draws + 1))):
             is_truth = torch.arange(num_draws + 1, device=batch.device)[:, None] == place[rows]
             block = simulated.block(rows)
-            views = TermViews.of(block, info)
+            views = TermViews.of(block, structure)
             values = [
-                _values(TermPair(model, guide, views, len(mask)), info, mask, truth, rows, block, quantities)
+                _values(TermPair(model, guide, views, len(mask)), structure, mask, truth, rows, block, quantities)
                 for mask in ([is_truth] if vectorize else is_truth.split(1))
             ]
             parts.append({name: _ranks(torch.cat([v[name] for v in values]), place[rows]) for name in values[0]})
     ranks = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return Calibration(_ranks_in_use(ranks, batch, nonempty, info), num_draws)
+    return Calibration(_ranks_in_use(ranks, batch, nonempty, structure), num_draws)
 
 
 def _ranks_in_use(
-    ranks: Mapping[str, Tensor], batch: Batch, nonempty: Tensor, info: PairStructure
+    ranks: Mapping[str, Tensor], batch: Batch, nonempty: Tensor, structure: PairStructure
 ) -> dict[str, Tensor]:
     """Mark rows in which a site is not used by -1, and drop sites that are used in no row.
 
@@ -222,7 +222,7 @@ def _ranks_in_use(
         ranks: site or quantity -> ``(N, D)``.
         batch: N rows.
         nonempty: rows with something present, boolean ``(N,)``.
-        info: structure of the pair.
+        structure: structure of the pair.
 
     Raises:
         ValueError: a value is NaN in some draw.
@@ -230,7 +230,7 @@ def _ranks_in_use(
     found = {}
     for name, values in ranks.items():
         used = nonempty
-        modality = private_modality(name, info.modalities)
+        modality = private_modality(name, structure.modalities)
         if modality is not None:
             used = nonempty & batch.present[modality] if modality in batch else torch.zeros_like(nonempty)
         if not used.any():
@@ -243,7 +243,7 @@ def _ranks_in_use(
 
 def _values(
     pair: TermPair,
-    info: PairStructure,
+    structure: PairStructure,
     is_truth: Tensor,
     truth: Mapping[str, Tensor],
     rows: Tensor,
@@ -254,7 +254,7 @@ def _values(
 
     Args:
         pair: model and guide on these rows, with K particles.
-        info: structure of the pair.
+        structure: structure of the pair.
         is_truth: boolean ``(K, n)``, True at the place of the truth.
         truth: latent site -> simulated values of all N rows.
         rows: indices of these n rows among the N.
@@ -265,7 +265,7 @@ def _values(
         Site or quantity -> values ``(K, n, D)``.
     """
     k, n = is_truth.shape
-    mask = is_truth.reshape(k, *[1] * (info.nesting - 1), n) if pair.plated else is_truth[0]
+    mask = is_truth.reshape(k, *[1] * (structure.nesting - 1), n) if pair.plated else is_truth[0]
     with poutine.block():
         pair.guide()
 
@@ -285,7 +285,7 @@ def _values(
         values[name] = x.movedim(x.dim() - event_dim - 1, 1).reshape(k, n, -1)
 
     with poutine.block():
-        scores = score_model(pair, info, unscaled=True)
+        scores = score_model(pair, structure, unscaled=True)
     values[LIKELIHOOD] = sum(scores.likelihood.values(), torch.zeros(()))[:, 0, :, None]
     for name, function in quantities.items():
         x = function(dict(latents), batch)

@@ -112,20 +112,20 @@ def log_marginal(
     """
     check_programs(model=model, guide=guide)
     check_batch(batch)
-    sampled_guide, seen, scheme = guide, batch, None
+    sampled_guide, guide_batch, scheme = guide, batch, None
     if isinstance(proposal, ProposalScheme):
         scheme = proposal
     elif isinstance(proposal, Batch):
-        seen = proposal
+        guide_batch = proposal
     elif proposal is not None:
         sampled_guide = check_function("proposal", proposal)
     settings = importance_sampling(
         num_particles=num_particles, proposal=scheme, draws=draws, stratify=stratify, prior_share=prior_share,
         seed=seed, chunk=chunk, vectorize=vectorize,
     )  # fmt: skip
-    if check_batch(seen, "proposal").size != batch.size:
-        raise ValueError(f"the proposal's batch has {seen.size} rows, and the batch {batch.size}")
-    return estimate_log_marginal(model, sampled_guide, batch, settings, seen=seen, audit=audit)
+    if check_batch(guide_batch, "proposal").size != batch.size:
+        raise ValueError(f"the proposal's batch has {guide_batch.size} rows, and the batch {batch.size}")
+    return estimate_log_marginal(model, sampled_guide, batch, settings, guide_batch=guide_batch, audit=audit)
 
 
 def importance_sampling(
@@ -161,7 +161,7 @@ def estimate_log_marginal(
     batch: Batch,
     settings: ImportanceSampling,
     *,
-    seen: Batch | None = None,
+    guide_batch: Batch | None = None,
     audit: bool = True,
 ) -> Evidence:
     """Estimate log p(x_S) per row in evaluation mode, block by block of rows.
@@ -170,12 +170,12 @@ def estimate_log_marginal(
         model, guide: callables of a batch.
         batch: N rows.
         settings: K, the proposal, the seed and the sizes of blocks.
-        seen: the same rows as the guide sees them; ``batch`` by default.
+        guide_batch: the same rows as the guide sees them; ``batch`` by default.
         audit: True to audit the pair.
     """
-    seen = batch if seen is None else seen
-    with evaluating(model, guide, batch, audit=audit, stacked=settings.stacked, seen=seen) as rows:
-        shown = rows if seen is batch else seen.to(rows.device)
+    guide_batch = batch if guide_batch is None else guide_batch
+    with evaluating(model, guide, batch, audit=audit, stacked=settings.stacked, guide_batch=guide_batch) as rows:
+        shown = rows if guide_batch is batch else guide_batch.to(rows.device)
         blocks = zip(row_blocks(rows, settings.sizes.rows), row_blocks(shown, settings.sizes.rows), strict=True)
         parts = [
             _accumulate(model, guide, part, settings.for_rows(first), part_seen)
@@ -185,10 +185,12 @@ def estimate_log_marginal(
         return move_result(name_quantity(evidence, model, guide, rows, shown), rows, batch)
 
 
-def _accumulate(model: Callback, guide: Callback, batch: Batch, settings: ImportanceSampling, seen: Batch) -> Evidence:
+def _accumulate(
+    model: Callback, guide: Callback, batch: Batch, settings: ImportanceSampling, guide_batch: Batch
+) -> Evidence:
     """Return the evidence of one block of rows, without a name."""
     accumulator: WeightAccumulator | None = None
-    for block in weighted_blocks(model, guide, batch, settings, seen):
+    for block in weighted_blocks(model, guide, batch, settings, guide_batch):
         accumulator = accumulator or WeightAccumulator(settings.num_particles, block.group_size)
         accumulator.add(block.log_weights)
     assert accumulator is not None  # there is one particle at least

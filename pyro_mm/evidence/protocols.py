@@ -75,8 +75,10 @@ def multiple(model: Callback, guide: Callback, batch: Batch, target: Names, give
     audit = options.pop("audit", True)
     settings = importance_sampling(**options)
     with evaluating(model, guide, batch, audit=False) as rows:
-        seen = rows.only(*target, *given)
-        evidence = estimate_log_marginal(model, guide, rows.only(*target), settings, seen=seen, audit=audit)
+        guide_batch = rows.only(*target, *given)
+        evidence = estimate_log_marginal(
+            model, guide, rows.only(*target), settings, guide_batch=guide_batch, audit=audit
+        )
         return move_result(evidence, rows, batch)
 
 

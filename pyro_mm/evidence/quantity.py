@@ -13,7 +13,7 @@ from ..scoring.structure import Callback, pair_structure
 from .evidence import Evidence
 
 
-def quantity_name(model: Callback, guide: Callback, batch: Batch, seen: Batch | None = None) -> str:
+def quantity_name(model: Callback, guide: Callback, batch: Batch, guide_batch: Batch | None = None) -> str:
     """Return the name of the log-likelihood that is estimated, such as ``"log p(image | label)"``.
 
     Before the bar are the modalities that are present in some row and observed by the story, and the sites that it
@@ -22,31 +22,31 @@ def quantity_name(model: Callback, guide: Callback, batch: Batch, seen: Batch | 
     Args:
         model, guide: callables of a batch.
         batch: the rows that are scored.
-        seen: the same rows as the guide sees them; ``batch`` by default.
+        guide_batch: the same rows as the guide sees them; ``batch`` by default.
     """
-    structure = pair_structure(model, guide, batch if seen is None else seen)
+    structure = pair_structure(model, guide, batch if guide_batch is None else guide_batch)
     present = [name for name in batch.names if batch.presence(name) is not False]
     observed = [name for name in present if name in structure.modalities]
-    read = modalities_read(model, guide, batch, seen) if observed != present else frozenset()
+    read = modalities_read(model, guide, batch, guide_batch) if observed != present else frozenset()
     given = [name for name in present if name in read and name not in structure.modalities]
     scored = ", ".join([*observed, *sorted(structure.factors)])
     return f"log p({scored}{' | ' if given else ''}{', '.join(given)})"
 
 
 def name_quantity(
-    evidence: Evidence, model: Callback, guide: Callback, batch: Batch, seen: Batch | None = None
+    evidence: Evidence, model: Callback, guide: Callback, batch: Batch, guide_batch: Batch | None = None
 ) -> Evidence:
     """Return an evidence with its quantity's name, the rows that means are over, and the audit's notes.
 
     Args:
         evidence: of the rows of ``batch``.
-        model, guide, batch, seen: as in :func:`quantity_name`.
+        model, guide, batch, guide_batch: as in :func:`quantity_name`.
     """
-    quantity = quantity_name(model, guide, batch, seen)
-    modalities = pair_structure(model, guide, batch if seen is None else seen).modalities
+    quantity = quantity_name(model, guide, batch, guide_batch)
+    modalities = pair_structure(model, guide, batch if guide_batch is None else guide_batch).modalities
     observed = [name for name in batch.names if name in modalities and batch.presence(name) is not False]
     rows = batch.having(observed) if observed else batch.having()
-    notes = likelihood_notes(model, guide, batch, seen)
+    notes = likelihood_notes(model, guide, batch, guide_batch)
     return restrict_means(replace(evidence, quantity=quantity, notes=notes), rows)
 
 

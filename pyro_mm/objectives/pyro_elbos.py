@@ -45,14 +45,14 @@ def differentiable(estimator: ELBO) -> bool:
     return not isinstance(estimator, TraceGraph_ELBO | RenyiELBO)
 
 
-def check_penalty(estimator: ELBO, info: PairStructure) -> None:
+def check_penalty(estimator: ELBO, structure: PairStructure) -> None:
     """Refuse the gradient of a penalty on several latents of which one is drawn without a derivative.
 
     Raises:
         ValueError: naming the site.
     """
-    for site, kind in info.latents.items():
-        if kind == "score" and len(info.latents) > 1 and torch.is_grad_enabled():
+    for site, kind in structure.latents.items():
+        if kind == "score" and len(structure.latents) > 1 and torch.is_grad_enabled():
             raise ValueError(
                 f"a term that decodes nothing is a KL, and under {type(estimator).__name__} that of what depends on "
                 f"guide site {site!r} has no gradient with respect to its probabilities: give the site "

@@ -18,7 +18,7 @@ from ..scoring.structure import PairStructure
 from ..utils.arguments import check_integer
 
 
-def draw_modalities(subsample: int, batch: Batch, info: PairStructure) -> dict[str, float]:
+def draw_modalities(subsample: int, batch: Batch, structure: PairStructure) -> dict[str, float]:
     """Draw the modalities to decode, and return each with the scale M / k.
 
     They are drawn from torch's generator of the CPU, so that no step waits for a device.
@@ -26,23 +26,23 @@ def draw_modalities(subsample: int, batch: Batch, info: PairStructure) -> dict[s
     Args:
         subsample: k.
         batch: rows; M of its modalities are observed by the model.
-        info: structure of the pair on such rows.
+        structure: structure of the pair on such rows.
 
     Raises:
         ValueError: more modalities than there are; an enumerated site; a modality that is the parent of another one.
     """
-    names = [name for name in batch.names if name in info.modalities]
+    names = [name for name in batch.names if name in structure.modalities]
     if subsample > len(names):
         raise ValueError(
             f"expected a subsample of 1 to {len(names)} modalities, those that the model observes of this batch; "
             f"got {subsample}"
         )
-    if info.enumerates:
+    if structure.enumerates:
         raise ValueError(
             "an enumerated site is summed out inside a logarithm, where a sum over some of the modalities is biased: "
             "decode them all (subsample=None), or draw the site"
         )
-    if info.chained:
+    if structure.chained:
         raise ValueError(
             "a modality is the parent of another one, which would see a draw of it, and not its value, wherever it is "
             "not decoded: decode them all (subsample=None)"

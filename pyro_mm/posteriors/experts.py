@@ -105,7 +105,7 @@ class ProductOfExperts(PosteriorOfExperts):
 
     def forward(self, batch: Batch) -> dist.Distribution:
         """Return q(z | x_S): a Normal of batch shape ``(N,)`` and event shape ``(D,)``."""
-        loc, scale = per_set(batch, self, self._product, few=4)
+        loc, scale = per_set(batch, self, self._product, search_above=4)
         return dist.Normal(loc, scale, validate_args=False).to_event(1)
 
     def _product(self, batch: Batch) -> tuple[Tensor, Tensor]:

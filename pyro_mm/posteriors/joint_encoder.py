@@ -21,7 +21,7 @@ class JointEncoder(nn.Module):
 
     .. math:: q(z | x_S) = N(\mu, \sigma^2)(h_1, \dots, h_M), \qquad h_m = f_m(x_m) \text{ if } m \in S, \text{ else } 0
 
-    With ``partial``, the posterior of an incomplete row is that one.
+    With ``partial``, rows that lack a modality have that posterior instead.
 
     Args:
         features: modality -> module mapping ``(N, *event)`` to features ``(N, F_m)``.

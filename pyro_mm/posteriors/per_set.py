@@ -13,8 +13,10 @@ from ..batch.context import cached, is_cached, put
 from ..batch.masks import Presence, any_of, stack_masks
 
 
-def per_set(batch: Batch, owner: object, f: Callable[[Batch], tuple[Tensor, ...]], few: int = 0) -> tuple[Tensor, ...]:
-    """Return ``f(batch)``, computed once per step for every set of modalities.
+def per_set(
+    batch: Batch, owner: object, function: Callable[[Batch], tuple[Tensor, ...]], search_above: int = 0
+) -> tuple[Tensor, ...]:
+    """Return ``function(batch)``, computed once per step for every set of modalities.
 
     An objective shows a batch as several sets at once, stacked to the left of the rows. The set that one term encodes
     may be the set that another term is given.
@@ -22,16 +24,17 @@ def per_set(batch: Batch, owner: object, f: Callable[[Batch], tuple[Tensor, ...]
     Args:
         batch: the rows, as several terms see them.
         owner: the posterior that the function belongs to. Results are cached by it, so that it has one function.
-        f: a function of the values and masks of a batch alone, which returns tensors ``(.., N, F)``.
-        few: with at most so many terms, compute each: a search for equal sets would take longer.
+        function: a function of the values and masks of a batch alone, which returns tensors ``(.., N, F)``.
+        search_above: number of terms up to which each is computed by itself, since a search for equal sets takes
+            longer.
 
     Returns:
-        The tensors of ``f``.
+        The tensors of ``function``.
     """
     context = batch._context
     cache, stack, terms = context.cache, context.stack, context.term_masks
-    if context.latents or cache is None or stack is None or terms is None or len(terms) <= few:
-        return f(batch)
+    if context.latents or cache is None or stack is None or terms is None or len(terms) <= search_above:
+        return function(batch)
 
     nesting = -stack.dim - 1  # batch dimensions to the right of the terms
     keys = [_key(owner, masks) for masks in terms]
@@ -39,7 +42,7 @@ def per_set(batch: Batch, owner: object, f: Callable[[Batch], tuple[Tensor, ...]
     if new:
         each = [terms[t] for t in new.values()]
         masks = {n: stack_masks([m[n] for m in each], batch.size, batch.device, nesting) for n in batch.names}
-        out = f(batch.view(masks, stack, cache, term_masks=each))
+        out = function(batch.view(masks, stack, cache, term_masks=each))
         for place, (key, those) in enumerate(zip(new, each, strict=True)):
             # a tensor without the dimension of the terms does not depend on the set
             put(cache, key, tuple(x[place] if x.dim() - 1 > nesting else x for x in out), owner, those)
@@ -61,19 +64,19 @@ def _stack_terms(pieces: tuple[Tensor, ...], nesting: int) -> Tensor:
     return torch.stack([piece.reshape(*[1] * (nesting + 1 - piece.dim()), *piece.shape) for piece in pieces])
 
 
-def per_view(batch: Batch, owner: object, f: Callable[[Batch], Any]) -> Any:
-    """Return ``f(batch)``, computed once per step for the masks that a batch shows to the terms.
+def per_view(batch: Batch, owner: object, function: Callable[[Batch], Any]) -> Any:
+    """Return ``function(batch)``, computed once per step for the masks that a batch shows to the terms.
 
     Args:
         batch: the rows, as several terms see them.
         owner: the posterior that the function belongs to. Results are cached by it.
-        f: a function of the values and masks of a batch alone.
+        function: a function of the values and masks of a batch alone.
     """
     cache, terms = batch._context.cache, batch._context.term_masks
     if batch._context.latents or cache is None or terms is None:
-        return f(batch)
+        return function(batch)
     key = ("per view", *(_key(owner, masks) for masks in terms))
-    return cached(cache, key, lambda: f(batch), owner, terms)
+    return cached(cache, key, lambda: function(batch), owner, terms)
 
 
 def rows_with_any(batch: Batch, names: Iterable[str]) -> Presence:

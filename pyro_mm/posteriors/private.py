@@ -78,7 +78,7 @@ class PrivateOf(nn.Module):
         pool: the :class:`SumPooling` or :class:`SelfAttention` whose tokens ``(.., N, size)`` are used.
         name: the modality m. The site of the latent is ``"w_<name>"``.
         whole: A, a module mapping ``(.., N, size)`` to ``(.., N, H)``.
-        own: B, likewise.
+        own: B, a module of the same form.
         head: :math:`\rho_w`, a module mapping ``(.., N, H)`` to a distribution of event shape ``(D_m,)``.
 
     Raises:

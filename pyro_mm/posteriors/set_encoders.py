@@ -65,7 +65,7 @@ class SumPooling(nn.Module):
         return self.of_set(batch)[1]
 
     def of_set(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the tokens of the modalities that any row has, and their sum.
+        """Return the tokens of the modalities that any row has, and their sum, cached per set.
 
         Args:
             batch: the rows.
@@ -106,11 +106,11 @@ class SelfAttention(SumPooling):
     cost grows with the square of the number of modalities, that of the encoders linearly.
 
     Args:
-        features: as of :class:`SumPooling`.
-        head: as of :class:`SumPooling`.
+        features: as in :class:`SumPooling`.
+        head: as in :class:`SumPooling`.
         size: of a feature.
-        heads: of the attention; divides the size.
-        layers: L.
+        heads: number of attention heads, a divisor of ``size``.
+        layers: number of layers L.
         normalized: False leaves out the last LN, which gives all tokens one norm, however much their modality informs.
             A posterior whose mean is a sum, as of a linear story, is learned sooner without it.
 
@@ -173,8 +173,8 @@ class AttentionLayer(nn.Module):
     """Multi-head self-attention between modalities, with a layer norm before and a residual connection.
 
     Args:
-        size: of a token.
-        heads: of the attention; divides the size.
+        size: size of a token.
+        heads: number of attention heads, a divisor of ``size``.
     """
 
     def __init__(self, size: int, heads: int):

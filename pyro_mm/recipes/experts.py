@@ -42,7 +42,7 @@ def mvae(
         batch: rows from which the modalities, their kinds and sizes are read.
         latent: dimensions of z.
         hidden: sizes of the hidden layers of every network.
-        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+        estimator: estimator of every bound; None for one draw, with KLs in closed form where known (``AnalyticKL()``).
         label_weight: weight of a label's likelihood. Any other than 1 makes the sum a surrogate, not a bound.
         kl: weight of the prior's KL, or a warm-up of it.
 
@@ -66,7 +66,7 @@ def vaevae(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimato
         batch: rows from which the modalities, their kinds and sizes are read.
         latent: dimensions of z.
         hidden: sizes of the hidden layers of every network.
-        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+        estimator: estimator of every bound; None for one draw, with KLs in closed form where known (``AnalyticKL()``).
 
     References:
         Wu & Goodman 2019 (arXiv:1912.05075).
@@ -87,7 +87,7 @@ def mvtcae(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimato
         batch: rows from which the modalities, their kinds and sizes are read.
         latent: dimensions of z.
         hidden: sizes of the hidden layers of every network.
-        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+        estimator: estimator of every bound; None for one draw, with KLs in closed form where known (``AnalyticKL()``).
 
     References:
         Hwang et al. 2021 (NeurIPS, Multi-View Representation Learning via Total Correlation Objective).
@@ -108,7 +108,7 @@ def mopoe(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator
         batch: rows from which the modalities, their kinds and sizes are read.
         latent: dimensions of z.
         hidden: sizes of the hidden layers of every network.
-        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+        estimator: estimator of every bound; None for one draw, with KLs in closed form where known (``AnalyticKL()``).
 
     References:
         Sutter et al. 2021 (arXiv:2105.02470), without their beta.
@@ -128,7 +128,7 @@ def mmjsd(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator
         batch: rows from which the modalities, their kinds and sizes are read.
         latent: dimensions of z.
         hidden: sizes of the hidden layers of every network.
-        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+        estimator: estimator of every bound; None for one draw, with KLs in closed form where known (``AnalyticKL()``).
 
     References:
         Sutter et al. 2020 (arXiv:2006.08242), without their modality-specific latents.
@@ -190,7 +190,7 @@ def unimodal_mean(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, e
         batch: rows from which the modalities, their kinds and sizes are read.
         latent: dimensions of z.
         hidden: sizes of the hidden layers of every network.
-        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+        estimator: estimator of every bound; None for one draw, with KLs in closed form where known (``AnalyticKL()``).
 
     References:
         Shi et al. 2019 (arXiv:1911.03393).
@@ -215,7 +215,7 @@ def mmvm(
         batch: rows from which the modalities, their kinds and sizes are read.
         latent: dimensions of z.
         hidden: sizes of the hidden layers of every network.
-        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+        estimator: estimator of every bound; None for one draw, with KLs in closed form where known (``AnalyticKL()``).
         beta: weight of the tie.
 
     References:
@@ -243,7 +243,7 @@ def code(
         batch: rows from which the modalities, their kinds and sizes are read.
         latent: dimensions of z.
         hidden: sizes of the hidden layers of every network.
-        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+        estimator: estimator of every bound; None for one draw, with KLs in closed form where known (``AnalyticKL()``).
         correlation: of the experts' errors, above -1 / (M - 1) and below 1.
         kl: weight of the prior's KL, or a warm-up of it.
 

@@ -42,7 +42,7 @@ def jnf(
         batch: rows from which the modalities, their kinds and sizes are read.
         latent: dimensions of z.
         hidden: sizes of the hidden layers of every network.
-        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+        estimator: estimator of every bound; None for one draw, with KLs in closed form where known (``AnalyticKL()``).
         transforms: number of autoregressive transforms of each flow.
 
     Raises:

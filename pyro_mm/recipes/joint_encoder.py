@@ -30,7 +30,7 @@ def jmvae_zero(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, esti
         batch: rows from which the modalities, their kinds and sizes are read.
         latent: dimensions of z.
         hidden: sizes of the hidden layers of every network.
-        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+        estimator: estimator of every bound; None for one draw, with KLs in closed form where known (``AnalyticKL()``).
 
     References:
         Suzuki et al. 2016 (arXiv:1611.01891), their baseline. The zeros stand for features, not for values.
@@ -57,7 +57,7 @@ def jmvae_kl(
         batch: rows from which the modalities, their kinds and sizes are read.
         latent: dimensions of z.
         hidden: sizes of the hidden layers of every network.
-        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+        estimator: estimator of every bound; None for one draw, with KLs in closed form where known (``AnalyticKL()``).
         alpha: weight of the KLs from the joint posterior to the unimodal ones.
         kl: weight of the prior's KL, or a warm-up of it.
 
@@ -79,7 +79,7 @@ def telbo(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator
         batch: rows from which the modalities, their kinds and sizes are read.
         latent: dimensions of z.
         hidden: sizes of the hidden layers of every network.
-        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+        estimator: estimator of every bound; None for one draw, with KLs in closed form where known (``AnalyticKL()``).
 
     References:
         Vedantam et al. 2018 (arXiv:1705.10762). They weigh the likelihoods, and have a product of experts over the
@@ -102,7 +102,7 @@ def vaevae_joint(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, es
         batch: rows from which the modalities, their kinds and sizes are read.
         latent: dimensions of z.
         hidden: sizes of the hidden layers of every network.
-        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+        estimator: estimator of every bound; None for one draw, with KLs in closed form where known (``AnalyticKL()``).
 
     References:
         Wu & Goodman 2019 (arXiv:1912.05075), without their adversarial and flow likelihoods.

@@ -46,7 +46,7 @@ def dmvae(
         batch: rows from which the modalities, their kinds and sizes are read.
         latent: dimensions of z.
         hidden: sizes of the hidden layers of every network.
-        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+        estimator: estimator of every bound; None for one draw, with KLs in closed form where known (``AnalyticKL()``).
         private: dimensions of each w_m.
         kl: weight of the prior's KL, or a warm-up of it.
 
@@ -87,7 +87,7 @@ def mmvae_plus(
         batch: rows from which the modalities, their kinds and sizes are read.
         latent: dimensions of z.
         hidden: sizes of the hidden layers of every network.
-        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+        estimator: estimator of every bound; None for one draw, with KLs in closed form where known (``AnalyticKL()``).
         private: dimensions of each w_m.
         beta: weight of the log-ratios of priors and posteriors.
 

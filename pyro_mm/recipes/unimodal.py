@@ -48,7 +48,7 @@ def vae(
         batch: rows from which the modalities, their kinds and sizes are read.
         latent: dimensions of z.
         hidden: sizes of the hidden layers of every network.
-        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+        estimator: estimator of every bound; None for one draw, with KLs in closed form where known (``AnalyticKL()``).
         modality: an image or a label.
         kl: weight of the prior's KL, or a warm-up of it.
 
@@ -86,7 +86,7 @@ def cvae(
         batch: rows from which the modalities, their kinds and sizes are read.
         latent: dimensions of z.
         hidden: sizes of the hidden layers of every network.
-        estimator: of every bound; None for one draw with KLs in closed form where they have one (``AnalyticKL()``).
+        estimator: estimator of every bound; None for one draw, with KLs in closed form where known (``AnalyticKL()``).
         target: the modality that is decoded, an image or a label.
         given: the label that it is given.
         learn_given: True to train the probabilities of the labels; False for equal ones.

@@ -80,9 +80,9 @@ class ImportanceSampling:
         """True if the model is run on several particles at once."""
         return self.vectorize and self.num_particles > 1
 
-    def for_rows(self, first: int) -> ImportanceSampling:
-        """Return these settings with the seed of the block of rows that begins at row ``first``."""
-        return replace(self, seed=self.seed + first)
+    def for_rows(self, first_row: int) -> ImportanceSampling:
+        """Return these settings with the seed of the block of rows that begins at row ``first_row``."""
+        return replace(self, seed=self.seed + first_row)
 
 
 class WeightedBlock(NamedTuple):
@@ -101,13 +101,13 @@ class WeightedBlock(NamedTuple):
 
 def row_blocks(batch: Batch, most: int) -> Iterator[tuple[int, Batch]]:
     """Yield (first row, rows) for blocks of at most so many rows; the batch itself if it is no larger."""
-    for first in range(0, batch.size, most):
-        yield first, batch if batch.size <= most else batch.block(slice(first, first + most))
+    for first_row in range(0, batch.size, most):
+        yield first_row, batch if batch.size <= most else batch.block(slice(first_row, first_row + most))
 
 
 @torch.no_grad()
 def weighted_blocks(
-    model: Callback, guide: Callback, batch: Batch, settings: ImportanceSampling, seen: Batch | None = None
+    model: Callback, guide: Callback, batch: Batch, settings: ImportanceSampling, guide_batch: Batch | None = None
 ) -> Iterator[WeightedBlock]:
     """Draw particles in blocks, each under a seed of its own, and weigh them.
 
@@ -115,7 +115,7 @@ def weighted_blocks(
         model, guide: callables of a batch.
         batch: N rows, which are scored.
         settings: K, the proposal, the seed and the sizes of blocks.
-        seen: the same rows as the guide sees them; ``batch`` by default.
+        guide_batch: the same rows as the guide sees them; ``batch`` by default.
 
     Yields:
         Blocks of particles, K in all.
@@ -123,16 +123,16 @@ def weighted_blocks(
     Raises:
         ValueError: a story that draws while it is scored, if the proposal needs the density of its prior.
     """
-    rows = _row_block(model, guide, batch, batch if seen is None else seen, settings)
+    rows = _row_block(model, guide, batch, batch if guide_batch is None else guide_batch, settings)
     pairs_to_decode = settings.sizes.pairs_to_decode(batch)
     block_size = settings.sizes.particles_per_seed(batch.size) if settings.vectorize else 1
     with temporary_seed(rows.seed, batch.device):
         sampler = settings.proposal.sampler(rows)
 
     draws_in_scoring = False  # a missing parent, say, is drawn anew whenever the story is scored
-    for index, first in enumerate(range(0, settings.num_particles, block_size)):
+    for index, first_particle in enumerate(range(0, settings.num_particles, block_size)):
         with temporary_seed(part_seed(rows.seed, index), batch.device):
-            pair = rows.pair(min(block_size, settings.num_particles - first))
+            pair = rows.pair(min(block_size, settings.num_particles - first_particle))
             sampler.draw(pair)
             state = generator_state(batch.device)
             if not draws_in_scoring:
@@ -150,14 +150,16 @@ def weighted_blocks(
         yield WeightedBlock(pair, log_w, sampler.group_size)
 
 
-def _row_block(model: Callback, guide: Callback, batch: Batch, seen: Batch, settings: ImportanceSampling) -> RowBlock:
+def _row_block(
+    model: Callback, guide: Callback, batch: Batch, guide_batch: Batch, settings: ImportanceSampling
+) -> RowBlock:
     """Return the block of rows as the guide sees them and as the model scores them."""
-    structure = pair_structure(model, guide, seen)
+    structure = pair_structure(model, guide, guide_batch)
 
     def view(rows: Batch, cache: dict[Any, Any], *scored_rows: Any) -> Batch:
         return rows.view({name: rows.presence(name) for name in rows.names}, TermStack({}), cache, *scored_rows)
 
-    encoded = view(seen, {}, batch.rows)
+    encoded = view(guide_batch, {}, batch.rows)
     views = TermViews(encoded, view(batch, {}), encoded, structure.nesting, modalities=structure.modalities)
     return RowBlock(model, guide, views, structure, settings.num_particles, settings.seed, settings.vectorize)
 

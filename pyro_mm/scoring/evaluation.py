@@ -30,7 +30,7 @@ def evaluating(
     audit: bool = True,
     stacked: bool = False,
     draws: bool = False,
-    seen: Batch | None = None,
+    guide_batch: Batch | None = None,
 ) -> Iterator[Batch]:
     """Check a pair and a batch, move the batch to the networks, and set these to evaluation mode for a while.
 
@@ -42,7 +42,7 @@ def evaluating(
         model, guide: callables of a batch; None for one that the evaluation does not run.
         batch: a :class:`~pyro_mm.Batch` of one row or more.
         audit: False to skip the audit of the pair (:func:`pyro_mm.scoring.audit.audit.audit`).
-        stacked, draws, seen: arguments of the audit.
+        stacked, draws, guide_batch: arguments of the audit.
 
     Yields:
         The batch, on the device of the modules' parameters.
@@ -54,7 +54,7 @@ def evaluating(
     check_pair(model, guide)
     check_batch(batch)
     if check_flag("audit", audit):
-        audited(model, guide, batch, stacked=stacked, draws=draws, seen=seen)
+        audited(model, guide, batch, stacked=stacked, draws=draws, guide_batch=guide_batch)
     programs = {name: f for name, f in (("model", model), ("guide", guide)) if f is not None}
     inside = _programs_inside.get()
     if programs and all(any(known is f for known, _ in inside) for f in programs.values()):

@@ -36,7 +36,7 @@ def score(
     model: Callback,
     guide: Callback,
     views: TermViews,
-    info: PairStructure,
+    structure: PairStructure,
     num_particles: int = 1,
     *,
     vectorize: bool = True,
@@ -50,7 +50,7 @@ def score(
     Args:
         model, guide: callables of a batch.
         views: N rows as T terms show them.
-        info: structure of the pair on such rows.
+        structure: structure of the pair on such rows.
         num_particles: K.
         vectorize: False runs particle by particle, for stories that do not broadcast.
         stratify: draws K from each of the C components of a mixture posterior, ``C K`` in all, those of one component
@@ -64,22 +64,22 @@ def score(
         ValueError: a site outside the plate ``"data"``, which has no weight per row.
     """
     if not vectorize and not stratify and num_particles > 1:
-        each = [score(model, guide, views, info, paths=paths, draws=draws) for _ in range(num_particles)]
+        each = [score(model, guide, views, structure, paths=paths, draws=draws) for _ in range(num_particles)]
         return _stack(each)
     resample = resample and torch.is_grad_enabled()
-    if resample and (reason := why_not_rescored(info, views)) is not None:
+    if resample and (reason := why_not_rescored(structure, views)) is not None:
         resample = False
         warnings.warn(f"resample=True differentiates all particles here, and saves no time: {reason}", stacklevel=4)
-    strata = _Strata(info, views, num_particles) if stratify else None
+    strata = _Strata(structure, views, num_particles) if stratify else None
     pair = TermPair(model, guide, views, num_particles if strata is None else strata.particles)
-    propose(pair, info, None if strata is None else partial(strata.draw, pair))
+    propose(pair, structure, None if strata is None else partial(strata.draw, pair))
     with torch.set_grad_enabled(torch.is_grad_enabled() and not resample):
         stand_ins = _stand_ins(pair) if paths and torch.is_grad_enabled() else {}
-        scores = score_model(pair, info, stand_ins=stand_ins, draws=draws)
+        scores = score_model(pair, structure, stand_ins=stand_ins, draws=draws)
     log_component = None if strata is None else strata.log_weights(pair)
     scores.log_component = log_component
     if resample:
-        rescore = partial(_rescore, pair, info, log_component)
+        rescore = partial(_rescore, pair, structure, log_component)
         scores.rescore = rescore
         first = torch.arange(0, pair.num_particles, num_particles, device=views.decode.device)  # of each component
         first = first[:, None, None].expand(-1, views.terms, views.decode.size)
@@ -87,17 +87,17 @@ def score(
     return scores
 
 
-def why_not_rescored(info: PairStructure, views: TermViews) -> str | None:
+def why_not_rescored(structure: PairStructure, views: TermViews) -> str | None:
     """Return the reason why a particle that is scored twice would not be scored the same, or None."""
-    if info.random:
+    if structure.random:
         return "networks draw random numbers, as dropout does in training mode, and would draw others"
-    if info.normalises:
+    if structure.normalises:
         return "what depends on latents goes through batch normalisation in training mode, whose rows would be others"
     # what the prior was drawn given, in terms that encode it, is chosen with its draws
     drawing = [masks for t, masks in enumerate(views.decode.terms()) if t not in views.prior_terms]
-    if info.model_only and drawing:
-        return f"latent {sorted(info.model_only)[0]!r} is in the model only, and would be drawn anew"
-    for name in sorted(info.parents):
+    if structure.model_only and drawing:
+        return f"latent {sorted(structure.model_only)[0]!r} is in the model only, and would be drawn anew"
+    for name in sorted(structure.parents):
         if any(masks.get(name, False) is not True for masks in drawing):
             return f"modality {name!r} is the parent of another one and missing in some rows, and would be drawn anew"
     return None
@@ -116,10 +116,10 @@ def _resampled_kl(of_all: Callable[[], Tensor], of_some: Callable[[], Tensor]) -
 class _Strata:
     """Draws from each component of a guide's mixture in turn, and their log-weights."""
 
-    def __init__(self, info: PairStructure, views: TermViews, num_particles: int):
-        if info.strata is None:
+    def __init__(self, structure: PairStructure, views: TermViews, num_particles: int):
+        if structure.strata is None:
             raise ValueError("stratified draws need a mixture posterior, and the guide has none")
-        self.site, self.components = info.strata.site, info.strata.components
+        self.site, self.components = structure.strata.site, structure.strata.components
         self.each, self.particles = num_particles, num_particles * self.components
         self.device = views.encode.device
         self.log_weight: Tensor | None = None
@@ -173,7 +173,7 @@ def _sources(pair: TermPair, name: str, stand_in: Tensor, summed: bool) -> list[
     return list({id(x): x for x in sources if x.requires_grad}.values())
 
 
-def _rescore(pair: TermPair, info: PairStructure, log_component: Tensor | None, index: Tensor) -> Scores:
+def _rescore(pair: TermPair, structure: PairStructure, log_component: Tensor | None, index: Tensor) -> Scores:
     """Recompute the particles ``index``, ``(C, T, N)``, of a pair with gradients."""
     some = TermPair(pair.source_model, pair.source_guide, pair.views, len(index))
     terms = index.shape[1:2] if pair.views.terms > 1 else ()
@@ -199,25 +199,25 @@ def _rescore(pair: TermPair, info: PairStructure, log_component: Tensor | None, 
         missing = {name: (taken(x, events), events) for name, (x, events) in pair.missing_of_prior.items()}
         some.prior = some.draw_prior(at_chosen(pair.prior or {}), missing)
     with poutine.replay(trace=chosen):
-        propose(some, info)
-    scores = score_model(some, info)
+        propose(some, structure)
+    scores = score_model(some, structure)
     scores.log_component = None if log_component is None else log_component.gather(0, index)
     return scores
 
 
-def propose(pair: TermPair, info: PairStructure, draw: Callable[[dict[str, Any]], None] | None = None) -> None:
+def propose(pair: TermPair, structure: PairStructure, draw: Callable[[dict[str, Any]], None] | None = None) -> None:
     """Run the pair's guide, and leave its trace and log q in the pair.
 
     Each pathwise value becomes a node of the autograd graph of its own.
 
     Args:
         pair: the pair.
-        info: its structure.
+        structure: its structure.
         draw: may give the messages of latent sites other values; None draws as the guide does.
     """
     pair.draw = draw
     with ExitStack() as stack:
-        if info.enumerates:
+        if structure.enumerates:
             stack.enter_context(poutine.enum(first_available_dim=pair.enum_dim))
         pair.guide()
     pair.draw = None  # so that a second run of the guide draws as it does
@@ -247,7 +247,7 @@ def _check_prior_gradient(prior: Mapping[str, Any]) -> None:
 
 def score_model(
     pair: TermPair,
-    info: PairStructure,
+    structure: PairStructure,
     unscaled: bool = False,
     stand_ins: Mapping[str, Tensor] | None = None,
     draws: bool = False,
@@ -256,7 +256,7 @@ def score_model(
 
     Args:
         pair: a pair whose guide has run (:func:`propose`).
-        info: its structure.
+        structure: its structure.
         unscaled: True refuses sites with a scale of their own.
         draws: True keeps the values behind the scores.
         stand_ins: values of sites at which ``log_proposal`` is evaluated in the place of their own.
@@ -269,7 +269,7 @@ def score_model(
     free_dim = min([pair.enum_dim + 1, *dims.values()]) - 1  # to the left of what the guide enumerates
     with ExitStack() as stack:
         traced = stack.enter_context(poutine.trace())
-        if info.enumerates:
+        if structure.enumerates:
             stack.enter_context(poutine.enum(first_available_dim=free_dim))
         stack.enter_context(poutine.replay(trace=pair.trace))
         pair.model()
@@ -315,9 +315,9 @@ def score_model(
 
     def kl() -> Tensor:
         summed_in_model = bool(enumerated - set(dims))
-        if not dims and (summed_in_model or not info.in_order):
+        if not dims and (summed_in_model or not structure.in_order):
             return average(log_proposal(proposal, shared) - scores.log_prior, scores.log_component)
-        if summed_in_model or not info.in_order:
+        if summed_in_model or not structure.in_order:
             parts = [*proposal.values(), *(-x for x in eliminate(list(prior.values()), free_dim))]
         else:
             parts = [shape.kl(name, site, ours.get(name), proposal, prior) for name, site in theirs.items()]
@@ -382,8 +382,8 @@ def log_weights(
     check_flags(vectorize=vectorize)
     stacked = vectorize and num_particles > 1
     with evaluating(model, guide, batch, audit=audit, stacked=stacked) as rows:
-        info = pair_structure(model, guide, rows)
-        scores = score(model, guide, TermViews.of(rows, info), info, num_particles, vectorize=vectorize)
+        structure = pair_structure(model, guide, rows)
+        scores = score(model, guide, TermViews.of(rows, structure), structure, num_particles, vectorize=vectorize)
         return move_result(scores.log_weights()[:, 0], rows, batch)
 
 

@@ -40,7 +40,7 @@ class TermViews:
     prior_terms: frozenset[int] = frozenset()
 
     @staticmethod
-    def of(batch: Batch, info: PairStructure, cache: Cache | None = None) -> TermViews:
+    def of(batch: Batch, structure: PairStructure, cache: Cache | None = None) -> TermViews:
         """Return the views of the single term (*, *, prior), which encodes and decodes all that is present."""
         view = batch.view({n: batch.presence(n) for n in batch.names}, TermStack({}), {} if cache is None else cache)
-        return TermViews(view, view, view, info.nesting, modalities=info.modalities)
+        return TermViews(view, view, view, structure.nesting, modalities=structure.modalities)

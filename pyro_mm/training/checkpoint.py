@@ -40,11 +40,11 @@ FORMAT = 2
 class Checkpoint:
     """One file with everything that decides how a training goes on: the numbers are those of one without a stop.
 
-    It holds weights and buffers of the modules, parameters that are in none, the optimiser's state, the count of steps,
-    the history's columns and the states of torch's own generators; of modules that a function holds, the buffers too;
-    but not a loader's generator. It names the objective, the kind of optimiser, the data, the batch size and the seed.
-    The versions of the package and of torch, the optimiser's settings and the schedule are noted under ``notes``, for
-    people: settings of the optimiser, such as its step size, are those of the caller.
+    It holds weights and buffers of the modules, parameters outside of modules, buffers of modules that a function
+    holds, the optimiser's state, the count of steps, the history's columns and the states of torch's generators; a
+    loader's own generator is not in it. It names the objective, the kind of optimiser, the data, the batch size and the
+    seed. The versions of the package and of torch, the optimiser's settings and the schedule are noted under ``notes``,
+    for people: settings of the optimiser, such as its step size, are those of the caller.
 
     The file is replaced as a whole, so a stop while it is written leaves the one before.
 
@@ -89,15 +89,15 @@ class Checkpoint:
         """Restore the state that the file holds, after comparing all of it with what is to be trained.
 
         Args:
-            epochs: the most that the file may be of.
-            force: whether another format, other data, another batch size and another seed will do.
+            epochs: the largest number of epochs that the file may hold.
+            force: True accepts another format, other data, another batch size and another seed.
 
         Returns:
             The number of epochs behind it: 0 if there is no file.
 
         Raises:
-            ValueError: the file is damaged, or of something else, and says which part does not fit. Nothing has been
-                changed then.
+            ValueError: the file is damaged or of another training; the message says which part does not fit. Nothing
+                has been changed then.
         """
         if not self.path.exists():
             return 0
@@ -112,7 +112,7 @@ class Checkpoint:
         return self._written_epochs
 
     def _check_identity(self, state: dict[str, Any], force: bool) -> None:
-        """Raise a ValueError unless it is of the same data, batch size, seed, objective and kind of optimiser."""
+        """Raise a ValueError unless data, batch size, seed, objective and kind of optimiser are the same."""
         version = state.get("format", 1)
         if version != FORMAT and not force:
             raise unfit(
@@ -145,7 +145,7 @@ class Checkpoint:
         check_generators(self.path, self._devices, state["generators"])
 
     def _check_loose(self, state: dict[str, Any]) -> None:
-        """Raise a ValueError unless the parameters outside of modules are those of here."""
+        """Raise a ValueError unless the parameters outside of modules are those of this training."""
         names = self._loose_names()
         here = self._loose
         if len(state["loose"]) != len(here):
@@ -161,7 +161,7 @@ class Checkpoint:
                 raise unfit(self.path, f"parameter {names[place] or place} outside of modules is {text}")
 
     def _check_buffers(self, state: dict[str, Any]) -> None:
-        """Raise a ValueError unless the buffers of modules that functions hold are those of here."""
+        """Raise a ValueError unless the buffers of modules that functions hold are those of this training."""
         if "format" not in state:  # which had none of them
             return
         saved = state.get("buffers")
@@ -195,7 +195,7 @@ class Checkpoint:
             set_generator_state(device, generator.cpu())
 
     def _restore_optimizer(self, state: dict[str, Any]) -> None:
-        """Load the moments; the settings stay those of the caller, by which torch also decides where they lie."""
+        """Load the moments, and keep the caller's settings, by which torch also decides the device of the moments."""
         groups = [
             {**here, "params": saved["params"]}
             for here, saved in zip(self._optimizer.param_groups, state["param_groups"], strict=True)
@@ -212,13 +212,13 @@ class Checkpoint:
     def after_epoch(self, epochs: int) -> None:
         """Write after an epoch, unless that would take more than a twentieth of the time.
 
-        Of epochs of milliseconds the file has those of some moments ago.
+        If an epoch takes milliseconds, the file may be some epochs behind.
         """
         if time.perf_counter() >= self._next_write:
             self.write(epochs)
 
     def write(self, epochs: int) -> None:
-        """Replace the file by one of this moment, unless it is of the same epoch."""
+        """Replace the file by the present state, unless it holds this epoch already."""
         if epochs == self._written_epochs:
             return
         start = time.perf_counter()

@@ -34,7 +34,7 @@ def damaged(path: Path, text: str) -> ValueError:
 
 
 def unfit(path: Path, text: str, forcible: bool = False) -> ValueError:
-    """Return the error of a checkpoint of another training; ``forcible`` if ``resume="force"`` would accept it."""
+    """Return the error of a checkpoint that does not fit; ``forcible`` if ``resume="force"`` would accept it."""
     mend = '. Give fit(.., resume="force") to go on all the same, or another path to start anew' * forcible
     return ValueError(f"{path} does not fit what is to be trained: {text}{mend}")
 
@@ -43,7 +43,7 @@ def unfit(path: Path, text: str, forcible: bool = False) -> ValueError:
 
 
 def check_entries(path: Path, state: dict[str, Any]) -> None:
-    """Raise a ValueError unless a checkpoint has all entries, of their types and of as many epochs as it says."""
+    """Raise a ValueError unless a checkpoint has all entries, each of its type, and one number per epoch."""
     if not state.keys() & ENTRY_TYPES.keys():
         raise ValueError(f"{path} is not {FILE_KIND}: it holds {', '.join(map(str, state)) or 'nothing'}")
     for name, kind in ENTRY_TYPES.items():
@@ -65,12 +65,12 @@ def data_identity(
     """Describe what decides a training's minibatches, to be compared when it goes on.
 
     Args:
-        data: a batch; or a loader, whose values are not looked at, since they may differ from epoch to epoch.
+        data: a batch; or a loader, whose values are not compared, since they may differ from epoch to epoch.
         head: some of its rows.
         rows: their number in all.
         batch_size: rows of a minibatch.
         minibatches: their number in an epoch.
-        seed: that of the training.
+        seed: seed of the training.
     """
     return {
         "rows": rows,
@@ -108,7 +108,7 @@ def difference(saved: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 
 
 def check_optimizer_state(path: Path, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Raise a ValueError unless saved moments are those of an optimiser of these parameters."""
+    """Raise a ValueError unless saved moments fit the parameters of an optimiser."""
     groups, moments = state.get("param_groups"), state.get("state")
     if not isinstance(groups, list) or not isinstance(moments, dict):
         raise damaged(path, "the state of the optimiser is not one")
@@ -148,9 +148,9 @@ def _check_moments(path: Path, number: int, moment: dict[str, Any], p: Tensor, e
 
 
 def _example_moments(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> dict[str, Any]:
-    """Return the state that one of torch's optimisers has, after a step, of a parameter of shape ``EXAMPLE_SHAPE``.
+    """Return the state of one of torch's optimisers after a step of a parameter of shape ``EXAMPLE_SHAPE``.
 
-    Its tensors of that shape are those of a parameter's shape. Empty if it cannot be known.
+    Its tensors of that shape have the shape of the parameter in general. Empty if the state is unknown.
     """
     kind = type(optimizer)
     if not kind.__module__.startswith("torch.optim") or kind.__name__ in FREE_SHAPES:

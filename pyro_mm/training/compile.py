@@ -43,13 +43,13 @@ def stage(
     backend: str | None = "inductor",
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> CompiledStep:
-    r"""Return a step of gradient descent that runs as one compiled graph of tensor operations.
+    r"""Compile a step of gradient descent into one graph of tensor operations, and return it as a callable.
 
     The objective's loss and its gradient for batches like ``batch`` are traced by ``torch.fx`` into one graph, in which
     nothing of Pyro is left, and compiled by inductor. On a GPU the graph and the optimiser's step are replayed as one
-    CUDA graph. The numbers are those of the programs; with ``torch.manual_seed`` so are the draws on a CPU. Decisions
-    that Python makes from shapes and settings are made when tracing. The batch, its masks, weights that are functions
-    of the step, and random numbers are inputs or operations of the graph, and differ from step to step.
+    CUDA graph. The numbers equal those of the uncompiled programs, on a CPU also the draws under ``torch.manual_seed``.
+    Decisions that Python makes from shapes and settings are made when tracing. The batch, its masks, weights that are
+    functions of the step, and random numbers are inputs or operations of the graph, and differ from step to step.
 
     All objectives of this package are compiled, with every estimator of :mod:`pyro_mm.estimators`, and so are
     ``pyro.infer.Trace_ELBO``, ``TraceMeanField_ELBO`` and objectives of your own. Other ELBOs of Pyro, and programs
@@ -59,8 +59,8 @@ def stage(
         objective: as of :func:`pyro_mm.fit`. The step counts from 0, whatever else the objective is used for. An
             objective of your own is given the count as a scalar tensor, so that arithmetic with it is traced.
         model, guide: callables of a batch.
-        batch: rows like those to come. Another size is compiled anew, up to eight of them: pad the last one
-            (``batch.padded``).
+        batch: rows like those to come. Each further size is compiled anew, up to eight: pad the last minibatch of an
+            epoch (``batch.padded``).
         optimizer: stepped at every call; None leaves the gradients in the parameters. On a GPU it is captured with the
             rest if it can be, and anew whenever a setting of it changes, so a rate that moves at every step should be a
             tensor. Load its state before the first step.

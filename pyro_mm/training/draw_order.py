@@ -1,7 +1,7 @@
 """A traced graph cut at its random draws, so that a compiler cannot put them into another order.
 
-torch's generator of the CPU gives numbers in the order in which it is asked, and inductor orders operations as suits
-memory and fusion, draws included. So draws are left out of what is compiled.
+torch's CPU generator gives numbers in the order of the calls, and inductor reorders operations, draws included, for
+memory and fusion. So draws are left out of the compiled code.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def compile_between_draws(
 ) -> Callable[..., Any]:
     """Compile a graph piece by piece, and run its draws between the pieces, in their order.
 
-    Draws that depend on shapes alone are taken before the piece that they are from. Those that depend on values, such
-    as the index of a particle, end a piece. So a graph with draws of the first kind only is one piece.
+    Draws that depend on shapes alone are made before the piece that contains them. Those that depend on values, such as
+    the index of a particle, end a piece. So a graph with draws of the first kind only is one piece.
 
     Args:
         graph: operations of torch on tensors of fixed shapes, as ``make_fx`` leaves them.

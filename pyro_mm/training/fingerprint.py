@@ -24,7 +24,7 @@ def describe_contents(batch: Batch) -> dict[str, str]:
 
 
 def rows_hash(batch: Batch) -> str:
-    """Hash rows at equal distances, the first and the last among them, with their masks.
+    """Return a hash of evenly spaced rows, the first and the last included, and of their masks.
 
     Values under a mask are left out, since nothing depends on them. The hash is the same on every device.
     """

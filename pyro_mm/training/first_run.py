@@ -35,7 +35,7 @@ def build_problem(
         objective, model, guide: the training.
         batch: a few rows.
         autocast: makes the context of a loss.
-        unrunnable: the error of a run on more rows, raised if this run ends otherwise than in words. Two rows fit where
+        unrunnable: the error of a run on more rows, raised if this run's own error is not explained. Two rows fit where
             the rows of a plate and the entries of a latent are mixed up, and there are two of these.
         step: steps taken so far.
 

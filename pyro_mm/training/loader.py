@@ -1,4 +1,4 @@
-"""Minibatches of data that lie on the device, that lie elsewhere, or that a ``DataLoader`` gives."""
+"""Minibatches of rows that are on the device, that are elsewhere, or that a ``DataLoader`` gives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MEMORY_FRACTION = 0.5  # of a GPU's free memory that data may take
 
 
 class MinibatchLoader:
-    """The rows of a data set, an epoch at a time, in minibatches drawn without replacement.
+    """Minibatches of a data set, drawn without replacement, one epoch at a time.
 
     Rows that fit stay on the device as one batch and are shuffled by index. Others stay where they are, and are
     fetched by a ``DataLoader`` of their own, from pinned memory on the way to a GPU. Both give the same minibatches
@@ -26,7 +26,7 @@ class MinibatchLoader:
         data: rows, or a ``DataLoader`` whose items are batches and whose sampler or dataset has a length.
         batch_size: rows of a minibatch; a loader has its own.
         device: where the minibatches go.
-        resident: whether the rows live on the device; None decides by their size.
+        resident: True keeps all rows on the device, False where they are; None decides by their size.
         workers: processes that fetch rows which do not.
         drop_last: leave out the last minibatch of an epoch if it is a smaller one; None keeps it. A loader has its own.
         shard: ``(rank, world)`` gives the rows of one of several processes, whose torch generators are in the same
@@ -39,7 +39,7 @@ class MinibatchLoader:
     Raises:
         ValueError: no rows; ``drop_last`` or ``shard`` for a loader; or shards that cannot have equally many
             minibatches.
-        TypeError: a loader of which nothing has a length.
+        TypeError: a loader whose sampler and dataset have no length.
     """
 
     def __init__(
@@ -240,7 +240,7 @@ def _minibatch_sizes(data: Batch | DataLoader[Any]) -> list[int] | None:
 def _diverse_rows(batch: Batch) -> Tensor:
     """Return the first two rows, and for every modality that some rows lack the first row with and the first without.
 
-    What only such rows run, such as the expert of a rare modality, is seen by a run on them.
+    So a run on them reaches modules that only such rows use, such as the expert of a rare modality.
     """
     rows = [torch.arange(min(2, batch.size), device=batch.device)]
     for name in batch.names:

@@ -74,29 +74,29 @@ def fit(
             with a step size of 0.001, all parameters in one fused update.
         scheduler: optimiser -> ``torch.optim.lr_scheduler`` of its step sizes, moved on after every epoch; one that
             waits for a plateau sees the validation loss, or the loss if there are no rows for validation.
-        seed: of the shuffling and the draws; None goes on with torch's generator.
+        seed: seed of the shuffling and the draws; None goes on with torch's generator.
         device: where to train. None is where the modules are; or CUDA, if there is one and both are modules.
         precision: "bf16-mixed" runs the networks under autocast, with log-probabilities in float32; "32-true" runs
             them as they are.
         compile: traces the step once and compiles it (:func:`pyro_mm.stage`), which takes seconds to a minute and pays
             from some thousand steps on. A step that cannot be traced runs uncompiled, with a warning that says why.
-        validate: whether Pyro checks shapes and supports at every step; None checks the first one.
-        resident: whether the rows live on the device; None decides by their size.
+        validate: True lets Pyro check shapes and supports at every step, False at none; None checks the first one.
+        resident: True keeps all rows on the device, False where they are; None decides by their size.
         workers: processes that fetch rows that do not live on the device.
         drop_last: leave out the last minibatch of every epoch if it is smaller than the others, as it has to be if it
             is a single row and a network has batch normalisation. A loader has a setting of its own.
         transform: minibatch of training rows -> ``batch.replaced({...})``, the same rows with other values; applied on
             the device before every step, to draw binary pixels anew, for instance.
-        checkpoint: a file, written after every epoch (of short ones after some, and the last; it takes a twentieth of
-            the time at most). If it exists, training goes on after the epochs that it holds, with the same numbers as
-            without a stop. While it runs no other training may write to the file.
-        resume: "strict" goes on from a checkpoint of the same data (size, names, shapes, dtypes, and a hash of some
-            rows), batch size and seed alone; "force" also from one of others, or of an earlier version of this
-            package. The parameters have to fit in either case.
-        progress: whether to show a progress bar.
+        checkpoint: a file, written after every epoch, or after some and the last if epochs are short, so that writing
+            takes a twentieth of the time at most. If it exists, training goes on after the epochs that it holds, with
+            the same numbers as without a stop. While it runs no other training may write to the file.
+        resume: "strict" accepts only a checkpoint of the same data (size, names, shapes, dtypes, and a hash of some
+            rows), batch size and seed; "force" accepts others, and those of earlier versions of this package. The
+            parameters have to fit in either case.
+        progress: True shows a progress bar.
         callback: called after every epoch with its number and its entry of the history. An error that it raises ends
             the training, and the checkpoint is of that epoch.
-        audit: False skips the audit of the pair (:mod:`pyro_mm.scoring.audit`), and what it would refuse.
+        audit: False skips the audit of the pair (:mod:`pyro_mm.scoring.audit`) and its errors.
 
     Returns:
         The history. Modules, also those that a function refers to, are left in ``eval`` mode, however the training

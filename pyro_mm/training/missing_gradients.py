@@ -16,11 +16,11 @@ MAX_LISTED = 5  # names in a message
 class MissingGradients:
     """Parameters that have had no gradient yet, and modalities that no row has had.
 
-    One minibatch does not tell: it may lack a rare modality, or have no row of the kind that a network is for.
+    One minibatch is not enough to judge: it may lack a rare modality, or rows that reach some network.
 
     Args:
         problem: the training problem.
-        names: parameter, by identity, to its name in a message.
+        names: identity of a parameter -> its name in messages.
     """
 
     def __init__(self, problem: TrainingProblem, names: dict[int, str]):
@@ -52,8 +52,8 @@ class MissingGradients:
         """Raise if a parameter had no gradient so far.
 
         Args:
-            could_have: modalities that some row of the data has; None if that is not known. Nothing is judged while a
-                minibatch with one of them is still to come.
+            could_have: modalities that some row of the data has; None if that is not known. No error is raised while
+                one of them has not been in a minibatch yet.
 
         Raises:
             TrainingError: naming the parameters, and what mends it.
@@ -92,10 +92,10 @@ def explain_missing_gradients(
         names: of the parameters, by the paths of their modules.
         modules_by_path: path -> outermost module of the pair.
         modalities: of the batches.
-        absent: those of them that no row has.
+        absent: the modalities that no row has.
         discrete: latent sites that are enumerated, or have no pathwise gradient.
         estimator: its class's name.
-        span: the rows that this is judged on, in words.
+        span: the rows that were used, in words.
     """
     unexplained = list(names)
     lacking: dict[str, list[str]] = {}

@@ -59,9 +59,9 @@ class NonFiniteMonitor:
 
     Args:
         sequence: takes the steps.
-        names: parameter, by identity, to its name in a message.
+        names: identity of a parameter -> its name in messages.
         device: whose generator makes the draws, besides the CPU's.
-        knows_rows: whether the batches know the places of their rows in the data.
+        knows_rows: True if batches know the indices of their rows in the data.
     """
 
     def __init__(self, sequence: UpdateSequence, names: dict[int, str], device: torch.device, knows_rows: bool):

@@ -33,7 +33,7 @@ class GrowthRecord:
 
     Args:
         parameters: the parameters that are trained.
-        names: parameter, by identity, to its name in a message.
+        names: identity of a parameter -> its name in messages.
 
     Attributes:
         first_gradient: norm of the gradient at the first step, a scalar; None before it.
@@ -65,7 +65,7 @@ class GrowthRecord:
         Args:
             optimizers: those of the training, for their step sizes.
             growths: for the steps before, the gradient's norm and the factor by which a parameter had grown by then.
-            certain: whether a divergence is known to be the cause.
+            certain: True if a divergence is known to be the cause.
 
         Returns:
             A sentence on the cause, and advice; None if no parameter has grown out of bounds.
@@ -92,11 +92,11 @@ class GrowthRecord:
 def cause_in_loss(
     batch: Batch, knows_rows: bool, evaluate: Callable[[Batch], Loss], rewind: Callable[[], None]
 ) -> Cause:
-    """Find where NaN or infinity comes from in a loss; nothing if it is finite or cannot be computed.
+    """Find the origin of NaN or infinity in a loss; an empty cause if it is finite or cannot be computed.
 
     Args:
         batch: N rows.
-        knows_rows: whether the batch knows the places of its rows in the data.
+        knows_rows: True if the batch knows the indices of its rows in the data.
         evaluate: evaluates the loss.
         rewind: puts the generators to where they were before the loss was evaluated.
     """

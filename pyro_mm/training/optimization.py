@@ -28,7 +28,7 @@ def make_optimizer(
     Args:
         factory: parameters -> optimiser; None for Adam with a step size of 0.001.
         problem: the training problem.
-        names: parameter, by identity, to its name in a message.
+        names: identity of a parameter -> its name in messages.
 
     Raises:
         TypeError: no optimiser of torch.

@@ -1,4 +1,4 @@
-"""Notice, from one step to the next, that programs are made of other modules, parameters or hooks."""
+"""Detect, from one step to the next, that programs are made of other modules, parameters or hooks."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class ProgramSnapshot:
         self._settings = self._find_settings()
 
     def changed(self) -> bool:
-        """Return True if an object is another one now, or has other settings or hooks."""
+        """Return True if an object has been replaced, or has other settings or hooks."""
         if sum(map(len, self._registers)) != self._entries:
             return True
         objects = self._find_objects()

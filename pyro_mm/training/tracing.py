@@ -61,7 +61,7 @@ class TraceInputs:
         buffers: the modules' buffers, which a step may change.
         numbers: the factor of the gradient, and the W weights that depend on the step, ``(1 + W,)``.
         step: steps taken so far, a scalar.
-        weights: those weights, and by which of them the graph may differ.
+        weights: the same weights, with those by whose values the graph may differ.
     """
 
     batch: Batch
@@ -76,11 +76,10 @@ def trace_step(update: Update, inputs: TraceInputs) -> TracedStep:
 
     Randomness stays random: a draw is an operation of the graph, and so are masks that are drawn. Decisions that Python
     makes from shapes and settings are constants of the graph. The graph is compared with the programs on other rows, at
-    another step and with other draws, so that one that froze what should have moved is found out.
+    another step and with other draws, to detect values that were frozen into it by mistake.
 
     Raises:
-        Untraceable: the programs look at a value in Python, have shapes that depend on values, or did not do the same
-            as their graph.
+        Untraceable: the programs read a value in Python, have shapes that depend on values, or differ from their graph.
     """
     problem = update.loss
     labels: list[str] = []
@@ -133,7 +132,7 @@ def evaluate_traced(problem: TrainingProblem, inputs: TraceInputs, batch: Batch,
 
 @contextmanager
 def isolated_run(problem: TrainingProblem, device: torch.device) -> Iterator[None]:
-    """Run programs under a fixed seed, and put generators and buffers back afterwards."""
+    """Run programs under a fixed seed, and restore generators and buffers afterwards."""
     with preserve_buffers(*problem.networks), temporary_seed(1, device):
         yield
 

@@ -215,7 +215,7 @@ class Trainer:
 
         Args:
             epoch: its number, counted from 0.
-            is_first: whether it is the first one of this process.
+            is_first: True for the first epoch of this process.
 
         Returns:
             The loss and the value of each term, per row.

@@ -1,4 +1,4 @@
-"""A copy of parameters, buffers and optimisers' moments, to go back to."""
+"""A copy of parameters, buffers and optimisers' moments that a training can return to."""
 
 from __future__ import annotations
 

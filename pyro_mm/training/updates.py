@@ -35,7 +35,7 @@ class UpdateSequence:
         updates: one for a usual training, or several, such as those of a generator and of a critic.
         loader: the source of the minibatches, whose sizes decide scale and padding.
         compile: True compiles every update.
-        validate: whether Pyro checks shapes and supports at every step; None checks the first one.
+        validate: True lets Pyro check shapes and supports at every step, False at none; None checks the first one.
 
     Attributes:
         steps: steps taken so far; the ``step`` of the objectives.

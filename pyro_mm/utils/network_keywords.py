@@ -113,7 +113,7 @@ def _wrapped(network: nn.Module) -> Any:
 
 
 def _signature(network: Any) -> Signature:
-    """Return what a callable's signature says, read once per module and once per function's code."""
+    """Return the signature of a callable, read once per module and once per function's code."""
     if isinstance(network, nn.Module):
         found = _known.get(network)
         return _cached(network, network) if found is None else found

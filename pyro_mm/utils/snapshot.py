@@ -1,4 +1,4 @@
-"""Notice, at little cost, that programs refer to other objects than before, or hold other numbers."""
+"""Detect, at little cost, that programs refer to other objects than before, or hold other numbers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Note = Callable[[Any], Any]
 
 
 class Snapshot:
-    """Objects that programs refer to and plain values that they hold, as they were when it was made.
+    """The objects that programs refer to and the plain values that they hold, at the time of construction.
 
     Compared by identity are the class, the children and the parameters of each module and a ``forward`` of its own;
     and the modules, functions and distributions that attributes of modules and of a user's objects, free variables
@@ -85,7 +85,7 @@ class Snapshot:
         self._slots = self._find_slots()
 
     def changed(self) -> bool:
-        """Return True if any of it is gone, is another object now, or has another value."""
+        """Return True if an object is gone or has been replaced, or if a value has changed."""
         if self._gone:
             return True
         try:

@@ -28,7 +28,7 @@ def audit(
     stacked: bool = False,
     hides: bool = False,
     draws: bool = False,
-    seen: Batch | None = None,
+    guide_batch: Batch | None = None,
 ) -> Sites:
     """Refuse a pair whose sites, shapes, supports or networks would give wrong numbers on a batch.
 
@@ -43,7 +43,7 @@ def audit(
         stacked: True if particles or terms will stand to the left of the rows.
         hides: True if modalities that rows have will be hidden from the pair.
         draws: True if draws of the guide are returned.
-        seen: the same rows as the guide is shown them, if that is another batch.
+        guide_batch: the same rows as the guide sees them, if that is another batch.
 
     Returns:
         The sites of the pair.
@@ -53,7 +53,7 @@ def audit(
     """
     programs = {name: f for name, f in (("model", model), ("guide", guide)) if f is not None}
     reached = ReachableObjects(programs)
-    known = _audit_sites(model, guide, batch, seen, reached, hides)
+    known = _audit_sites(model, guide, batch, guide_batch, reached, hides)
     wrong = list(known.sites.refusals(batch, targets, givens, hides, draws))
     wrong = wrong or unscored_values(batch, known.sites.supports)
     if wrong:
@@ -61,7 +61,7 @@ def audit(
     if stacked and model is not None and guide is not None:
         if known.stacking is None:
             with without_side_effects(reached, programs):
-                known.stacking = stacking_problem(model, guide, *few_rows(batch, seen, reached))
+                known.stacking = stacking_problem(model, guide, *few_rows(batch, guide_batch, reached))
         if known.stacking:
             error = ValueError(f"{known.stacking} {HOW_TO_SWITCH_OFF}")
             error.add_note(UNBROADCAST)
@@ -77,17 +77,17 @@ def audit_text(texts: Sequence[str]) -> str:
 
 
 def _audit_sites(
-    model: Any, guide: Any, batch: Batch, seen: Batch | None, reached: ReachableObjects, hides: bool
+    model: Any, guide: Any, batch: Batch, guide_batch: Batch | None, reached: ReachableObjects, hides: bool
 ) -> PastAudit:
     """Return the past audit of a pair on this kind of batch, made anew if there is none or the pair has changed."""
     audits = past_audits(model, guide)
     fingerprint = reached.fingerprint()
-    kind = kind_of_batch(batch, seen, hides)
+    kind = kind_of_batch(batch, guide_batch, hides)
     known = audits.get(kind)
     if known is None or known.fingerprint != fingerprint:
         programs = {name: f for name, f in (("model", model), ("guide", guide)) if f is not None}
         with without_side_effects(reached, programs):
-            known = PastAudit(fingerprint, collect_sites(model, guide, *few_rows(batch, seen, reached), hides))
+            known = PastAudit(fingerprint, collect_sites(model, guide, *few_rows(batch, guide_batch, reached), hides))
         if len(audits) >= MOST_AUDITS:
             audits.clear()
         audits[kind] = known

@@ -19,13 +19,13 @@ from .value_reads import ValueReads
 from .value_shapes import shape_mismatches
 
 
-def collect_sites(model: Any, guide: Any, few: Batch, seen: Batch, hides: bool) -> Sites:
+def collect_sites(model: Any, guide: Any, few_rows: Batch, guide_batch: Batch, hides: bool) -> Sites:
     """Run guide and model once on a few rows, and return their sites and the mistakes in them.
 
     Args:
         model, guide: callables of a batch; None for one that is not run.
-        few: a few rows.
-        seen: the same rows as the guide is shown them.
+        few_rows: a few rows.
+        guide_batch: the same rows as the guide sees them.
         hides: True to run the pair again with modalities hidden one by one.
 
     Raises:
@@ -34,27 +34,31 @@ def collect_sites(model: Any, guide: Any, few: Batch, seen: Batch, hides: bool) 
     programs = {name: f for name, f in (("model", model), ("guide", guide)) if f is not None}
     reads = {name: ValueReads() for name in ("model", "guide")}
     guide_trace = model_trace = None
-    devices = [few.device] if few.device.type == "cuda" else []
+    devices = [few_rows.device] if few_rows.device.type == "cuda" else []
     # the generators are in the caller's state: pyro.param may draw its first value here
     with torch.random.fork_rng(devices=devices):
         if guide is not None:
-            with explain_errors(programs, seen.size):
-                guide_trace = poutine.trace(guide).get_trace(reads["guide"].recorded(seen))
+            with explain_errors(programs, guide_batch.size):
+                guide_trace = poutine.trace(guide).get_trace(reads["guide"].recorded(guide_batch))
         if model is not None:
             replayed = model if guide_trace is None else poutine.replay(model, trace=guide_trace)
-            with explain_errors(programs, few.size):
-                model_trace = poutine.trace(replayed).get_trace(reads["model"].recorded(few))
-    reads_missing = [] if guide is None else find_reads_of_missing(model, guide, few, seen, hides)
-    return sites_of_traces(few, model_trace, guide_trace, reads, reads_missing)
+            with explain_errors(programs, few_rows.size):
+                model_trace = poutine.trace(replayed).get_trace(reads["model"].recorded(few_rows))
+    reads_missing = [] if guide is None else find_reads_of_missing(model, guide, few_rows, guide_batch, hides)
+    return sites_of_traces(few_rows, model_trace, guide_trace, reads, reads_missing)
 
 
 def sites_of_traces(
-    few: Batch, model_trace: Any, guide_trace: Any, reads: Mapping[str, ValueReads], reads_missing: Sequence[Read] = ()
+    few_rows: Batch,
+    model_trace: Any,
+    guide_trace: Any,
+    reads: Mapping[str, ValueReads],
+    reads_missing: Sequence[Read] = (),
 ) -> Sites:
     """Return the sites of a pair from its traces.
 
     Args:
-        few: the rows that the programs ran on.
+        few_rows: the rows that the programs ran on.
         model_trace, guide_trace: their traces; None for a program that was not run.
         reads: ``"model"`` and ``"guide"`` -> the values that it asked for.
         reads_missing: reads of missing values, found by further runs.
@@ -68,8 +72,8 @@ def sites_of_traces(
     guide_only = [name for name, site in in_guide.items() if name not in in_model and not _is_auxiliary(site)]
     enumerated = {name for name, site in in_guide.items() if site["infer"].get("enumerate") == "parallel"}
     enumerated |= {name for name in model_only if in_model[name]["fn"].has_enumerate_support}
-    unmasked = [name for name, site in observed.items() if name not in few and not _is_auxiliary(site)]
-    unheld = [name for name, site in observed.items() if name not in few and _is_auxiliary(site)]
+    unmasked = [name for name, site in observed.items() if name not in few_rows and not _is_auxiliary(site)]
+    unheld = [name for name, site in observed.items() if name not in few_rows and _is_auxiliary(site)]
     asked = [(who, name) for who, of_program in reads.items() for name in of_program.unknown]
     sites = [*in_guide.items(), *in_model.items(), *observed.items()]
 
@@ -82,16 +86,16 @@ def sites_of_traces(
         guide_only=tuple(guide_only) if both else (),
         outside=tuple(dict.fromkeys(name for name, site in sites if "data" not in _frames(site))),
         scaled=tuple(dict.fromkeys(name for name, site in sites if _is_scaled(site))),
-        unobserved=() if model_trace is None else tuple(name for name in few.names if name not in observed),
+        unobserved=() if model_trace is None else tuple(name for name in few_rows.names if name not in observed),
         unheld=tuple(name for name in unheld if not is_factor(observed[name])),
         unmasked=tuple(name for name in unmasked if not is_factor(observed[name])),
         reads_missing=tuple(reads_missing),
         read=frozenset(reads["model"].read),
-        unknown=tuple((who, n) for who, n in asked if n not in few and n not in in_guide and n not in in_model),
-        unasked=() if guide_trace is None else tuple(n for n in few.names if n not in reads["guide"].asked),
-        swapped=both and not observed and any(name in few for name in observed_sites(guide_trace)),
-        misfits=tuple(shape_mismatches(observed, few)),
-        supports={n: s for n, site in observed.items() if n in few and (s := support_of(site["fn"])) is not None},
+        unknown=tuple((who, n) for who, n in asked if n not in few_rows and n not in in_guide and n not in in_model),
+        unasked=() if guide_trace is None else tuple(n for n in few_rows.names if n not in reads["guide"].asked),
+        swapped=both and not observed and any(name in few_rows for name in observed_sites(guide_trace)),
+        misfits=tuple(shape_mismatches(observed, few_rows)),
+        supports={n: s for n, site in observed.items() if n in few_rows and (s := support_of(site["fn"])) is not None},
     )
 
 

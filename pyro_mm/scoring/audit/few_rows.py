@@ -39,7 +39,7 @@ class without_side_effects:
             context.__exit__(*error)
 
 
-def few_rows(batch: Batch, seen: Batch | None, reached: ReachableObjects) -> tuple[Batch, Batch]:
+def few_rows(batch: Batch, guide_batch: Batch | None, reached: ReachableObjects) -> tuple[Batch, Batch]:
     """Return a few rows of both batches, on the device of the networks.
 
     Their number is unlike any size in data and networks, so that a dimension of that size is one of rows. Of each
@@ -47,7 +47,7 @@ def few_rows(batch: Batch, seen: Batch | None, reached: ReachableObjects) -> tup
 
     Args:
         batch: N rows.
-        seen: the same rows as the guide is shown them, if that is another batch.
+        guide_batch: the same rows as the guide sees them, if that is another batch.
         reached: what the programs refer to.
     """
     rows = [0]
@@ -61,10 +61,13 @@ def few_rows(batch: Batch, seen: Batch | None, reached: ReachableObjects) -> tup
     sizes |= {size for x in batch.covariates.values() for size in x.shape[1:]}
     number = next(n for n in range(max(3, len(rows)), 10**6) if n not in sizes)
     rows += [i for i in range(min(number, batch.size)) if i not in rows][: number - len(rows)]
-    few = _rows_on(batch, rows, reached.device())
-    return few, few if seen is None or seen is batch else _rows_on(seen, rows, reached.device())
+    device = reached.device()
+    selected = _rows_on(batch, rows, device)
+    if guide_batch is None or guide_batch is batch:
+        return selected, selected
+    return selected, _rows_on(guide_batch, rows, device)
 
 
 def _rows_on(batch: Batch, rows: list[int], device: torch.device | None) -> Batch:
-    few = batch[torch.tensor(rows, device=batch.device)].standalone()
-    return few if device is None or device == few.device else few.to(device)
+    selected = batch[torch.tensor(rows, device=batch.device)].standalone()
+    return selected if device is None or device == selected.device else selected.to(device)

@@ -16,33 +16,34 @@ from .densities import densities, equal_in_rows, run_program
 Read = tuple[str, str]  # "model" or "guide", and a modality
 
 
-def find_reads_of_missing(model: Any, guide: Any, few: Batch, seen: Batch, hides: bool) -> list[Read]:
+def find_reads_of_missing(model: Any, guide: Any, few_rows: Batch, guide_batch: Batch, hides: bool) -> list[Read]:
     """Find the modalities whose values a model or a guide reads in rows that lack them.
 
     Args:
         model, guide: callables of a batch; None for a model that is not run.
-        few: a few rows.
-        seen: the same rows as the guide is shown them; if it is another batch, the guide may read what ``few`` lacks.
+        few_rows: a few rows.
+        guide_batch: the same rows as the guide sees them; if it is another batch, the guide may read what ``few_rows``
+            lacks.
         hides: True to hide, one by one, the modalities that rows have, too.
     """
-    held = [name for name in few.names if few.holds(name)]
-    lacking = [name for name in held if few.presence(name) is not True]
-    for_guide = None if seen is few else seen
+    held = [name for name in few_rows.names if few_rows.holds(name)]
+    lacking = [name for name in held if few_rows.presence(name) is not True]
+    for_guide = None if guide_batch is few_rows else guide_batch
     found: list[Read] = []
 
     if lacking:
-        all_exchanged = few.replaced({name: _exchange_missing(few, name) for name in lacking})
-        if not _programs_that_differ(model, guide, few, all_exchanged, for_guide):
+        all_exchanged = few_rows.replaced({name: _exchange_missing(few_rows, name) for name in lacking})
+        if not _programs_that_differ(model, guide, few_rows, all_exchanged, for_guide):
             lacking = []
     for name in lacking:
-        exchanged = few.replaced({name: _exchange_missing(few, name)})
-        found += [(who, name) for who in _programs_that_differ(model, guide, few, exchanged, for_guide)]
+        exchanged = few_rows.replaced({name: _exchange_missing(few_rows, name)})
+        found += [(who, name) for who in _programs_that_differ(model, guide, few_rows, exchanged, for_guide)]
 
     for name in held if hides and for_guide is None else ():
-        hidden = few.without(name)
-        if few.presence(name) is False or hidden.rows is False:
+        hidden = few_rows.without(name)
+        if few_rows.presence(name) is False or hidden.rows is False:
             continue
-        exchanged = hidden.replaced({name: few[name].roll(1, 0)})
+        exchanged = hidden.replaced({name: few_rows[name].roll(1, 0)})
         reads = [(who, name) for who in _programs_that_differ(model, guide, hidden, exchanged)]
         found += [read for read in reads if read not in found]
     return found
@@ -86,14 +87,14 @@ def reads_and_ignores(model: Any, guide: Any, batch: Batch, seed: int) -> tuple[
     return reads, ignored
 
 
-def _exchange_missing(few: Batch, name: str) -> Tensor:
+def _exchange_missing(few_rows: Batch, name: str) -> Tensor:
     """Return a modality's values with others, of the rows around, in the rows that lack it."""
-    value = few[name]
-    mask = few.presence(name)
+    value = few_rows[name]
+    mask = few_rows.presence(name)
     other = value.clone()
-    for shift in range(1, few.size):
+    for shift in range(1, few_rows.size):
         rolled = value.roll(shift, 0)
-        same = (other == value).reshape(few.size, -1).all(1)
+        same = (other == value).reshape(few_rows.size, -1).all(1)
         other[same] = rolled[same]
     if isinstance(mask, Tensor):
         other = torch.where(mask.reshape(-1, *[1] * (value.dim() - 1)), value, other)

@@ -40,15 +40,15 @@ class _Absent:
 ABSENT = _Absent()
 
 
-def likelihood_notes(model: Any, guide: Any, batch: Batch, seen: Batch | None = None) -> tuple[str, ...]:
+def likelihood_notes(model: Any, guide: Any, batch: Batch, guide_batch: Batch | None = None) -> tuple[str, ...]:
     """Return remarks on a likelihood of a batch, if the pair was audited on its kind of batch.
 
     Args:
         model, guide: the pair.
         batch: the rows.
-        seen: the same rows as the guide was shown them, if that is another batch.
+        guide_batch: the same rows as the guide saw them, if that is another batch.
     """
-    known = past_audits(model, guide).get(kind_of_batch(batch, seen, False))
+    known = past_audits(model, guide).get(kind_of_batch(batch, guide_batch, False))
     if known is None:
         return ()
     grey = [
@@ -63,15 +63,15 @@ def likelihood_notes(model: Any, guide: Any, batch: Batch, seen: Batch | None = 
     )
 
 
-def modalities_read(model: Any, guide: Any, batch: Batch, seen: Batch | None = None) -> frozenset[str]:
+def modalities_read(model: Any, guide: Any, batch: Batch, guide_batch: Batch | None = None) -> frozenset[str]:
     """Return the modalities whose values the story reads, if the pair was audited on the batch's kind.
 
     Args:
         model, guide: the pair.
         batch: the rows.
-        seen: the same rows as the guide was shown them, if that is another batch.
+        guide_batch: the same rows as the guide saw them, if that is another batch.
     """
-    known = past_audits(model, guide).get(kind_of_batch(batch, seen, False))
+    known = past_audits(model, guide).get(kind_of_batch(batch, guide_batch, False))
     return frozenset() if known is None else known.sites.read
 
 
@@ -91,12 +91,12 @@ def past_audits(model: Any, guide: Any) -> dict[Hashable, PastAudit]:
         return {}
 
 
-def kind_of_batch(batch: Batch, seen: Batch | None, hides: bool) -> Hashable:
+def kind_of_batch(batch: Batch, guide_batch: Batch | None, hides: bool) -> Hashable:
     """Return all properties of a batch that the result of an audit depends on, except its values.
 
     Args:
         batch: the rows.
-        seen: the same rows as the guide is shown them, if that is another batch.
+        guide_batch: the same rows as the guide sees them, if that is another batch.
         hides: True if modalities that rows have will be hidden from the pair.
     """
 
@@ -108,5 +108,5 @@ def kind_of_batch(batch: Batch, seen: Batch | None, hides: bool) -> Hashable:
         (n, presence(n), (batch[n].shape[1:], batch[n].dtype) if batch.holds(n) else None) for n in batch.names
     )
     more = tuple((n, x.shape[1:], x.dtype) for n, x in batch.covariates.items())
-    shown = None if seen is None or seen is batch else kind_of_batch(seen, None, hides)
+    shown = None if guide_batch is None or guide_batch is batch else kind_of_batch(guide_batch, None, hides)
     return (held, more, tuple(batch._lengths), hides, shown)

@@ -22,7 +22,7 @@ TOLERANCE = 1e-3, 1e-5  # of a log-density in float32: absolute, and relative
 LOW_PRECISION_TOLERANCE = 2e-2, 1e-3  # in half precision, and on accelerators, whose products may have ten bits
 
 
-def stacking_problem(model: Any, guide: Any, few: Batch, seen: Batch) -> str:
+def stacking_problem(model: Any, guide: Any, few_rows: Batch, guide_batch: Batch) -> str:
     """Return the reason why particles cannot stand to the left of the rows; empty if they can.
 
     Two particles are run in one pass, and the second one by itself: its densities are to be the same. Modalities that
@@ -31,13 +31,13 @@ def stacking_problem(model: Any, guide: Any, few: Batch, seen: Batch) -> str:
 
     Args:
         model, guide: callables of a batch.
-        few: a few rows.
-        seen: the same rows as the guide is shown them.
+        few_rows: a few rows.
+        guide_batch: the same rows as the guide sees them.
     """
-    info = pair_structure(model, guide, seen)
-    for shown in (few._copy(_masks={name: few.holds(name) for name in few.names}), few):
+    structure = pair_structure(model, guide, guide_batch)
+    for shown in (few_rows._copy(_masks={name: few_rows.holds(name) for name in few_rows.names}), few_rows):
         try:
-            return _compare_with_one_particle(model, guide, shown, info)
+            return _compare_with_one_particle(model, guide, shown, structure)
         except _NotComparable:
             continue
     return ""
@@ -47,7 +47,7 @@ class _NotComparable(Exception):
     """A pair that cannot be run without particles either, or that draws random numbers in its densities."""
 
 
-def _compare_with_one_particle(model: Any, guide: Any, shown: Batch, info: PairStructure) -> str:
+def _compare_with_one_particle(model: Any, guide: Any, shown: Batch, structure: PairStructure) -> str:
     """Return the reason why two particles in one pass differ from the second by itself; empty if they do not.
 
     Raises:
@@ -55,7 +55,7 @@ def _compare_with_one_particle(model: Any, guide: Any, shown: Batch, info: PairS
     """
     try:
         with temporary_seed(0, shown.device):
-            pair, model_trace = _run_two_particles(model, guide, shown, info)
+            pair, model_trace = _run_two_particles(model, guide, shown, structure)
     except Exception as error:
         _check_without_particles(model, guide, shown)
         return (
@@ -90,10 +90,12 @@ def _check_without_particles(model: Any, guide: Any, shown: Batch) -> None:
         raise _NotComparable from error
 
 
-def _run_two_particles(model: Any, guide: Any, shown: Batch, info: PairStructure) -> tuple[TermPair, Any]:
+def _run_two_particles(model: Any, guide: Any, shown: Batch, structure: PairStructure) -> tuple[TermPair, Any]:
     """Run a pair with a plate of two particles; return it, with the guide's trace, and the model's trace."""
     view = shown.view({name: shown.presence(name) for name in shown.names}, TermStack({}), {})
-    pair = TermPair(model, guide, TermViews(view, view, view, info.nesting, modalities=info.modalities), 2, plated=True)
+    pair = TermPair(
+        model, guide, TermViews(view, view, view, structure.nesting, modalities=structure.modalities), 2, plated=True
+    )
     with poutine.block():
         pair.guide()
         with poutine.trace() as trace, poutine.replay(trace=pair.trace):

@@ -12,19 +12,19 @@ from ...batch.batch import Batch
 from ...distributions.support import Support, support_of
 
 
-def shape_mismatches(seen: dict[str, dict[str, Any]], few: Batch) -> Iterator[str]:
+def shape_mismatches(observed: dict[str, dict[str, Any]], few_rows: Batch) -> Iterator[str]:
     """Yield a sentence for each site observed at another modality's values, or at values of another shape than its own.
 
     Args:
-        seen: observed site -> site of a trace.
-        few: the rows that the trace is of.
+        observed: observed site -> site of a trace.
+        few_rows: the rows that the trace is of.
     """
-    for name, site in seen.items():
-        if name not in few or not isinstance(site["value"], Tensor) or not few.holds(name):
+    for name, site in observed.items():
+        if name not in few_rows or not isinstance(site["value"], Tensor) or not few_rows.holds(name):
             continue
-        if other := _values_of_another(name, site["value"], few):
+        if other := _values_of_another(name, site["value"], few_rows):
             yield f"{name}: the story observes it at the values of {other}, obs=batch[{other!r}]: take its own."
-        elif mismatch := _mismatch(site, few[name], few.size):
+        elif mismatch := _mismatch(site, few_rows[name], few_rows.size):
             yield f"{name}: {mismatch}"
 
 
@@ -48,12 +48,14 @@ def _mismatch(site: Mapping[str, Any], values: Tensor, rows: int) -> str:
     return f"its values are of shape {_shape_text(shape)}, {text}: they would be broadcast. {hint}"
 
 
-def _values_of_another(name: str, value: Tensor, few: Batch) -> str | None:
+def _values_of_another(name: str, value: Tensor, few_rows: Batch) -> str | None:
     """Return the modality whose values a site is observed at, if it is another one."""
-    if value is few[name] or (value.shape == few[name].shape and torch.equal(value, few[name].to(value.dtype))):
+    if value is few_rows[name] or (
+        value.shape == few_rows[name].shape and torch.equal(value, few_rows[name].to(value.dtype))
+    ):
         return None
-    for other in few.names:
-        if other != name and few.holds(other) and value is few[other]:
+    for other in few_rows.names:
+        if other != name and few_rows.holds(other) and value is few_rows[other]:
             return other
     return None
 
