@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,14 +21,13 @@ from pyro.infer import (
     TraceGraph_ELBO,
     TraceTailAdaptive_ELBO,
 )
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..batch.batch import Batch
 from ..batch.masks import all_of
 from ..handlers.elbos import traceable_form
 from ..handlers.params import GRADIENT, announce_gradient
+from ..handlers.rewrite import EditSites
 from ..scoring.structure import Callback, PairStructure
 from ..scoring.term_pair import TermPair
 from .concrete_terms import ConcreteTerm
@@ -81,7 +81,8 @@ class PyroPass(TermPass):
         estimator, particles = self._adapted(evaluation)
         views = stack_views(terms, evaluation.batch, evaluation.structure, evaluation.fresh_cache(), evaluation.decoded)
         pair = TermPair(evaluation.model, evaluation.guide, views, particles)
-        scale = _Scale(terms, evaluation.structure.nesting, evaluation.batch, 1 / particles)
+        weights = _SiteWeights(terms, evaluation.structure.nesting, evaluation.batch, 1 / particles)
+        scale = EditSites(weights.apply, weights.apply)
 
         def weighted_model(*_: Any) -> None:
             with scale:
@@ -188,17 +189,24 @@ def _frozen(model: Callback, frozen: list[bool], name: str) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-class _Scale(Messenger):
-    """Handler that multiplies the scale of sites by their term's weight: ``likelihood`` of data, ``kl`` of latents."""
+@dataclass
+class _SiteWeights:
+    """Weights of the sites of stacked terms: ``likelihood`` of data, ``kl`` of latents.
 
-    def __init__(self, rows: Sequence[ConcreteTerm], nesting: int, batch: Batch, weight: float):
-        super().__init__()
-        self.rows, self.nesting, self.batch, self.weight = rows, nesting, batch, weight
-        self._shares: list[float | Tensor] | None = None
+    Attributes:
+        rows: the T terms.
+        nesting: the number of batch dimensions to the right of the terms.
+        batch: N rows.
+        weight: a factor of all weights.
+    """
 
-    def _pyro_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg):
-            return
+    rows: Sequence[ConcreteTerm]
+    nesting: int
+    batch: Batch
+    weight: float
+
+    def apply(self, msg: dict[str, Any]) -> None:
+        """Multiply the scale of a site by the weight of its term."""
         within = any(frame.name == "data" for frame in msg["cond_indep_stack"])
         terms = [row.weight for row in self.rows] if within else self.shares
         # what weighs rows is float64, and the sites are of the data's type
@@ -215,14 +223,12 @@ class _Scale(Messenger):
         stacked = torch.stack([w.expand(size) for w in full])
         msg["scale"] = msg["scale"] * stacked.reshape(len(full), *[1] * (self.nesting - 1), size)
 
-    @property
+    @cached_property
     def shares(self) -> list[float | Tensor]:
         """Weights of the terms for sites outside the data plate, computed on first use."""
-        if self._shares is None:
-            self._shares = [_share(row, self.batch) for row in self.rows]
-        return self._shares
+        return [_share(row, self.batch) for row in self.rows]
 
-    def _site_weight(self, row: ConcreteTerm, msg: Any) -> float | Tensor:
+    def _site_weight(self, row: ConcreteTerm, msg: dict[str, Any]) -> float | Tensor:
         if not msg["is_observed"]:
             return row.kl
         return row.likelihood.get(msg["name"], 1.0) if isinstance(row.likelihood, dict) else row.likelihood

@@ -8,13 +8,12 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..batch.batch import Batch
 from ..batch.masks import Presence, add_event_dims
 from ..distributions.base import base_distribution
+from ..handlers.rewrite import EditSites
 from ..scoring.evaluation import evaluating, move_result
 from ..scoring.structure import factor_sites, latent_sites, observed_sites, private_modality
 from ..utils.arguments import check_programs
@@ -96,7 +95,7 @@ def to_sample_layout(site: Any, size: int, value: Tensor | None = None, event_di
     return x.reshape(samples, *sizes, size, *event).movedim(1 + len(sizes), 1)
 
 
-class AncestralSampler(Messenger):
+class AncestralSampler(EditSites):
     """Handler that samples every modality, and those latents from the prior that no present modality informs.
 
     A latent in the plate "data" keeps its value in the rows that :meth:`informed_rows` names, and is drawn given its
@@ -112,7 +111,7 @@ class AncestralSampler(Messenger):
     """
 
     def __init__(self, batch: Batch, modalities: frozenset[str], mean: bool):
-        super().__init__()
+        super().__init__(self._sample_latent, self._sample_modality)
         self.batch = batch
         self.mean = mean
         self.samples: SiteValues = {}
@@ -124,20 +123,16 @@ class AncestralSampler(Messenger):
         rows = self.batch.rows if modality is None else self.batch.presence(modality)
         return rows if isinstance(rows, bool) or in_data_plate(site) else True
 
-    def _pyro_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg):
-            return
-        if msg["is_observed"]:
-            if in_data_plate(msg):
-                self._sample_modality(msg)
-            return
+    def _sample_latent(self, msg: dict[str, Any]) -> None:
         if msg["value"] is None:
             return  # a latent that the trace lacks, which the model draws
         rows = self.informed_rows(msg)
         if rows is not True:
             msg["value"] = select(rows, msg["value"], msg["fn"].sample(), msg["fn"].event_dim)
 
-    def _sample_modality(self, msg: Any) -> None:
+    def _sample_modality(self, msg: dict[str, Any]) -> None:
+        if not in_data_plate(msg):
+            return
         name, fn = msg["name"], msg["fn"]
         while isinstance(fn, dist.MaskedDistribution):
             fn = fn.base_dist

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from ..batch.batch import Batch
 from ..handlers.internals import TorchDispatchMode, tree_leaves
+from ..handlers.rewrite import RecordSites
 
 MAX_LISTED = 5  # rows in a message
 SMALLEST_SCALE = 1e-15  # a scale below it has underflowed, or is about to
@@ -159,11 +158,17 @@ def cause_in_run(batch: Batch, rows: RowNames, run: Callable[[], Any]) -> Cause:
         rows: names them.
         run: evaluates the loss, with the draws that were not finite.
     """
-    sites, operations = _SiteRecorder(), _OperationRecorder()
-    with torch.enable_grad(), sites, operations:
+    sites: list[_Site] = []
+    operations = _OperationRecorder()
+
+    def record(msg: dict[str, Any]) -> None:
+        if isinstance(msg["fn"], Distribution):
+            sites.append(_Site.of(msg))
+
+    with torch.enable_grad(), RecordSites(record), operations:
         run()
     with torch.no_grad():
-        cause = next((found for site in sites.found if (found := _cause_at_site(site, batch.size, rows))), Cause())
+        cause = next((found for site in sites if (found := _cause_at_site(site, batch.size, rows))), Cause())
     own = next((x for x in operations.found if x.line), None)
     first = own or (None if cause else next(iter(operations.found), None))
     if first is not None:
@@ -242,22 +247,12 @@ class _Site:
     enumerated: bool
     dim: int | None  # of the data plate
 
-
-class _SiteRecorder(Messenger):
-    """Records every sample site of a run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[_Site] = []
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg) or not isinstance(msg["fn"], Distribution):
-            return
-        dims = [frame.dim for frame in msg["cond_indep_stack"] if frame.name == "data"]
+    @classmethod
+    def of(cls, msg: dict[str, Any]) -> _Site:
+        """Return the site of a message."""
+        dim = next((frame.dim for frame in msg["cond_indep_stack"] if frame.name == "data"), None)
         enumerated = msg["infer"].get("enumerate") == "parallel" or "_enumerate_dim" in msg["infer"]
-        self.found.append(
-            _Site(msg["name"], msg["fn"], msg["value"], msg["mask"], msg["is_observed"], enumerated, (*dims, None)[0])
-        )
+        return cls(msg["name"], msg["fn"], msg["value"], msg["mask"], msg["is_observed"], enumerated, dim)
 
 
 def _cause_at_site(site: _Site, size: int, rows: RowNames) -> Cause:
