@@ -198,6 +198,7 @@ def objective_gap(
     batch: Batch,
     evidence: EvidenceOf,
     seed: int,
+    value: ObjectiveValue | None = None,
 ) -> Gap | None:
     """Estimate the gap of an objective that bounds a sum of log-evidences, at the weights after any warm-up.
 
@@ -208,6 +209,8 @@ def objective_gap(
         batch: N rows.
         evidence: from a set of modalities to the log-likelihood of those that a row has.
         seed: of the draws.
+        value: the objective's value on all rows, from the same seed, used if the target holds for all of them; None if
+            it is not known.
 
     Returns:
         The gap over the rows that the target holds for (:func:`rows_of_target`); None if there are none, or if the gap
@@ -219,8 +222,9 @@ def objective_gap(
     total = target_evidence(target, lambda names: evidence(names)[rows])
     if total is None:
         return None
-    bound = objective_value(objective, model, guide, batch[rows], seed).total
-    return Gap(*bound, *total, int(rows.sum()))
+    if value is None or not rows.all():
+        value = objective_value(objective, model, guide, batch[rows], seed)
+    return Gap(*value.total, *total, int(rows.sum()))
 
 
 @torch.no_grad()

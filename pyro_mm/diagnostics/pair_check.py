@@ -26,6 +26,7 @@ from ..utils.arguments import check_counts, check_flag, check_programs, check_se
 from ..utils.modules import preserve_buffers
 from ..utils.reachable import ReachableObjects
 from .bound_gap import (
+    ObjectiveValue,
     bound_target,
     elbo_gap,
     estimator_of,
@@ -131,10 +132,11 @@ class _PairCheck:
                 sites = inspect_sites(model, guide, rows, seed, stacked=self.vectorize)
                 joint = self.evidence_of_each(rows, sites)
                 target = bound_target(objective, rows.names)
-                gap, remark = self.gap_to(target, rows) if joint is not None else (None, undefined_gap_reason(target))
                 value = self.attempt("the objective", objective_value, objective, model, guide, rows, seed, value_step)
+                gap, remark = None, undefined_gap_reason(target)
                 plain = None
                 if joint is not None:
+                    gap, remark = self.gap_to(target, rows, value)
                     plain = self.attempt("the ELBO", elbo_gap, model, guide, rows, joint, seed)
             gradients = self.attempt(
                 "the gradient", gradient_noise, model, guide, objective, batch, repeats=repeats, seed=seed, step=step
@@ -190,8 +192,14 @@ class _PairCheck:
                 self.attempt(f"the likelihood of {name!r} alone", self.evidence, batch, frozenset({name}))
         return joint
 
-    def gap_to(self, target: Target | None, batch: Batch) -> tuple[Any, str]:
-        """Return the gap of the objective to its target, or None and the reason."""
+    def gap_to(self, target: Target | None, batch: Batch, value: ObjectiveValue | None) -> tuple[Any, str]:
+        """Return the gap of the objective to its target, or None and the reason.
+
+        Args:
+            target: what the objective bounds.
+            batch: N rows.
+            value: the objective's value on them; None if it cannot be computed.
+        """
         reason = undefined_gap_reason(target)
         if target is None or reason:
             return None, reason
@@ -206,6 +214,7 @@ class _PairCheck:
             batch,
             lambda names: self.evidence(batch, names),
             self.seed,
+            value,
         )
         return gap, "" if gap or what in self.errors else "no gap: no row here has every modality"
 

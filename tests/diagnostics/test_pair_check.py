@@ -9,7 +9,7 @@ import torch
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 
 import pyro_mm as mm
-from pyro_mm.diagnostics.bound_gap import target_evidence
+from pyro_mm.diagnostics.bound_gap import NUM_DRAWS, objective_gap, target_evidence
 from pyro_mm.diagnostics.pair_check import check
 from pyro_mm.experiments.evaluation import evaluate_recipe
 from pyro_mm.objectives import ALL, EACH, Term
@@ -142,6 +142,35 @@ def test_the_gap_is_over_rows_whose_own_bound_is_the_targets(objective, holds, e
     (weight,) = objective.bounds(batch.names).log_evidence.values()
     assert found.gap.rows == len(rows) and not any("exceeds" in text for text in found.findings)
     assert found.gap.evidence == pytest.approx(weight * model.log_prob(batch)[rows].mean().item(), abs=1e-9)
+
+
+def test_an_objective_is_evaluated_once_for_its_terms_and_its_gap_if_the_bound_holds_for_all_rows(monkeypatch):
+    """Of mvae it holds for the rows that have every modality."""
+    model = oracle(2).requires_grad_(False)
+    objective = tables.mvae()
+    evaluations = []
+    evaluate = tables.Objective.evaluate
+
+    def counted(self, model, guide, batch, *, step):
+        if not torch.is_grad_enabled():
+            evaluations.append(batch.size)
+        return evaluate(self, model, guide, batch, step=step)
+
+    monkeypatch.setattr(tables.Objective, "evaluate", counted)
+    complete = model.sample(6)
+    guide = mm.Guide(z=mm.posteriors.ProductOfExperts(encoders(model)))
+    found = check(model, guide, objective, complete, num_particles=50, repeats=2)
+    assert evaluations == [6] * NUM_DRAWS
+    target = objective.bounds(complete.names)
+    known = {evidence.quantity: evidence for evidence in found.evidence.values()}
+    wanted = {frozenset(complete.names): "log p(x0, x1)"} | {frozenset({n}): f"log p({n})" for n in complete.names}
+    separate = objective_gap(target, objective, model, guide, complete, lambda names: known[wanted[names]], seed=0)
+    assert found.gap == separate
+
+    evaluations.clear()
+    incomplete = mm.Batch({n: complete[n] for n in complete}, present={"x0": [True] * 4 + [False] * 2})
+    found = check(model, guide, objective, incomplete, num_particles=50, repeats=2)
+    assert found.gap.rows == 4 and evaluations == [6] * NUM_DRAWS + [4] * NUM_DRAWS
 
 
 def test_the_command_lines_table_sums_the_evidences_that_a_check_sums(double):
