@@ -29,11 +29,11 @@ from .checkpoint_checks import (
     unfit,
 )
 from .nonfinite_report import generator_devices
+from .pace import PACE, Pace
 from .updates import UpdateSequence
 
 __all__ = ["Checkpoint", "data_identity", "difference", "load_weights"]
 
-WRITE_SHARE = 20  # minimum seconds between two writes, in units of the last write's duration
 FORMAT = 2
 
 
@@ -55,6 +55,7 @@ class Checkpoint:
         device: whose generator makes the draws, besides the CPU's.
         identity: what else has to be the same, such as :func:`data_identity`.
         objective: the objective in words.
+        pace: how often :meth:`after_epoch` writes.
     """
 
     schedule: LRScheduler | None = None
@@ -67,6 +68,7 @@ class Checkpoint:
         device: torch.device,
         identity: Mapping[str, Any],
         objective: str,
+        pace: Pace = PACE,
     ):
         (update,) = sequence.updates
         self.path = Path(path)
@@ -80,6 +82,7 @@ class Checkpoint:
         own = {id(p) for m in self._problem.modules for p in m.parameters()}
         self._loose = [p for p in self._problem.parameters if id(p) not in own]
         self._modules_in_functions = referenced_modules(self._problem.model, self._problem.guide)
+        self._pace = pace
         self._next_write = -math.inf
         self._written_epochs = 0
 
@@ -238,7 +241,7 @@ class Checkpoint:
         }
         save_tensors(self.path, state)
         end = time.perf_counter()
-        self._next_write = end + WRITE_SHARE * (end - start)
+        self._next_write = end + self._pace.write_share * (end - start)
         self._written_epochs = epochs
 
     def _moments(self) -> dict[str, Any]:

@@ -27,14 +27,13 @@ from .nonfinite_report import (
     gradient_norm,
     list_names,
 )
+from .pace import PACE, Pace
 from .step import Update
 from .training_state import TrainingState
 from .updates import UpdateSequence
 
 __all__ = ["NonFiniteMonitor", "NotFinite"]
 
-CHECK_EVERY = 100  # steps between two checks, each of which waits for the device
-MAX_HELD_BYTES = 2**28  # of minibatches that are held to take their steps again
 UNCOMPUTED = "the loss cannot be computed"
 ERRORS = (ValueError, RuntimeError, ArithmeticError)
 
@@ -62,12 +61,21 @@ class NonFiniteMonitor:
         names: identity of a parameter -> its name in messages.
         device: whose generator makes the draws, besides the CPU's.
         knows_rows: True if batches know the indices of their rows in the data.
+        pace: how often the numbers are checked.
     """
 
-    def __init__(self, sequence: UpdateSequence, names: dict[int, str], device: torch.device, knows_rows: bool):
+    def __init__(
+        self,
+        sequence: UpdateSequence,
+        names: dict[int, str],
+        device: torch.device,
+        knows_rows: bool,
+        pace: Pace = PACE,
+    ):
         self._sequence = sequence
         self._names = names
         self._knows_rows = knows_rows
+        self._pace = pace
         self._devices = generator_devices(device)
         self._window: list[_RecordedStep] = []
         self._held_bytes = 0
@@ -96,7 +104,7 @@ class NonFiniteMonitor:
         """
         if self._growth.first_gradient is None:
             self._growth.first_gradient = gradient_norm(self._sequence.parameters)
-        full = len(self._window) >= CHECK_EVERY or self._held_bytes >= MAX_HELD_BYTES
+        full = len(self._window) >= self._pace.check_every or self._held_bytes >= self._pace.max_held_bytes
         if full or self._window[0].is_first:
             self.check(sums)
 

@@ -31,6 +31,7 @@ from .modes import leave_in_evaluation, networks_to_train, set_training
 from .nonfinite import NonFiniteMonitor
 from .nonfinite_report import validation_check
 from .optimization import Schedule, make_optimizer
+from .pace import PACE, Pace
 from .parameter_names import parameter_names
 from .problem import TrainingProblem, programs_of
 from .progress import ProgressBar, progress_bar
@@ -61,6 +62,7 @@ class TrainingOptions:
     progress: bool
     callback: Callable[[int, dict[str, float]], None] | None
     audit: bool
+    pace: Pace = PACE
 
 
 class Trainer:
@@ -159,7 +161,7 @@ class Trainer:
         )
         epochs_before = self.resume(head)
         knows_rows = isinstance(self.train, Batch)
-        self.monitor = NonFiniteMonitor(self.sequence, names, self.placement.device, knows_rows)
+        self.monitor = NonFiniteMonitor(self.sequence, names, self.placement.device, knows_rows, options.pace)
         self.bar.skip(epochs_before)
         return epochs_before
 
@@ -177,6 +179,7 @@ class Trainer:
                 self.placement.device,
                 identity,
                 self.objective.describe(head.names),
+                options.pace,
             )
             epochs_before = self.checkpoint.read(options.epochs, force=options.force_resume)
         self.schedule = Schedule.of(options.scheduler, self.optimizer, self.history)

@@ -13,6 +13,8 @@ from pyro.infer import SVI, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import nn
 
 import pyro_mm as mm
+from pyro_mm.training.pace import Pace
+from tests.support.paced import fit_at
 from tests.support.training_pair import data, pair
 
 ADAM = lambda ps: torch.optim.Adam(ps, 0.02)  # noqa: E731
@@ -490,8 +492,7 @@ def test_a_training_that_was_stopped_goes_on_with_the_same_numbers(tmp_path, fun
     torch.testing.assert_close(done, here, rtol=0, atol=0)
 
 
-def test_a_checkpoint_of_short_epochs_takes_little_time_and_has_the_last(tmp_path, monkeypatch):
-    monkeypatch.setattr(mm.training.checkpoint, "WRITE_SHARE", 1e9)
+def test_a_checkpoint_of_short_epochs_takes_little_time_and_has_the_last(tmp_path):
     file, seen = tmp_path / "checkpoint.pt", []
 
     def at(epoch, entry):
@@ -501,7 +502,10 @@ def test_a_checkpoint_of_short_epochs_takes_little_time_and_has_the_last(tmp_pat
 
     for epochs in (4, 8):
         with nullcontext() if epochs == 4 else pytest.raises(Stopped):
-            mm.fit(*pair(), mm.objectives.elbo(), data(), epochs=epochs, checkpoint=file, callback=at, **QUIET)
+            fit_at(
+                Pace(write_share=1e9), *pair(), mm.objectives.elbo(), data(), epochs=epochs, checkpoint=file,
+                callback=at, **QUIET,
+            )  # fmt: skip
     assert seen == [1, 1, 1, 1, 5, 5]
     assert torch.load(file, weights_only=True)["epochs"] == 6
 

@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pyro_mm as mm
 from pyro_mm.training import nonfinite
 from pyro_mm.training.nonfinite import NotFinite
+from pyro_mm.training.pace import PACE, Pace
+from tests.support.paced import fit_at
 
 ADAM = lambda ps: torch.optim.Adam(ps, 0.01)  # noqa: E731
 QUIET = {"progress": False, "batch_size": 8, "seed": 0, "optimizer": ADAM}
@@ -116,7 +118,7 @@ def test_a_non_finite_value_found_late_is_traced_to_its_row(monkeypatch):
     with pytest.raises(NotFinite) as error:
         mm.fit(Story(), encoder(), mm.objectives.elbo(), mm.Batch({"a": values}), epochs=1, audit=False, **QUIET)
     assert "row 77 of the data" in str(error.value)
-    assert looks[0] == 1 and all(length in (nonfinite.CHECK_EVERY, 49) for length in looks[1:])
+    assert looks[0] == 1 and all(length in (PACE.check_every, 49) for length in looks[1:])
 
 
 class Reads(TorchDispatchMode):
@@ -139,7 +141,7 @@ def test_checks_for_non_finite_values_read_the_device_once_in_many_steps():
             mm.fit(Story(), encoder(), mm.objectives.elbo(), mm.Batch({"a": rows(steps * 8)}), epochs=1,
                    **QUIET | {"optimizer": lambda ps: torch.optim.SGD(ps, 1e-3)})  # fmt: skip
         counts.append(reads.count)
-    assert counts[1] - counts[0] == 400 // nonfinite.CHECK_EVERY
+    assert counts[1] - counts[0] == 400 // PACE.check_every
 
 
 @pytest.mark.cuda
@@ -164,13 +166,13 @@ def test_parameters_are_those_before_the_step_on_a_gpu(compile, poisoned):
     torch.testing.assert_close(held(story, guide), before)
 
 
-def test_a_training_that_is_finite_is_what_it_was_without_looking(monkeypatch):
+def test_a_training_that_is_finite_is_what_it_was_without_looking():
     losses = []
     for every in (1, 7, 10**9):
-        monkeypatch.setattr(nonfinite, "CHECK_EVERY", every)
         torch.manual_seed(0)
         story, guide = Story(), encoder()
-        history = mm.fit(story, guide, mm.objectives.elbo(), mm.Batch({"a": rows()}), epochs=3, **QUIET)
+        pace, data = Pace(check_every=every), mm.Batch({"a": rows()})
+        history = fit_at(pace, story, guide, mm.objectives.elbo(), data, epochs=3, **QUIET)
         losses.append((history.to_dict(), held(story, guide)))
     for history, state in losses[1:]:
         assert history == losses[0][0] and all(map(torch.equal, state, losses[0][1]))
