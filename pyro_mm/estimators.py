@@ -381,8 +381,8 @@ def check_pairing(estimator: ELBO, structure: PairStructure) -> None:
             )
         if isinstance(estimator, DReG) and estimator.num_particles > 1 and structure.normalises:
             raise ValueError(
-                f"{name} counts on a draw moving its own weight alone, and batch normalisation (in training mode) of "
-                "what depends on a latent mixes draws: use IWAE, LayerNorm or GroupNorm, or eval()"
+                f"{name} needs particles whose weights do not depend on each other, and batch normalisation (in "
+                "training mode) of what depends on a latent mixes them: use IWAE, LayerNorm or GroupNorm, or eval()"
             )
         if estimator.stratified and structure.strata is None:
             raise ValueError(
@@ -417,9 +417,9 @@ def _check_derivatives(scores: Scores, structure: PairStructure) -> None:
     for name in scores.undifferentiated:
         if name in structure.model_only:
             raise ValueError(
-                f"latent site {name!r} is in the model only, and its draws have no derivative by what its "
-                "probabilities depend on, which would get a wrong gradient: freeze that with requires_grad_(False), "
-                "take a distribution with rsample, or one that can be enumerated"
+                f"latent site {name!r} is in the model only, and its draws have no derivative with respect to the "
+                "parameters of its distribution, whose gradient would be wrong: freeze these with "
+                "requires_grad_(False), take a distribution with rsample, or one that can be enumerated"
             )
         warnings.warn(
             f"modality {name!r} is missing in some rows and the parent of another one, and its draws there have no "
@@ -434,7 +434,10 @@ def _likelihood(scores: Scores, weight: Weight) -> Tensor:
         return torch.zeros_like(scores.like)
     if isinstance(weight, Mapping):
         if "*" in scores.likelihood:
-            raise ValueError("a weight per modality cannot be given where an enumerated site is summed out of them all")
+            raise ValueError(
+                "a weight per modality cannot be given if an enumerated site is summed out of all modalities together: "
+                "give one likelihood weight, or draw the site"
+            )
         return sum(weight.get(name, 1.0) * x for name, x in scores.likelihood.items())  # type: ignore[return-value]
     return weight * sum(scores.likelihood.values())  # type: ignore[return-value,operator]
 

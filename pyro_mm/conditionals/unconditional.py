@@ -27,7 +27,10 @@ class Unconditional(nn.Module):
     def __init__(self, distribution: dist.Distribution):
         super().__init__()
         if any(tensor.requires_grad for tensor in held_tensors(distribution)):
-            raise ValueError("the distribution has trainable parameters: pass a module whose forward makes it of them")
+            raise ValueError(
+                "the distribution has trainable parameters: pass a module whose forward builds the distribution from "
+                "them"
+            )
         self.distribution = distribution
 
     def forward(self, *_: Any) -> dist.Distribution:

@@ -128,9 +128,9 @@ class Mixture(Composite):
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         if not self.has_rsample:
             raise NotImplementedError(
-                "a pathwise draw needs components with rsample, and takes no gradient to the weights of any that are "
-                "not Normal: detach log_weights, use sample and a score-function estimator, or stratify by "
-                "component_rsample"
+                "a pathwise draw needs components with rsample, and gives the weights a gradient only if all "
+                "components are Normal: detach log_weights, use sample and a score-function estimator, or stratify "
+                "by component_rsample"
             )
         if self._log_weights.requires_grad:
             return self._implicit(self.sample(sample_shape))

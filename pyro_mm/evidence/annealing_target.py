@@ -78,7 +78,10 @@ class TemperedDensity:
         self.vectorize = vectorize
         self.structure = pair_structure(model, guide, batch)
         if unknown := [name for name, enumerable in self.structure.model_only.items() if not enumerable]:
-            raise ValueError(f"annealing moves the guide's latents, and it lacks {unknown[0]!r}, which the model has")
+            raise ValueError(
+                f"annealing moves the guide's latents, and the guide lacks {unknown[0]!r}, a latent of the model: "
+                "give the guide a site for it"
+            )
 
         view = batch.view({n: batch.presence(n) for n in batch.names}, TermStack({}), {}, batch.rows)
         self.views = TermViews(view, view, view, self.structure.nesting, modalities=self.structure.modalities)

@@ -36,9 +36,9 @@ def plan(
     """
     if structure.factors and not any(term.of_joint for term in table):
         raise ValueError(
-            f"the model observes {sorted(structure.factors)[0]!r}, which is no modality of the batch and so belongs to "
-            "its log joint, and this table has no term given PRIOR that decodes something, which alone count it: "
-            "take such a table (elbo, vaevae, masked), or leave the site out of the story"
+            f"the model observes {sorted(structure.factors)[0]!r}, which is no modality of the batch. Only terms given "
+            "PRIOR that decode something count such a site, and this table has none: take one that does (elbo, vaevae, "
+            "masked), or leave the site out of the story"
         )
     terms = expand(table, batch, bool(structure.factors))
     for term in terms:

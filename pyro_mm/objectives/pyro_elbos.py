@@ -54,8 +54,9 @@ def check_penalty(estimator: ELBO, structure: PairStructure) -> None:
     for site, kind in structure.latents.items():
         if kind == "score" and len(structure.latents) > 1 and torch.is_grad_enabled():
             raise ValueError(
-                f"a term that decodes nothing is a KL, and under {type(estimator).__name__} that of what depends on "
-                f"guide site {site!r} has no gradient with respect to its probabilities: give the site "
+                f"a term that decodes nothing is a KL, and {type(estimator).__name__} gives the KL of sites that "
+                f"depend on guide site {site!r} no gradient with respect to the probabilities of {site!r}: give the "
+                "site "
                 'infer={"enumerate": "parallel"}, or take pyro.infer.Trace_ELBO or TraceGraph_ELBO'
             )
 
@@ -118,9 +119,9 @@ class PyroPass(TermPass):
         enumerates = isinstance(self.estimator, TraceEnum_ELBO)
         if enumerates and term.encode_prior and any(evaluation.structure.model_only.values()):
             raise ValueError(
-                f"{term.label} encodes the prior, whose density is a sum over the class that only the model has, "
-                "and pyro.infer.TraceEnum_ELBO takes that of the latents given one class: use AnalyticKL or IWAE "
-                "of pyro_mm.estimators"
+                f"{term.label} encodes the prior, whose density is a sum over a class that only the model has, and "
+                "pyro.infer.TraceEnum_ELBO uses the density given one class: use AnalyticKL or IWAE of "
+                "pyro_mm.estimators"
             )
         if isinstance(self.estimator, RenyiELBO):
             _, weight = self._without_outer_weight()
@@ -167,9 +168,9 @@ def _differentiable_loss(estimator: ELBO, model: Callback, guide: Callback) -> A
             return torch.as_tensor(estimator.loss(model, guide), device="cpu")
         if "share a common poutine.scale" in str(error):
             raise ValueError(
-                f"{type(estimator).__name__} sums a class out of the product of what depends on it, and so takes one "
-                "weight for all of that: give likelihood and KL the same weight, or use AnalyticKL or IWAE of "
-                "pyro_mm.estimators"
+                f"{type(estimator).__name__} sums a class out of the joint density of all sites that depend on it, "
+                "and so takes one weight for all of that: give likelihood and KL the same weight, or use AnalyticKL "
+                "or IWAE of pyro_mm.estimators"
             ) from error
         raise
 

@@ -386,7 +386,10 @@ def subset_mean(
     check_flag("empty", empty)
     if num_subsets is None:
         if empty:
-            raise ValueError("the share of the empty set depends on the row: take num_subsets, a mean over random ones")
+            raise ValueError(
+                "empty=True needs num_subsets, since the weight of the empty set in a mean over all subsets depends "
+                "on the row: give num_subsets a number of random subsets"
+            )
         return Objective([Term(EVERY, ALL, kl=kl, average=True)], estimator, vectorize=vectorize)
     num_subsets = _count("num_subsets", num_subsets, least=1)
     share = 1 / num_subsets

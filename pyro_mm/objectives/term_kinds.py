@@ -56,7 +56,10 @@ PENALTY = Penalty()
 def _likelihood_weights(terms: Sequence[ConcreteTerm], outer: Sequence[float | Tensor], scores: Scores) -> Any:
     """Return the weights that stay inside of a logarithm: one for all, or modality -> number or ``(T, 1)``."""
     if "*" in scores.likelihood and any(isinstance(term.likelihood, dict) for term in terms):
-        raise ValueError("a weight per modality cannot be given where an enumerated site is summed out of them all")
+        raise ValueError(
+            "a weight per modality cannot be given if an enumerated site is summed out of all modalities together: "
+            "give one likelihood weight, or draw the site"
+        )
 
     def inner(term: ConcreteTerm, weight: Any, name: str) -> Any:
         if isinstance(term.likelihood, dict):

@@ -54,7 +54,10 @@ class Either(nn.Module):
         """Return q(z | x_S): batch shape ``(N,)``, event shape ``(D,)``."""
         names = [name for name in self.experts if batch.holds(name)]
         if not names:
-            raise ValueError(f"the batch holds no values of {list(self.experts)}; Batch.empty(n, like=...) would")
+            raise ValueError(
+                f"the batch holds no values of {list(self.experts)}: a batch with all of them missing is made by "
+                "Batch.empty(n, like=...), which holds filler"
+            )
         experts = {name: batch.encode(name, self.experts[name]) for name in names}
         posterior = self._standard_normal(experts[names[0]])
         for name in reversed(names):

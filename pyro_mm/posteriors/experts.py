@@ -40,7 +40,10 @@ class PosteriorOfExperts(nn.Module):
         """
         names = self.names_held(batch)
         if not names:
-            raise ValueError(f"the batch holds no values of {list(self.experts)}; Batch.empty(n, like=...) would")
+            raise ValueError(
+                f"the batch holds no values of {list(self.experts)}: a batch with all of them missing is made by "
+                "Batch.empty(n, like=...), which holds filler"
+            )
         return [batch.encode(name, self.experts[name]) for name in names], [batch.presence(name) for name in names]
 
     def parameters_of(self, batch: Batch) -> tuple[list[Tensor], list[Tensor], list[Presence]]:
@@ -58,7 +61,7 @@ class PosteriorOfExperts(nn.Module):
         for name, expert in zip(names, experts, strict=True):
             if not isinstance(base_distribution(expert), torch.distributions.Normal):
                 raise TypeError(
-                    f"expert of {name!r}: {type(self).__name__} is of Normal experts, in closed form, and got "
+                    f"expert of {name!r}: {type(self).__name__} combines Normal experts, in closed form, and got "
                     f"{family_name(expert)}: use conditionals.Normal, or MixtureOfExperts, which takes Laplace too"
                 )
         check_equal_events(type(self).__name__, names, experts)

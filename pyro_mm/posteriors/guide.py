@@ -49,7 +49,7 @@ class Guide(nn.Module):
         for site, posterior in posteriors.items():
             if isinstance(posterior, torch.distributions.Distribution):
                 raise TypeError(
-                    f"expected {site} to be a function of a batch, got a distribution: lambda batch: .. of it"
+                    f"expected {site} to be a function of a batch, got a distribution: pass lambda batch: distribution"
                 )
             check_function(site, posterior)
             if isinstance(posterior, nn.Module):

@@ -60,7 +60,10 @@ class JointEncoder(nn.Module):
         features = []
         for name, net in self.features.items():
             if not batch.holds(name):
-                raise ValueError(f"a joint encoder needs filler for {name!r}, which the batch holds no values of")
+                raise ValueError(
+                    f"a joint encoder needs filler for {name!r}, of which the batch holds no values: make the batch "
+                    "with that modality, such as by Batch.empty(n, like=...)"
+                )
             feature = batch.encode(name, net)
             mask = batch.presence(name)
             if mask is not True:

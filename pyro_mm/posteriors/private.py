@@ -52,7 +52,10 @@ class Private(nn.Module):
         if not batch.holds(self.name):
             missing = self.missing(batch)
             if missing is STANDARD_NORMAL:
-                raise ValueError(f"no values of {self.name!r} to tell the size of its latent: give ``missing`` one")
+                raise ValueError(
+                    f"the batch holds no values of {self.name!r}, from which the standard normal in place of missing "
+                    "takes the size of the latent: give the argument missing a distribution"
+                )
             return missing.expand(torch.Size([batch.size]))
         mask = batch.presence(self.name)
         encoded = batch.encode(self.name, self.encoder)

@@ -100,7 +100,7 @@ def cvae(
         network beside that predicts from p(z | given).
     """
     if not is_label(batch, given):
-        raise ValueError(f"expected a label to be given, integers of shape (N,), and {given!r} is an image")
+        raise ValueError(f"expected a label to be given, integers of shape (N,), got {given!r}, an image")
     is_label(batch, target)  # raises for a modality of no known kind
     check_flags(learn_given=learn_given)
 

@@ -55,8 +55,8 @@ def simulate(model: Callable[[Batch], Any], batch: Batch, *, audit: bool = True)
             model(rows.only())
         if factors := factor_sites(traced.trace, rows):
             raise ValueError(
-                f"the story observes {sorted(factors)[0]!r}, which is no modality of the batch, so that rows cannot be "
-                "simulated: a draw of its latents would have to be weighed by it. Make it a modality, or leave it out"
+                f"the story observes {sorted(factors)[0]!r}, which is no modality of the batch, and simulated "
+                "latents would have to be weighed by it: make it a modality, or leave it out"
             )
 
         sites = {name: site for name, site in observed_sites(traced.trace).items() if name in rows}

@@ -177,7 +177,9 @@ def _resampling(resample: bool, num_particles: int, proposed: dict[str, Any]) ->
         return Resampling(num_particles, resolve_proposal(**proposed))
     if given := [name for name, value in proposed.items() if value is not None]:
         resolve_proposal(**proposed)  # whose own errors come first
-        raise ValueError(f"{', '.join(given)}: for draws by weight, with resample=True")
+        raise ValueError(
+            f"{', '.join(given)}: for draws by weight, with resample=True; pass that too, or leave them out"
+        )
     return None
 
 

@@ -240,8 +240,8 @@ def _check_prior_gradient(prior: Mapping[str, Any]) -> None:
         if not site["fn"].has_rsample and site["fn"].log_prob(site["value"]).requires_grad:
             raise ValueError(
                 f"a term that encodes PRIOR draws {name!r} from the model's prior, and that draw has no derivative "
-                "with respect to what its probabilities depend on: freeze that with requires_grad_(False), or train "
-                "without such a term"
+                "with respect to the parameters of its distribution: freeze these with requires_grad_(False), or "
+                "train without such a term"
             )
 
 

@@ -132,7 +132,10 @@ class SiteReducer:
             self.factor = data.full_size / data.size
             scale = scale / self.factor
         if self.unscaled and not (isinstance(scale, float | int) and math.isclose(scale, 1.0)):
-            raise ValueError(f"site {site['name']!r} is scaled by {scale}, so its log-probability is no log-likelihood")
+            raise ValueError(
+                f"site {site['name']!r} is scaled by {scale}, so its log-probability is no log-likelihood: leave out "
+                "poutine.scale here"
+            )
         return scale
 
     def rows(self, x: Tensor, site: dict[str, Any]) -> Tensor:

@@ -174,9 +174,8 @@ def _check_guide(trace: Any) -> None:
     weighted = [name for name, site in observed_sites(trace).items() if _has_log_prob(site)]
     if weighted:
         raise ValueError(
-            f"the guide has the observed site {weighted[0]!r}, a pyro.factor or a sample with obs=: its "
-            "log-probability is of no latent, and no bound or likelihood counts it. Take it out of the guide, or put "
-            "it into the model"
+            f"the guide has the observed site {weighted[0]!r}, a pyro.factor or a sample with obs=, whose "
+            "log-probability no bound and no likelihood counts: take it out of the guide, or put it into the model"
         )
 
 

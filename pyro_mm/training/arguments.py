@@ -100,7 +100,10 @@ def check_optimizer(optimizer: Any) -> torch.optim.Optimizer:
         made = ": call it with the parameters" if callable(optimizer) else ""
         raise TypeError(f"expected a torch.optim.Optimizer, got {describe(optimizer)}{made}")
     if isinstance(optimizer, torch.optim.LBFGS):
-        raise ValueError("LBFGS evaluates the loss several times per step, which minibatches and draws do not allow")
+        raise ValueError(
+            "LBFGS evaluates the loss several times per step, which minibatches and draws do not allow: use an "
+            "optimiser that evaluates it once, such as Adam"
+        )
     return optimizer
 
 

@@ -193,9 +193,9 @@ class CompiledStep:
         if unknown:
             names = parameter_names(new)
             raise ValueError(
-                f"the optimiser does not have {', '.join(names[id(p)] for p in unknown[:5])}, new since the step "
-                "was staged, and would not train what was put into the model or the guide. Add it by "
-                "optimizer.add_param_group, or stage a step with an optimiser of the parameters of now"
+                f"the optimiser does not have {', '.join(names[id(p)] for p in unknown[:5])}, new since the step was "
+                "staged, and would not train them: add them by optimizer.add_param_group, or stage a step with an "
+                "optimiser of the present parameters"
             )
         self._start(Update(new, old.parameters, old.optimizer, old.every, old.reduce_gradients))
 

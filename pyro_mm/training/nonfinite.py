@@ -180,8 +180,8 @@ class NonFiniteMonitor:
         last = self._window[-1]
         raise NotFinite(
             f"the loss or a parameter became NaN or infinite up to step {last.number} of epoch {last.epoch}, and did "
-            "not when the steps were taken again: what was drawn was not drawn by torch, or the device computes with "
-            "no fixed order. The parameters are those of the second time"
+            "not when the steps were taken again: some random numbers come from outside torch, or the device sums in "
+            "no fixed order. The parameters are those of the second run"
         )
 
     def _retake(self, step: _RecordedStep, error: Exception | None, growths: list[tuple[float, float]]) -> None:

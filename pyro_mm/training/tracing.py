@@ -302,8 +302,8 @@ def _check_values(update: Update, traced: TracedStep, inputs: TraceInputs) -> No
     tolerance = max(TOLERANCE.get(kind, 0.0) for kind in {*kinds, *(p.dtype for p in problem.parameters)})
     if not torch.allclose(expected, found, rtol=tolerance, equal_nan=True):
         raise Untraceable(
-            "on other rows its loss or gradient is not that of its trace, so what it does depends on values that are "
-            "read, drawn or counted outside of torch"
+            "on other rows its loss or gradient differs from its trace's, so it depends on values that are read, "
+            "drawn or counted outside of torch"
         )
 
 

@@ -277,7 +277,8 @@ class Trainer:
         if new.size != batch.size or new.total != batch.total:
             raise ValueError(
                 f"the transform made a batch of {new.size} rows of {new.total} out of one of {batch.size} of "
-                f"{batch.total}: return batch.replaced({{...}}), which keeps what the rows are a part of"
+                f"{batch.total}: "
+                "return batch.replaced({...}), which keeps the number and the places of the rows"
             )
         return new
 

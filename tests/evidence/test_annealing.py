@@ -282,7 +282,7 @@ def test_annealing_refuses_pairs_that_it_cannot_move(linear):
     guide = off(linear)
     with pytest.raises(ValueError, match="'k' is discrete: sum it out instead"):
         mm.annealed_importance(linear, discrete, batch, audit=False)
-    with pytest.raises(ValueError, match="it lacks 'extra', which the model has"):
+    with pytest.raises(ValueError, match="the guide lacks 'extra', a latent of the model"):
         mm.annealed_importance(lonely, guide, batch, audit=False)
     with pytest.raises(ValueError, match="this one draws while it is scored"):
         mm.annealed_importance(chained, guide, batch.only("x1"))

@@ -253,7 +253,7 @@ def test_the_prior_against_itself_is_zero_by_estimators_of_pyro(name, estimator,
 
 def test_a_summed_class_under_the_prior_is_refused_of_trace_enum(double):
     objective = Objective([Term(PRIOR, ALL)], TraceEnum_ELBO())
-    with pytest.raises(ValueError, match="encodes the prior, whose density is a sum over the class"):
+    with pytest.raises(ValueError, match="encodes the prior, whose density is a sum over a class"):
         objective.loss(of_class, guide("class"), data("class"))
 
 

@@ -187,5 +187,5 @@ def test_target_before_and_after_the_first_batch():
 
 def test_a_prior_with_trainable_tensors_is_refused():
     loc = torch.nn.Parameter(torch.zeros(2))
-    with pytest.raises(ValueError, match="pass a module whose forward makes it"):
+    with pytest.raises(ValueError, match="pass a module whose forward builds"):
         mm.models.SharedLatent(dist.Normal(loc, 1.0).to_event(1), {"x": mm.conditionals.Normal(mm.nn.MLP(2, 4))})
