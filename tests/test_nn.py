@@ -5,8 +5,7 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_mm import nn as blocks_of
-from pyro_mm.nn import MLP, Blocks, Convolutional, Deconvolutional, Recurrent
+from pyro_mm.nn import BLOCK_ROWS, MLP, Blocks, Convolutional, Deconvolutional, Recurrent
 
 
 @pytest.fixture(autouse=True)
@@ -146,11 +145,11 @@ def test_images_are_rows_of_an_event_of_their_own():
 
 
 @pytest.mark.parametrize("net", [Convolutional((8, 8), 5), Deconvolutional(5, (8, 8))])
-def test_convolutions_take_many_images_in_blocks(net, monkeypatch):
-    x = torch.randn(11, *((8, 8) if isinstance(net, Convolutional) else (5,)))
-    whole = net(x)
-    monkeypatch.setattr(blocks_of, "BLOCK_ROWS", 4)
+def test_convolutions_take_many_images_in_blocks(net):
+    x = torch.randn(2 * BLOCK_ROWS + 3, *((8, 8) if isinstance(net, Convolutional) else (5,)))
+    each = torch.cat([net(part) for part in x.split(100)])
     seen = []
-    net.layers.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    torch.testing.assert_close(net(x), whole)
-    assert seen == [4, 4, 3]
+    hook = net.layers.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    torch.testing.assert_close(net(x), each)
+    hook.remove()
+    assert seen == [BLOCK_ROWS, BLOCK_ROWS, 3]

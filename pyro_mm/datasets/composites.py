@@ -243,7 +243,7 @@ def mnist_photographs(
         rng = numpy_generator(seed, part)
         chosen = rng.permutation(len(labels))[:n]
         others = _choose_rows_of_class(labels, chosen, views, rng)
-        values = {f"m{m}": _compose_view(digits, others[m], photographs[m], rng) for m in range(views)}
+        values = {f"m{m}": compose_view(digits, others[m], photographs[m], rng) for m in range(views)}
         return Batch(values, covariates={"label": torch.from_numpy(labels[chosen].astype(np.int64))})
 
     return split(0), split(1)
@@ -277,8 +277,12 @@ def _choose_rows_of_class(labels: np.ndarray, chosen: np.ndarray, views: int, rn
     return found
 
 
-def _compose_view(
-    digits: np.ndarray, rows: np.ndarray, photograph: np.ndarray, rng: np.random.Generator
+def compose_view(
+    digits: np.ndarray,
+    rows: np.ndarray,
+    photograph: np.ndarray,
+    rng: np.random.Generator,
+    rows_at_once: int = ROWS_AT_ONCE,
 ) -> torch.Tensor:
     """Invert random crops of a photograph where digits are set.
 
@@ -287,6 +291,7 @@ def _compose_view(
         rows: indices of the digits to use, ``(n,)``.
         photograph: bytes ``(H, W, 3)``.
         rng: the generator of the crops.
+        rows_at_once: rows that are cropped in one go, which bounds the memory.
 
     Returns:
         float32 ``(n, 3, 28, 28)`` in [0, 1].
@@ -297,8 +302,8 @@ def _compose_view(
     planes = photograph.transpose(2, 0, 1)
     pixel = np.arange(SIDE)
     views = np.empty((len(rows), 3, SIDE, SIDE), np.float32)
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        part = slice(start, start + ROWS_AT_ONCE)
+    for start in range(0, len(rows), rows_at_once):
+        part = slice(start, start + rows_at_once)
         y = tops[part, None, None] + pixel[:, None]
         x = lefts[part, None, None] + pixel
         crops = planes[:, y, x].swapaxes(0, 1)

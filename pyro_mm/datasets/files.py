@@ -78,7 +78,9 @@ def locate_files(what: str, files: Sequence[str], folder: str, directory: Direct
     )
 
 
-def read_arrays(path: Path, wanted: Mapping[str, Shape], texts: Sequence[str] = ()) -> list[np.ndarray]:
+def read_arrays(
+    path: Path, wanted: Mapping[str, Shape], texts: Sequence[str] = (), *, max_bytes: int = MAX_ARRAY_BYTES
+) -> list[np.ndarray]:
     """Read arrays of an npz file without unpickling anything.
 
     Sizes and shapes are checked before anything is decompressed, so that a small file cannot fill the memory.
@@ -87,6 +89,7 @@ def read_arrays(path: Path, wanted: Mapping[str, Shape], texts: Sequence[str] = 
         path: the file.
         wanted: array name -> its shape; a string in a shape stands for any size, the same wherever it occurs.
         texts: names of the arrays that hold text; all others hold finite numbers.
+        max_bytes: the most that all arrays may take.
 
     Returns:
         One array per entry of ``wanted``.
@@ -101,8 +104,8 @@ def read_arrays(path: Path, wanted: Mapping[str, Shape], texts: Sequence[str] = 
             if absent := [name for name in wanted if name not in members]:
                 raise BadFile(f"{path} lacks {', '.join(absent)}: it holds {', '.join(members)}")
             total = sum(members[name].file_size for name in wanted)
-            if total > MAX_ARRAY_BYTES:
-                raise BadFile(f"{path} would take {total:,} bytes of memory, more than {MAX_ARRAY_BYTES:,}")
+            if total > max_bytes:
+                raise BadFile(f"{path} would take {total:,} bytes of memory, more than {max_bytes:,}")
             sizes: dict[str, int] = {}
             for name, shape in wanted.items():
                 with archive.open(members[name]) as file:

@@ -46,12 +46,20 @@ def svhn(directory: Directory = None) -> Split:
         Netzer et al. 2011, Reading Digits in Natural Images.
     """
     paths = locate_files("svhn", ["train_32x32.mat", "test_32x32.mat"], "svhn", directory)
-    train, test = (_read_svhn(path) for path in paths)
+    train, test = (read_svhn(path) for path in paths)
     return train, test
 
 
-def _read_svhn(path: Path) -> Batch:
-    """Read a MATLAB file of SVHN. Raises a ValueError that names the path if it is damaged or of another format."""
+def read_svhn(path: Path, max_rows: int = MAX_SVHN_ROWS) -> Batch:
+    """Read a MATLAB file of SVHN.
+
+    Args:
+        path: the file.
+        max_rows: the most rows that it may have.
+
+    Raises:
+        ValueError: the file is damaged or of another format; names the path.
+    """
     with preserve_process_settings():
         from scipy.io import loadmat, whosmat  # here, because it takes a second
 
@@ -63,8 +71,8 @@ def _read_svhn(path: Path) -> Batch:
         rows = math.prod(found["y"][1])
         if kind != "uint8" or shape != (*SVHN_SHAPE, rows):
             raise BadFile(f"{path}: expected X of bytes and shape {(*SVHN_SHAPE, rows)}, got {kind} {shape}")
-        if not 1 <= rows <= MAX_SVHN_ROWS:
-            raise BadFile(f"{path}: expected 1 to {MAX_SVHN_ROWS:,} rows, got {rows:,}")
+        if not 1 <= rows <= max_rows:
+            raise BadFile(f"{path}: expected 1 to {max_rows:,} rows, got {rows:,}")
         held = loadmat(path, variable_names=["X", "y"])
     except (FileNotFoundError, PermissionError, BadFile):
         raise

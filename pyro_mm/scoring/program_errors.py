@@ -103,7 +103,7 @@ def explain_error(
     head = f"{named.format(rows)} (N = {rows}) cannot be run{''.join(f', {place}' for place in where)}"
     ours = bool(frames) and str(frames[-1].f_globals.get("__name__", "")).split(".")[0] == OURS
     chosen = ProgramTypeError if isinstance(error, TypeError) and ours else ProgramError
-    new = chosen(". ".join([f"{head}: {_with_n(text, rows)}", *_hints(text, frames, programs)]))
+    new = chosen(". ".join([f"{head}: {_with_n(text, rows)}", *_hints(text, frames)]))
     for note in getattr(error, "__notes__", []):
         new.add_note(note)
     return new
@@ -196,7 +196,7 @@ def _with_n(text: str, rows: int) -> str:
     return re.sub(rf"\b{rows}x(?=\d)", "Nx", text)
 
 
-def _hints(text: str, frames: list[FrameType], programs: Mapping[str, Any]) -> Iterator[str]:
+def _hints(text: str, frames: list[FrameType]) -> Iterator[str]:
     """Yield advice that may mend an error."""
     module, given = _network(frames)
     encoding = any(frame.f_code.co_name == "encode" for frame in frames)

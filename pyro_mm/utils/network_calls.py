@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import pyro.distributions as dist
 import torch
@@ -102,7 +102,7 @@ def head_in_blocks(head: Any, features: Tensor, keywords: Mapping[str, Any] = NO
     return head.distribution(torch.cat(outputs, features.dim() - 2))
 
 
-def is_composition(module: Any) -> bool:
+def is_composition(module: Any) -> TypeGuard[Composition]:
     """Return True if a module is a :class:`Composition`, such as our conditionals."""
     return getattr(module, "composes", False) is True
 

@@ -536,6 +536,23 @@ def test_a_head_given_covariates_by_keyword_is_that_by_hand(posterior, head):
         torch.testing.assert_close(made(many).mean, HeadByHand(made)(many).mean)
 
 
+@pytest.mark.parametrize("posterior", SETS)
+def test_a_compiled_step_takes_covariates_of_a_head_as_an_input(posterior):
+    torch.manual_seed(0)
+    keyword, _, _ = stories()
+    head = conditionals.Normal(ShiftedHead(8 if posterior == "JointEncoder" else 4))
+    made = SETS[posterior]({name: nn.Linear(3, 4) for name in "xy"}, head)
+    objective, batch = mm.objectives.mvae(), sites()
+    step = mm.stage(objective, keyword, mm.Guide(z=made), batch, backend=None)
+    step(batch)
+    other = mm.Batch({n: batch[n] for n in "xy"}, batch.present, covariates={"site": (torch.arange(8) + 1) % 4})
+    pyro.set_rng_seed(3)
+    found = float(step(other))
+    pyro.set_rng_seed(3)
+    by_hand = float(objective.evaluate(keyword, mm.Guide(z=HeadByHand(made)), other, step=0).total)
+    assert step.reasons == [] and found == pytest.approx(by_hand, rel=1e-5)
+
+
 def test_a_prior_given_a_covariate_gets_the_others_by_keyword():
     class Both(nn.Module):
         def __init__(self):

@@ -89,12 +89,23 @@ def test_digits_on_photographs(small):
     assert batches[0]["m0"].dtype == torch.float32 and 0 <= batches[0]["m0"].min() <= batches[0]["m0"].max() <= 1
 
 
-def test_photographs_by_seed_and_in_chunks(small, monkeypatch):
+def test_photographs_by_seed(small):
     first, other = (datasets.mnist_photographs(small[0], seed=seed) for seed in (0, 1))
     assert first[0].size == TRAIN and first[0].names == ("m0", "m1", "m2", "m3", "m4")
-    monkeypatch.setattr(composites, "ROWS_AT_ONCE", 7)
     again = datasets.load("mnist-photographs", directory=small[0])
     assert torch.equal(first[1]["m4"], again[1]["m4"]) and not torch.equal(first[1]["m4"], other[1]["m4"])
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 7, 20])
+def test_views_of_photographs_are_the_same_in_chunks(rows_at_once):
+    rng = np.random.default_rng(0)
+    digits, photograph = rng.random((9, 28, 28)) > 0.5, rng.integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    rows = rng.integers(0, 9, 20)
+    whole, parts = (
+        composites.compose_view(digits, rows, photograph, np.random.default_rng(1), rows_at_once=size)
+        for size in (1000, rows_at_once)
+    )
+    assert whole.shape == (20, 3, 28, 28) and torch.equal(whole, parts)
 
 
 @pytest.mark.parametrize(

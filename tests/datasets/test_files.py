@@ -12,8 +12,7 @@ import scipy.io
 from PIL import Image
 
 from pyro_mm import datasets
-from pyro_mm.datasets import files
-from pyro_mm.datasets import published as public
+from pyro_mm.datasets import files, published
 from pyro_mm.datasets.files import check_file_names, read_arrays
 from tests.support.published_files import write_celeba, write_polymnist, write_svhn
 
@@ -73,7 +72,7 @@ def header(shape, dtype="<f4"):
     return file.getvalue()
 
 
-def test_an_npz_file_is_weighed_before_it_is_read(tmp_path, monkeypatch, little_memory):
+def test_an_npz_file_is_weighed_before_it_is_read(tmp_path, little_memory):
     path = tmp_path / "x.npz"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.npy", header((10**12,)) + bytes(100))
@@ -81,17 +80,15 @@ def test_an_npz_file_is_weighed_before_it_is_read(tmp_path, monkeypatch, little_
         read_arrays(path, {"a": ("n",)})
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.npy", header((10**5,)) + bytes(4 * 10**5))
-    monkeypatch.setattr(files, "MAX_ARRAY_BYTES", 10**5)
     with pytest.raises(ValueError, match=r"x.npz would take 400,\d+ bytes of memory, more than 100,000"):
-        read_arrays(path, {"a": ("n",)})
+        read_arrays(path, {"a": ("n",)}, max_bytes=10**5)
 
 
 def test_a_matlab_file_is_weighed_before_it_is_read(tmp_path, monkeypatch):
     write_svhn(tmp_path)
-    monkeypatch.setattr(public, "MAX_SVHN_ROWS", 4)
     monkeypatch.setattr(scipy.io, "loadmat", lambda *_, **__: pytest.fail("it was read"))
     with pytest.raises(ValueError, match=r"train_32x32.mat: expected 1 to 4 rows, got 5"):
-        datasets.svhn(tmp_path)
+        published.read_svhn(tmp_path / "train_32x32.mat", max_rows=4)
 
 
 # -- files that are not what they should be -------------------------------------------------------------------------
