@@ -151,7 +151,7 @@ class AnalyticKL(PerRow):
 
     def bound(self, scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:
         if "*" in scores.likelihood:  # an enumerated site is summed out, and so is its KL
-            return average(weighted(scores, likelihood, kl))
+            return average(weighted_log_ratio(scores, likelihood, kl))
         return average(_likelihood(scores, likelihood)) - kl * scores.kl()  # type: ignore[operator]
 
 
@@ -209,7 +209,7 @@ class IWAE(PerRow):
 
     def bound(self, scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and scores.rescore is None):
-            log_w = weighted(scores, likelihood, kl)
+            log_w = weighted_log_ratio(scores, likelihood, kl)
             value = self._mean(log_w, scores.log_component)
         if scores.rescore is None:
             return value
@@ -245,7 +245,7 @@ class IWAE(PerRow):
         chosen = (choices + gumbel(torch.rand_like(choices))).argmax(1)
         offset = torch.arange(len(chosen), device=chosen.device)[:, None, None] * choices.shape[1]
         some = scores.rescore(chosen + offset)  # type: ignore[misc]
-        one = weighted(some, likelihood, kl)
+        one = weighted_log_ratio(some, likelihood, kl)
         if log_share is None:
             return one[0]
         if not apart:
@@ -277,7 +277,7 @@ class Renyi(PerRow):
 
     def bound(self, scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:
         power = 1 - self.alpha
-        log_w = weighted(scores, likelihood, kl)
+        log_w = weighted_log_ratio(scores, likelihood, kl)
         return ((power * log_w).logsumexp(0) - math.log(self.num_particles)) / power
 
 
@@ -295,7 +295,7 @@ class StickTheLanding(PerRow):
     paths = True
 
     def bound(self, scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:
-        log_w = weighted(scores, likelihood, kl)
+        log_w = weighted_log_ratio(scores, likelihood, kl)
         weight = torch.full_like(log_w, 1 / log_w.shape[0])
         return _path_gradient(scores, log_w.mean(0), weight, torch.ones_like(log_w), likelihood, kl)
 
@@ -338,7 +338,7 @@ class DReG(PerRow):
         super().__init__(num_particles, vectorize_particles=vectorize_particles)
 
     def bound(self, scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:
-        log_w = weighted(scores, likelihood, kl)
+        log_w = weighted_log_ratio(scores, likelihood, kl)
         value = log_w.logsumexp(0) - math.log(self.num_particles)
         weight = log_w.detach().softmax(0)
         path_weight = (1 - kl) + kl * weight  # type: ignore[operator]
@@ -351,7 +351,7 @@ def stacks_particles(estimator: Any) -> bool:
     return bool(many and getattr(estimator, "vectorize_particles", False))
 
 
-def weighted(scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:
+def weighted_log_ratio(scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:
     """Return ``sum_m likelihood_m log p(x_m | z) + kl (log r(z) - log q(z))``, of shape ``(K, T, N)``."""
     return _likelihood(scores, likelihood) + kl * (scores.log_prior - scores.log_proposal)  # type: ignore[operator]
 

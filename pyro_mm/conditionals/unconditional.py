@@ -26,7 +26,7 @@ class Unconditional(nn.Module):
 
     def __init__(self, distribution: dist.Distribution):
         super().__init__()
-        if any(tensor.requires_grad for tensor in held_tensors(distribution)):
+        if any(tensor.requires_grad for tensor in tensors_of(distribution)):
             raise ValueError(
                 "the distribution has trainable parameters: pass a module whose forward builds the distribution from "
                 "them"
@@ -54,13 +54,13 @@ def as_module(argument: str, value: Any) -> nn.Module:
     return Unconditional(value)
 
 
-def held_tensors(d: Any) -> Iterator[Tensor]:
+def tensors_of(d: Any) -> Iterator[Tensor]:
     """Yield every tensor that a distribution, or one inside of it, holds."""
     for value in vars(d).values():
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, torch.distributions.Distribution):
-            yield from held_tensors(value)
+            yield from tensors_of(value)
 
 
 def map_tensors(d: Any, fn: Any) -> Any:

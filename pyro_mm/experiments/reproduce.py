@@ -17,7 +17,7 @@ from .published import REPRODUCTIONS, Reproduction
 from .studies import STUDIES
 from .studies.study import Study
 from .study_runs import reproduce_study
-from .trainings import RunOptions, Stopped
+from .trainings import RunOptions, TimeLimitReached
 
 Name = Annotated[str | None, typer.Argument(help="Name of the experiment, one of --list.", show_default=False)]
 List = Annotated[bool, typer.Option("--list", help="List the experiments and exit.")]
@@ -104,7 +104,7 @@ def reproduce(
                 reproduce_family(experiment, options)
             else:
                 reproduce_paper(experiment, options)
-        except Stopped as stopped:
+        except TimeLimitReached as stopped:
             typer.echo(f"{stopped}; the same command goes on from there")
             return
         typer.echo(f"written to {out}")

@@ -28,7 +28,7 @@ from .studies.study import Study
 COURSE_PARTICLES = 100  # draws per row of the points of course-<seed>.csv
 
 
-class Stopped(Exception):
+class TimeLimitReached(Exception):
     """The time that was given to a run is over."""
 
 
@@ -78,7 +78,7 @@ class Progress:
         every: epochs between two printed lines.
 
     Raises:
-        Stopped: at the end of the epoch in which the time of the run is over.
+        TimeLimitReached: at the end of the epoch in which the time of the run is over.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Progress:
 
         minutes = self.options.minutes
         if minutes is not None and now - self.options.start > 60 * minutes and not is_last:
-            raise Stopped(f"stopped after {self.name}epoch {epoch} of {self.epochs}")
+            raise TimeLimitReached(f"stopped after {self.name}epoch {epoch} of {self.epochs}")
         self.last = time.perf_counter()
 
 

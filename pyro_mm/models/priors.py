@@ -57,7 +57,11 @@ class MixturePrior(nn.Module):
     def forward(self, batch: Batch) -> dist.Distribution:
         """Return p(z), of batch shape ``()`` and event shape ``(D,)``."""
         sources = Mixture(self.components(), self.logits.log_softmax(-1))
-        return sources if self.mixing is None else _Mixed(sources, [_Linear(self.mixing)], validate_args=False)
+        return (
+            sources
+            if self.mixing is None
+            else _TransformedMixture(sources, [_Linear(self.mixing)], validate_args=False)
+        )
 
     def components(self) -> dist.TorchDistribution:
         """Return the distribution of the sources s in each component: batch shape ``(K,)``, event shape ``(D,)``."""
@@ -137,7 +141,7 @@ class _Linear(torch.distributions.Transform):
         return torch.linalg.slogdet(self.matrix).logabsdet.expand(x.shape[:-1])
 
 
-class _Mixed(dist.TransformedDistribution):
+class _TransformedMixture(dist.TransformedDistribution):
     """A linearly transformed distribution, whose mean is the transformed mean."""
 
     @property

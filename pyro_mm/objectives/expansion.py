@@ -93,7 +93,7 @@ def _concrete_term(term: Term, place: int, chosen: Sequence[str], masks: _Masks,
     if kind is None:
         kind = DENSITY if joint or any(mask is not False for mask in decode.values()) else PENALTY
     sets = (term.encode, term.decode, term.given)
-    text = ", ".join(_text(_named(which, chosen, masks.names)) for which in sets)
+    text = ", ".join(_text(_fill_in_names(which, chosen, masks.names)) for which in sets)
     return ConcreteTerm(
         place=place,
         label=f"({text})" if term.kind is None else f"{term.kind_text} ({text})",
@@ -149,6 +149,6 @@ def _random_subset(batch: Batch, empty: bool) -> dict[str, Tensor]:
     return chosen
 
 
-def _named(names: Names, chosen: Sequence[str], all_names: tuple[str, ...]) -> Names:
+def _fill_in_names(names: Names, chosen: Sequence[str], all_names: tuple[str, ...]) -> Names:
     """Return a set with its modalities' names, but for symbols that stand for themselves in a label."""
     return names if names is ALL or names is PRIOR or isinstance(names, Random) else members(names, chosen, all_names)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..batch.batch import Batch, check_batch
 from ..estimators import AnalyticKL, PerRow, check_pairing, stacks_particles
-from ..scoring.prepare_objective import why_untraceable
+from ..scoring.prepare_objective import untraceable_reason
 from ..scoring.structure import Callback, PairStructure, pair_structure
 from ..scoring.training_objective import Layout, Loss, PreparedObjective, StepWeights, plain_attributes
 from ..utils.arguments import check_flag, check_function, describe
@@ -160,7 +160,7 @@ class Objective(ELBO, PreparedObjective):
         """Reason why a step cannot be compiled, or None."""
         if self.subsample is not None:
             return "the modalities that it decodes are drawn in Python, anew at every step"
-        return None if isinstance(self.estimator, PerRow) else why_untraceable(self.estimator)
+        return None if isinstance(self.estimator, PerRow) else untraceable_reason(self.estimator)
 
     def evaluate(self, model: Callback, guide: Callback, batch: Batch, *, step: int | Tensor) -> Loss:
         """Return minus the objective: summed over rows, averaged over particles, scaled by a subsampled data plate."""

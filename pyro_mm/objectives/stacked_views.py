@@ -46,9 +46,9 @@ def stack_views(
         return batch.view(full, stack, cache, everywhere, masks)
 
     return TermViews(
-        encode=view([term.encode for term in _guided(terms, lambda term: term.encode_prior)]),
+        encode=view([term.encode for term in _exchange_prior_terms(terms, lambda term: term.encode_prior)]),
         decode=view([term.decode for term in terms]),
-        given=view([term.given for term in _guided(terms, lambda term: term.given_prior)]),
+        given=view([term.given for term in _exchange_prior_terms(terms, lambda term: term.given_prior)]),
         nesting=nesting,
         encode_prior=_flags([term.encode_prior for term in terms], batch, nesting),
         given_prior=_flags([term.given_prior for term in terms], batch, nesting),
@@ -60,7 +60,9 @@ def stack_views(
     )
 
 
-def _guided(terms: Sequence[ConcreteTerm], of_prior: Callable[[ConcreteTerm], bool]) -> Sequence[ConcreteTerm]:
+def _exchange_prior_terms(
+    terms: Sequence[ConcreteTerm], of_prior: Callable[[ConcreteTerm], bool]
+) -> Sequence[ConcreteTerm]:
     """Return the terms, with the first one that runs the guide in the place of those that encode the prior.
 
     So the guide computes nothing of its own for terms that do not use its draws.

@@ -285,7 +285,8 @@ def check_modalities(terms: Sequence[Term], names: Collection[str], observed: Co
     Raises:
         ValueError: naming term, argument and modality.
     """
-    what = f"a modality that is not observed: the batch has {_listed(names)}, the story observes {_listed(observed)}"
+    here = f"the batch has {_list_names(names)}, the story observes {_list_names(observed)}"
+    what = f"a modality that is not observed: {here}"
     for term in terms:
         for argument in ("encode", "given", "decode"):
             known = observed if argument == "decode" else {*names, *observed}
@@ -298,7 +299,7 @@ def check_modalities(terms: Sequence[Term], names: Collection[str], observed: Co
                 raise ValueError(f"term {term!r} has a likelihood weight for {name!r}, {what}")
 
 
-def _listed(names: Collection[str]) -> str:
+def _list_names(names: Collection[str]) -> str:
     return ", ".join(map(repr, sorted(names))) or "none"
 
 

@@ -57,7 +57,7 @@ def score(
             together. Where a term encodes the prior there are as many strata, all alike.
         paths: lets ``log_proposal`` depend on latent values alone, for path derivatives.
         resample: scores without gradient, to choose among the particles and rescore those chosen. Where these could
-            not be scored as they were the first time (:func:`why_not_rescored`) it warns, and scores with gradient.
+            not be scored as they were the first time (:func:`no_rescoring_reason`) it warns, and scores with gradient.
         draws: keeps the values behind the scores.
 
     Raises:
@@ -67,7 +67,7 @@ def score(
         each = [score(model, guide, views, structure, paths=paths, draws=draws) for _ in range(num_particles)]
         return _stack(each)
     resample = resample and torch.is_grad_enabled()
-    if resample and (reason := why_not_rescored(structure, views)) is not None:
+    if resample and (reason := no_rescoring_reason(structure, views)) is not None:
         resample = False
         warnings.warn(f"resample=True differentiates all particles here, and saves no time: {reason}", stacklevel=4)
     strata = _Strata(structure, views, num_particles) if stratify else None
@@ -87,7 +87,7 @@ def score(
     return scores
 
 
-def why_not_rescored(structure: PairStructure, views: TermViews) -> str | None:
+def no_rescoring_reason(structure: PairStructure, views: TermViews) -> str | None:
     """Return the reason why a particle that is scored twice would not be scored the same, or None."""
     if structure.random:
         return "networks draw random numbers, as dropout does in training mode, and would draw others"

@@ -16,7 +16,7 @@ from ..handlers.elbos import traceable_form
 from ..handlers.params import announce_gradient
 from ..handlers.plates import KnownPlates
 from ..utils.arguments import describe
-from .training_objective import Layout, Loss, PreparedObjective, Program, StepWeights, detached, plain_attributes
+from .training_objective import Layout, Loss, PreparedObjective, Program, StepWeights, detach_values, plain_attributes
 
 WANTED = "expected objective to be an objective, such as pyro_mm.objectives.elbo(), or a pyro.infer.ELBO"
 PROTOCOL = (
@@ -45,19 +45,19 @@ def prepare_objective(objective: Any) -> PreparedObjective:
     method = getattr(objective, "evaluate", None)
     if callable(method):
         _check_signature(method, f"{describe(objective)} whose evaluate")
-        return _Evaluated(objective, method)
+        return _UserObjective(objective, method)
     if isinstance(objective, ELBO) or _has_elbo_methods(objective):
         return PreparedELBO(objective)
     if isinstance(objective, nn.Module):
         _check_signature(objective.forward, f"the module {type(objective).__name__} whose forward")
-        return _Evaluated(objective, objective)
+        return _UserObjective(objective, objective)
     if callable(objective):
         name = getattr(objective, "__name__", type(objective).__name__)
         kind = "function" if inspect.isroutine(objective) else "callable"
         if inspect.isroutine(objective) and not _accepts(objective):
             raise TypeError(f"{WANTED}, got the function {name}: call it, {name}(). Otherwise {PROTOCOL}")
         _check_signature(objective, f"the {kind} {name} which")
-        return _Evaluated(objective, objective)
+        return _UserObjective(objective, objective)
     raise TypeError(f"{WANTED}, got {describe(objective)}; {PROTOCOL}")
 
 
@@ -90,7 +90,7 @@ class PreparedELBO(PreparedObjective):
     def __init__(self, elbo: Any):
         self.elbo = elbo
         self.differentiable = hasattr(elbo, "differentiable_loss")
-        self.untraceable = why_untraceable(elbo)
+        self.untraceable = untraceable_reason(elbo)
 
     def __repr__(self) -> str:
         return repr(self.elbo)
@@ -129,7 +129,7 @@ class PreparedELBO(PreparedObjective):
         return Layout(stacked=particles > 1 and bool(getattr(self.elbo, "vectorize_particles", False)))
 
 
-def why_untraceable(elbo: Any) -> str | None:
+def untraceable_reason(elbo: Any) -> str | None:
     """Return the reason why the loss of one of Pyro's ELBOs cannot be traced, or None if it can be tried."""
     name = type(elbo).__name__
     if traceable_form(elbo) is not elbo:
@@ -149,7 +149,7 @@ def as_total(value: Any) -> Tensor:
 # -- a user's own objective -------------------------------------------------------------------------------------------
 
 
-class _Evaluated(PreparedObjective):
+class _UserObjective(PreparedObjective):
     """A user's objective: an object with a method ``evaluate``, a module with such a ``forward``, or a function.
 
     Args:
@@ -206,7 +206,7 @@ def _checked_loss(value: Any, name: str) -> Loss:
     if not isinstance(loss.by_term, Mapping) or not all(isinstance(label, str) for label in loss.by_term):
         raise TypeError(f"{terms}, got {describe(loss.by_term)}")
     try:
-        by_term = detached(loss.by_term)
+        by_term = detach_values(loss.by_term)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{terms}, got one that is no number") from error
     for label, term in by_term.items():

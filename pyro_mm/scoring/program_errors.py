@@ -20,15 +20,15 @@ OURS = "pyro_mm"
 TO_EVENT = ("Shape mismatch inside plate", "invalid log_prob shape", "to_event", "Expected independent dimensions")
 
 
-class Explained(Exception):
+class ExplainedError(Exception):
     """A base of errors whose message has the place in the program already."""
 
 
-class ProgramError(ValueError, RuntimeError, Explained):
+class ProgramError(ValueError, RuntimeError, ExplainedError):
     """A story or a guide cannot be run on its rows, in an evaluation or in the first step of a training."""
 
 
-class ProgramTypeError(TypeError, Explained):
+class ProgramTypeError(TypeError, ExplainedError):
     """A story or a guide passes something of a wrong type to a function of this package."""
 
 
@@ -91,7 +91,7 @@ def explain_error(
         A ProgramError, or a ProgramTypeError for a TypeError of this package; the old error if its place is not known,
         or if its message has it already.
     """
-    if isinstance(error, Explained):
+    if isinstance(error, ExplainedError):
         return error
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     where = list(_places(frames, programs, rows))

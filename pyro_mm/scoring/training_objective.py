@@ -155,7 +155,7 @@ def plain_attributes(value: Any) -> Hashable:
     return tuple((name, x) for name, x in getattr(value, "__dict__", {}).items() if isinstance(x, plain))
 
 
-def detached(values: Mapping[str, Any]) -> dict[str, Tensor]:
+def detach_values(values: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return label -> value as tensors without gradient."""
     tensors = {n: x if isinstance(x, Tensor) else torch.as_tensor(x, device="cpu") for n, x in values.items()}
     return {label: value.detach() for label, value in tensors.items()}

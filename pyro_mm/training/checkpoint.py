@@ -23,10 +23,10 @@ from .checkpoint_checks import (
     check_entries,
     check_generators,
     check_optimizer_state,
-    damaged,
+    damage_error,
     data_identity,
     difference,
-    unfit,
+    mismatch_error,
 )
 from .nonfinite_report import generator_devices
 from .pace import PACE, Pace
@@ -118,7 +118,7 @@ class Checkpoint:
         """Raise a ValueError unless data, batch size, seed, objective and kind of optimiser are the same."""
         version = state.get("format", 1)
         if version != FORMAT and not force:
-            raise unfit(
+            raise mismatch_error(
                 self.path,
                 f"its format is {version}, of another version of pyro_mm, and not {FORMAT}, so that it cannot be told "
                 "whether data, batch size and seed are the same",
@@ -127,21 +127,21 @@ class Checkpoint:
         if not force:
             saved = state.get("identity")
             if not isinstance(saved, dict):
-                raise damaged(self.path, "it does not say of what data it is")
+                raise damage_error(self.path, "it does not say of what data it is")
             if text := difference(saved, self.identity):
-                raise unfit(self.path, f"its data, or how they are used, differ: {text}", forcible=True)
+                raise mismatch_error(self.path, f"its data, or how they are used, differ: {text}", forcible=True)
         for part, here in self._kind().items():
             if state.get(part) != here:
-                raise unfit(self.path, f"its {part} is {state.get(part)}, and not {here}")
+                raise mismatch_error(self.path, f"its {part} is {state.get(part)}, and not {here}")
 
     def _check_tensors(self, state: dict[str, Any]) -> None:
         """Raise a ValueError unless every tensor has the name, shape and dtype of the one that it replaces."""
         modules = self._problem.modules
         if len(state["modules"]) != len(modules):
-            raise unfit(self.path, f"it is of {len(state['modules'])} modules, and not of {len(modules)}")
+            raise mismatch_error(self.path, f"it is of {len(state['modules'])} modules, and not of {len(modules)}")
         for module, saved in zip(modules, state["modules"], strict=True):
             if text := describe_mismatch(saved, module):
-                raise unfit(self.path, f"{type(module).__name__}: {text}")
+                raise mismatch_error(self.path, f"{type(module).__name__}: {text}")
         self._check_loose(state)
         self._check_buffers(state)
         check_optimizer_state(self.path, self._optimizer, state["optimizer"])
@@ -153,15 +153,17 @@ class Checkpoint:
         here = self._loose
         if len(state["loose"]) != len(here):
             shapes = ", ".join(str(tuple(p.shape)) for p in here)
-            raise unfit(
+            raise mismatch_error(
                 self.path,
                 f"it has {len(state['loose'])} parameters outside of modules, and not {len(here)}, of shapes {shapes}",
             )
         if state.get("loose names", names) != names:
-            raise unfit(self.path, f"its parameters outside of modules are {state['loose names']}, and not {names}")
+            raise mismatch_error(
+                self.path, f"its parameters outside of modules are {state['loose names']}, and not {names}"
+            )
         for place, (saved, p) in enumerate(zip(state["loose"], here, strict=True)):
             if text := describe_tensor_mismatch(saved, p):
-                raise unfit(self.path, f"parameter {names[place] or place} outside of modules is {text}")
+                raise mismatch_error(self.path, f"parameter {names[place] or place} outside of modules is {text}")
 
     def _check_buffers(self, state: dict[str, Any]) -> None:
         """Raise a ValueError unless the buffers of modules that functions hold are those of this training."""
@@ -170,13 +172,13 @@ class Checkpoint:
         saved = state.get("buffers")
         here = self._buffers()
         if not isinstance(saved, dict):
-            raise damaged(self.path, "it has no buffers of what functions hold")
+            raise damage_error(self.path, "it has no buffers of what functions hold")
         if saved.keys() != here.keys():
             names = ", ".join(map(str, saved.keys() ^ here.keys()))
-            raise unfit(self.path, f"functions hold other buffers than its own: {names}")
+            raise mismatch_error(self.path, f"functions hold other buffers than its own: {names}")
         for name, buffer in here.items():
             if text := describe_tensor_mismatch(saved[name], buffer):
-                raise unfit(self.path, f"buffer {name} is {text}")
+                raise mismatch_error(self.path, f"buffer {name} is {text}")
 
     def _restore(self, state: dict[str, Any]) -> None:
         before = self._optimizer.state_dict()
@@ -185,7 +187,7 @@ class Checkpoint:
             load_modules(self._problem.modules, state["modules"])
         except Exception as error:
             self._optimizer.load_state_dict(before)
-            raise unfit(self.path, str(error)) from error
+            raise mismatch_error(self.path, str(error)) from error
         with torch.no_grad():
             for p, saved in zip(self._loose, state["loose"], strict=True):
                 p.copy_(saved)

@@ -28,12 +28,12 @@ FREE_SHAPES = ("LBFGS", "Adafactor", "Muon")  # optimisers of torch whose state 
 EXAMPLE_SHAPE = (2,)  # a shape that is not that of a count of steps
 
 
-def damaged(path: Path, text: str) -> ValueError:
+def damage_error(path: Path, text: str) -> ValueError:
     """Return the error of a file that is no whole checkpoint."""
     return ValueError(f"{path} is damaged, or not {FILE_KIND}: {text}")
 
 
-def unfit(path: Path, text: str, forcible: bool = False) -> ValueError:
+def mismatch_error(path: Path, text: str, forcible: bool = False) -> ValueError:
     """Return the error of a checkpoint that does not fit; ``forcible`` if ``resume="force"`` would accept it."""
     mend = '. Give fit(.., resume="force") to go on all the same, or another path to start anew' * forcible
     return ValueError(f"{path} does not fit what is to be trained: {text}{mend}")
@@ -49,14 +49,16 @@ def check_entries(path: Path, state: dict[str, Any]) -> None:
     for name, kind in ENTRY_TYPES.items():
         if not isinstance(state.get(name), kind) or isinstance(state[name], bool):
             found = type(state[name]).__name__ if name in state else "nothing"
-            raise damaged(path, f"expected {name!r} to be of type {kind.__name__}, found {found}")
+            raise damage_error(path, f"expected {name!r} to be of type {kind.__name__}, found {found}")
     columns = state["columns"]
     for name, column in columns.items():
         numbers = isinstance(column, list) and all(isinstance(x, int | float) for x in column)
         if not (isinstance(name, str) and numbers and len(column) == state["epochs"]):
-            raise damaged(path, f"expected {state['epochs']} numbers in the column {name!r} of its history")
+            raise damage_error(path, f"expected {state['epochs']} numbers in the column {name!r} of its history")
     if state["epochs"] < 1 or state["steps"] < 0 or "loss" not in columns:
-        raise damaged(path, f"it is of {state['epochs']} epochs, {state['steps']} steps and {len(columns)} columns")
+        raise damage_error(
+            path, f"it is of {state['epochs']} epochs, {state['steps']} steps and {len(columns)} columns"
+        )
 
 
 def data_identity(
@@ -111,23 +113,23 @@ def check_optimizer_state(path: Path, optimizer: torch.optim.Optimizer, state: d
     """Raise a ValueError unless saved moments fit the parameters of an optimiser."""
     groups, moments = state.get("param_groups"), state.get("state")
     if not isinstance(groups, list) or not isinstance(moments, dict):
-        raise damaged(path, "the state of the optimiser is not one")
+        raise damage_error(path, "the state of the optimiser is not one")
     if not all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups):
-        raise damaged(path, "the state of the optimiser has groups without parameters")
+        raise damage_error(path, "the state of the optimiser has groups without parameters")
 
     here = optimizer.param_groups
     sizes = [len(group["params"]) for group in groups]
     own_sizes = [len(group["params"]) for group in here]
     if sizes != own_sizes:
-        raise unfit(path, f"its optimiser has groups of {sizes} parameters, and not of {own_sizes}")
+        raise mismatch_error(path, f"its optimiser has groups of {sizes} parameters, and not of {own_sizes}")
 
     numbers = [number for group in groups for number in group["params"]]
     parameters = dict(zip(numbers, (p for group in here for p in group["params"]), strict=True))
     if len(parameters) != len(numbers) or not moments.keys() <= parameters.keys():
-        raise damaged(path, "its optimiser has a state of parameters that are not in its groups")
+        raise damage_error(path, "its optimiser has a state of parameters that are not in its groups")
     for number, moment in moments.items():
         if not isinstance(moment, dict):
-            raise damaged(path, f"the state of the optimiser for parameter {number} is a {type(moment).__name__}")
+            raise damage_error(path, f"the state of the optimiser for parameter {number} is a {type(moment).__name__}")
     for group, saved_group in zip(here, groups, strict=True):
         example = _example_moments(optimizer, group)
         for number in saved_group["params"]:
@@ -138,13 +140,13 @@ def check_optimizer_state(path: Path, optimizer: torch.optim.Optimizer, state: d
 def _check_moments(path: Path, number: int, moment: dict[str, Any], p: Tensor, example: dict[str, Any]) -> None:
     for name, here in example.items():
         if name not in moment:
-            raise unfit(path, f"its optimiser has no {name} of parameter {number}")
+            raise mismatch_error(path, f"its optimiser has no {name} of parameter {number}")
         if isinstance(here, Tensor):
             text = describe_tensor_mismatch(moment[name], p if here.shape == EXAMPLE_SHAPE else here)
         else:
             text = "" if isinstance(moment[name], type(here)) else f"a {type(moment[name]).__name__}"
         if text:
-            raise unfit(path, f"{name} of parameter {number} in its optimiser is {text}")
+            raise mismatch_error(path, f"{name} of parameter {number} in its optimiser is {text}")
 
 
 def _example_moments(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> dict[str, Any]:
@@ -172,6 +174,6 @@ def check_generators(path: Path, devices: Sequence[torch.device], states: list[A
         try:
             torch.Generator(device).set_state(saved.cpu())
         except (AttributeError, RuntimeError, TypeError) as error:
-            raise damaged(path, f"the state of torch's generator on {device} cannot be used here") from error
+            raise damage_error(path, f"the state of torch's generator on {device} cannot be used here") from error
     if not states:
-        raise damaged(path, "it has no state of torch's generator")
+        raise damage_error(path, "it has no state of torch's generator")

@@ -101,7 +101,7 @@ def compile_between_draws(
         module = _module(graph, part, needed, given)
         run: Callable[..., Any] = module
         if not random:
-            run = compiler(module, [examples[n.name] if n.name in examples else _like(n) for n in needed])
+            run = compiler(module, [examples[n.name] if n.name in examples else _empty_like(n) for n in needed])
         alive |= {node.name for node in given}
         pieces.append(Piece(run, [n.name for n in needed], [n.name for n in given], sorted(alive - later)))
         alive &= later
@@ -180,7 +180,7 @@ def _module(graph: GraphModule, part: list[Node], needed: list[Node], given: lis
     return GraphModule(graph, new)
 
 
-def _like(node: Node) -> Tensor:
+def _empty_like(node: Node) -> Tensor:
     """Return an uninitialised tensor like a node's value."""
     value = node.meta["val"]
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)

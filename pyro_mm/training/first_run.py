@@ -9,7 +9,7 @@ from typing import Any
 from pyro import poutine
 
 from ..batch.batch import Batch
-from ..scoring.program_errors import Explained, explain_error
+from ..scoring.program_errors import ExplainedError, explain_error
 from ..scoring.training_objective import PreparedObjective
 from ..utils.global_state import override_validation
 from ..utils.reachable import ReachableObjects
@@ -26,7 +26,7 @@ def build_problem(
     guide: Callable[[Batch], Any],
     batch: Batch,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    unrunnable: Explained | None = None,
+    unrunnable: ExplainedError | None = None,
     step: int = 0,
 ) -> TrainingProblem:
     """Return the training problem, found by one run on a few rows.

@@ -287,7 +287,7 @@ def _cause_at_site(site: _Site, size: int, rows: RowNames) -> Cause:
             return Cause([f"At {what} the distribution's {name} reaches {largest:.3g}{where}"], advice)
     if value.is_floating_point() and not value.isfinite().all():
         return Cause([f"At {what} the value is {_kind(value)}{where}"], "")
-    if not _supported(site):
+    if not _in_support(site):
         values = f"from {float(value.min()):.3g} to {float(value.max()):.3g}"
         advice = "Give the values the range that the distribution has, or another distribution"
         return Cause([f"At {what} values lie outside of the distribution's support{where}: they go {values}"], advice)
@@ -326,7 +326,7 @@ def _parameters(fn: Any, seen: frozenset[int] = frozenset()) -> Iterator[tuple[s
             yield from _parameters(inner, seen | {id(fn)})
 
 
-def _supported(site: _Site) -> bool:
+def _in_support(site: _Site) -> bool:
     try:
         inside = site.fn.support.check(site.value)
     except (NotImplementedError, ValueError, RuntimeError, AttributeError):

@@ -13,7 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from ..batch.batch import Batch
-from ..conditionals.unconditional import held_tensors
+from ..conditionals.unconditional import tensors_of
 from ..handlers.internals import BatchNorm
 from ..scoring.training_objective import Loss, PreparedObjective
 from ..utils.modules import preserve_buffers
@@ -168,7 +168,7 @@ def problem_from_run(
         possible += [getattr(value, "unconstrained", lambda value=value: value)() for value in stored]
         for site in (site for site in trace.nodes.values() if site["type"] == "sample"):
             roots += [site["value"], site.get("log_prob_sum")]
-            possible += held_tensors(site["fn"])
+            possible += tensors_of(site["fn"])
             frames = {frame.name: frame for frame in site["cond_indep_stack"]}
             scales_to_data |= "data" in frames and frames["data"].full_size == batch.total
             all_in_plate &= "data" in frames or site_is_subsample(site)

@@ -64,7 +64,7 @@ def keywords_of(network: Any) -> tuple[Keyword, ...]:
         signature = _signature(network)
         if not signature.passes_on or not isinstance(network, nn.Module):
             return signature.keywords
-        inner = _wrapped(network)
+        inner = _wrapped_network(network)
         if inner is None or (first_of(inner) is not inner and not hasattr(network, "composes")):
             return signature.keywords  # a wrapper calls a Sequential by itself, which takes no keywords
         network = inner
@@ -103,7 +103,7 @@ def _added_once(module: nn.Module, keywords: Mapping[str, Any]) -> Any:
         hook.remove()
 
 
-def _wrapped(network: nn.Module) -> Any:
+def _wrapped_network(network: nn.Module) -> Any:
     """Return the network that a conditional or a wrapper holds; None without one."""
     modules = network._modules
     for name in WRAPPED:
@@ -120,11 +120,11 @@ def _signature(network: Any) -> Signature:
     if isinstance(network, FunctionType) and not hasattr(network, "__wrapped__"):
         return _of_code(network.__code__, network)
     if isinstance(network, MethodType):
-        return _shifted(_signature(network.__func__), 1)
+        return _without_first(_signature(network.__func__), 1)
     if isinstance(network, functools.partial):
-        inner = _shifted(_signature(network.func), len(network.args))
+        inner = _without_first(_signature(network.func), len(network.args))
         return inner._replace(keywords=tuple(k for k in inner.keywords if k.name not in network.keywords))
-    if isinstance(network, type):
+    if isinstance(network, type) or not callable(network):
         return NOTHING
     return _cached(network, network)
 
@@ -163,7 +163,7 @@ def _read(network: Any) -> Signature:
     return Signature(tuple(found), any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters))
 
 
-def _shifted(signature: Signature, filled: int) -> Signature:
+def _without_first(signature: Signature, filled: int) -> Signature:
     """Return a signature without its first ``filled`` positional parameters."""
     keywords = []
     for keyword in signature.keywords:

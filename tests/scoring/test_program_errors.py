@@ -148,10 +148,10 @@ def test_a_pair_that_runs_in_training_mode_alone_is_trained():
 
 def test_an_error_of_a_program_can_be_caught_as_one_of_values_or_of_a_run():
     """As errors of a training can, so that one type serves the evaluations and the first step of a training."""
-    from pyro_mm.scoring.program_errors import Explained, ProgramError
+    from pyro_mm.scoring.program_errors import ExplainedError, ProgramError
 
     model, guide = pair({"x": mm.conditionals.Normal(nn.Linear(2, 6))}, {"x": nn.Linear(5, 4)})
-    for kind in (ValueError, RuntimeError, ProgramError, Explained):
+    for kind in (ValueError, RuntimeError, ProgramError, ExplainedError):
         with pytest.raises(kind, match=r"guide\.posteriors\.z\.experts\.x\.net"):
             mm.log_weights(model, guide, mm.Batch({"x": torch.randn(6, 3)}))
 

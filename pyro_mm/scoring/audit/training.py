@@ -9,7 +9,7 @@ from typing import Any
 from ...batch.batch import Batch
 from ...distributions.support import Support
 from ..prepare_objective import prepare_objective
-from ..program_errors import Explained
+from ..program_errors import ExplainedError
 from .audit import audit, audit_text
 from .value_supports import unscored_values
 
@@ -26,7 +26,7 @@ class TrainingAudit:
         supports: observed modality -> support of its distribution.
     """
 
-    unrunnable: Explained | None = None
+    unrunnable: ExplainedError | None = None
     supports: dict[str, Support] = field(default_factory=dict)
 
     def check(self, batch: Batch) -> None:
@@ -62,7 +62,7 @@ def audit_training(
         layout = prepared.layout(rows)
         try:
             sites = audit(model, guide, rows, stacked=layout.stacked, hides=layout.hides)
-        except Explained as error:
+        except ExplainedError as error:
             if rows is not train:
                 raise
             # networks in evaluation mode may give a scale that is not positive, say, and none in training mode
