@@ -267,12 +267,12 @@ class Batch(Rows):
         return new._copy(_masks=dict.fromkeys(like._masks, False), total=None, _index=None)
 
 
-def check_batch(value: Any, argument: str = "batch", least: int = 1) -> Batch:
+def check_batch(value: Any, argument: str = "batch") -> Batch:
     """Return a batch.
 
     Raises:
         TypeError: anything else.
-        ValueError: fewer than ``least`` rows.
+        ValueError: it has no rows.
     """
     if not isinstance(value, Batch):
         hint = ""
@@ -283,7 +283,6 @@ def check_batch(value: Any, argument: str = "batch", least: int = 1) -> Batch:
         elif hasattr(value, "__iter__") and hasattr(value, "dataset"):
             hint = ": a Batch holds all rows, and fit takes minibatches of it by itself"
         raise TypeError(f"expected {argument} to be a pyro_mm.Batch, got {describe(value)}{hint}")
-    if value.size < least:
-        wanted = "one row" if least == 1 else f"{least} rows"
-        raise ValueError(f"expected {argument} to have {wanted} at least, got {value.size or 'none'}")
+    if value.size == 0:
+        raise ValueError(f"expected {argument} to have one row at least, got none")
     return value

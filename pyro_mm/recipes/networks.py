@@ -110,21 +110,19 @@ def standard_prior(size: int, family: type[dist.Normal] | type[dist.Laplace] = d
 
 
 class LearnedScalePrior(nn.Module):
-    """A distribution with location 0 and trainable scales, which ignores its inputs.
+    """A Laplace distribution with location 0 and trainable scales, which ignores its inputs.
 
     Args:
         size: the event shape is ``(size,)``.
-        family: Laplace or Normal.
     """
 
-    def __init__(self, size: int, family: type[dist.Normal] | type[dist.Laplace] = dist.Laplace):
+    def __init__(self, size: int):
         super().__init__()
-        self.family = family
         self.log_scale = nn.Parameter(torch.zeros(size))
 
     def forward(self, *_: Any) -> dist.Distribution:
         """Return the distribution, of batch shape ``()``."""
-        return self.family(torch.zeros_like(self.log_scale), self.log_scale.exp(), validate_args=False).to_event(1)
+        return dist.Laplace(torch.zeros_like(self.log_scale), self.log_scale.exp(), validate_args=False).to_event(1)
 
 
 class LearnedClassFrequencies(nn.Module):

@@ -289,28 +289,22 @@ def check_mapping(argument: str, value: Any, what: str = "values", *, least: int
     return value
 
 
-def check_modules(
-    argument: str, value: Any, known: Iterable[str] | None = None, *, least: int = 1
-) -> dict[str, nn.Module]:
+def check_modules(argument: str, value: Any) -> dict[str, nn.Module]:
     """Return a mapping from names to modules, all of which ``torch.nn.ModuleDict`` accepts.
 
     Args:
         argument: the name of the argument, for the message.
         value: name -> module.
-        known: the names to choose from; None for any.
-        least: the smallest number of modules.
 
     Raises:
         TypeError: the value is no mapping, or one of its values is no module.
-        ValueError: there are too few modules, or a name is unknown or forbidden by torch.
+        ValueError: there are no modules, or a name is forbidden by torch.
     """
     found = check_mapping(argument, value, "modules")
-    if len(found) < least:
-        wanted = "at least one modality" if least == 1 else f"{least} modalities at least"
-        raise ValueError(f"expected {argument} of {wanted}, got {len(found) or 'none'}")
-    known = None if known is None else list(known)
+    if not found:
+        raise ValueError(f"expected {argument} of at least one modality, got none")
     for name, module in found.items():
-        check_name(argument, name, known)
+        check_name(argument, name)
         check_attribute(argument, name)
         check_module(f"{argument}[{name!r}]", module)
     return found
@@ -336,9 +330,9 @@ def check_attribute(argument: str, name: str, container: type[nn.Module] = nn.Mo
     return name
 
 
-def check_seed(value: Any, argument: str = "seed") -> int | None:
+def check_seed(value: Any) -> int | None:
     """Return a seed: any integer, or None. Raises a TypeError for anything else."""
-    return None if value is None else check_integer(argument, value)
+    return None if value is None else check_integer("seed", value)
 
 
 def check_path(argument: str, value: Any) -> Path:

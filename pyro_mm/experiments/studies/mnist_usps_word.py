@@ -112,10 +112,10 @@ def spelled(inputs: int, hidden: Hidden, length: int = LENGTH, letters: int = LE
     return conditionals.Categorical(net, (length,))
 
 
-def reader(out: int, hidden: Hidden, length: int = LENGTH, letters: int = LETTERS) -> nn.Module:
+def reader(out: int, hidden: Hidden) -> nn.Module:
     """Build a perceptron from words ``(.., L)`` to ``(.., out)``; letters, padding included, are one-hot vectors."""
-    letter = nn.Embedding.from_pretrained(torch.eye(letters), freeze=True)
-    return nn.Sequential(letter, MLP(length * letters, out, hidden, rectifier))
+    letter = nn.Embedding.from_pretrained(torch.eye(LETTERS), freeze=True)
+    return nn.Sequential(letter, MLP(LENGTH * LETTERS, out, hidden, rectifier))
 
 
 class Bounded(nn.Module):
