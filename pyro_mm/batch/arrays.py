@@ -171,7 +171,7 @@ def _to_array(what: str, value: Any) -> Any:
 
 
 def _describe_dtype(value: Any) -> str:
-    """Return the dtype of an array in words, with a hint on categories; of anything else what it is."""
+    """Return the dtype of an array in words, with a hint on categories; a description of any other value."""
     kind = getattr(value, "dtype", None)
     if kind is None:
         return describe(value)

@@ -106,8 +106,8 @@ class Batch(Rows):
             fn: a distribution, or a callable that returns one: ``fn(*parents)``. A callable runs only for those terms
                 of an objective that decode this modality. If its signature has a parameter ``lengths`` or
                 ``covariates`` that no parent fills, it gets the modality's lengths ``(N,)``, or the dictionary of
-                covariates ``(N, ...)``, by keyword. Their dimension N is the last batch dimension of the parents, on
-                the left of which particles and terms may stand.
+                covariates ``(N, ...)``, by keyword. Their dimension N aligns with the last batch dimension of the
+                parents; particles and terms may stand to the left of it.
             parents: tensors whose leading dimensions are those of the plates; one without them (a covariate
                 ``(N, ...)``) is handed over as it is.
 

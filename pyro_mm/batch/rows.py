@@ -271,7 +271,7 @@ class Rows:
         return new
 
     def terms(self) -> Sequence[Mapping[str, Presence]]:
-        """Return the masks of each term in an objective's pass, and those of the rows elsewhere."""
+        """Return the masks of each term within an objective's pass; outside of one, a list of the rows' own masks."""
         return self._context.term_masks or [self._masks]
 
     def _tensor_mask(self, name: str) -> Tensor:

@@ -165,7 +165,7 @@ def _doubtful_proportion(evidence: Evidence) -> float:
 
 
 def _summarize_names(names: tuple[str, ...], limit: int = 8) -> str:
-    """List names of tensors; those of the layers of one network are one entry with their number."""
+    """List names of tensors, with one entry and a count for all layers of a network."""
     counts: dict[str, int] = {}
     for name in names:
         parts = name.split(".")

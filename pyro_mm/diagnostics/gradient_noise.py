@@ -116,8 +116,8 @@ def gradient_noise(
 
     the norm of the mean gradient over that of the noise of one draw; :math:`\mathrm{tr}\,C / R` is the expected
     contribution of the noise to :math:`\|\bar g\|^2`. With independent entries, R repeats cannot distinguish an SNR
-    below about :math:`(2 / d)^{1/4} / \sqrt R` from zero, for a group of d entries. The noise is that of the
-    objective's draws with the rows held fixed: minibatches add their own.
+    below about :math:`(2 / d)^{1/4} / \sqrt R` from zero, for a group of d entries. The noise comes from the
+    objective's draws with the rows held fixed; minibatches add to it.
 
     Groups are modules, named by their paths, down to networks but not to layers; for a function, the modules that it
     refers to by name. Other tensors of a function are named by their shape, and a ``pyro.param`` by its name.

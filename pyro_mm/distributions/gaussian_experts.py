@@ -102,9 +102,7 @@ def consensus_of_normals(
     Without an expert, the result is N(0, 1).
 
     Args:
-        locs: see :func:`product_of_normals`.
-        scales: likewise.
-        masks: likewise.
+        locs, scales, masks: as in :func:`product_of_normals`.
         correlation: :math:`\rho`, above -1 / (M - 1) for M experts and below 1.
 
     Returns:
@@ -168,9 +166,7 @@ def pairwise_pool(
     components are N(0, 1).
 
     Args:
-        locs: see :func:`product_of_normals`.
-        scales: likewise.
-        masks: likewise.
+        locs, scales, masks: as in :func:`product_of_normals`.
 
     Returns:
         Locations ``(*batch, C, D)``, scales ``(*batch, C, D)`` and log-weights ``(*batch, C)`` of C = M (M + 1) / 2

@@ -170,7 +170,7 @@ def bidirectional(
     where the first is the estimate of :func:`annealed_importance`, and the mean gap of the two bounds the error of
     either. It says what to expect on real rows as far as the model resembles them.
 
-    **Standard error.** The upper bound's covers the randomness of its chains and not that of the row's one exact draw,
+    **Standard error.** That of the upper bound covers its chains. It leaves out the choice of the row's one exact draw,
     which shows in the spread of the bounds over many rows. **When not to trust it.** The bounds hold in expectation: in
     one row they may be the wrong way round. A guide that misses a mode leaves a gap only in rows whose exact draw lies
     in it.

@@ -21,8 +21,8 @@ def tail_length(num_draws: int) -> int:
 def pareto_k(largest: Tensor, num_draws: int, rounding_spread: float | Tensor = ROUNDING_SPREAD) -> Tensor:
     r"""Estimate the shape k of the tail of importance weights, per row.
 
-    The largest weights, less the largest one below them, are fitted by a generalised Pareto distribution, of which 1/k
-    moments exist. Below k = 0.5 the variance of the weights is finite; up to about 0.7 estimates and their standard
+    A generalised Pareto distribution, which has 1/k finite moments, is fitted to the largest weights minus the largest
+    one below them. Below k = 0.5 the variance of the weights is finite; up to about 0.7 estimates and their standard
     errors are still reliable at practical K; above, they are not, and above 1 the mean itself need not exist.
 
     Args:

@@ -51,8 +51,8 @@ class Family:
         optimizer: from parameters to an optimiser.
         num_particles: draws per row of the likelihoods.
         pixels: the kind of pixels, in words, for the title.
-        fractions: numbers n: every member is trained on rows of which one in n is paired, and all others have one
-            modality each. ``(1,)`` is one training on whole rows.
+        fractions: numbers n; for each, every member is trained with one row in n paired, and one modality in every
+            other row. ``(1,)`` is one training on whole rows.
         compile: trace and compile the training step.
         transform: none; every kind of reproduction has this attribute.
     """

@@ -56,7 +56,7 @@ def reproduce_family(family: Family, options: RunOptions) -> None:
 def _train(
     family: Family, member: Member, label: str, train: Batch, part: int, options: RunOptions, folder: Path, epochs: int
 ) -> tuple[Recipe, float]:
-    """Train a member, and its second stage if it has one, on rows of which one in ``part`` is paired.
+    """Train a member, and its second stage if it has one, with one row in ``part`` paired.
 
     Returns:
         The trained recipe, and the seconds per epoch, summed over the stages.

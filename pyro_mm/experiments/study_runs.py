@@ -23,7 +23,7 @@ def reproduce_study(study: Study, options: RunOptions, num_seeds: int | None, fu
 
     Args:
         study: the study.
-        options: those of the run.
+        options: the options of the run.
         num_seeds: the number of seeds; None for that of the study.
         full: take the study at its published size.
         only: parts of "group, name" that choose rows; empty for all.

@@ -71,7 +71,7 @@ class Progress:
 
     Args:
         name: precedes "epoch 3/20" in what is printed.
-        options: those of the run.
+        options: the options of the run.
         out: the folder of this training's history and checkpoint.
         epochs: epochs of this training.
         point: estimates the figure whose course is recorded; None for none.
@@ -129,7 +129,7 @@ def train_recipe(
         experiment: its optimiser, scheduler, minibatches and transform.
         run: model, guide and objective; model and guide are trained in place.
         train: the training rows.
-        options: those of the run.
+        options: the options of the run.
         progress: the callback; the checkpoint lies in its folder.
     """
     steps: dict[str, Any] = {"optimizer": experiment.optimizer}

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_map
 class LazyTensor(torch.Tensor):
     """A tensor whose value is computed once, the first time that an operation of torch takes it.
 
-    Draws of missing modalities are of this kind: a story passes them on, and seldom uses them. Its ``shape`` is
-    that of the computed value from the outside, since torch's attributes are operations too.
+    Draws of missing modalities are of this kind: a story passes them on, and seldom uses them. Its ``shape`` is the
+    shape of the computed value, since reading an attribute is an operation of torch, too.
 
     Args:
         compute: returns the value.

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class RandomNumbers:
-    """A watch over torch's generators, by which networks that draw random numbers are found.
+    """A watch over torch's generators that detects networks which draw random numbers.
 
     Args:
         device: the device whose generator is watched besides the CPU's.

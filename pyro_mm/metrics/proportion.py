@@ -14,7 +14,7 @@ class Share(NamedTuple):
     .. math:: a = \frac1N \sum_n a_n, \qquad \mathrm{se} = \sqrt{\frac{1}{N (N - 1)} \sum_n (a_n - a)^2}
 
     :math:`a_n` is 0 or 1, or the proportion of the draws of row n: rows are independent, the draws of one row are not.
-    The error is that of the choice of rows, with the model held fixed.
+    The error is due to the choice of rows, with the model held fixed.
 
     Attributes:
         value: proportion a, in [0, 1].

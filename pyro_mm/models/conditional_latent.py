@@ -25,8 +25,8 @@ class ConditionalLatent(nn.Module):
     The sites are ``"z"`` and the modalities. log p(x | y) is ``log_conditional(target=x, given=y)``, whatever p(y) is.
     Without an x, p(z | y) = p(z), which the guide states by :class:`pyro_mm.posteriors.Given`.
 
-    A missing y is drawn from p(y), by which log p(x) is estimated without bias but with a large variance. So is a y
-    that is generated, whatever x: for p(y | x) make the class a latent (:class:`pyro_mm.models.Labelled`).
+    A missing y is drawn from p(y): the estimate of p(x) is unbiased, but has a large variance. ``generate`` also draws
+    y from p(y), and not from p(y | x): for that make the class a latent (:class:`pyro_mm.models.Labelled`).
 
     Args:
         prior: p(z), a distribution of event shape ``(D,)``, or a module ``batch -> distribution``.

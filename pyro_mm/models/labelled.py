@@ -23,9 +23,9 @@ class Labelled(nn.Module):
     .. math:: p(y, z, x, \ell) = \mathrm{Cat}(y; \pi) \, p(z | y) \, p(\ell | y) \prod_{m=1}^M p(x_m | z, y),
               \qquad p(\ell | y) = [\ell = y] \text{ by default}
 
-    The sites are ``"y"``, ``"z"`` and the modalities, of which the label is one: y is a latent in every row. So a row
-    with a label has the evidence log p(x, y), one without it log p(x), with y summed out. log p(label | image), an
-    image given a label and a label given an image need nothing else.
+    The sites are ``"y"``, ``"z"`` and the modalities, the label included: y is a latent in every row. So a row with a
+    label has the evidence log p(x, y), and a row without it log p(x), with y summed out. Conditionals such as log
+    p(label | image), and generation of images given labels or labels given images, work as for any modalities.
 
     The guide decides how y is inferred:
 

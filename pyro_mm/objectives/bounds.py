@@ -70,7 +70,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class RowNames:
-    """The modalities of a batch, and those of them that a row has."""
+    """The modalities of a batch, and the ones among them that a row has."""
 
     names: tuple[str, ...]
     present: frozenset[str]

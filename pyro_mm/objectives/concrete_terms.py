@@ -37,8 +37,8 @@ class TermKind(ABC):
     def values(self, terms: Sequence[ConcreteTerm], scores: Scores, estimator: PerRow) -> Sequence[Tensor]:
         """Return the value of each term, higher being better: per row ``(N,)``, or one number for the batch ``()``.
 
-        A number stands for every row in which its term counts, as the mean of a batch does. A row of which
-        ``scores.draws.counts`` is False must not move it: it may be padding.
+        A number stands for every row in which its term counts, as the mean of a batch does. Rows where
+        ``scores.draws.counts`` is False must not affect it: they may be padding.
 
         Args:
             terms: T terms of this kind, with their weights ``likelihood`` and ``kl``.

@@ -111,7 +111,7 @@ def _concrete_term(term: Term, place: int, chosen: Sequence[str], masks: _Masks,
 
 
 def _weigh_as_mean(terms: Sequence[ConcreteTerm]) -> None:
-    """Divide terms by the number of them that count in each row."""
+    """Divide terms by the number of terms that count in each row."""
     tensors = [term.counts for term in terms if isinstance(term.counts, Tensor)]
     total: Any = len(terms) - len(tensors)
     if tensors:

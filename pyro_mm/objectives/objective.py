@@ -203,7 +203,7 @@ class Objective(ELBO, PreparedObjective):
         batch: Batch,
         step: Tensor | None = None,
     ) -> Loss:
-        """Return the loss as a function of the values of :meth:`step_weights`, none of which it reads in Python."""
+        """Return the loss as a function of the values of :meth:`step_weights`, which it does not read in Python."""
         places = itertools.count()
 
         def at(weight: Any, kind: str) -> float | Tensor:

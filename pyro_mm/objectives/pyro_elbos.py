@@ -46,7 +46,7 @@ def differentiable(estimator: ELBO) -> bool:
 
 
 def check_penalty(estimator: ELBO, structure: PairStructure) -> None:
-    """Refuse the gradient of a penalty on several latents of which one is drawn without a derivative.
+    """Refuse the gradient of a penalty on several latents if one of them is drawn without a derivative.
 
     Raises:
         ValueError: naming the site.

@@ -61,7 +61,7 @@ def _nonnegative(argument: str, weight: Any) -> Number:
 
 
 def _nonnegatives(argument: str, weights: Any) -> Number | Mapping[str, Number]:
-    """Return a weight, or one for each modality, of which none is negative."""
+    """Return a weight, or one for each modality, after checking that none is negative."""
     weights = check_weights(argument, weights)
     if not isinstance(weights, Mapping):
         return _nonnegative(argument, weights)

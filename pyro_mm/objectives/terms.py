@@ -253,7 +253,7 @@ def check_table(terms: Any) -> tuple[Term, ...]:
 
     Raises:
         TypeError: something else than terms.
-        ValueError: random sets that share a draw, of which only some may be empty.
+        ValueError: random sets that share a draw, but differ in whether they may be empty.
     """
     if isinstance(terms, str | Term | Mapping) or not isinstance(terms, Iterable):
         hint = ", one term alone: put it in a list" if isinstance(terms, Term) else ""

@@ -16,7 +16,7 @@ from ..utils.arguments import check_function, check_mapping, check_modules, chec
 
 
 class Either(nn.Module):
-    r"""The encoder of whichever of two modalities is present, for families without a product, such as flows.
+    r"""The encoder of the one modality, out of two, that is present; for families without a product, such as flows.
 
     .. math:: q(z | x_S) = q_1(z | x_1) \text{ if } 1 \in S, \quad \text{else } q_2(z | x_2) \text{ if } 2 \in S, \quad
               \text{else } N(z; 0, I)

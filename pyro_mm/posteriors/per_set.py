@@ -23,7 +23,8 @@ def per_set(
 
     Args:
         batch: the rows, as several terms see them.
-        owner: the posterior that the function belongs to. Results are cached by it, so that it has one function.
+        owner: the posterior that the function belongs to. It is the key of cached results, so pass one function per
+            owner.
         function: a function of the values and masks of a batch alone, which returns tensors ``(.., N, F)``.
         search_above: number of terms up to which each is computed by itself, since a search for equal sets takes
             longer.

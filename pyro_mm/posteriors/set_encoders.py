@@ -112,7 +112,7 @@ class SelfAttention(SumPooling):
         heads: number of attention heads, a divisor of ``size``.
         layers: number of layers L.
         normalized: False leaves out the last LN, which gives all tokens one norm, however much their modality informs.
-            A posterior whose mean is a sum, as of a linear story, is learned sooner without it.
+            Without it, a posterior whose mean is a sum, such as that of a linear story, is learned faster.
 
     Raises:
         TypeError: an argument of another kind.
@@ -219,7 +219,7 @@ def apply_head(head: Any, batch: Batch, owner: nn.Module, state: Callable[[Batch
     Args:
         head: module mapping ``(.., N, H)`` to a distribution.
         batch: the rows.
-        owner: the posterior, by which results are cached.
+        owner: the posterior that results are cached for.
         state: returns the input of the head for a batch, ``(.., N, H)``.
     """
     if not is_composition(head):

@@ -1,9 +1,9 @@
 """Recipes: models, guides and objectives of papers, with networks that fit the modalities of a batch.
 
-A recipe reads from a batch only which modalities there are, of which kind and size. An image, floats in {0, 1} of shape
-``(N, H, W)``, has a Bernoulli likelihood, and perceptrons for its logits and its encoder. A label, integers of shape
-``(N,)``, has a Categorical likelihood, a perceptron for its logits, and an embedding for its encoder. The papers train
-other networks on other data; the departures that a docstring lists come on top of that.
+A recipe reads only the modalities of a batch, their kinds and their sizes. An image, floats in {0, 1} of shape ``(N, H,
+W)``, has a Bernoulli likelihood, and perceptrons for its logits and its encoder. A label, integers of shape ``(N,)``,
+has a Categorical likelihood, a perceptron for its logits, and an embedding for its encoder. The papers train other
+networks on other data; the departures that a docstring lists come on top of that.
 
 >>> import pyro_mm as mm
 >>> train, test = mm.datasets.load("digits")

@@ -270,7 +270,7 @@ def hoelder(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimat
         estimator: None for ``IWAE(1, stratified="outside")``.
 
     References:
-        arXiv:2606.13381, of which the pool is taken, and not the training.
+        arXiv:2606.13381, for the pool; the training is another one.
     """
     guide = Guide(z=posteriors.HoelderPooling(unimodal_encoders(batch, latent, hidden)))
     chosen = estimators.IWAE(1, stratified="outside") if estimator is None else estimator

@@ -1,4 +1,4 @@
-"""Samples of every modality and latent, given whichever modalities each row has."""
+"""Samples of every modality and latent, given the modalities that each row has."""
 
 from __future__ import annotations
 

@@ -81,9 +81,10 @@ class Draws:
             modality: one that a term of the pass decodes.
 
         Returns:
-            A distribution with the story's own batch dimensions; to their left that of all terms of the pass, if there
-            are several, of which :attr:`places` are these; and to its left that of the particles. It is masked where
-            the modality is missing or not decoded. If only some terms decode the modality it scores, and has no draws.
+            A distribution with the batch dimensions ``(particles, terms, *story)``. The dimension of terms is that of
+            the whole pass, and is absent if it has one term; :attr:`places` are the indices of these terms in it. It is
+            masked where the modality is missing or not decoded. If only some terms decode the modality it scores, and
+            has no draws.
 
         Raises:
             ValueError: a modality that no term decodes.

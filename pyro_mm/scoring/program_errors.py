@@ -54,7 +54,7 @@ def explain_errors(programs: Mapping[str, Any], rows: int) -> Iterator[None]:
 
 @contextmanager
 def explain_index_errors(programs: Mapping[str, Any], rows: int, named: str) -> Iterator[None]:
-    """Replace an IndexError, as of a label beyond an embedding, by an error that has its place in the program.
+    """Replace an IndexError, such as a label beyond an embedding, by an error that names its place in the program.
 
     Args:
         programs: ``"model"`` and ``"guide"`` -> callable, for the paths of their networks.

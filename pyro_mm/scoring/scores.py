@@ -106,8 +106,8 @@ class Scores:
     def freeze(self, terms: list[int]) -> None:
         """Stop the gradient of the likelihood of some terms at the decoders; it still reaches the latent values.
 
-        It is done by the first-order identity ``l(z) -> l(z0) + <dl/dz, z - z0>`` with l(z0) and dl/dz held constant,
-        which asks nothing of the decoders and so serves a story of any form.
+        The likelihood is replaced by its first-order expansion ``l(z0) + <dl/dz, z - z0>`` with l(z0) and dl/dz held
+        constant. This needs no access to the decoders, and so works for a story of any form.
 
         Args:
             terms: their numbers.

@@ -85,7 +85,7 @@ def pair_structure(model: Callback, guide: Callback, batch: Batch, stratified: b
     """Return the structure of a pair on batches of this form, from one run on two rows.
 
     It is cached while both live, per form of the batch (modalities held, present in all rows, in none or in some). It
-    is found again once something that the run depends on has changed: a module, a parameter that is frozen, the mode
+    is computed again once something that the run depends on has changed: a module, a parameter that is frozen, the mode
     of a module, a number, an ``infer`` dictionary; see :class:`~pyro_mm.utils.snapshot.Snapshot`.
 
     Args:

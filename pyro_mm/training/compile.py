@@ -56,7 +56,7 @@ def stage(
     that read a tensor's value in Python, run uncompiled, with a warning that gives the reason.
 
     Args:
-        objective: as of :func:`pyro_mm.fit`. The step counts from 0, whatever else the objective is used for. An
+        objective: as in :func:`pyro_mm.fit`. The step counts from 0, whatever else the objective is used for. An
             objective of your own is given the count as a scalar tensor, so that arithmetic with it is traced.
         model, guide: callables of a batch.
         batch: rows like those to come. Each further size is compiled anew, up to eight: pad the last minibatch of an
@@ -141,7 +141,7 @@ class CompiledStep:
         return loss.total
 
     def take(self, batch: Batch, rows: float, step: int) -> Loss:
-        """Make the update; arguments as of :class:`EagerStep`."""
+        """Make the update; arguments as in :class:`EagerStep`."""
         if self._snapshot.changed():
             self._restart(batch, step)
         weights = self.update.loss.objective.step_weights(batch.names, step)

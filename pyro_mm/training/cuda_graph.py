@@ -59,7 +59,7 @@ class CUDAGraphStep:
             self.result = self.step(self.inputs)
 
     def _find_constants(self) -> list[Any]:
-        """Return what a capture holds for good: where tensors are, and the optimiser's settings."""
+        """Return the constants of a capture: the addresses of tensors, and the optimiser's settings."""
         optimizer = self.step.update.optimizer if self.step.optimizes else None
         groups = [] if optimizer is None else optimizer.param_groups
         settings = [v for group in groups for v in group.values() if isinstance(v, bool | int | float | tuple)]
@@ -67,7 +67,7 @@ class CUDAGraphStep:
 
 
 def can_capture(optimizer: torch.optim.Optimizer) -> bool:
-    """Return True if an optimiser's step can be captured, after setting ``capturable`` if that is what it takes.
+    """Return True if an optimiser's step can be captured; set its option ``capturable`` if it needs that.
 
     An optimiser with neither that setting nor plain arithmetic, as SGD has, cannot be captured, nor can one that has
     taken steps without the setting: it is stepped after the replay.

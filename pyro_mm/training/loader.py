@@ -34,7 +34,7 @@ class MinibatchLoader:
             ``drop_last`` leaves out what does not fill one in every shard. A loader is sharded by its own sampler.
 
     Attributes:
-        size: rows that an epoch draws from: those of the data, or those that a loader's sampler yields.
+        size: number of rows that an epoch draws from: of the data, or of a loader's sampler.
 
     Raises:
         ValueError: no rows; ``drop_last`` or ``shard`` for a loader; or shards that cannot have equally many
@@ -192,7 +192,7 @@ class MinibatchLoader:
 
 
 class _Rows(Dataset[Batch]):
-    """A batch as a dataset of which whole minibatches are fetched."""
+    """A batch as a dataset from which whole minibatches are fetched."""
 
     def __init__(self, batch: Batch):
         self.batch = batch

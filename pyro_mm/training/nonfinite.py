@@ -40,7 +40,7 @@ ERRORS = (ValueError, RuntimeError, ArithmeticError)
 
 @dataclass(frozen=True)
 class _RecordedStep:
-    """A minibatch, the states of generators and the count of steps, by which a step can be taken again."""
+    """A minibatch, the states of generators and the count of steps: all that is needed to repeat a step."""
 
     batch: Batch
     is_first: bool

@@ -180,7 +180,7 @@ def cause_in_run(batch: Batch, rows: RowNames, run: Callable[[], Any]) -> Cause:
 
 
 def advice_from_anomaly(error: Exception) -> str:
-    """Return advice on a gradient that is NaN, from what torch's anomaly detection says; nothing if it is of no use."""
+    """Return advice on a gradient that is NaN, from torch's anomaly detection; empty if it does not help."""
     text = str(error)
     if "Function '" not in text:
         return ""

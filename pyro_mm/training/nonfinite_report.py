@@ -29,7 +29,7 @@ class NotFinite(FloatingPointError, ValueError):
 
 
 class GrowthRecord:
-    """Norms of the parameters at the start of a training, by which a divergence is recognised.
+    """Norms of the parameters at the start of a training, to recognise a divergence.
 
     Args:
         parameters: the parameters that are trained.
@@ -63,7 +63,7 @@ class GrowthRecord:
         """Explain a divergence, by a gradient that explodes or by steps that are too large.
 
         Args:
-            optimizers: those of the training, for their step sizes.
+            optimizers: the optimisers of the training, for their step sizes.
             growths: for the steps before, the gradient's norm and the factor by which a parameter had grown by then.
             certain: True if a divergence is known to be the cause.
 

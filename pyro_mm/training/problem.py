@@ -118,7 +118,7 @@ class TrainingProblem:
             return self.objective.evaluate_with_gradient(self.model, self.guide, batch, step=step)
 
     def compute(self, batch: Batch, step: int) -> Loss:
-        """Return the loss in whichever way the objective trains; its gradient may be added to the parameters'."""
+        """Return the loss; objectives that differentiate themselves also add its gradient to the parameters'."""
         return self.evaluate(batch, step) if self.objective.differentiable else self.evaluate_with_gradient(batch, step)
 
     def parameters_to_come(self, batch: Batch, step: int) -> set[int]:

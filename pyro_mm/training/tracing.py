@@ -216,7 +216,7 @@ def _explain(error: Exception) -> str:
 
 
 def _check_shapes(graph: GraphModule) -> None:
-    """Raise if a shape depends on values: the graph would hold that of the rows it was traced on.
+    """Raise if a shape depends on values: the graph would hold the shape found in the traced rows.
 
     Raises:
         Untraceable: naming the operation.

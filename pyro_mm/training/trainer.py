@@ -189,7 +189,7 @@ class Trainer:
         return epochs_before
 
     def _check_single_row(self) -> None:
-        """Raise a ValueError if a minibatch will be a single row, of which batch normalisation has no variance."""
+        """Raise a ValueError if a minibatch will be a single row, too few for batch normalisation."""
         loader = self.loader
         if loader.smallest != 1 or not self.problem.normalises_batches:
             return

@@ -101,8 +101,8 @@ class _Player:
     def take(self, batch: Batch, step: int) -> StepValues:
         """Make the update.
 
-        The first one of a compiled training, also of a resumed one, is checked by a run of the programs that changes
-        nothing, so that all steps are compiled, wherever the training was stopped.
+        Before the first update of a compiled training, a run of the programs that changes nothing checks it, so that
+        all steps are compiled, also those of a resumed training.
         """
         rows = self.rows(batch)
         if self._is_first and self.compiled is not None:
@@ -117,7 +117,7 @@ class _Player:
         return StepValues(("loss", *loss.by_term), values * (share * batch.size / rows))
 
     def _differentiate(self, batch: Batch, rows: int, step: int) -> tuple[Loss, float]:
-        """Make the update; return the loss, and the factor by which padding made it too small."""
+        """Make the update; return the loss, and a factor that undoes the effect of padding on it."""
         if self.compiled is None:
             return self.eager(batch, rows, step), 1.0
         size = self.loader.batch_size

@@ -226,7 +226,7 @@ def check_function(argument: str, value: Any, parameters: Sequence[str] | None =
 def check_head(
     argument: str, value: Any, parameter: str = "features", keywords: Sequence[str] = ("covariates",)
 ) -> Any:
-    """Return a network of one input that is of no one modality.
+    """Return a network of one input that belongs to no single modality.
 
     Args:
         argument: the name of the argument, for the message.

@@ -45,9 +45,8 @@ def compare_log_likelihoods(
 ) -> Any:
     r"""Compare models by their log-likelihoods of the same rows, with ``arviz.compare``.
 
-    Stacking exponentiates log-likelihoods, and those of an image underflow. So rows are passed on less the best of
-    the models', which changes neither weights nor differences; ``elpd`` and ``se`` are those of the sum of the rows as
-    given.
+    Stacking exponentiates log-likelihoods, which underflow for images. So the best model's value is subtracted in each
+    row first, which changes neither weights nor differences; ``elpd`` and ``se`` are computed from the rows as given.
 
     Args:
         log_prob: model -> log-likelihood per row ``(N,)``, in nats.

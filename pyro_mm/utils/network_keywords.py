@@ -21,7 +21,7 @@ class Keyword(NamedTuple):
 
     Attributes:
         name: ``"lengths"`` or ``"covariates"``.
-        position: its place among the positional parameters, by which a caller may have filled it; None without one.
+        position: its index among the positional parameters, which a caller may have filled; None if it has none.
         required: True if it has no default.
         owner: the name of the network's class, or of the function.
     """
