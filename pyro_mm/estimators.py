@@ -213,7 +213,7 @@ class IWAE(PerRow):
             value = self._mean(log_w, scores.log_component)
         if scores.rescore is None:
             return value
-        surrogate = self._resampled(scores, log_w, likelihood, kl)
+        surrogate = self._resample(scores, log_w, likelihood, kl)
         return value + surrogate - surrogate.detach()
 
     def _mean(self, log_w: Tensor, log_share: Tensor | None) -> Tensor:
@@ -233,7 +233,7 @@ class IWAE(PerRow):
         each = log_w.reshape(shape).logsumexp(1) - math.log(self.num_particles)
         return each, log_share.reshape(shape)[:, 0].exp()
 
-    def _resampled(self, scores: Scores, log_w: Tensor, likelihood: Weight, kl: Weight) -> Tensor:
+    def _resample(self, scores: Scores, log_w: Tensor, likelihood: Weight, kl: Weight) -> Tensor:
         """Return ``(T, N)`` whose gradient has the mean of the bound's, from one particle of each choice."""
         log_share = scores.log_component if self.stratified else None
         apart = self.stratified == "outside" and log_share is not None
@@ -352,7 +352,13 @@ def stacks_particles(estimator: Any) -> bool:
 
 
 def weighted_log_ratio(scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:
-    """Return ``sum_m likelihood_m log p(x_m | z) + kl (log r(z) - log q(z))``, of shape ``(K, T, N)``."""
+    """Return ``sum_m likelihood_m log p(x_m | z) + kl (log r(z) - log q(z))``, of shape ``(K, T, N)``.
+
+    Args:
+        scores: log-densities of K particles, T terms and N rows.
+        likelihood: weight of the log-likelihoods, or modality -> weight; each broadcasts to ``(T, N)``.
+        kl: weight of log r - log q, which broadcasts to ``(T, N)``.
+    """
     return _likelihood(scores, likelihood) + kl * (scores.log_prior - scores.log_proposal)  # type: ignore[operator]
 
 

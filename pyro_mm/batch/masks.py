@@ -85,5 +85,11 @@ def stack_masks(masks: Sequence[Presence], size: int, device: torch.device, nest
 
 
 def term_flags(values: Sequence[Any], device: torch.device, nesting: int) -> Tensor:
-    """Return one boolean per term, ``(T, 1, .., 1)`` with ``nesting`` dimensions after T."""
+    """Return one boolean per term, ``(T, 1, .., 1)`` with ``nesting`` dimensions after T.
+
+    Args:
+        values: a boolean per term.
+        device: the device of the batch.
+        nesting: the number of batch dimensions of the story's plates.
+    """
     return constant(tuple(values), torch.bool, device).reshape(-1, *[1] * nesting)

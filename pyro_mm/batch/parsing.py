@@ -217,7 +217,13 @@ def read_mask(name: str, mask: Any, size: int) -> Tensor:
 
 
 def describe_lost_numbers(name: str, column: Column, mask: Tensor) -> str:
-    """Return a warning with the share of numbers lost in missing rows; empty if none is."""
+    """Return a warning with the share of numbers lost in missing rows; empty if none is.
+
+    Args:
+        name: the modality.
+        column: its values.
+        mask: the rows that have it, boolean ``(N,)``.
+    """
     if column.lost is None or column.counts is None:
         return ""
     lost = int(column.lost[mask].sum())

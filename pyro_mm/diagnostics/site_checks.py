@@ -48,8 +48,8 @@ def inspect_sites(
     few = batch[: min(ROWS_EXCHANGED, batch.size)]
     pair_structure(model, guide, few)
     reads = {name: ValueReads() for name in ("model", "guide")}
-    guide_trace = run_program(guide, reads["guide"].recorded(few), seed)
-    model_trace = run_program(model, reads["model"].recorded(few), seed, guide_trace)
+    guide_trace = run_program(guide, reads["guide"].recording_batch(few), seed)
+    model_trace = run_program(model, reads["model"].recording_batch(few), seed, guide_trace)
     sites = sites_of_traces(few, model_trace, guide_trace, reads)
     if unscored := unscored_values(batch, sites.supports):
         return replace(sites, unsupported=tuple(unscored))

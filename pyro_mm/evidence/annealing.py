@@ -206,7 +206,15 @@ def bidirectional(
 def estimate_by_annealing(
     model: Callback, guide: Callback, batch: Batch, settings: AnnealingSettings, *, seed: int, audit: bool = True
 ) -> Evidence:
-    """Estimate log p(x_S) per row as :func:`annealed_importance` does, block by block of rows."""
+    """Estimate log p(x_S) per row as :func:`annealed_importance` does, block by block of rows.
+
+    Args:
+        model, guide: callables of a batch.
+        batch: N rows.
+        settings: the settings of annealing.
+        seed: seed of all draws; None takes one from torch's generator.
+        audit: True to audit the pair.
+    """
     parts = []
     with evaluating(model, guide, batch, audit=audit, stacked=settings.vectorize) as whole:
         for first, rows in row_blocks(whole, settings.rows_at_once):
@@ -221,7 +229,15 @@ def estimate_by_annealing(
 def bound_both_ways(
     model: Callback, guide: Callback, batch: Batch, settings: AnnealingSettings, *, seed: int, audit: bool = True
 ) -> tuple[Evidence, Evidence]:
-    """Bound the log-likelihood of simulated rows as :func:`bidirectional` does, block by block of rows."""
+    """Bound the log-likelihood of simulated rows as :func:`bidirectional` does, block by block of rows.
+
+    Args:
+        model, guide: callables of a batch.
+        batch: N rows, whose masks and covariates the simulated rows get.
+        settings: the settings of annealing.
+        seed: seed of all draws; None takes one from torch's generator.
+        audit: True to audit the pair.
+    """
     lower: list[Evidence] = []
     upper: list[Evidence] = []
     with evaluating(model, guide, batch, audit=False) as whole:

@@ -79,7 +79,7 @@ class PyroPass(TermPass):
         """
         self._refuse_terms(evaluation)
         terms, weight = self._without_outer_weight()
-        estimator, particles = self._adapted(evaluation)
+        estimator, particles = self._adapt_estimator(evaluation)
         views = stack_views(terms, evaluation.batch, evaluation.structure, evaluation.fresh_cache(), evaluation.decoded)
         pair = TermPair(evaluation.model, evaluation.guide, views, particles)
         weights = _SiteWeights(terms, evaluation.structure.nesting, evaluation.batch, 1 / particles)
@@ -144,7 +144,7 @@ class PyroPass(TermPass):
             return self.terms, 1.0
         return [replace(term, kl=term.kl / outer, likelihood=1.0, weight=1.0)], term.weight * outer
 
-    def _adapted(self, evaluation: Evaluation) -> tuple[Any, int]:
+    def _adapt_estimator(self, evaluation: Evaluation) -> tuple[Any, int]:
         """Return a copy of the estimator for a pair of terms, and the particles that are drawn under our own plate."""
         estimator = copy.copy(traceable_form(self.estimator))
         if not stacks(estimator) and self.terms[0].encode_prior:

@@ -206,7 +206,13 @@ def unimodal_encoders(
 
 
 def product_guide(batch: Batch, latent: int, hidden: Hidden) -> Guide:
-    """Build a guide with the product of the experts of all modalities and of the prior expert."""
+    """Build a guide with the product of the experts of all modalities and of the prior expert.
+
+    Args:
+        batch: rows from which the modalities, their kinds and sizes are read.
+        latent: dimensions of z.
+        hidden: sizes of the hidden layers of every network.
+    """
     return Guide(z=posteriors.ProductOfExperts(unimodal_encoders(batch, latent, hidden)))
 
 
@@ -233,6 +239,12 @@ def make_joint_encoder(
 
 
 def joint_guide(batch: Batch, latent: int, hidden: Hidden) -> Guide:
-    """Build a guide with a joint encoder, and for incomplete rows the product of unimodal encoders, without a prior."""
+    """Build a guide with a joint encoder, and for incomplete rows the product of unimodal encoders, without a prior.
+
+    Args:
+        batch: rows from which the modalities, their kinds and sizes are read.
+        latent: dimensions of z.
+        hidden: sizes of the hidden layers of every network.
+    """
     unimodal = posteriors.ProductOfExperts(unimodal_encoders(batch, latent, hidden), prior=None)
     return Guide(z=make_joint_encoder(batch, latent, hidden, unimodal))

@@ -178,7 +178,7 @@ def _rescore(pair: TermPair, structure: PairStructure, log_component: Tensor | N
     some = TermPair(pair.source_model, pair.source_guide, pair.views, len(index))
     terms = index.shape[1:2] if pair.views.terms > 1 else ()
 
-    def taken(value: Tensor, events: int) -> Tensor:
+    def take_chosen(value: Tensor, events: int) -> Tensor:
         if not pair.plated:
             return value
         dim = value.dim() - events + pair.particle_dim
@@ -191,12 +191,12 @@ def _rescore(pair: TermPair, structure: PairStructure, log_component: Tensor | N
         chosen = poutine.Trace()  # without the plates, whose sizes are other ones
         for name, site in sites.items():
             value = site["value"]
-            chosen.add_node(name, **site | {"value": taken(value, value.dim() - len(site["fn"].batch_shape))})
+            chosen.add_node(name, **site | {"value": take_chosen(value, value.dim() - len(site["fn"].batch_shape))})
         return chosen
 
     chosen = at_chosen(latent_sites(pair.trace))
     if pair.views.encode_prior is not False:
-        missing = {name: (taken(x, events), events) for name, (x, events) in pair.missing_of_prior.items()}
+        missing = {name: (take_chosen(x, events), events) for name, (x, events) in pair.missing_of_prior.items()}
         some.prior = some.draw_prior(at_chosen(pair.prior or {}), missing)
     with poutine.replay(trace=chosen):
         propose(some, structure)
@@ -288,10 +288,10 @@ def score_model(
         shape.scale(site)  # which may refuse it, and finds the factor
     stand_ins = stand_ins or {}
 
-    def moved(sites: Mapping[str, Any]) -> dict[str, Any]:
+    def with_stand_ins(sites: Mapping[str, Any]) -> dict[str, Any]:
         return {n: site | {"value": stand_ins.get(n, site["value"])} for n, site in sites.items()}
 
-    at_stand_ins = {n: partial(shape.log_prob, site) for n, site in moved(theirs).items()}
+    at_stand_ins = {n: partial(shape.log_prob, site) for n, site in with_stand_ins(theirs).items()}
     log_q = LazyMapping(at_stand_ins) if stand_ins else proposal
     if enumerated:
         # an enumerated site is summed out, whatever the guide's weights; sites drawn given it go into the sum
@@ -329,7 +329,7 @@ def score_model(
         for n, s in theirs.items()
         if s["value"].requires_grad
     ]
-    scores = Scores(terms, log_prior, lambda: log_proposal(log_q, moved(shared)), kl, paths, shape.factor)
+    scores = Scores(terms, log_prior, lambda: log_proposal(log_q, with_stand_ins(shared)), kl, paths, shape.factor)
     scores.undifferentiated = tuple(sorted(undifferentiated))
     if draws:
         scores.draws = Draws(pair, traced.trace)
@@ -393,7 +393,7 @@ def _stack(each: list[Scores]) -> Scores:
     def cat(pick: Callable[[Scores], Tensor]) -> Tensor:
         return torch.cat([pick(s) for s in each])
 
-    def placed(reduce: Callable[[Tensor], Tensor], k: int) -> Callable[[Tensor], Tensor]:
+    def reduce_in_pass(reduce: Callable[[Tensor], Tensor], k: int) -> Callable[[Tensor], Tensor]:
         return lambda x: torch.nn.functional.pad(reduce(x), (0, 0, 0, 0, k, len(each) - 1 - k))
 
     draws = [s.draws for s in each if s.draws is not None]
@@ -402,7 +402,7 @@ def _stack(each: list[Scores]) -> Scores:
         lambda: cat(lambda s: s.log_prior),
         lambda: cat(lambda s: s.log_proposal),
         lambda: torch.stack([s.kl() for s in each]).mean(0),
-        [Path(p.value, placed(p.reduce, k), p.sources) for k, s in enumerate(each) for p in s.paths],
+        [Path(p.value, reduce_in_pass(p.reduce, k), p.sources) for k, s in enumerate(each) for p in s.paths],
         each[0].factor,
         undifferentiated=each[0].undifferentiated,
         draws=StackedDraws(draws) if len(draws) == len(each) else None,

@@ -68,7 +68,7 @@ class Scores:
     def take(self, terms: list[int]) -> Scores:
         """Return the scores of some of the terms."""
 
-        def taken(reduce: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def take_terms(reduce: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
             return lambda x: reduce(x)[:, terms]
 
         return Scores(
@@ -76,7 +76,7 @@ class Scores:
             lambda: self.log_prior[:, terms],
             lambda: self.log_proposal[:, terms],
             lambda: self.kl()[terms],
-            [Path(p.value, taken(p.reduce), p.sources) for p in self.paths],
+            [Path(p.value, take_terms(p.reduce), p.sources) for p in self.paths],
             self.factor,
             None if self.log_component is None else self.log_component[:, terms],
             None if self.rescore is None else lambda index: self._rescore_all(index, terms).take(terms),

@@ -34,7 +34,13 @@ def damage_error(path: Path, text: str) -> ValueError:
 
 
 def mismatch_error(path: Path, text: str, forcible: bool = False) -> ValueError:
-    """Return the error of a checkpoint that does not fit; ``forcible`` if ``resume="force"`` would accept it."""
+    """Return the error of a checkpoint that does not fit; ``forcible`` if ``resume="force"`` would accept it.
+
+    Args:
+        path: the file.
+        text: the part that differs, in words.
+        forcible: True if ``resume="force"`` would accept the file.
+    """
     mend = '. Give fit(.., resume="force") to go on all the same, or another path to start anew' * forcible
     return ValueError(f"{path} does not fit what is to be trained: {text}{mend}")
 
@@ -110,7 +116,13 @@ def difference(saved: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 
 
 def check_optimizer_state(path: Path, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Raise a ValueError unless saved moments fit the parameters of an optimiser."""
+    """Raise a ValueError unless saved moments fit the parameters of an optimiser.
+
+    Args:
+        path: the file, for the message.
+        optimizer: the optimiser of the training.
+        state: its saved ``state_dict``.
+    """
     groups, moments = state.get("param_groups"), state.get("state")
     if not isinstance(groups, list) or not isinstance(moments, dict):
         raise damage_error(path, "the state of the optimiser is not one")
@@ -169,7 +181,13 @@ def _example_moments(optimizer: torch.optim.Optimizer, group: dict[str, Any]) ->
 
 
 def check_generators(path: Path, devices: Sequence[torch.device], states: list[Any]) -> None:
-    """Raise a ValueError unless saved states of torch's generators can be used on these devices."""
+    """Raise a ValueError unless saved states of torch's generators can be used on these devices.
+
+    Args:
+        path: the file, for the message.
+        devices: devices that draw random numbers, besides the CPU.
+        states: the saved states.
+    """
     for device, saved in zip(devices, states, strict=False):
         try:
             torch.Generator(device).set_state(saved.cpu())

@@ -166,7 +166,13 @@ def generator_devices(device: torch.device) -> list[torch.device]:
 
 
 def error_text(head: str, cause: Cause, state: str) -> str:
-    """Return a message of what happened, its cause, advice, and the state that is left."""
+    """Return a message of what happened, its cause, advice, and the state that is left.
+
+    Args:
+        head: what happened.
+        cause: the cause, with advice.
+        state: the state that parameters are left in.
+    """
     sentences = [head, *(cause.where or ["No single site or operation explains it"])]
     if cause.advice:
         sentences.append(cause.advice)

@@ -39,11 +39,11 @@ def collect_sites(model: Any, guide: Any, few_rows: Batch, guide_batch: Batch, h
     with torch.random.fork_rng(devices=devices):
         if guide is not None:
             with explain_errors(programs, guide_batch.size):
-                guide_trace = poutine.trace(guide).get_trace(reads["guide"].recorded(guide_batch))
+                guide_trace = poutine.trace(guide).get_trace(reads["guide"].recording_batch(guide_batch))
         if model is not None:
             replayed = model if guide_trace is None else poutine.replay(model, trace=guide_trace)
             with explain_errors(programs, few_rows.size):
-                model_trace = poutine.trace(replayed).get_trace(reads["model"].recorded(few_rows))
+                model_trace = poutine.trace(replayed).get_trace(reads["model"].recording_batch(few_rows))
     reads_missing = [] if guide is None else find_reads_of_missing(model, guide, few_rows, guide_batch, hides)
     return sites_of_traces(few_rows, model_trace, guide_trace, reads, reads_missing)
 

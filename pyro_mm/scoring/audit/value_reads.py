@@ -21,7 +21,7 @@ class ValueReads:
         self.read: set[str] = set()
         self.unknown: dict[str, None] = {}
 
-    def recorded(self, batch: Batch) -> Batch:
+    def recording_batch(self, batch: Batch) -> Batch:
         """Return a copy of a batch that records here which values it is asked for."""
         return batch._copy(_values=_RecordingDict(batch._values, self))
 
