@@ -218,7 +218,7 @@ def test_a_product_that_terms_share_is_what_each_would_compute(table, rows, monk
     sizes.clear()
     ours = outcome(objective, *pair, rows)
     shared = sum(sizes)
-    monkeypatch.setattr(pools, "per_set", lambda batch, owner, f, few: f(batch))
+    monkeypatch.setattr(pools, "per_set", lambda batch, owner, function, search_above: function(batch))
     sizes.clear()
     apart = outcome(objective, *pair, rows)
     assert shared < sum(sizes)

@@ -1,6 +1,5 @@
 """A training step of several updates does what a loop by hand does, bit by bit, eager and compiled."""
 
-import pyro
 import pytest
 import torch
 from pyro import poutine
@@ -79,7 +78,6 @@ def minibatches():
 def by_hand():
     model, guide, objectives, players = game()
     made, losses = optimizers(players), []
-    pyro.enable_validation(False)
     for step, batch in enumerate(minibatches()[0]):
         for every, objective, parameters, optimizer in zip(EVERY, objectives, players, made, strict=True):
             if step % every:
