@@ -362,46 +362,46 @@ def weighted_log_ratio(scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.
     return _likelihood(scores, likelihood) + kl * (scores.log_prior - scores.log_proposal)  # type: ignore[operator]
 
 
-def check_pairing(estimator: ELBO, structure: PairStructure) -> None:
+def check_pairing(estimator: ELBO, info: PairStructure) -> None:
     """Refuse an estimator that would be wrong, or silently not train, for the sites of a pair.
 
     Args:
         estimator: one of this module or of ``pyro.infer``.
-        structure: the structure of the pair.
+        info: the structure of the pair.
 
     Raises:
         ValueError: naming the site and the reason.
     """
     name = type(estimator).__name__
     if isinstance(estimator, PerRow):
-        for site, kind in structure.latents.items():
+        for site, kind in info.latents.items():
             if kind not in estimator.needs:
                 why = "has neither rsample nor enumeration" if kind == "score" else "is enumerated"
                 raise ValueError(
                     f"{name} differentiates through the latent values, but guide site {site!r} {why}: "
                     "use pyro.infer.TraceGraph_ELBO or Trace_ELBO, or IWAE with the site enumerated"
                 )
-        if estimator.resample and structure.enumerates:
+        if estimator.resample and info.enumerates:
             raise ValueError(
                 "resample=True chooses among draws, and an enumerated site is summed out: use resample=False"
             )
-        if isinstance(estimator, DReG) and estimator.num_particles > 1 and structure.normalises:
+        if isinstance(estimator, DReG) and estimator.num_particles > 1 and info.normalises:
             raise ValueError(
                 f"{name} needs particles whose weights do not depend on each other, and batch normalisation (in "
                 "training mode) of what depends on a latent mixes them: use IWAE, LayerNorm or GroupNorm, or eval()"
             )
-        if estimator.stratified and structure.strata is None:
+        if estimator.stratified and info.strata is None:
             raise ValueError(
                 f"stratified={estimator.stratified!r} needs a mixture posterior, and the guide has none with one draw "
                 "per row (of a mixture inside a further plate each element chooses by itself)"
             )
-        if estimator.stratified == "outside" and structure.strata is not None and structure.strata.varying:
+        if estimator.stratified == "outside" and info.strata is not None and info.strata.varying:
             raise ValueError(
-                f'stratified="outside" averages over the components of {structure.strata.site!r}, whose weights '
+                f'stratified="outside" averages over the components of {info.strata.site!r}, whose weights '
                 'depend on a latent drawn before it and so differ between particles: use "inside", or sample it first'
             )
     else:
-        for site, discrete in structure.model_only.items():
+        for site, discrete in info.model_only.items():
             if not discrete:
                 raise ValueError(
                     f"latent site {site!r} is in the model only, where {name} would count the log-probability of a "
@@ -413,7 +413,7 @@ def check_pairing(estimator: ELBO, structure: PairStructure) -> None:
                     "prior and count its log-probability: pyro.infer.TraceEnum_ELBO, and IWAE of pyro_mm, sum it out"
                 )
     if isinstance(estimator, RenyiELBO | TraceMeanField_ELBO):
-        for site, kind in structure.latents.items():
+        for site, kind in info.latents.items():
             if kind != "pathwise":
                 raise ValueError(f"guide site {site!r} has no rsample, so {name} gives its parameters no gradient")
 
