@@ -424,7 +424,7 @@ def _check_derivatives(scores: Scores, structure: PairStructure) -> None:
         if name in structure.model_only:
             raise ValueError(
                 f"latent site {name!r} is in the model only, and its draws have no derivative with respect to the "
-                "parameters of its distribution, whose gradient would be wrong: freeze these with "
+                "parameters of its distribution, which would get a wrong gradient: freeze these with "
                 "requires_grad_(False), take a distribution with rsample, or one that can be enumerated"
             )
         warnings.warn(
