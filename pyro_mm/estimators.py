@@ -66,14 +66,14 @@ class PerRow(ELBO, PreparedObjective):
         raise NotImplementedError
 
     def scores(
-        self, model: Callback, guide: Callback, views: TermViews, structure: PairStructure, *, draws: bool = False
+        self, model: Callback, guide: Callback, views: TermViews, info: PairStructure, *, draws: bool = False
     ) -> Scores:
         """Draw the particles that :meth:`bound` needs.
 
         Args:
             model, guide: callables of a batch.
             views: the rows as T terms show them.
-            structure: the structure of the pair on such rows.
+            info: the structure of the pair on such rows.
             draws: True to keep the values behind the scores in ``scores.draws``.
 
         Raises:
@@ -83,7 +83,7 @@ class PerRow(ELBO, PreparedObjective):
             model,
             guide,
             views,
-            structure,
+            info,
             self.num_particles,
             vectorize=self.vectorize_particles,
             stratify=self.stratified is not None,
@@ -91,7 +91,7 @@ class PerRow(ELBO, PreparedObjective):
             resample=self.resample,
             draws=draws,
         )
-        _check_derivatives(scores, structure)
+        _check_derivatives(scores, info)
         return scores
 
     @property
