@@ -5,6 +5,7 @@ import signal
 import pyro
 import pytest
 import torch
+from torch.distributions import Distribution
 
 from tests.support.small_files import small  # noqa: F401, a fixture
 
@@ -26,9 +27,14 @@ def interruptible():
 
 @pytest.fixture(autouse=True)
 def clean_store():
+    """Start from an empty store and a fixed seed, and hold a test to leave the checks of distributions as they were."""
     pyro.clear_param_store()
     torch.manual_seed(0)
+    checked = Distribution._validate_args
     yield
+    left = Distribution._validate_args
+    Distribution._validate_args = checked  # lest every later test fails too
+    assert left == checked, "the test, or what it calls, has switched validation for the whole process"
 
 
 @pytest.fixture
