@@ -28,7 +28,7 @@ from .training.history import History
 from .training.loop import fit
 from .training.weights import load, save
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Batch", "Calibration", "Check", "Comparison", "Evidence", "Guide", "History", "Loss", "Proposal",
