@@ -12,6 +12,12 @@ from tests.support.small_files import small  # noqa: F401, a fixture
 collect_ignore = ["support/calls_in_a_fresh_process.py"]  # a program, which looking for doctests would run
 
 
+def pytest_collection_finish(session):
+    """Stop if importing a test has switched the checks of distributions off, as a plain import of zuko does."""
+    if not Distribution._validate_args:
+        raise pytest.UsageError("a test module has switched validation off for the whole process by its imports")
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("cuda") is not None and not torch.cuda.is_available():
         pytest.skip("no CUDA device")

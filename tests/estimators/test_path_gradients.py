@@ -132,7 +132,7 @@ class _MeanOfLogWeights(E.PerRow):
     """The evidence lower bound by samples, differentiated as it stands."""
 
     def bound(self, scores, likelihood=1.0, kl=1.0):
-        return E.weighted(scores, likelihood, kl).mean(0)
+        return E.weighted_log_ratio(scores, likelihood, kl).mean(0)
 
 
 def drawn(number, loc, scale):
