@@ -146,7 +146,7 @@ class TestEveryPair:
             log_weights = mm.log_weights(model, guide, batch, 2)
             evidence = mm.log_marginal(model, guide, batch, num_particles=5, seed=0)
             draws = mm.generate(model, guide, batch, num_samples=2, seed=0)
-            history = mm.fit(model, guide, tables.elbo(), batch, epochs=1, seed=0, progress=False)
+            history = mm.fit(model, guide, tables.elbo(), batch, epochs=1, seed=0, device="cpu", progress=False)
             losses = torch.tensor([loss, *history.to_dict()["loss"]], device="cpu")
             return [losses, log_weights, evidence.log_prob, *draws.values(), *model.parameters(), *guide.parameters()]
 
