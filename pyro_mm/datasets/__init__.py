@@ -3,9 +3,10 @@
 A class that is a modality is called ``label``; a class that only says what rows were paired by is the covariate
 ``label``, int64 ``(N,)``, which no story reads unless it asks for it, and which ``metrics`` take as an argument.
 
-========================== ======================================= ==========================================
+========================== ======================================= =============================================
 ``digits()``               images of 8 x 8, label                  none
 ``mnist()``, ``fashion()`` images of 28 x 28, label                idx files, downloaded if missing
+``mnist_usps()``           two images of a digit, label            ``mnist/``, ``usps/usps.npz``
 ``mnist_usps_word()``      two images of a digit and its name      ``mnist/``, ``usps/usps.npz``
 ``mnist_speech()``         a digit written and spoken              ``mnist/``, ``fsdd/fsdd.npz``
 ``mnist_photographs()``    digits on up to eight photographs       ``mnist/``, ``backgrounds/``
@@ -16,8 +17,10 @@ A class that is a modality is called ``label``; a class that only says what rows
 ``mfeat()``                six sets of features of digits          ``multiview/mfeat.npz``
 ``nutrimouse()``           genes and lipids of mice                ``multiview/nutrimouse.npz``
 ``mosi()``                 text, audio, video, sentiment           ``mosi/mosi_utterance.npz``
-``sequences()``            audio and video of 20 steps, ratings    ``mosi/*_mfn.npz``
-========================== ======================================= ==========================================
+``sequences()``            audio and video of 20 steps, ratings    ``mosi/*_mfn.npz``, or ``mmmo/*.h5`` and so on
+``mosei()``                text, audio, video, sentiment           ``mosei/mosei_senti_data.pkl``
+``iemocap()``              text, audio, video, four emotions       ``iemocap/iemocap_data.pkl``
+========================== ======================================= =============================================
 
 Files are read from ``directory=``, or else from the folder named by the environment variable ``PYRO_MM_DATA``;
 ``data/README.md`` lists their sources and licences. Only the idx files of MNIST (11 MB) and Fashion-MNIST (31 MB) are
@@ -33,19 +36,21 @@ from functools import partial
 from typing import Any
 
 from ..utils.arguments import check_name, check_path
-from .composites import mnist_photographs, mnist_speech, mnist_svhn, mnist_usps_word
-from .features import mfeat, mosi, nutrimouse, sequences
+from .composites import mnist_photographs, mnist_speech, mnist_svhn, mnist_usps, mnist_usps_word
+from .features import mfeat, nutrimouse
 from .image_files import Pictures
 from .images import FILES, SHA256, Split, digits, drawn, fashion, mnist, parse_idx
 from .pairing import paired
 from .published import celeba, celeba_pictures, polymnist, polymnist_pictures, svhn
+from .sentiment import iemocap, mosei, mosi, sequences
 from .speech import log_mel
 from .spelling import spell, word_logits, words
 
 __all__ = [
-    "FILES", "SHA256", "Pictures", "celeba", "celeba_pictures", "digits", "drawn", "fashion", "load", "log_mel",
-    "mfeat", "mnist", "mnist_photographs", "mnist_speech", "mnist_svhn", "mnist_usps_word", "mosi", "nutrimouse",
-    "paired", "parse_idx", "polymnist", "polymnist_pictures", "sequences", "spell", "svhn", "word_logits", "words",
+    "FILES", "SHA256", "Pictures", "celeba", "celeba_pictures", "digits", "drawn", "fashion", "iemocap", "load",
+    "log_mel", "mfeat", "mnist", "mnist_photographs", "mnist_speech", "mnist_svhn", "mnist_usps", "mnist_usps_word",
+    "mosei", "mosi", "nutrimouse", "paired", "parse_idx", "polymnist", "polymnist_pictures", "sequences", "spell",
+    "svhn", "word_logits", "words",
 ]  # fmt: skip
 
 
@@ -84,6 +89,7 @@ _DATASETS: dict[str, Callable[..., Split]] = {
     "digits": digits,
     "mnist": mnist,
     "fashion": fashion,
+    "mnist-usps": mnist_usps,
     "mnist-usps-word": mnist_usps_word,
     "mnist-speech": mnist_speech,
     "mnist-photographs": mnist_photographs,
@@ -94,6 +100,8 @@ _DATASETS: dict[str, Callable[..., Split]] = {
     "mfeat": mfeat,
     "nutrimouse": nutrimouse,
     "mosi": mosi,
+    "mosei": mosei,
+    "iemocap": iemocap,
     "mmmo": partial(sequences, "mmmo"),
     "youtube": partial(sequences, "youtube"),
     "pom": partial(sequences, "pom"),

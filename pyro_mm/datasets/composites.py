@@ -57,6 +57,44 @@ def mnist_usps_word(
     References:
         Hull 1994, A Database for Handwritten Text Recognition Research (USPS).
     """
+    parts = []
+    for images, classes in _pair_with_usps(directory, binarize, repeat, seed):
+        word, lengths = words(classes)
+        values = {**images, "word": word}
+        parts.append(Batch(values, covariates={"label": classes}, lengths={"word": lengths}).with_end_marks())
+    train, test = parts
+    return train, test
+
+
+def mnist_usps(directory: Directory = None, *, binarize: Binarize = None, repeat: bool = False, seed: int = 0) -> Split:
+    """Pair MNIST and USPS by digit, with the digit as a modality.
+
+    Modalities: ``mnist`` ``(28, 28)`` and ``usps`` ``(16, 16)``, float32 in [0, 1]; ``label``, int64 ``()``. The two
+    images share nothing but the label. The licence of USPS is not stated by those who offer it.
+
+    Args:
+        directory: as in :func:`mnist_usps_word`.
+        binarize, repeat, seed: see the top of this module; the pairs are those of :func:`mnist_usps_word`.
+
+    Returns:
+        (train, test), 7,291 and 2,007 rows, those of USPS; with ``repeat`` 60,000 and 10,000, those of MNIST.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged or of another format.
+
+    References:
+        Hull 1994, A Database for Handwritten Text Recognition Research (USPS).
+    """
+    pairs = _pair_with_usps(directory, binarize, repeat, seed)
+    train, test = (Batch({**images, "label": classes}) for images, classes in pairs)
+    return train, test
+
+
+def _pair_with_usps(
+    directory: Directory, binarize: Binarize, repeat: bool, seed: int
+) -> list[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+    """Return the images ``mnist`` and ``usps`` of pairs, and their digits, for training and for test."""
     check_flag("repeat", repeat)
     (path,) = locate_files("usps", ["usps.npz"], "usps", directory)
     side: Shape = (16, 16)
@@ -68,17 +106,13 @@ def mnist_usps_word(
     for labels in usps[1::2]:
         _check_range(path, "labels", labels, 0, 9)
 
-    def pair(part: int, written: Batch) -> Batch:
+    found = []
+    for part, written in enumerate(mnist(directory, binarize=binarize)):
         images, labels = usps[2 * part : 2 * part + 2]
         (i, j), label = match_rows([written["label"].numpy(), labels], numpy_generator(seed, part), repeat)
-        classes = torch.from_numpy(label)
-        word, lengths = words(classes)
         grey = torch.from_numpy(images[j].astype(np.float32) / 2000)
-        values = {"mnist": written["image"][i], "usps": grey, "word": word}
-        return Batch(values, covariates={"label": classes}, lengths={"word": lengths}).with_end_marks()
-
-    train, test = mnist(directory, binarize=binarize)
-    return pair(0, train), pair(1, test)
+        found.append(({"mnist": written["image"][i], "usps": grey}, torch.from_numpy(label)))
+    return found
 
 
 def mnist_speech(

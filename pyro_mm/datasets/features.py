@@ -1,4 +1,4 @@
-"""Data sets of feature vectors: of handwritten digits, of mice, and of people speaking.
+"""Data sets of feature vectors: of handwritten digits, and of mice.
 
 With ``standardise`` the mean of the training rows is subtracted from every feature, which is then divided by their
 standard deviation; a feature that is constant in them is only centred. Test rows use the training rows' statistics.
@@ -6,20 +6,17 @@ standard deviation; a feature that is constant in them is only centred. Test row
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..batch.batch import Batch
-from ..utils.arguments import check_choice, check_flag
+from ..utils.arguments import check_flag
 from .files import Directory, Shape, locate_files, read_arrays
 from .images import Split
 from .pairing import numpy_generator
+from .scaling import mean_and_deviation
 
-STEPS = 20
 MFEAT = ("fac", "fou", "kar", "mor", "pix", "zer")
 
 
@@ -86,105 +83,6 @@ def nutrimouse(directory: Directory = None, *, standardise: bool = True, seed: i
     return _build_split({"gene": gene, "lipid": lipid}, rows, standardise, {"genotype": genotype, "diet": diet})
 
 
-def mosi(directory: Directory = None, *, standardise: bool = True) -> Split:
-    """Load CMU-MOSI: text, audio, video and sentiment of utterances.
-
-    Modalities: ``text`` ``(100,)``, ``audio`` ``(73,)`` and ``video`` ``(100,)``, float32; ``label``, int64 ``()``,
-    1 if the sentiment is positive, else 0. These features were fitted with the training labels, so that accuracies on
-    training rows mean nothing. For research only; not shipped.
-
-    Args:
-        directory: a folder with ``mosi/mosi_utterance.npz``, which holds ``text_train``, ``text_test`` and so on,
-            ``y_train`` and ``y_test``; by default ``PYRO_MM_DATA``.
-        standardise: see the top of this module.
-
-    Returns:
-        (train, test), 1,447 and 752 rows.
-
-    Raises:
-        FileNotFoundError: the file is missing.
-        ValueError: the file is damaged, lacks an array, or holds one of another shape.
-
-    References:
-        Zadeh et al. 2016 (arXiv:1606.06259).
-    """
-    check_flag("standardise", standardise)
-    (path,) = locate_files("mosi", ["mosi_utterance.npz"], "mosi", directory)
-    shapes: dict[str, Shape] = {name: (name,) for name in ("text", "audio", "video")}
-    return _read_presplit(path, shapes | {"y": ()}, "test", standardise, np.int64)
-
-
-def sequences(
-    which: Literal["mmmo", "youtube", "pom"],
-    directory: Directory = None,
-    *,
-    standardise: bool = True,
-    held_out: Literal["test", "validation"] = "test",
-) -> Split:
-    """Load videos of speakers, as audio and video features at 20 aligned steps, and ratings of them.
-
-    Modalities, float32: ``audio`` ``(20, A)``, ``video`` ``(20, V)`` and ``label``, one rating ``()`` or several
-    ``(L,)``. There is no text, which the files lack for training rows. Licences are not stated; not shipped.
-
-    ================ ======== ========== ==== == == =========================
-    ``which``        training validation test A  V  ratings
-    ================ ======== ========== ==== == == =========================
-    ``"mmmo"``       220      40         80   74 36 1, ICT-MMMO
-    ``"youtube"``    173      36         60   74 36 L = 3, YouTube
-    ``"pom"``        600      100        203  43 41 L = 17, POM
-    ================ ======== ========== ==== == == =========================
-
-    Args:
-        which: ``"mmmo"``, ``"youtube"`` or ``"pom"``.
-        directory: a folder with ``mosi/<which>_mfn.npz``, which holds ``audio_train``, ``video_train``, ``y_train``
-            and the same with ``_valid`` and ``_test``; by default ``PYRO_MM_DATA``.
-        standardise: see the top of this module; statistics are taken over rows and steps. Ratings stay as they are.
-        held_out: return the rows for ``"test"`` or for ``"validation"`` beside the training rows.
-
-    Returns:
-        (train, held out).
-
-    Raises:
-        FileNotFoundError: the file is missing.
-        ValueError: the file is damaged or lacks an array, or ``which`` or ``held_out`` is unknown.
-
-    References:
-        Wöllmer et al. 2013 (ICT-MMMO); Morency et al. 2011 (YouTube); Park et al. 2014 (POM).
-    """
-    check_choice("which", which, ("mmmo", "youtube", "pom"))
-    check_choice("held_out", held_out, ("test", "validation"))
-    check_flag("standardise", standardise)
-    (path,) = locate_files(which, [f"{which}_mfn.npz"], "mosi", directory)
-    other = "test" if held_out == "test" else "valid"
-    shapes: dict[str, Shape] = {name: (STEPS, name) for name in ("audio", "video")}
-    ratings: Shape = () if which == "mmmo" else ("ratings",)
-    return _read_presplit(path, shapes | {"y": ratings}, other, standardise, np.float32)
-
-
-def _read_presplit(path: Path, shapes: dict[str, Shape], other: str, standardise: bool, label: type) -> Split:
-    """Read a file whose arrays are named by modality and split, such as ``audio_train``.
-
-    Args:
-        path: the npz file.
-        shapes: modality -> the shape of one row; ``y`` is the label.
-        other: the split beside "train".
-        standardise: standardise all modalities but the label.
-        label: the NumPy type of the label.
-    """
-    names = [name for name in shapes if name != "y"]
-    parts = ("train", other)
-    wanted: dict[str, Shape] = {f"{n}_{part}": (part, *shape) for part in parts for n, shape in shapes.items()}
-    arrays = dict(zip(wanted, read_arrays(path, wanted), strict=True))
-
-    scaled = {
-        name: _standardise(arrays[f"{name}_train"], [arrays[f"{name}_{part}"] for part in parts], standardise)
-        for name in names
-    }
-    labels = [torch.from_numpy(arrays[f"y_{part}"].astype(label)) for part in parts]
-    train, held_out = (Batch({name: scaled[name][i] for name in names} | {"label": labels[i]}) for i in range(2))
-    return train, held_out
-
-
 def _stratified_split(groups: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Split rows at random with the same share of test rows in every group.
 
@@ -224,14 +122,11 @@ def _standardise(train: np.ndarray, parts: list[np.ndarray], standardise: bool) 
     """Convert features to float32 tensors, standardised if asked for.
 
     Args:
-        train: the training rows, ``(N, F)`` or ``(N, steps, F)``, whose statistics are used.
+        train: the training rows, ``(N, F)``, whose statistics are used.
         parts: the arrays to convert, ``(.., F)``.
         standardise: subtract the mean and divide by the standard deviation.
     """
     if standardise:
-        axes = tuple(range(train.ndim - 1))
-        mean, deviation = train.mean(axes, np.float64), train.std(axes, np.float64)
-        # the deviation of equal float32 numbers is a rounding error, not 0
-        deviation[np.ptp(train, axes) == 0] = 1
+        mean, deviation = mean_and_deviation(train)
         parts = [(part - mean) / deviation for part in parts]
     return [torch.from_numpy(part.astype(np.float32)) for part in parts]

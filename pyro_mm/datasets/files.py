@@ -122,6 +122,15 @@ def read_arrays(
     return found
 
 
+def array_names(path: Path) -> set[str]:
+    """Return the names of the arrays of an npz file. Raises a ValueError if it is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {member.removesuffix(".npy") for member in archive.namelist()}
+    except zipfile.BadZipFile as error:
+        raise BadFile(f"{path} is damaged, or no npz file: {type(error).__name__}") from error
+
+
 class BadFile(ValueError):
     """A file with unexpected content; the message names its path."""
 

@@ -33,6 +33,14 @@ def test_mnist_usps_word_pairs_digits_of_one_label_with_its_word(small):
         assert (batch["mnist"].dtype, batch["usps"].dtype, batch["word"].dtype) == (*[torch.float32] * 2, torch.int64)
 
 
+def test_mnist_usps_has_the_same_pairs_with_the_digit_as_a_modality(small):
+    spelled, labelled = (datasets.load(name, directory=small[0]) for name in ("mnist-usps-word", "mnist-usps"))
+    for word, label in zip(spelled, labelled, strict=True):
+        assert label.names == ("mnist", "usps", "label") and not label.covariates
+        assert torch.equal(label["label"], word.covariates["label"])
+        assert all(torch.equal(label[name], word[name]) for name in ("mnist", "usps"))
+
+
 def test_mnist_usps_word_repeats_binarises_and_pairs_by_seed(small):
     folder = small[0]
     train, test = datasets.mnist_usps_word(folder, repeat=True, binarize="threshold")
@@ -120,6 +128,7 @@ def test_impossible_options_of_photographs_are_refused(small, options, message):
     ("name", "file"),
     [
         ("mnist-usps-word", "usps/usps.npz"),
+        ("mnist-usps", "usps/usps.npz"),
         ("mnist-speech", "fsdd/fsdd.npz"),
         ("mnist-photographs", "backgrounds/backgrounds160.npz"),
     ],

@@ -22,27 +22,17 @@ def folder(tmp_path):
         x[..., 0], x[..., -1] = np.arange(n).reshape(-1, *[1] * (len(shape) - 1)), 0.1
         return x
 
-    for name in ("multiview", "mosi"):
-        (tmp_path / name).mkdir()
+    (tmp_path / "multiview").mkdir()
     digits = {name: view(30, 4) for name in features.MFEAT} | {"y": np.repeat(np.arange(3), 10).astype(np.uint8)}
     mice = {"gene": view(16, 5), "lipid": view(16, 3), "genotype": np.tile(["wt", "ppar"], 8)}
     mice["diet"] = np.repeat(["sun", "fish"], 8)
-    utterances = {f"{m}_{part}": view(n, 3) for m in ("text", "audio", "video") for part, n in SPLIT}
-    utterances |= {f"y_{part}": (np.arange(n) % 2).astype(np.uint8) for part, n in SPLIT}
-    steps = {f"{m}_{part}": view(n, 20, 4) for m in ("audio", "video") for part, n in (*SPLIT, ("valid", 3))}
-    steps |= {f"y_{part}": rng.normal(size=(n, 2)).astype(np.float32) for part, n in (*SPLIT, ("valid", 3))}
     np.savez(tmp_path / "multiview" / "mfeat.npz", **digits)
     np.savez(tmp_path / "multiview" / "nutrimouse.npz", **mice)
-    np.savez(tmp_path / "mosi" / "mosi_utterance.npz", **utterances)
-    np.savez(tmp_path / "mosi" / "pom_mfn.npz", **steps)
-    return tmp_path, digits, mice, utterances, steps
-
-
-SPLIT = (("train", 9), ("test", 4))
+    return tmp_path, digits, mice
 
 
 def test_mfeat_has_six_views_split_by_label(folder):
-    path, digits, *_ = folder
+    path, digits, _ = folder
     train, test = datasets.load("mfeat", directory=path, standardise=False)
     assert (train.size, test.size, train.names) == (24, 6, features.MFEAT)
     rows = [batch["fac"][:, 0].long().numpy() for batch in (train, test)]
@@ -59,23 +49,20 @@ def test_mfeat_has_six_views_split_by_label(folder):
 
 def test_features_are_standardised_by_the_training_rows(folder):
     path = folder[0]
-    for name in ("mfeat", "nutrimouse", "mosi", "pom"):
+    for name in ("mfeat", "nutrimouse"):
         raw, scaled = (datasets.load(name, directory=path, standardise=s) for s in (False, True))
-        for view in (n for n in raw[0].names if n != "label"):
+        for view in raw[0].names:
             x, y = (torch.as_tensor(batch[view]).double() for batch in raw)
-            axes = tuple(range(x.dim() - 1))
-            mean, deviation = x.mean(axes), x.var(axes, correction=0).sqrt()
+            mean, deviation = x.mean(0), x.var(0, correction=0).sqrt()
             deviation[-1] = 1  # does not vary: centred alone
             for batch, values in zip(scaled, (x, y), strict=True):
                 assert batch[view].dtype == torch.float32 and batch.presence(view) is True
                 torch.testing.assert_close(batch[view].double(), (values - mean) / deviation, rtol=1e-5, atol=1e-5)
             assert scaled[0][view][..., -1].abs().max() < 1e-6
-        if "label" in raw[0]:
-            assert torch.equal(raw[1]["label"], scaled[1]["label"])
 
 
 def test_nutrimouse_keeps_every_genotype_and_diet_in_both_parts(folder):
-    path, _, mice, *_ = folder
+    path, _, mice = folder
     train, test = datasets.load("nutrimouse", directory=path, standardise=False)
     assert (train.size, test.size) == (12, 4)
     for batch in (train, test):
@@ -86,32 +73,12 @@ def test_nutrimouse_keeps_every_genotype_and_diet_in_both_parts(folder):
         assert torch.bincount(cells).tolist() == [batch.size // 4] * 4
 
 
-def test_utterances_and_sequences_keep_their_split(folder):
-    path, _, _, utterances, steps = folder
-    train, test = datasets.load("mosi", directory=path, standardise=False)
-    assert train.names == ("text", "audio", "video", "label") and test["label"].dtype == torch.int64
-    np.testing.assert_array_equal(test["video"], utterances["video_test"])
-    np.testing.assert_array_equal(train["label"], utterances["y_train"])
-    for held_out, part in (("test", "test"), ("validation", "valid")):
-        train, other = datasets.load("pom", directory=path, standardise=False, held_out=held_out)
-        np.testing.assert_array_equal(train["audio"], steps["audio_train"])
-        np.testing.assert_array_equal(other["video"], steps[f"video_{part}"])
-        np.testing.assert_array_equal(other["label"], steps[f"y_{part}"])
-    for wrong in ({"held_out": "valid"}, {"which": "mosei"}):
-        with pytest.raises(ValueError, match=rf"{next(iter(wrong))} to be one of .*{next(iter(wrong.values()))}"):
-            datasets.sequences(**{"which": "pom", "directory": path} | wrong)
-
-
 @needs_data
 @pytest.mark.parametrize(
     ("name", "sizes", "shapes"),
     [
         ("mfeat", (1600, 400), {"fac": (216,), "fou": (76,), "kar": (64,), "mor": (6,), "pix": (240,), "zer": (47,)}),
         ("nutrimouse", (30, 10), {"gene": (120,), "lipid": (21,)}),
-        ("mosi", (1447, 752), {"text": (100,), "audio": (73,), "video": (100,), "label": ()}),
-        ("mmmo", (220, 80), {"audio": (20, 74), "video": (20, 36), "label": ()}),
-        ("youtube", (173, 60), {"audio": (20, 74), "video": (20, 36), "label": (3,)}),
-        ("pom", (600, 203), {"audio": (20, 43), "video": (20, 41), "label": (17,)}),
     ],
 )
 def test_the_published_features_have_their_sizes_and_shapes(name, sizes, shapes):

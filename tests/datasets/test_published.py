@@ -214,6 +214,8 @@ def test_polymnist_views_with_unlike_files_are_refused(tmp_path):
         ("nutrimouse", "multiview", ["nutrimouse.npz"]),
         ("mosi", "mosi", ["mosi_utterance.npz"]),
         ("pom", "mosi", ["pom_mfn.npz"]),
+        ("mosei", "mosei", ["mosei_senti_data.pkl"]),
+        ("iemocap", "iemocap", ["iemocap_data.pkl"]),
     ],
 )
 def test_absent_files_of_published_sets_are_named(tmp_path, monkeypatch, name, folder, files):
