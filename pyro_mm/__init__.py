@@ -13,6 +13,7 @@ from .diagnostics.pair_check import check
 from .diagnostics.sbc import Calibration, calibration
 from .evidence import protocols
 from .evidence.annealing import annealed_importance, bidirectional
+from .evidence.class_probabilities import ClassProbabilities, class_probabilities
 from .evidence.evidence import Evidence
 from .evidence.likelihood import log_conditional, log_marginal
 from .models import priors
@@ -31,11 +32,12 @@ from .training.weights import load, save
 __version__ = "0.2.0"
 
 __all__ = [
-    "Batch", "Calibration", "Check", "Comparison", "Evidence", "Guide", "History", "Loss", "Proposal",
-    "TrainingObjective", "annealed_importance", "bidirectional", "calibration", "check", "compare", "conditionals",
-    "datasets", "distributions", "encode", "estimators", "fit", "generate", "load", "log_conditional", "log_marginal",
-    "log_weights", "metrics", "models", "nn", "objectives", "plots", "posterior_draws", "posteriors", "priors",
-    "protocols", "recipes", "save", "simulate", "stage", "to_arviz",
+    "Batch", "Calibration", "Check", "ClassProbabilities", "Comparison", "Evidence", "Guide", "History", "Loss",
+    "Proposal", "TrainingObjective", "annealed_importance", "bidirectional", "calibration", "check",
+    "class_probabilities", "compare", "conditionals", "datasets", "distributions", "encode", "estimators", "fit",
+    "generate", "load", "log_conditional", "log_marginal", "log_weights", "metrics", "models", "nn", "objectives",
+    "plots", "posterior_draws", "posteriors", "priors", "protocols", "recipes", "save", "simulate", "stage",
+    "to_arviz",
 ]  # fmt: skip
 
 # Modules that have moved into a folder, under the names that they are known by.

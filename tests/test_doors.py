@@ -36,6 +36,13 @@ def things():
     return model, guide, batch
 
 
+class MixtureOfTwo(models.SharedLatent):
+    """A story of one modality, whose prior is a mixture."""
+
+    def __init__(self):
+        super().__init__(priors.MixturePrior(2, 2), {"x": conditionals.Normal(mm.nn.MLP(2, 3, ()), scale=1.0)})
+
+
 def evaluations(m, g, b):
     """Function -> valid arguments, by keyword."""
     pair = {"model": m, "guide": g, "batch": b}
@@ -49,6 +56,10 @@ def evaluations(m, g, b):
     return {
         mm.log_marginal: pair | common | likelihood | {"proposal": None},
         mm.log_conditional: pair | common | likelihood | {"target": "y", "given": "x", "proposal": None},
+        mm.class_probabilities: {
+            "model": MixtureOfTwo(), "guide": g, "batch": b, "site": "z", "num_particles": 2, "chunk": 4,
+            "proposal": None,
+        } | common,
         mm.log_weights: pair | {"num_particles": 1, "vectorize": True, "audit": True},
         mm.generate: pair | common | sampled | {"mean": False, "resample": True, "proposal": mm.Proposal("antithetic")},
         mm.posterior_draws: pair | common | sampled | {"resample": True, "proposal": mm.Proposal(prior_share=0.5)},
@@ -182,7 +193,12 @@ def constructors():
     }  # fmt: skip
 
 
-EVALUATED = [f.__name__ for f in evaluations(None, None, mm.Batch({"x": [0.0], "y": [0]}))]
+def title(function):
+    """Return a name by which two functions of one name in two modules differ."""
+    return f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+
+
+EVALUATED = [title(f) for f in evaluations(None, None, mm.Batch({"x": [0.0], "y": [0]}))]
 MADE = [f.__name__ for f in constructors()]
 BAD = {
     "None": None, "string": "nonsense", "minus one": -1, "2.5": 2.5, "dictionary": {"nonsense": 1}, "class": nn.ReLU,
@@ -219,7 +235,7 @@ def refused(function, arguments):
 @pytest.mark.parametrize("name", EVALUATED)
 def test_every_bad_argument_of_an_evaluation_is_refused_by_an_error_of_ours(name, things):
     table = evaluations(*things)
-    (function,) = [f for f in table if f.__name__ == name]
+    (function,) = [f for f in table if title(f) == name]
     valid = table[function]
     function(**valid)
     for argument in valid:
@@ -257,7 +273,17 @@ def test_every_bad_argument_of_a_constructor_is_refused_by_an_error_of_ours(name
 def test_the_tables_name_every_public_function():
     """All that mm and its modules name, but what is made by the package itself and what other tests hold to this."""
     known = {f.__name__ for f in (*evaluations(None, None, mm.Batch({"x": [0.0], "y": [0]})), *constructors())}
-    results = {"Calibration", "Check", "Comparison", "Evidence", "History", "MeanCorrelation", "Share", "Conditional"}
+    results = {
+        "Calibration",
+        "Check",
+        "ClassProbabilities",
+        "Comparison",
+        "Evidence",
+        "History",
+        "MeanCorrelation",
+        "Share",
+        "Conditional",
+    }
     elsewhere = {"fit", "stage", "save", "load", "gaussian_frechet", "Loss", "TrainingObjective"}
     modules = [mm, conditionals, metrics, models, posteriors, priors, mm.nn, mm.distributions, protocols]
     public = {n for module in modules for n in module.__all__ if callable(getattr(module, n))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from ..batch.batch import Batch, check_batch
 from ..sampling.guide_sampler import DrawMethod
@@ -112,20 +113,35 @@ def log_marginal(
     """
     check_programs(model=model, guide=guide)
     check_batch(batch)
-    sampled_guide, guide_batch, scheme = guide, batch, None
-    if isinstance(proposal, ProposalScheme):
-        scheme = proposal
-    elif isinstance(proposal, Batch):
-        guide_batch = proposal
-    elif proposal is not None:
-        sampled_guide = check_function("proposal", proposal)
+    sampled_guide, guide_batch, scheme = split_proposal(proposal, guide, batch)
     settings = importance_sampling(
         num_particles=num_particles, proposal=scheme, draws=draws, stratify=stratify, prior_share=prior_share,
         seed=seed, chunk=chunk, vectorize=vectorize,
     )  # fmt: skip
-    if check_batch(guide_batch, "proposal").size != batch.size:
-        raise ValueError(f"the proposal's batch has {guide_batch.size} rows, and the batch {batch.size}")
     return estimate_log_marginal(model, sampled_guide, batch, settings, guide_batch=guide_batch, audit=audit)
+
+
+def split_proposal(proposal: Any, guide: Callback, batch: Batch) -> tuple[Callback, Batch, ProposalScheme | None]:
+    """Return the guide to draw from, the batch that it sees, and the way to draw, from ``proposal=``.
+
+    Args:
+        proposal: a scheme, another guide, the same rows as another batch, or None.
+        guide: the guide that is drawn from unless another one is proposed.
+        batch: the rows that it sees unless others are proposed.
+
+    Raises:
+        TypeError: a proposal of another type.
+        ValueError: a batch of another number of rows.
+    """
+    if proposal is None:
+        return guide, batch, None
+    if isinstance(proposal, ProposalScheme):
+        return guide, batch, proposal
+    if not isinstance(proposal, Batch):
+        return check_function("proposal", proposal), batch, None
+    if check_batch(proposal, "proposal").size != batch.size:
+        raise ValueError(f"the proposal's batch has {proposal.size} rows, and the batch {batch.size}")
+    return guide, proposal, None
 
 
 def importance_sampling(

@@ -90,7 +90,7 @@ class WeightedBlock(NamedTuple):
 
     Attributes:
         pair: its trace holds the latents, with the particles' dimension and the plates of the story.
-        log_weights: ``(k, N)``, in nats.
+        log_weights: ``(k, N)``, in nats; ``(C, k, N)`` if they are split by the classes of a site.
         group_size: the number of successive particles that depend on each other.
     """
 
@@ -107,7 +107,12 @@ def row_blocks(batch: Batch, most: int) -> Iterator[tuple[int, Batch]]:
 
 @torch.no_grad()
 def weighted_blocks(
-    model: Callback, guide: Callback, batch: Batch, settings: ImportanceSampling, guide_batch: Batch | None = None
+    model: Callback,
+    guide: Callback,
+    batch: Batch,
+    settings: ImportanceSampling,
+    guide_batch: Batch | None = None,
+    classes_of: str | None = None,
 ) -> Iterator[WeightedBlock]:
     """Draw particles in blocks, each under a seed of its own, and weigh them.
 
@@ -116,6 +121,7 @@ def weighted_blocks(
         batch: N rows, which are scored.
         settings: K, the proposal, the seed and the sizes of blocks.
         guide_batch: the same rows as the guide sees them; ``batch`` by default.
+        classes_of: a site by whose classes the weights are split (:mod:`pyro_mm.scoring.classes`).
 
     Yields:
         Blocks of particles, K in all.
@@ -136,7 +142,7 @@ def weighted_blocks(
             sampler.draw(pair)
             state = generator_state(batch.device)
             if not draws_in_scoring:
-                log_w = _log_weights_in_parts(pair, rows.structure, sampler, pairs_to_decode)
+                log_w = _log_weights_in_parts(pair, rows.structure, sampler, pairs_to_decode, classes_of)
                 draws_in_scoring = not torch.equal(state, generator_state(batch.device))
             if draws_in_scoring:
                 # parts of another size would draw other values, so the block is scored whole
@@ -146,7 +152,7 @@ def weighted_blocks(
                         "missing modality on which others depend, or a latent that the guide lacks"
                     )
                 set_generator_state(batch.device, state)
-                log_w = log_weights(sampler, score_model(pair, rows.structure, unscaled=True))
+                log_w = _log_weights(pair, rows.structure, sampler, classes_of)
         yield WeightedBlock(pair, log_w, sampler.group_size)
 
 
@@ -164,20 +170,30 @@ def _row_block(
     return RowBlock(model, guide, views, structure, settings.num_particles, settings.seed, settings.vectorize)
 
 
-def _log_weights_in_parts(pair: TermPair, structure: PairStructure, sampler: ParticleSampler, most: int) -> Tensor:
-    """Return the log-weights of a block, ``(k, N)``, decoding at most so many (row, particle) pairs at once."""
+def _log_weights(pair: TermPair, structure: PairStructure, sampler: ParticleSampler, classes_of: str | None) -> Tensor:
+    """Return the log-weights of a block, ``(k, N)``, or ``(C, k, N)`` by the classes of a site."""
+    scores = score_model(pair, structure, unscaled=True, classes_of=classes_of)
+    if scores.log_joint_by_class is None:
+        return log_weights(sampler, scores)
+    return scores.log_joint_by_class[:, :, 0] - sampler.log_density(scores)
+
+
+def _log_weights_in_parts(
+    pair: TermPair, structure: PairStructure, sampler: ParticleSampler, most: int, classes_of: str | None
+) -> Tensor:
+    """Return the log-weights of a block as :func:`_log_weights`, from at most so many (row, particle) pairs at once."""
     num_rows, num_particles = pair.views.decode.size, pair.num_particles
     if num_rows * num_particles <= most:
-        return log_weights(sampler, score_model(pair, structure, unscaled=True))
+        return _log_weights(pair, structure, sampler, classes_of)
 
     rows, particles = (num_rows, most // num_rows) if most >= num_rows else (most, 1)
 
     def weigh(first_particle: int, first_row: int) -> Tensor:
         part = _part(pair, slice(first_particle, first_particle + particles), slice(first_row, first_row + rows))
-        return log_weights(sampler, score_model(part, structure, unscaled=True))
+        return _log_weights(part, structure, sampler, classes_of)
 
     return torch.cat(
-        [torch.cat([weigh(k, n) for n in range(0, num_rows, rows)], -1) for k in range(0, num_particles, particles)]
+        [torch.cat([weigh(k, n) for n in range(0, num_rows, rows)], -1) for k in range(0, num_particles, particles)], -2
     )
 
 

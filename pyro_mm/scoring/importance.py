@@ -23,6 +23,7 @@ from torch import Tensor
 from ..batch.batch import Batch, check_batch
 from ..distributions.mixture import draw_from_stratum
 from ..utils.arguments import check_counts, check_flags, check_programs
+from .classes import split_by_class
 from .draws import Draws, StackedDraws
 from .evaluation import evaluating, move_result
 from .reduction import LazyMapping, SiteReducer, average, eliminate, expect, sum_out
@@ -251,6 +252,7 @@ def score_model(
     unscaled: bool = False,
     stand_ins: Mapping[str, Tensor] | None = None,
     draws: bool = False,
+    classes_of: str | None = None,
 ) -> Scores:
     """Run the pair's model against ``pair.trace``, and reduce the log-probabilities of both to scores.
 
@@ -260,22 +262,18 @@ def score_model(
         unscaled: True refuses sites with a scale of their own.
         draws: True keeps the values behind the scores.
         stand_ins: values of sites at which ``log_proposal`` is evaluated in the place of their own.
+        classes_of: a site that :func:`~.classes.classes_of_site` allows, by whose classes the joint density is split.
 
     Raises:
         ValueError: with ``unscaled``, a site with a scale of its own, whose likelihood would be no likelihood.
     """
     theirs = latent_sites(pair.trace)
-    dims = {name: site["infer"]["_enumerate_dim"] for name, site in theirs.items() if "_enumerate_dim" in site["infer"]}
+    dims = _enumerated_dims(theirs)
     free_dim = min([pair.enum_dim + 1, *dims.values()]) - 1  # to the left of what the guide enumerates
-    with ExitStack() as stack:
-        traced = stack.enter_context(poutine.trace())
-        if structure.enumerates:
-            stack.enter_context(poutine.enum(first_available_dim=free_dim))
-        stack.enter_context(poutine.replay(trace=pair.trace))
-        pair.model()
-    shape, ours = SiteReducer(pair, unscaled), latent_sites(traced.trace)
+    model_trace = run_model(pair, structure)
+    shape, ours = SiteReducer(pair, unscaled), latent_sites(model_trace)
     proposal = pair.log_q
-    likelihood = {name: shape.log_prob(site) for name, site in observed_sites(traced.trace).items()}
+    likelihood = {name: shape.log_prob(site) for name, site in observed_sites(model_trace).items()}
     enumerated = {name for name, site in {**ours, **theirs}.items() if "_enumerate_dim" in site["infer"]}
     undifferentiated = set(pair.without_derivative)
     for name in set(ours) - set(theirs) - enumerated:
@@ -293,6 +291,7 @@ def score_model(
 
     at_stand_ins = {n: partial(shape.log_prob, site) for n, site in with_stand_ins(theirs).items()}
     log_q = LazyMapping(at_stand_ins) if stand_ins else proposal
+    inside: set[str] = set()
     if enumerated:
         # an enumerated site is summed out, whatever the guide's weights; sites drawn given it go into the sum
         inside = {n for n, x in proposal.items() if n in enumerated or x.dim() > -pair.enum_dim - 1}
@@ -332,8 +331,29 @@ def score_model(
     scores = Scores(terms, log_prior, lambda: log_proposal(log_q, with_stand_ins(shared)), kl, paths, shape.factor)
     scores.undifferentiated = tuple(sorted(undifferentiated))
     if draws:
-        scores.draws = Draws(pair, traced.trace)
+        scores.draws = Draws(pair, model_trace)
+    if classes_of is not None:
+        others = [x for name, x in prior.items() if name != classes_of]
+        others += [*(-proposal[n] for n in inside - enumerated), *likelihood.values()]
+        scores.log_joint_by_class = split_by_class(ours[classes_of], others, shape)
     return scores
+
+
+def run_model(pair: TermPair, structure: PairStructure) -> Any:
+    """Run the pair's model against ``pair.trace``, with its discrete sites enumerated, and return its trace."""
+    free_dim = min([pair.enum_dim + 1, *_enumerated_dims(latent_sites(pair.trace)).values()]) - 1
+    with ExitStack() as stack:
+        traced = stack.enter_context(poutine.trace())
+        if structure.enumerates:
+            stack.enter_context(poutine.enum(first_available_dim=free_dim))
+        stack.enter_context(poutine.replay(trace=pair.trace))
+        pair.model()
+    return traced.trace
+
+
+def _enumerated_dims(sites: Mapping[str, Any]) -> dict[str, int]:
+    """Return the batch dimension, negative, of each enumerated site."""
+    return {name: site["infer"]["_enumerate_dim"] for name, site in sites.items() if "_enumerate_dim" in site["infer"]}
 
 
 def _or_prior(pair: TermPair, shape: SiteReducer, sites: Mapping[str, Any], log_q: Tensor) -> Tensor:

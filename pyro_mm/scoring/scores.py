@@ -33,6 +33,7 @@ class Scores:
         undifferentiated: latents of the model alone, and missing modalities that are parents, whose draws have no
             derivative by what their probabilities depend on.
         draws: the values behind the scores; None unless a term asks for them.
+        log_joint_by_class: log p(x_B, z, y = c), ``(C, K, T, N)``, if a pass splits it by the classes of a site y.
     """
 
     likelihood: dict[str, Tensor]
@@ -45,6 +46,7 @@ class Scores:
     rescore: Callable[[Tensor], Scores] | None = None
     undifferentiated: tuple[str, ...] = ()
     draws: Draws | None = None
+    log_joint_by_class: Tensor | None = None
 
     @cached_property
     def log_prior(self) -> Tensor:
