@@ -163,7 +163,24 @@ def constructors():
         mm.nn.Blocks: {"net": net, "rows": 4, "event_dim": 1},
         mm.nn.Convolutional: {"image_shape": (8, 8), "out_features": 2, "channels": (2,), "activation": nn.ReLU},
         mm.nn.Deconvolutional: {"in_features": 2, "image_shape": (8, 8), "channels": (2,), "activation": nn.ReLU},
-        mm.nn.Recurrent: {"in_features": 2, "out_features": 2, "hidden": 2},
+        mm.nn.Recurrent: {
+            "in_features": 2, "out_features": 2, "hidden": 2, "recurrence": nn.LSTM, "layers": 1, "vocabulary": 3
+        },
+        mm.nn.TemporalConvolutional: {
+            "in_features": 2, "out_features": 2, "channels": (2,), "kernel": 3, "activation": nn.ReLU, "vocabulary": 3
+        },
+        mm.nn.Attention: {
+            "in_features": 2, "out_features": 2, "width": 4, "heads": 2, "layers": 1, "dropout": 0.0, "vocabulary": 3
+        },
+        mm.nn.RecurrentDecoder: {
+            "in_features": 2, "steps": 2, "out_features": 2, "hidden": 2, "recurrence": nn.GRU, "layers": 1
+        },
+        mm.nn.RecurrentTokens: {
+            "in_features": 2, "vocabulary": 3, "hidden": 2, "embedding": 2, "recurrence": nn.GRU, "layers": 1
+        },
+        mm.nn.AttentionTokens: {
+            "in_features": 2, "vocabulary": 3, "width": 4, "heads": 2, "layers": 1, "dropout": 0.0
+        },
         mm.distributions.Mixture: {
             "components": dist.Normal(torch.zeros(2, 3), 1.0), "log_weights": torch.zeros(2, 3)
         },

@@ -95,6 +95,10 @@ class Conditional(nn.Module):
             if number == 1:  # as it is, for the gradient of a chunk is copied into one of the whole
                 return (output.reshape(output.shape[:-1] + event),)
             return output.unflatten(-1, (number, *event)).unbind(-1 - len(event))
+        if len(event) > 1 and output.shape[-len(event) :] == (*event[:-1], number * event[-1]):  # step by step
+            return output.chunk(number, -1)
         flat = f"(..., {number * event.numel()})"
-        wanted = flat if len(event) < 2 else f"{flat} or (..., {', '.join(map(str, shaped))})"
+        by_step = (*event[:-1], number * event[-1]) if event else ()
+        shapes = dict.fromkeys(f"(..., {', '.join(map(str, shape))})" for shape in (shaped, by_step))
+        wanted = flat if len(event) < 2 else " or ".join([flat, *shapes])
         raise ValueError(f"expected an output of shape {wanted} from the network, got {tuple(output.shape)}")

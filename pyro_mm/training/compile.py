@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batch.batch import Batch, check_batch
-from ..nn import channels_last
+from ..nn.images import channels_last
 from ..scoring.prepare_objective import prepare_objective
 from ..scoring.training_objective import Loss, PreparedObjective, TrainingObjective
 from ..utils.arguments import check_function, describe

@@ -136,7 +136,9 @@ def test_sizes_that_do_not_fit_are_named():
     out = torch.zeros(5, 7)
     with pytest.raises(ValueError, match=r"\(\.\.\., 6\) from the network, got \(5, 7\)"):
         conditionals.Normal(nn.Identity(), (3,))(out)
-    with pytest.raises(ValueError, match=r"\(\.\.\., 24\) or \(\.\.\., 6, 4\) from the network, got \(5, 7\)"):
+    with pytest.raises(
+        ValueError, match=r"\(\.\.\., 24\) or \(\.\.\., 6, 4\) or \(\.\.\., 3, 8\) from the network, got \(5, 7\)"
+    ):
         conditionals.Normal(nn.Identity(), (3, 4))(out)
     with pytest.raises(ValueError, match=r"\(\.\.\., 6\) from the network, got \(5, 7\)"):
         conditionals.Laplace(nn.Identity())(out)

@@ -13,6 +13,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import nn
 
 import pyro_mm as mm
+from pyro_mm.nn.images import channels_last
 from pyro_mm.training.pace import Pace
 from tests.support.paced import fit_at
 from tests.support.training_pair import data, pair
@@ -595,7 +596,7 @@ def test_a_checkpoint_lays_out_moments_as_the_weights_are(tmp_path, first):
         encoder = nn.Sequential(nn.Conv2d(3, 4, 2), nn.Flatten(), nn.Linear(36, 4))
         decoder = nn.Sequential(nn.Linear(2, 8), nn.Unflatten(-1, (2, 2, 2)), nn.ConvTranspose2d(2, 3, 2, 2))
         for net in (encoder, decoder) if last else ():
-            mm.nn.channels_last(net)
+            channels_last(net)
         z = dist.Normal(torch.zeros(2), 1.0).to_event(1)
         model = mm.models.SharedLatent(z, {"image": mm.conditionals.Normal(decoder, (3, 4, 4), scale=1.0)})
         guide = mm.Guide(z=mm.posteriors.ProductOfExperts({"image": mm.conditionals.Normal(encoder)}))

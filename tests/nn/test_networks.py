@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_mm.nn import BLOCK_ROWS, MLP, Blocks, Convolutional, Deconvolutional, Recurrent
+from pyro_mm.nn import MLP, Blocks, Convolutional, Deconvolutional, Recurrent
+from pyro_mm.nn.images import BLOCK_ROWS
 
 
 @pytest.fixture(autouse=True)

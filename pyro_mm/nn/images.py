@@ -1,67 +1,17 @@
-"""Networks from tensor to tensor, for encoders and decoders. All of them take any leading dimensions."""
+"""Convolutional networks for images, and networks that run on blocks of rows."""
+
+from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from .utils.arguments import check_counts, check_integer, check_module, check_shape, describe
-
-__all__ = ["MLP", "Blocks", "Convolutional", "Deconvolutional", "Recurrent"]
+from ..utils.arguments import check_counts, check_module, check_shape
+from .layer_arguments import check_activation, check_sizes
 
 BLOCK_ROWS = 256  # images that a convolutional network takes at once on a CPU
-
-
-class MLP(nn.Module):
-    """A multilayer perceptron, ``(..., *event) -> (..., out_features)`` with ``prod(event) = in_features``.
-
-    The event is the shortest run of trailing dimensions, at least one, with that product: the same network takes
-    ``(N, 64)`` and ``(T, N, 8, 8)``. Integers and booleans are cast to the dtype of the weights.
-
-    Args:
-        in_features: the number of entries of an event.
-        out_features: the size of the output's last dimension.
-        hidden: the sizes of the hidden layers; ``()`` gives an affine map.
-        activation: called for a module between two layers.
-
-    Raises:
-        TypeError, ValueError: an argument that is no size, or no function that returns a module.
-
-    Example:
-        >>> MLP(64, 10, hidden=(32,))(torch.zeros(5, 8, 8)).shape
-        torch.Size([5, 10])
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        hidden: Sequence[int] = (256, 256),
-        activation: Callable[[], nn.Module] = nn.ReLU,
-    ) -> None:
-        super().__init__()
-        check_counts(in_features=in_features, out_features=out_features)
-        hidden = _sizes("hidden", hidden)
-        _check_activation(activation)
-        self.in_features = in_features
-        sizes = (in_features, *hidden)
-        layers: list[nn.Module] = []
-        for i in range(len(hidden)):
-            layers += [nn.Linear(sizes[i], sizes[i + 1]), activation()]
-        self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], out_features))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``(..., out_features)`` for events ``(..., *event)``.
-
-        Raises:
-            ValueError: no trailing dimensions of ``x`` have ``in_features`` entries.
-        """
-        for start in reversed(range(x.dim())):
-            if math.prod(x.shape[start:]) == self.in_features:
-                return self.layers(x.to(next(self.parameters()).dtype).flatten(start))
-        raise ValueError(f"expected an event of {self.in_features} entries, got shape {tuple(x.shape)}")
 
 
 class Blocks(nn.Module):
@@ -127,8 +77,8 @@ class Convolutional(nn.Module):
         super().__init__()
         check_counts(out_features=out_features)
         image_shape = check_shape("image_shape", image_shape)
-        channels = _sizes("channels", channels)
-        _check_activation(activation)
+        channels = check_sizes("channels", channels)
+        check_activation(activation)
         self.image_shape = tuple(image_shape)
         self.out_features = out_features
 
@@ -181,8 +131,8 @@ class Deconvolutional(nn.Module):
         super().__init__()
         check_counts(in_features=in_features)
         image_shape = check_shape("image_shape", image_shape)
-        channels = _sizes("channels", channels)
-        _check_activation(activation)
+        channels = check_sizes("channels", channels)
+        check_activation(activation)
         self.in_features = in_features
         self.image_shape = tuple(image_shape)
 
@@ -210,71 +160,12 @@ class Deconvolutional(nn.Module):
         return y.reshape(x.shape[:-1] + self.image_shape)
 
 
-class Recurrent(nn.Module):
-    """A recurrent sequence encoder, ``(..., L, in_features) -> (..., out_features)``: an affine map of a GRU's state.
-
-    As an encoder, alone or within a conditional, it gets the lengths of its modality from the batch.
-
-    Args:
-        in_features: the size of a step.
-        out_features: the size of the output's last dimension.
-        hidden: the size of the GRU's state.
-
-    Example:
-        >>> from pyro_mm import Batch
-        >>> batch = Batch({"word": torch.zeros(3, 7, 26)}, lengths={"word": [7, 2, 4]})
-        >>> batch.encode("word", Recurrent(26, 8)).shape
-        torch.Size([3, 8])
-    """
-
-    def __init__(self, in_features: int, out_features: int, hidden: int = 64) -> None:
-        super().__init__()
-        check_counts(in_features=in_features, out_features=out_features, hidden=hidden)
-        self.gru = nn.GRU(in_features, hidden, batch_first=True)
-        self.head = nn.Linear(hidden, out_features)
-
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Return the output after the last valid step, ``(..., out_features)``.
-
-        Args:
-            x: sequences ``(..., L, in_features)``.
-            lengths: numbers of valid steps, which broadcast with the leading dimensions; 0 gives the state 0. None for
-                L. Steps behind the last valid one change neither the output nor the gradient.
-        """
-        x = x.to(next(self.parameters()).dtype)
-        if lengths is not None:
-            lengths = lengths.expand(x.shape[:-2])[..., None, None]
-            steps = torch.arange(x.shape[-2], device=x.device)[:, None]
-            x = torch.where(steps < lengths, x, 0.0)  # padding that is infinite would get into the gradient
-
-        states, _ = self.gru(x.reshape(-1, *x.shape[-2:]))
-        states = states.reshape(*x.shape[:-1], self.gru.hidden_size)
-        if lengths is None:
-            return self.head(states[..., -1, :])
-        last = (lengths - 1).clamp(min=0).expand(*x.shape[:-2], 1, self.gru.hidden_size)
-        return self.head(torch.where(lengths > 0, states.gather(-2, last), 0.0).squeeze(-2))
-
-
 def channels_last(net: nn.Module) -> nn.Module:
     """Lay out the weights of a network's convolutions with the channels last, in place, and return the network."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
     return net
-
-
-def _sizes(argument: str, value: Any) -> tuple[int, ...]:
-    """Return the sizes of layers as a tuple. Raises a TypeError or a ValueError for anything else."""
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise TypeError(f"expected {argument} to be sizes of layers, such as (256, 256), got {describe(value)}")
-    return tuple(check_integer(f"every size in {argument}", size, least=1) for size in value)
-
-
-def _check_activation(value: Any) -> None:
-    """Raise a TypeError unless a value is a function that makes a module."""
-    if isinstance(value, nn.Module) or not callable(value):
-        hint = f": pass {type(value).__name__} itself" if isinstance(value, nn.Module) else ""
-        raise TypeError(f"expected activation to make a module, as torch.nn.ReLU does, got {describe(value)}{hint}")
 
 
 def _run_in_blocks(net: Callable[[Tensor], Tensor], x: Tensor, rows: int) -> Tensor:
