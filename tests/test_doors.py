@@ -140,6 +140,7 @@ def constructors():
         conditionals.MultivariateNormal: {"net": net},
         conditionals.NormalMixture: {"net": net, "components": 2},
         conditionals.Flow: {"net": net, "flow": net},
+        conditionals.Tokens: {"net": mm.nn.RecurrentTokens(2, 3), "steps": 4, "end": 0},
         posteriors.ProductOfExperts: {"experts": {"x": part}, "prior": normal},
         posteriors.MixtureOfExperts: {"experts": {"x": part}, "weights": None},
         posteriors.MixtureOfProducts: {"experts": {"x": part}, "prior": normal, "subsets": [["x"]]},

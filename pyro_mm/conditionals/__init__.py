@@ -17,8 +17,9 @@ from .base import Conditional
 from .continuous import Laplace, MultivariateNormal, Normal, NormalMixture
 from .discrete import Bernoulli, Categorical, NegativeBinomial, Poisson
 from .flows import Flow
+from .tokens import Tokens
 
 __all__ = [
     "Bernoulli", "Categorical", "Conditional", "Flow", "Laplace", "MultivariateNormal", "NegativeBinomial", "Normal",
-    "NormalMixture", "Poisson",
+    "NormalMixture", "Poisson", "Tokens",
 ]  # fmt: skip
