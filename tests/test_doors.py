@@ -123,6 +123,10 @@ def constructors():
         mm.Proposal: {"draws": "quasi", "stratify": True, "prior_share": 0.1},
         models.SharedLatent: {"prior": prior, "decoders": {"x": part}},
         models.PrivateLatents: {"prior": prior, "private_priors": {"x": prior}, "decoders": {"x": part}},
+        models.Factorized: {
+            "prior": prior, "private_priors": {"x": prior}, "decoders": {"x": conditionals.Normal(mm.nn.MLP(4, 4, ()))},
+            "labels": {"y": part}, "factor": mm.nn.MLP(2, 2, ()), "private_factors": {"x": mm.nn.MLP(2, 2, ())},
+        },
         models.ConditionalLatent: {
             "prior": prior, "condition": ("y", prior), "features": net, "decoders": {"x": part}
         },

@@ -15,9 +15,10 @@ torch.Size([5, 2])
 """
 
 from .conditional_latent import ConditionalLatent
+from .factorized import Factorized
 from .labelled import Labelled
 from .linear_gaussian import LinearGaussian
 from .private_latents import PrivateLatents
 from .shared_latent import SharedLatent
 
-__all__ = ["ConditionalLatent", "Labelled", "LinearGaussian", "PrivateLatents", "SharedLatent"]
+__all__ = ["ConditionalLatent", "Factorized", "Labelled", "LinearGaussian", "PrivateLatents", "SharedLatent"]

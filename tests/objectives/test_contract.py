@@ -49,8 +49,16 @@ def test_every_combination_trains(names):
         assert torch.equal(batch[n], value) and torch.equal(batch.present[n], present)
 
 
-@pytest.mark.parametrize("posterior", POSTERIORS)
-@pytest.mark.parametrize("model", MODELS)
+# Factors are networks between latents that "private" has as well and decoders: three kinds of posterior will do.
+PAIRS = [
+    (model, posterior)
+    for model in MODELS
+    for posterior in POSTERIORS
+    if model != "factorized" or posterior in ("product", "mixture of products", "joint")
+]
+
+
+@pytest.mark.parametrize(("model", "posterior"), PAIRS)
 class TestEveryPair:
     def test_sites_of_every_guide_are_the_latents_of_its_story(self, model, posterior):
         model, guide = pair(model, posterior)

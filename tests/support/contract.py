@@ -42,11 +42,19 @@ def joint_encoder(partial):
     return mm.posteriors.JointEncoder(features(5), head, partial() if partial else None)
 
 
+def factorized(networks):
+    """A story with a class c, a modality a with a private factor, and b without."""
+    label = {"c": networks.pop("c")}
+    factors = mm.nn.MLP(LATENT, 4, ()), {"a": mm.nn.MLP(3, 2, ())}
+    return mm.models.Factorized(normal(), {"a": normal((3,))}, networks, label, *factors)
+
+
 MODELS = {
     "shared": lambda: mm.models.SharedLatent(normal(), decoders(dict.fromkeys(DIMS, LATENT))),
     "private": lambda: mm.models.PrivateLatents(
         normal(), {"a": normal((2,)), "c": normal((1,))}, decoders({"a": LATENT + 2, "b": LATENT, "c": LATENT + 1})
     ),
+    "factorized": lambda: factorized(decoders({"a": 4 + 2, "b": 4, "c": 4})),
 }
 
 
@@ -56,6 +64,7 @@ PRIVATE = {
         "w_a": mm.posteriors.Private("a", mm.conditionals.Normal(mm.nn.MLP(4, 4, (8,)))),
         "w_c": mm.posteriors.Private("c", mm.conditionals.Normal(torch.nn.Embedding(4, 2))),
     },
+    "factorized": lambda: {"w_a": mm.posteriors.Private("a", mm.conditionals.Normal(mm.nn.MLP(4, 6, (8,))))},
 }
 
 
