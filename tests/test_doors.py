@@ -208,6 +208,10 @@ def constructors():
         mm.datasets.log_mel: {"waves": torch.zeros(1, 5216)},
         simulated.missing: {"batch": mm.Batch({"x": x, "y": x}), "rate": 0.5, "seed": 0},
         simulated.orthonormal_loadings: {"dims": {"x": 3}, "shared": 2, "private": 1, "seed": 0},
+        simulated.factors: {
+            "rows": 5, "shared": 2, "private": 1, "classes": 2, "label": "class", "steps": 4, "noise": 0.1, "seed": 0,
+            "part": 0,
+        },
         simulated.clustered: {
             "rows": 5, "latent": 2, "dims": {"x": 3}, "noise": 0.1, "clusters": 2, "seed": 0, "part": 0
         },

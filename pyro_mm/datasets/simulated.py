@@ -15,6 +15,8 @@ from torch import Tensor
 from ..batch.batch import Batch, check_batch
 from ..utils.arguments import check_counts, check_integer, check_mapping, check_number
 from .pairing import numpy_generator
+from .simulated_factors import Factors as Factors
+from .simulated_factors import factors as factors
 
 CENTRES = (-5.0, 5.0)  # the range of the clusters' means
 SCALES = (0.5, 3.0)  # the range of their standard deviations
