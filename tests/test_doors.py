@@ -121,6 +121,9 @@ def constructors():
         mm.Batch: {"values": {"x": x}, "present": None, "covariates": None, "lengths": None},
         mm.Guide: {"z": part},
         mm.Proposal: {"draws": "quasi", "stratify": True, "prior_share": 0.1},
+        mm.Fitted: {
+            "rounds": 2, "draws": 8, "components": 2, "guide_share": 0.1, "prior_share": 0.1, "widen": 0.1, "pilot": 20,
+        },
         models.SharedLatent: {"prior": prior, "decoders": {"x": part}},
         models.PrivateLatents: {"prior": prior, "private_priors": {"x": prior}, "decoders": {"x": part}},
         models.Factorized: {

@@ -137,8 +137,8 @@ class Comparison:
         if untrusted:
             remarks.append(
                 f"Many rows have k-hat > {PARETO_K_THRESHOLD} in {', '.join(untrusted)}. Their log-likelihoods are "
-                "more likely too low than too high, which no error here shows. More particles or annealed_importance "
-                "help."
+                'more likely too low than too high, which no error here shows. proposal="fitted" helps, or '
+                "annealed_importance."
             )
         return remarks
 
@@ -178,8 +178,9 @@ def compare(
             :func:`~pyro_mm.log_conditional` if there is a target.
         target, given: names of modalities, as in ``log_conditional``.
         baseline: name of the reference; by default the best candidate.
-        proposal: the way to draw particles, an :class:`mm.Proposal <pyro_mm.Proposal>`, the same for all pairs; without
-            a target also what else :func:`~pyro_mm.log_marginal` takes.
+        proposal: the way to draw particles, an :class:`mm.Proposal <pyro_mm.Proposal>`, an :class:`mm.Fitted
+            <pyro_mm.Fitted>` or ``"fitted"``, the same for all pairs; without a target also what else
+            :func:`~pyro_mm.log_marginal` takes.
         seed: of the draws; None takes one from torch's generator.
         options: keyword arguments of ``log_marginal`` or ``log_conditional``, such as ``num_particles`` or ``audit``.
 

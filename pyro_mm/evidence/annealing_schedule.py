@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..sampling.ancestral import SiteValues
 from .annealing_target import TemperedDensity
 from .hamiltonian import hamiltonian_move
 
@@ -32,7 +31,7 @@ class AnnealingSchedule:
         betas: temperatures from 0 to 1, ``(T + 1, N)``.
         step_sizes: ``(T, N)``.
         intervals: the interval of the pilot's grid in which each temperature lies, ``(T, N)``, long.
-        scales: site -> scales of its coordinates in each interval, ``(G, *plates, N, *event)``.
+        scales: scales of the coordinates in each interval, ``(G, N, D)``.
     """
 
     density: TemperedDensity
@@ -40,7 +39,7 @@ class AnnealingSchedule:
     betas: Tensor
     step_sizes: Tensor
     intervals: Tensor
-    scales: SiteValues
+    scales: Tensor
 
     @staticmethod
     def tune(density: TemperedDensity, temperatures: int, leapfrog_steps: int, pilot_chains: int) -> AnnealingSchedule:
@@ -54,13 +53,13 @@ class AnnealingSchedule:
         """
         u = density.initial_draws(pilot_chains)
         state = density.state_at(u)
-        variance = {name: x.var(0) for name, x in u.items()}
+        variance = u.var(0)
         step_size = torch.full_like(state.log_p[0], FIRST_STEP_SIZE)
         grid = _pilot_grid(max(temperatures // 2, WARM_UP_MOVES), step_size)
 
         step_sizes, scales, deviations = [], [], [state.log_ratio.std(0)]
         for interval, beta in enumerate(grid[1:]):
-            scale = {name: v.sqrt().clamp(min=LEAST_SCALE) for name, v in variance.items()}
+            scale = variance.sqrt().clamp(min=LEAST_SCALE)
             for _ in range(WARM_UP_MOVES if interval == 0 else 1):
                 state, acceptance = hamiltonian_move(density, state, beta, step_size, scale, leapfrog_steps)
                 factor = (STEP_SIZE_RATE * (acceptance.mean(0) - TARGET_ACCEPTANCE)).exp()
@@ -68,7 +67,7 @@ class AnnealingSchedule:
             step_sizes.append(step_size)
             scales.append(scale)
             deviations.append(state.log_ratio.std(0))
-            variance = {n: VARIANCE_DECAY * v + (1 - VARIANCE_DECAY) * state.u[n].var(0) for n, v in variance.items()}
+            variance = VARIANCE_DECAY * variance + (1 - VARIANCE_DECAY) * state.u.var(0)
 
         betas, intervals = equal_variance_temperatures(grid, torch.stack(deviations), temperatures)
         rows = torch.arange(intervals.shape[1], device=intervals.device)
@@ -78,24 +77,25 @@ class AnnealingSchedule:
             betas,
             torch.stack(step_sizes)[intervals, rows],
             intervals,
-            {name: torch.stack([scale[name] for scale in scales]) for name in u},
+            torch.stack(scales),
         )
 
-    def log_weights(self, u: SiteValues, forward: bool = True) -> Tensor:
+    def log_weights(self, u: Tensor, forward: bool = True) -> Tensor:
         """Run chains from one end of the path to the other, and return their log-weights ``(C, N)``, in nats.
 
         Args:
-            u: coordinates at the start, draws from q_0; with ``forward=False`` draws from the posterior.
+            u: coordinates at the start, ``(C, N, D)``, draws from q_0; with ``forward=False`` draws from the posterior.
             forward: from q_0 to the posterior, with weights of mean p(x); else back, with weights of mean 1 / p(x).
         """
         state = self.density.state_at(u)
+        rows = torch.arange(self.density.size, device=u.device)
         log_w = torch.zeros_like(state.log_p)
         steps = range(len(self.step_sizes))
         for t in steps if forward else reversed(steps):
             gap = self.betas[t + 1] - self.betas[t]
             if forward:
                 log_w = log_w + gap * state.log_ratio
-            scale = {n: self.density.select_per_row(n, x, self.intervals[t]) for n, x in self.scales.items()}
+            scale = self.scales[self.intervals[t], rows]
             state, _ = hamiltonian_move(
                 self.density, state, self.betas[t + 1], self.step_sizes[t], scale, self.leapfrog_steps
             )

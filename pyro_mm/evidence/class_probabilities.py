@@ -24,7 +24,7 @@ from ..utils.seeding import temporary_seed
 from .accumulator import WeightAccumulator
 from .class_sums import ClassAccumulator
 from .evidence import Evidence, concatenate
-from .likelihood import importance_sampling, split_proposal
+from .likelihood import importance_sampling, name_proposal, split_proposal
 from .quantity import name_quantity
 
 
@@ -109,7 +109,7 @@ def class_probabilities(
     site: str,
     *,
     num_particles: int = 1000,
-    proposal: ProposalScheme | Callback | Batch | None = None,
+    proposal: ProposalScheme | Callback | Batch | str | None = None,
     seed: int | None = None,
     chunk: int | None = None,
     vectorize: bool = True,
@@ -182,7 +182,7 @@ def class_probabilities(
         parts = [
             _estimate(model, sampled_guide, part, part_shown, settings.for_rows(first), site)
             for (first, part), (_, part_shown) in zip(
-                row_blocks(rows, settings.sizes.rows), row_blocks(shown, settings.sizes.rows), strict=True
+                row_blocks(rows, settings.rows_at_once), row_blocks(shown, settings.rows_at_once), strict=True
             )
         ]
         evidence = name_quantity(concatenate([e for _, _, e in parts]), model, sampled_guide, rows, shown)
@@ -199,12 +199,12 @@ def _estimate(
     by_class: ClassAccumulator | None = None
     for block in weighted_blocks(model, guide, batch, settings, guide_batch, classes_of=site):
         if by_class is None:
-            by_class = ClassAccumulator(block.group_size)
-            whole = WeightAccumulator(settings.num_particles, block.group_size)
+            by_class = ClassAccumulator(block.sampler.group_size)
+            whole = WeightAccumulator(settings.num_particles, block.sampler.group_size)
         by_class.add(block.log_weights)
         whole.add(block.log_weights.logsumexp(0))
     assert by_class is not None  # there is one particle at least
-    evidence = whole.evidence("")
+    evidence = name_proposal(whole.evidence(""), settings, block.sampler)
     probabilities, errors = (x.to(evidence.log_prob.dtype) for x in by_class.shares())
     return probabilities, errors, evidence
 

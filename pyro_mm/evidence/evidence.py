@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -51,6 +51,9 @@ class Evidence:
         counts (Tensor): the rows that have the quantity, boolean ``(N,)``; None for all. Means and shares are over
             them, as a row without it has an exact 0 that would dilute these.
         notes (tuple of str): remarks on the quantity, such as that grey levels have no likelihood in bits.
+        proposal (str): the proposal that the draws come from, such as ``"Fitted(rounds=8, ..)"``.
+        evaluations (int): evaluations of the model per row, those of pilot draws among them; 0 if not known.
+        gradients (int): evaluations of the gradient of the model's density per row, by which the proposal was fitted.
 
     Example:
         >>> import torch, pyro_mm as mm
@@ -74,6 +77,9 @@ class Evidence:
     running: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
     counts: Tensor | None = field(default=None, repr=False)
     notes: tuple[str, ...] = field(default=(), repr=False)
+    proposal: str = field(default="", repr=False)
+    evaluations: int = field(default=0, repr=False)
+    gradients: int = field(default=0, repr=False)
 
     def __len__(self) -> int:
         """Return the number of rows N."""
@@ -152,6 +158,9 @@ class Evidence:
             f"K = {self.num_particles}."
         ]
         lines += [f"{note}." for note in self.notes]
+        if self.proposal:
+            gradients = f" and {self.gradients} of its gradient" if self.gradients else ""
+            lines.append(f"Draws of {self.proposal}: {self.evaluations} evaluations of the model{gradients} per row.")
         if self.few:
             lines.append("Too few draws for k-hat: judged by the standard error alone.")
         if lost:
@@ -189,30 +198,35 @@ class Evidence:
                 f"  row {row}: {self.log_prob[row].item():.3f} ± {self.standard_error[row].item():.3f}, "
                 f"k-hat {self.pareto_k[row].item():.2f}, ESS {self.ess[row].item():.1f}"
             )
-        lines.append("To do: annealed_importance on batch[evidence.doubtful], or in few dimensions prior_share=0.1.")
+        lines.append(f"To do: {self._advice()}.")
         return lines
+
+    def _advice(self) -> str:
+        """Return the remedies for doubtful rows, the cheapest first."""
+        annealing = "annealed_importance on batch[evidence.doubtful]"
+        if self.gradients:
+            return f"more particles, or {annealing}"
+        return f'proposal="fitted", which fits the proposal to each row; if rows stay in doubt, {annealing}'
 
     def __getitem__(self, rows: Any) -> Evidence:
         """Return the evidence of some rows, by a slice, a mask, indices or one index."""
         if isinstance(rows, int) or getattr(rows, "ndim", None) == 0:
             rows = [operator.index(rows)]
-        return Evidence(
-            self.log_prob[rows],
-            self.standard_error[rows],
-            self.ess[rows],
-            self.pareto_k[rows],
-            self.quantity,
-            self.num_particles,
-            {k: (log_prob[rows], error[rows]) for k, (log_prob, error) in self.running.items()},
-            None if self.counts is None else self.counts[rows],
-            self.notes,
+        return replace(
+            self,
+            log_prob=self.log_prob[rows],
+            standard_error=self.standard_error[rows],
+            ess=self.ess[rows],
+            pareto_k=self.pareto_k[rows],
+            running={k: (log_prob[rows], error[rows]) for k, (log_prob, error) in self.running.items()},
+            counts=None if self.counts is None else self.counts[rows],
         )
 
     def __sub__(self, other: Evidence) -> Evidence:
         r"""Return the difference per row: log p(x_T | x_G), for instance, from log p(x_T, x_G) and log p(x_G).
 
         Errors add in quadrature, as of independent estimates: give the two different seeds. ``ess`` and ``pareto_k``
-        are the worse of the two.
+        are the worse of the two, and the cost is that of both.
 
         Raises:
             ValueError: evidence of another number of rows.
@@ -236,6 +250,9 @@ class Evidence:
             {k: difference(one, other.running[k]) for k, one in self.running.items() if k in other.running},
             None if self.counts is None or other.counts is None else self.counts | other.counts,
             tuple(dict.fromkeys([*self.notes, *other.notes])),
+            " and ".join(dict.fromkeys(proposal for proposal in (self.proposal, other.proposal) if proposal)),
+            self.evaluations + other.evaluations,
+            self.gradients + other.gradients,
         )
 
     def to_arviz(self) -> Any:
@@ -261,14 +278,15 @@ def concatenate(parts: Sequence[Evidence]) -> Evidence:
     def cat(pick: Callable[[Evidence], Tensor]) -> Tensor:
         return torch.cat([pick(part) for part in parts])
 
-    return Evidence(
-        cat(lambda e: e.log_prob),
-        cat(lambda e: e.standard_error),
-        cat(lambda e: e.ess),
-        cat(lambda e: e.pareto_k),
-        parts[0].quantity,
-        parts[0].num_particles,
-        {k: (cat(lambda e, k=k: e.running[k][0]), cat(lambda e, k=k: e.running[k][1])) for k in parts[0].running},  # type: ignore[misc]
-        None if all(part.counts is None for part in parts) else cat(lambda e: e.counted),
-        parts[0].notes,
+    return replace(
+        parts[0],
+        log_prob=cat(lambda e: e.log_prob),
+        standard_error=cat(lambda e: e.standard_error),
+        ess=cat(lambda e: e.ess),
+        pareto_k=cat(lambda e: e.pareto_k),
+        running={
+            k: (cat(lambda e, k=k: e.running[k][0]), cat(lambda e, k=k: e.running[k][1]))  # type: ignore[misc]
+            for k in parts[0].running
+        },
+        counts=None if all(part.counts is None for part in parts) else cat(lambda e: e.counted),
     )

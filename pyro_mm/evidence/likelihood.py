@@ -8,7 +8,7 @@ from typing import Any
 
 from ..batch.batch import Batch, check_batch
 from ..sampling.guide_sampler import DrawMethod
-from ..sampling.particle_sampler import ProposalScheme
+from ..sampling.particle_sampler import ParticleSampler, ProposalScheme
 from ..sampling.proposals import resolve_proposal
 from ..sampling.weighted import BlockSizes, ImportanceSampling, row_blocks, weighted_blocks
 from ..scoring.audit.audit import audit as audited
@@ -35,7 +35,7 @@ def log_marginal(
     batch: Batch,
     *,
     num_particles: int = 1000,
-    proposal: ProposalScheme | Callback | Batch | None = None,
+    proposal: ProposalScheme | Callback | Batch | str | None = None,
     draws: DrawMethod | None = None,
     stratify: bool | None = None,
     prior_share: float | None = None,
@@ -61,7 +61,8 @@ def log_marginal(
     heavy that their variance is too large or infinite: few draws carry the sum, the estimate is more likely too low
     than too high, and the standard error, which misses the same tail, is too small. ``evidence.summary()`` lists such
     rows. A k-hat below 0.7 is no proof: a guide that misses a mode of the posterior altogether looks well. Remedies are
-    more particles, ``proposal=mm.Proposal(prior_share=0.1)``, and :func:`~pyro_mm.annealed_importance`.
+    ``proposal="fitted"``, which fits the proposal to each row (:class:`~pyro_mm.Fitted`), more particles, and
+    :func:`~pyro_mm.annealed_importance`.
 
     Args:
         model (callable): a story, called with a batch. Row-local enumerated sites are summed out; a latent that only
@@ -69,9 +70,10 @@ def log_marginal(
         guide (callable): called with a batch.
         batch (Batch): N rows. A row in which nothing is present has log-likelihood 0, and does not count in means.
         num_particles (int): K, draws per row.
-        proposal: the way to draw, an :class:`mm.Proposal <pyro_mm.Proposal>`. Or another guide to draw from; or the
-            same rows as another batch for the guide to see in the place of ``batch``: with ``batch.only("image")`` and
-            ``proposal=batch``, log p(image) under q(z | image, label).
+        proposal: the way to draw: an :class:`mm.Proposal <pyro_mm.Proposal>` from the guide, the default; or an
+            :class:`mm.Fitted <pyro_mm.Fitted>` to each row, ``"fitted"`` with its defaults. Or another guide to draw
+            from; or the same rows as another batch for the guide to see in the place of ``batch``: with
+            ``batch.only("image")`` and ``proposal=batch``, log p(image) under q(z | image, label).
         draws, stratify, prior_share: fields of a :class:`~pyro_mm.Proposal` one by one, in the place of one, or beside
             another guide or batch.
         seed (int): of all draws; None takes one from torch's generator, which is not otherwise used.
@@ -125,7 +127,7 @@ def split_proposal(proposal: Any, guide: Callback, batch: Batch) -> tuple[Callba
     """Return the guide to draw from, the batch that it sees, and the way to draw, from ``proposal=``.
 
     Args:
-        proposal: a scheme, another guide, the same rows as another batch, or None.
+        proposal: a scheme or its name, another guide, the same rows as another batch, or None.
         guide: the guide that is drawn from unless another one is proposed.
         batch: the rows that it sees unless others are proposed.
 
@@ -135,8 +137,8 @@ def split_proposal(proposal: Any, guide: Callback, batch: Batch) -> tuple[Callba
     """
     if proposal is None:
         return guide, batch, None
-    if isinstance(proposal, ProposalScheme):
-        return guide, batch, proposal
+    if isinstance(proposal, ProposalScheme | str):
+        return guide, batch, resolve_proposal(proposal)
     if not isinstance(proposal, Batch):
         return check_function("proposal", proposal), batch, None
     if check_batch(proposal, "proposal").size != batch.size:
@@ -147,7 +149,7 @@ def split_proposal(proposal: Any, guide: Callback, batch: Batch) -> tuple[Callba
 def importance_sampling(
     *,
     num_particles: int = 1000,
-    proposal: ProposalScheme | None = None,
+    proposal: ProposalScheme | str | None = None,
     draws: DrawMethod | None = None,
     stratify: bool | None = None,
     prior_share: float | None = None,
@@ -192,25 +194,42 @@ def estimate_log_marginal(
     guide_batch = batch if guide_batch is None else guide_batch
     with evaluating(model, guide, batch, audit=audit, stacked=settings.stacked, guide_batch=guide_batch) as rows:
         shown = rows if guide_batch is batch else guide_batch.to(rows.device)
-        blocks = zip(row_blocks(rows, settings.sizes.rows), row_blocks(shown, settings.sizes.rows), strict=True)
+        most = settings.rows_at_once
+        blocks = zip(row_blocks(rows, most), row_blocks(shown, most), strict=True)
         parts = [
             _accumulate(model, guide, part, settings.for_rows(first), part_seen)
             for (first, part), (_, part_seen) in blocks
         ]
-        evidence = parts[0] if len(parts) == 1 else concatenate(parts)
-        return move_result(name_quantity(evidence, model, guide, rows, shown), rows, batch)
+        evidence = concatenate([evidence for evidence, _ in parts])
+        evidence = name_quantity(evidence, model, guide, rows, shown)
+        if failed := sum(failed for _, failed in parts):
+            remark = f"the fit found no finite density in {failed} of {batch.size} rows: their Normals are the guide's"
+            evidence = replace(evidence, notes=(*evidence.notes, remark))
+        return move_result(evidence, rows, batch)
 
 
 def _accumulate(
     model: Callback, guide: Callback, batch: Batch, settings: ImportanceSampling, guide_batch: Batch
-) -> Evidence:
-    """Return the evidence of one block of rows, without a name."""
+) -> tuple[Evidence, int]:
+    """Return the evidence of one block of rows, without a name, and the number of rows that could not be fitted."""
     accumulator: WeightAccumulator | None = None
     for block in weighted_blocks(model, guide, batch, settings, guide_batch):
-        accumulator = accumulator or WeightAccumulator(settings.num_particles, block.group_size)
+        sampler = block.sampler
+        accumulator = accumulator or WeightAccumulator(settings.num_particles, sampler.group_size)
         accumulator.add(block.log_weights)
     assert accumulator is not None  # there is one particle at least
-    return accumulator.evidence("")
+    evidence = name_proposal(accumulator.evidence(""), settings, sampler)
+    return evidence, 0 if sampler.fallback is None else int(sampler.fallback.sum())
+
+
+def name_proposal(evidence: Evidence, settings: ImportanceSampling, sampler: ParticleSampler) -> Evidence:
+    """Return an evidence with the proposal that its draws come from, and their cost."""
+    return replace(
+        evidence,
+        proposal=repr(settings.proposal),
+        evaluations=settings.num_particles + sampler.num_pilot,
+        gradients=sampler.num_gradients,
+    )
 
 
 def log_conditional(
@@ -221,7 +240,7 @@ def log_conditional(
     target: Sequence[str] | str,
     given: Sequence[str] | str = (),
     num_particles: int = 1000,
-    proposal: ProposalScheme | None = None,
+    proposal: ProposalScheme | str | None = None,
     draws: DrawMethod | None = None,
     stratify: bool | None = None,
     prior_share: float | None = None,
@@ -249,7 +268,7 @@ def log_conditional(
             and does not count in means.
         given (str or sequence of str): names of other modalities. A row that lacks all of them has log p(x_T).
         num_particles, draws, stratify, prior_share, seed, chunk, vectorize, audit: as in :func:`log_marginal`.
-        proposal (Proposal): the way to draw, for both estimates.
+        proposal (Proposal, Fitted or ``"fitted"``): the way to draw, for each of the two estimates by itself.
 
     Returns:
         An :class:`Evidence` of N rows, in nats per row.

@@ -119,7 +119,7 @@ def conditional(
 
     Args:
         model, guide, batch, target, given, options: as in :func:`joint`. ``proposal`` applies to the joint part; the
-            other part always draws from the prior, with the proposal's ``draws``.
+            other part always draws from the prior, with the ``draws`` of an ``mm.Proposal``.
         prior_draws (int): L.
         seed (int): of all draws; None takes one from torch's generator.
 
@@ -197,7 +197,7 @@ def _check_arguments(
 def _from_prior(options: dict[str, Any]) -> dict[str, Any]:
     """Return options of ``log_marginal`` with all draws from the prior."""
     proposal = options.get("proposal")
-    if not isinstance(proposal, ProposalScheme):
+    if not isinstance(proposal, ProposalScheme | str):
         return options | {"prior_share": 1.0}
     prior = replace(proposal, prior_share=1.0) if isinstance(proposal, Proposal) else Proposal(prior_share=1.0)
     return options | {"proposal": prior}

@@ -69,14 +69,16 @@ def conditional_evidence(joint: Evidence, marginal: Evidence, rows: Tensor, quan
     def zero_elsewhere(x: Tensor) -> Tensor:
         return torch.where(rows, x, torch.zeros_like(x))
 
-    return Evidence(
-        zero_elsewhere(difference.log_prob),
-        zero_elsewhere(difference.standard_error),
-        torch.where(rows, difference.ess, float(joint.num_particles)),
-        zero_elsewhere(difference.pareto_k),
-        quantity,
-        joint.num_particles,
-        {k: (zero_elsewhere(log_prob), zero_elsewhere(error)) for k, (log_prob, error) in difference.running.items()},
-        None if bool(rows.all()) else rows,
-        difference.notes,
+    return replace(
+        difference,
+        log_prob=zero_elsewhere(difference.log_prob),
+        standard_error=zero_elsewhere(difference.standard_error),
+        ess=torch.where(rows, difference.ess, float(joint.num_particles)),
+        pareto_k=zero_elsewhere(difference.pareto_k),
+        quantity=quantity,
+        num_particles=joint.num_particles,
+        running={
+            k: (zero_elsewhere(log_prob), zero_elsewhere(error)) for k, (log_prob, error) in difference.running.items()
+        },
+        counts=None if bool(rows.all()) else rows,
     )

@@ -142,7 +142,7 @@ class GuideSampler(ParticleSampler):
 
         propose(pair, self.structure, draw_site)
 
-    def log_density(self, scores: Scores) -> Tensor:
+    def log_density(self, scores: Scores, rows: slice = slice(None)) -> Tensor:
         share = self.prior_share
         if share == 1:
             return scores.log_prior[:, 0]

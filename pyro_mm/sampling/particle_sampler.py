@@ -8,21 +8,21 @@ draws. The engine (:func:`pyro_mm.sampling.weighted.weighted_blocks`) knows noth
     for pair in blocks_of_particles:
         sampler.draw(pair)                           # sets pair.trace and pair.log_q
         scores = score_model(pair, ...)              # log p(x | z), log p(z), log q(z)
-        log_w = log_weights(sampler, scores)         # log p(x, z) - sampler.log_density(scores)
+        log_w = log_weights(sampler, scores)         # log p(x, z) - sampler.log_density(scores, rows)
     # standard errors come from groups of sampler.group_size successive particles
 
-So another proposal is two classes: a frozen dataclass that subclasses ``ProposalScheme``, and its sampler. One that
-fits a Normal to each row's posterior does the fit in its sampler's constructor, with pairs from
-:meth:`RowBlock.pair`, writes draws of that Normal into ``pair.trace`` in :meth:`ParticleSampler.draw`, and their
-log-density into ``pair.log_q``. All of this runs without gradient, which a fit enables itself
-(``torch.enable_grad``), with modules in evaluation mode and torch's generator under a seed. A complete example is
-``Exact`` in ``tests/sampling/test_proposal_values.py``.
+So another proposal is two classes: a frozen dataclass that subclasses ``ProposalScheme``, and its sampler. What is
+computed once per block of rows belongs into the sampler's constructor, as the fit of
+:class:`pyro_mm.sampling.fitted_proposal.FittedSampler` does. All of this runs without gradient, which a fit enables
+itself (``torch.enable_grad``), with modules in evaluation mode and torch's generator under a seed. A complete example
+is ``Exact`` in ``tests/sampling/test_proposal_values.py``.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ class RowBlock:
         num_particles: K, of all blocks of particles together.
         seed: for draws of the sampler outside the blocks of particles; each block has a seed of its own.
         vectorize: True if the particles of a block lie along a plate.
+        pairs_at_once: the number of (row, particle) pairs that a sampler decodes at once, which bounds the memory.
     """
 
     model: Callback
@@ -53,6 +54,7 @@ class RowBlock:
     num_particles: int
     seed: int
     vectorize: bool = True
+    pairs_at_once: int = 2**14
 
     @property
     def size(self) -> int:
@@ -81,10 +83,16 @@ class ParticleSampler(ABC):
             20 of them (:data:`~pyro_mm.sampling.streams.REPLICATES`).
         needs_prior_density: True if :meth:`log_density` uses ``scores.log_prior``. Stories that draw while they are
             scored, whose prior density is random, are then refused.
+        num_pilot, num_gradients: evaluations of the model, and of its gradient, per row that the sampler has made
+            beforehand, beside the K of the particles.
+        fallback: rows whose proposal could not be made as its settings ask, boolean ``(N,)``; None if all could.
     """
 
     group_size: int = 1
     needs_prior_density: bool = False
+    num_pilot: int = 0
+    num_gradients: int = 0
+    fallback: Tensor | None = None
 
     @abstractmethod
     def draw(self, pair: TermPair) -> None:
@@ -97,17 +105,24 @@ class ParticleSampler(ABC):
         from torch's generator are seeded per block of particles.
         """
 
-    def log_density(self, scores: Scores) -> Tensor:
+    def log_density(self, scores: Scores, rows: slice = slice(None)) -> Tensor:
         """Return the log-density of the whole proposal at the particles, ``(k, N)``, in nats.
 
         Args:
             scores: log-densities of some of the particles and rows of the last :meth:`draw`, one term.
+            rows: those rows among the rows of the block.
         """
         return scores.log_proposal[:, 0]
 
 
 class ProposalScheme(ABC):
-    """Settings by which the particles of an importance sampler are drawn: a value given as ``proposal=``."""
+    """Settings by which the particles of an importance sampler are drawn: a value given as ``proposal=``.
+
+    Attributes:
+        rows_at_once: the most rows that a sampler holds; None for as many as are encoded at once.
+    """
+
+    rows_at_once: ClassVar[int | None] = None
 
     @abstractmethod
     def sampler(self, rows: RowBlock) -> ParticleSampler:
@@ -118,7 +133,13 @@ class ProposalScheme(ABC):
         """
 
 
-def log_weights(sampler: ParticleSampler, scores: Scores) -> Tensor:
-    r"""Return the log-weights :math:`\log p(x, z_k) - \log q(z_k)`, ``(k, N)``, in nats."""
+def log_weights(sampler: ParticleSampler, scores: Scores, rows: slice = slice(None)) -> Tensor:
+    r"""Return the log-weights :math:`\log p(x, z_k) - \log q(z_k)`, ``(k, N)``, in nats.
+
+    Args:
+        sampler: the sampler of the particles.
+        scores: log-densities of some particles and rows.
+        rows: those rows among the rows of the sampler.
+    """
     log_joint = sum(scores.likelihood.values(), scores.log_prior)[:, 0]
-    return log_joint - sampler.log_density(scores)
+    return log_joint - sampler.log_density(scores, rows)

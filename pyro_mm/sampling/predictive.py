@@ -36,7 +36,7 @@ def generate(
     mean: bool = False,
     resample: bool = False,
     num_particles: int = 1000,
-    proposal: ProposalScheme | None = None,
+    proposal: ProposalScheme | str | None = None,
     seed: int | None = None,
     vectorize: bool = True,
     audit: bool = True,
@@ -67,7 +67,7 @@ def generate(
         resample (bool): take z from the guide's draws by their importance weights, and so, as K grows, from the
             posterior p(z | x_S) itself (:func:`posterior_draws`).
         num_particles (int): K, weighted draws per row to take from, if ``resample``.
-        proposal (Proposal): the way to draw these; None for ``mm.Proposal()``.
+        proposal (Proposal, Fitted or ``"fitted"``): the way to draw these; None for ``mm.Proposal()``.
         seed (int): of all draws; None goes on with torch's generator.
         vectorize (bool): False samples one by one, for stories that do not broadcast over a plate of samples.
         audit (bool): False skips the audit of the pair (:mod:`pyro_mm.scoring.audit`) and its errors.
@@ -105,7 +105,7 @@ def posterior_draws(
     *,
     resample: bool = False,
     num_particles: int = 1000,
-    proposal: ProposalScheme | None = None,
+    proposal: ProposalScheme | str | None = None,
     draws: DrawMethod | None = None,
     stratify: bool | None = None,
     prior_share: float | None = None,
@@ -134,7 +134,7 @@ def posterior_draws(
         num_samples (int): S, draws per row.
         resample (bool): draw by weight.
         num_particles (int): K, weighted draws per row to take from, if ``resample``.
-        proposal (Proposal): the way to draw these; None for ``mm.Proposal()``.
+        proposal (Proposal, Fitted or ``"fitted"``): the way to draw these; None for ``mm.Proposal()``.
         draws, stratify, prior_share: fields of a :class:`~pyro_mm.Proposal` one by one, in the place of ``proposal``.
         seed (int): of all draws; None goes on with torch's generator.
         vectorize (bool): False draws one by one, for stories that do not broadcast over a plate of samples.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..utils.arguments import check_choice, check_flag, check_number, describe
+from .fitted_proposal import Fitted
 from .guide_sampler import DRAW_METHODS, DrawMethod, GuideSampler
 from .particle_sampler import ParticleSampler, ProposalScheme, RowBlock
 
@@ -67,7 +68,7 @@ def resolve_proposal(proposal: Any, **settings: Any) -> ProposalScheme:
     """Return the proposal that a caller asks for, as a value or by its settings one by one.
 
     Args:
-        proposal: a proposal, or None.
+        proposal: a proposal, ``"fitted"``, or None.
         settings: ``draws``, ``stratify`` and ``prior_share`` of a :class:`Proposal`; None for its default.
 
     Raises:
@@ -77,8 +78,12 @@ def resolve_proposal(proposal: Any, **settings: Any) -> ProposalScheme:
     given = {name: value for name, value in settings.items() if value is not None}
     if proposal is None:
         return Proposal(**given)
+    if isinstance(proposal, str) and proposal == "fitted":
+        proposal = Fitted()
     if not isinstance(proposal, ProposalScheme):
-        raise TypeError(f"expected proposal to be a pyro_mm.Proposal or None, got {describe(proposal)}")
+        raise TypeError(
+            f"expected proposal to be a pyro_mm.Proposal, a pyro_mm.Fitted, 'fitted' or None, got {describe(proposal)}"
+        )
     if given:
         names = ", ".join(f"{name}={value!r}" for name, value in given.items())
         raise ValueError(

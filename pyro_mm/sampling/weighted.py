@@ -80,6 +80,12 @@ class ImportanceSampling:
         """True if the model is run on several particles at once."""
         return self.vectorize and self.num_particles > 1
 
+    @property
+    def rows_at_once(self) -> int:
+        """The most rows of a block."""
+        most = self.proposal.rows_at_once
+        return self.sizes.rows if most is None else min(self.sizes.rows, most)
+
     def for_rows(self, first_row: int) -> ImportanceSampling:
         """Return these settings with the seed of the block of rows that begins at row ``first_row``."""
         return replace(self, seed=self.seed + first_row)
@@ -91,12 +97,12 @@ class WeightedBlock(NamedTuple):
     Attributes:
         pair: its trace holds the latents, with the particles' dimension and the plates of the story.
         log_weights: ``(k, N)``, in nats; ``(C, k, N)`` if they are split by the classes of a site.
-        group_size: the number of successive particles that depend on each other.
+        sampler: the sampler that has drawn them.
     """
 
     pair: TermPair
     log_weights: Tensor
-    group_size: int
+    sampler: ParticleSampler
 
 
 def row_blocks(batch: Batch, most: int) -> Iterator[tuple[int, Batch]]:
@@ -130,7 +136,6 @@ def weighted_blocks(
         ValueError: a story that draws while it is scored, if the proposal needs the density of its prior.
     """
     rows = _row_block(model, guide, batch, batch if guide_batch is None else guide_batch, settings)
-    pairs_to_decode = settings.sizes.pairs_to_decode(batch)
     block_size = settings.sizes.particles_per_seed(batch.size) if settings.vectorize else 1
     with temporary_seed(rows.seed, batch.device):
         sampler = settings.proposal.sampler(rows)
@@ -142,7 +147,7 @@ def weighted_blocks(
             sampler.draw(pair)
             state = generator_state(batch.device)
             if not draws_in_scoring:
-                log_w = _log_weights_in_parts(pair, rows.structure, sampler, pairs_to_decode, classes_of)
+                log_w = _log_weights_in_parts(pair, rows.structure, sampler, rows.pairs_at_once, classes_of)
                 draws_in_scoring = not torch.equal(state, generator_state(batch.device))
             if draws_in_scoring:
                 # parts of another size would draw other values, so the block is scored whole
@@ -153,7 +158,7 @@ def weighted_blocks(
                     )
                 set_generator_state(batch.device, state)
                 log_w = _log_weights(pair, rows.structure, sampler, classes_of)
-        yield WeightedBlock(pair, log_w, sampler.group_size)
+        yield WeightedBlock(pair, log_w, sampler)
 
 
 def _row_block(
@@ -167,15 +172,24 @@ def _row_block(
 
     encoded = view(guide_batch, {}, batch.rows)
     views = TermViews(encoded, view(batch, {}), encoded, structure.nesting, modalities=structure.modalities)
-    return RowBlock(model, guide, views, structure, settings.num_particles, settings.seed, settings.vectorize)
+    pairs_at_once = settings.sizes.pairs_to_decode(batch)
+    return RowBlock(
+        model, guide, views, structure, settings.num_particles, settings.seed, settings.vectorize, pairs_at_once
+    )
 
 
-def _log_weights(pair: TermPair, structure: PairStructure, sampler: ParticleSampler, classes_of: str | None) -> Tensor:
-    """Return the log-weights of a block, ``(k, N)``, or ``(C, k, N)`` by the classes of a site."""
+def _log_weights(
+    pair: TermPair,
+    structure: PairStructure,
+    sampler: ParticleSampler,
+    classes_of: str | None,
+    rows: slice = slice(None),
+) -> Tensor:
+    """Return the log-weights of some rows of a block, ``(k, N)``, or ``(C, k, N)`` by the classes of a site."""
     scores = score_model(pair, structure, unscaled=True, classes_of=classes_of)
     if scores.log_joint_by_class is None:
-        return log_weights(sampler, scores)
-    return scores.log_joint_by_class[:, :, 0] - sampler.log_density(scores)
+        return log_weights(sampler, scores, rows)
+    return scores.log_joint_by_class[:, :, 0] - sampler.log_density(scores, rows)
 
 
 def _log_weights_in_parts(
@@ -189,8 +203,9 @@ def _log_weights_in_parts(
     rows, particles = (num_rows, most // num_rows) if most >= num_rows else (most, 1)
 
     def weigh(first_particle: int, first_row: int) -> Tensor:
-        part = _part(pair, slice(first_particle, first_particle + particles), slice(first_row, first_row + rows))
-        return _log_weights(part, structure, sampler, classes_of)
+        chosen = slice(first_row, first_row + rows)
+        part = _part(pair, slice(first_particle, first_particle + particles), chosen)
+        return _log_weights(part, structure, sampler, classes_of, chosen)
 
     return torch.cat(
         [torch.cat([weigh(k, n) for n in range(0, num_rows, rows)], -1) for k in range(0, num_particles, particles)], -2

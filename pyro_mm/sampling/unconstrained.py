@@ -1,0 +1,333 @@
+r"""A pair's densities at unconstrained coordinates of the guide's latents, row by row and with gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import biject_to
+from torch.distributions.constraints import Constraint
+
+from ..scoring.importance import score_model
+from ..scoring.reduction import LazyMapping, SiteReducer
+from ..scoring.structure import Callback, PairStructure, latent_sites
+from ..scoring.term_pair import TermPair
+from ..scoring.views import TermViews
+from ..utils.global_state import override_validation
+from ..utils.seeding import generator_state
+from .ancestral import SiteValues
+
+
+class LogDensities(NamedTuple):
+    """Log-densities of C points of N rows, ``(C, N)`` each, in nats; the first two are of the coordinates.
+
+    Attributes:
+        guide: log q(z) plus the Jacobian's; None if it was not asked for.
+        prior: log p(z) plus the Jacobian's.
+        likelihood: log p(x | z).
+    """
+
+    guide: Tensor | None
+    prior: Tensor
+    likelihood: Tensor
+
+    @property
+    def joint(self) -> Tensor:
+        """log p(x, z) plus the log-determinant of the Jacobian."""
+        return self.prior + self.likelihood
+
+
+class UnconstrainedPair:
+    r"""The densities of a pair at flat unconstrained coordinates u of the guide's latents, for each row of a batch.
+
+    All latents of a row, those in plates within it among them, are D numbers u, which ``torch.distributions.biject_to``
+    transforms to their supports, z = T(u). The densities of u have the Jacobian's determinant:
+
+    .. math:: \log p(x, u) = \log p(x, T(u)) + \log |\det T'(u)|
+
+    Coordinates that no density depends on count nowhere, in a Jacobian neither: the latents of rows in which nothing is
+    present, and the private ones of missing modalities.
+
+    Args:
+        model, guide: callables of a batch.
+        views: N rows as the guide sees them and as the model scores them.
+        structure: sites of the pair.
+        vectorize: True to score all points in one run of the model.
+        method: the method that needs the coordinates, for errors.
+
+    Attributes:
+        transforms: site -> bijection from its coordinates to its support.
+        size: N.
+        dimension: D.
+        active: the coordinates that the densities depend on, boolean ``(N, D)``.
+
+    Raises:
+        ValueError: a discrete latent in the guide, one that only the model has and that cannot be summed out, a latent
+            that is scaled, outside the plate ``"data"`` or whose support depends on another one, or a story that draws
+            as it is scored.
+    """
+
+    def __init__(
+        self,
+        model: Callback,
+        guide: Callback,
+        views: TermViews,
+        structure: PairStructure,
+        vectorize: bool = True,
+        method: str = "annealing",
+    ):
+        if unknown := [name for name, enumerable in structure.model_only.items() if not enumerable]:
+            raise ValueError(
+                f"{method} moves the guide's latents, and the guide lacks {unknown[0]!r}, a latent of the model: "
+                "give the guide a site for it"
+            )
+        self.model, self.guide = model, guide
+        self.views = views
+        self.structure = structure
+        self.vectorize = vectorize
+        self.method = method
+        self.size = views.encode.size
+
+        pair = self.pair(1)
+        with torch.no_grad():
+            pair.guide()  # which leaves the encoders' outputs in the view's cache, without a graph
+            self._check_sites(pair)
+        sites = latent_sites(pair.trace)
+        self._trace = pair.trace.copy()
+        for plate in {"data", "particles"} & set(self._trace.nodes):
+            self._trace.remove_node(plate)  # its index set, of another number of points
+        self.single_site = len(sites) == 1  # whose distribution depends on no other latent
+        self.transforms = {n: biject_to(s["fn"].support) for n, s in sites.items()}
+        self._num_plates = {n: len(s["fn"].batch_shape) - 1 - vectorize for n, s in sites.items()}  # within a row
+        self._lay_out(sites)
+        self._check_scoring()
+
+    # -- points -------------------------------------------------------------------------------------------------------
+
+    def pair(self, num_particles: int) -> TermPair:
+        """Return the pair for so many points; for one point without a plate if the model is run on each alone."""
+        return TermPair(self.model, self.guide, self.views, num_particles, plated=self.vectorize)
+
+    @torch.no_grad()
+    def guide_draws(self, num_draws: int) -> Tensor:
+        """Return the coordinates of independent draws from the guide, ``(C, N, D)``."""
+
+        def draw(pair: TermPair) -> SiteValues:
+            pair.guide()
+            return {name: site["value"] for name, site in latent_sites(pair.trace).items()}
+
+        return self._draws(num_draws, draw)
+
+    @torch.no_grad()
+    def prior_draws(self, num_draws: int) -> Tensor:
+        """Return the coordinates of independent draws from the model's prior, ``(C, N, D)``.
+
+        Raises:
+            ValueError: a latent that only the guide has.
+        """
+
+        def draw(pair: TermPair) -> SiteValues:
+            prior = pair.draw_prior()
+            if missing := [name for name in self.transforms if name not in prior]:
+                raise ValueError(f"{self.method} needs latents that the model has, and {missing[0]!r} is not in it")
+            return {name: prior[name]["value"] for name in self.transforms}
+
+        return self._draws(num_draws, draw)
+
+    def coordinates_of(self, latents: Mapping[str, Tensor], num_points: int) -> Tensor:
+        """Return the coordinates of one value of the latents, repeated, ``(C, N, D)``.
+
+        Args:
+            latents: site -> ``(*plates, N, *event)``.
+            num_points: C.
+        """
+        repeated = {}
+        for name, transform in self.transforms.items():
+            value = latents[name]
+            missing = self._num_plates[name] + 1 - (value.dim() - transform.codomain.event_dim)
+            value = value.reshape(*[1] * missing, *value.shape)
+            repeated[name] = value.expand(num_points, *[-1] * value.dim())
+        return self.flatten(repeated)
+
+    def flatten(self, latents: SiteValues) -> Tensor:
+        """Return the coordinates ``(C, N, D)`` of latents: site -> ``(C, *plates, N, *event)``."""
+        parts = []
+        for name, transform in self.transforms.items():
+            u = transform.inv(latents[name])
+            parts.append(u.movedim(1 + self._num_plates[name], 1).flatten(2) if u.dim() > 2 else u[..., None])
+        return torch.cat(parts, -1)
+
+    def latents_at(self, u: Tensor) -> SiteValues:
+        """Return the latents at coordinates ``(C, N, D)``: site -> ``(C, *plates, N, *event)``."""
+        return {name: self.transforms[name](x) for name, x in self._by_site(u).items()}
+
+    def log_jacobian(self, u: Tensor, latents: SiteValues) -> Tensor:
+        """Return the log-determinant of the Jacobian of the coordinates that count, ``(C, N)``.
+
+        Args:
+            u: ``(C, N, D)``.
+            latents: the latents at these coordinates.
+        """
+        total = u.new_zeros(u.shape[:2])
+        for name, x in self._by_site(u).items():
+            log_det = self.transforms[name].log_abs_det_jacobian(x, latents[name])
+            log_det = log_det.movedim(1 + self._num_plates[name], 1).flatten(2) if log_det.dim() > 2 else log_det
+            log_det = log_det.reshape(*u.shape[:2], -1)
+            total = total + torch.where(self._active_elements(name, log_det.shape[-1]), log_det, 0.0).sum(-1)
+        return total
+
+    # -- densities ----------------------------------------------------------------------------------------------------
+
+    def log_densities(self, u: Tensor, guide: bool = True) -> LogDensities:
+        """Return the log-densities at coordinates ``(C, N, D)``, differentiable; ``guide`` False leaves log q out."""
+        with override_validation(False):  # a move may end anywhere
+            latents = self.latents_at(u)
+            jacobian = self.log_jacobian(u, latents)
+            log_q, log_prior, likelihood = self._score_points(latents, guide)
+            return LogDensities(None if log_q is None else log_q + jacobian, log_prior + jacobian, likelihood)
+
+    def log_densities_in_chunks(self, u: Tensor, most: int, guide: bool = True) -> LogDensities:
+        """Return the log-densities at coordinates ``(C, N, D)``, at most so many (row, point) pairs at once."""
+        with torch.no_grad():
+            parts = [self.log_densities(part, guide) for part in self.chunks(u, most)]
+        log_q = torch.cat([part.guide for part in parts if part.guide is not None]) if guide else None
+        return LogDensities(log_q, torch.cat([p.prior for p in parts]), torch.cat([p.likelihood for p in parts]))
+
+    def joint_and_gradient(self, u: Tensor, most: int) -> tuple[Tensor, Tensor]:
+        """Return log p(x, u), ``(C, N)``, and its gradient, ``(C, N, D)``, at most so many pairs at once."""
+        values, gradients = [], []
+        for part in self.chunks(u, most):
+            with torch.enable_grad():
+                part = part.detach().requires_grad_()
+                value = self.log_densities(part, guide=False).joint
+                gradients.append(gradient_of(value, part))
+            values.append(value.detach())
+        return torch.cat(values), torch.cat(gradients)
+
+    def chunks(self, u: Tensor, most: int) -> Iterator[Tensor]:
+        """Yield points ``(C, N, D)`` in parts of at most so many (row, point) pairs, one point at least."""
+        return iter(u.split(max(1, most // self.size)))
+
+    def score_guide(self, pair: TermPair) -> dict[str, Tensor]:
+        """Return log q of each site at the values in a pair's trace, which keeps them."""
+        if not self.single_site:
+            with poutine.replay(trace=pair.trace):
+                pair.guide()
+        reducer = SiteReducer(pair, unscaled=True)
+        return {name: reducer.log_prob(site) for name, site in latent_sites(pair.trace).items()}
+
+    # -- inner --------------------------------------------------------------------------------------------------------
+
+    def _check_sites(self, pair: TermPair) -> None:
+        """Refuse latents that have no unconstrained coordinates, or densities that are of no row."""
+        sites = latent_sites(pair.trace)
+        if discrete := [n for n, s in sites.items() if getattr(s["fn"].support, "is_discrete", False)]:
+            raise ValueError(
+                f"{self.method} moves continuous latents, and {discrete[0]!r} is discrete: sum it out instead, by "
+                "leaving it to the model alone"
+            )
+        reducer = SiteReducer(pair, unscaled=True)
+        for site in sites.values():
+            reducer.scale(site)  # raises for a site that is scaled or outside the plate "data"
+        if len(sites) == 1:
+            return
+
+        again = self.pair(1)
+        again.guide()
+        for name, site in latent_sites(again.trace).items():
+            bounds = zip(_bounds(site["fn"].support), _bounds(sites[name]["fn"].support), strict=True)
+            if any(not torch.equal(one, other) for one, other in bounds):
+                raise ValueError(
+                    f"{self.method} needs latents of a fixed support, and that of {name!r} depends on another latent: "
+                    "draw it from a distribution on a fixed interval, and transform it"
+                )
+
+    def _lay_out(self, sites: Mapping[str, dict[str, Any]]) -> None:
+        """Find the shapes of the sites' coordinates, and the coordinates that count."""
+        self._shapes: dict[str, tuple[torch.Size, torch.Size]] = {}  # site -> (plates, event) of its coordinates
+        self._masks: dict[str, Tensor] = {}  # site -> whether it counts in a row and plate, (N, *plates)
+        self.dimensions: dict[str, int] = {}
+        for name, site in sites.items():
+            fn = site["fn"]
+            plates = fn.batch_shape[int(self.vectorize) : -1]
+            event = self.transforms[name].inverse_shape(fn.batch_shape + fn.event_shape)[len(fn.batch_shape) :]
+            self._shapes[name] = torch.Size(plates), torch.Size(event)
+            self.dimensions[name] = math.prod(plates) * math.prod(event)
+            mask = True if site["mask"] is None else site["mask"]
+            mask = torch.as_tensor(mask, dtype=torch.bool, device=self.views.encode.device)
+            self._masks[name] = mask.expand(fn.batch_shape).reshape(*plates, self.size).movedim(-1, 0)
+        self.dimension = sum(self.dimensions.values())
+        self.active = torch.cat([self._active_elements(name, size) for name, size in self.dimensions.items()], -1)
+
+    def _active_elements(self, name: str, size: int) -> Tensor:
+        """Return whether the elements of a site count, ``(N, size)``, size being a multiple of that of its plates."""
+        mask = self._masks[name].flatten(1) if self._masks[name].dim() > 1 else self._masks[name][:, None]
+        return mask.repeat_interleave(size // mask.shape[1], 1)
+
+    def _check_scoring(self) -> None:
+        """Refuse a story that draws while it is scored, whose density is random."""
+        with torch.no_grad():
+            u = self.guide_draws(2)
+            state = generator_state(self.views.encode.device)
+            self.log_densities(u, guide=False)
+        if not torch.equal(state, generator_state(self.views.encode.device)):
+            raise ValueError(
+                f"{self.method} needs the density of the story, and this one draws while it is scored: a missing "
+                "modality on which others depend, for instance. Make that a latent"
+            )
+
+    def _draws(self, num_draws: int, draw: Any) -> Tensor:
+        if self.vectorize:
+            return self.flatten(draw(self.pair(num_draws)))
+        draws = [draw(self.pair(1)) for _ in range(num_draws)]
+        return self.flatten({n: torch.stack([values[n] for values in draws]) for n in draws[0]})
+
+    def _by_site(self, u: Tensor) -> SiteValues:
+        """Return the coordinates of each site: ``(C, *plates, N, *event)`` from ``(C, N, D)``."""
+        parts = u.split(list(self.dimensions.values()), -1)
+        by_site = {}
+        for (name, (plates, event)), x in zip(self._shapes.items(), parts, strict=True):
+            by_site[name] = x.reshape(*x.shape[:2], *plates, *event).movedim(1, 1 + len(plates))
+        return by_site
+
+    def _score_points(self, latents: SiteValues, guide: bool) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Return log q (or None), log p(z) and log p(x | z) of points, ``(C, N)`` each, without Jacobians."""
+        num_points = len(next(iter(latents.values())))
+        if self.vectorize:
+            return self._score(self.pair(num_points), latents, guide)
+        each = [self._score(self.pair(1), {n: x[c] for n, x in latents.items()}, guide) for c in range(num_points)]
+        log_q, log_prior, likelihood = zip(*each, strict=True)
+        return torch.cat(log_q) if guide else None, torch.cat(log_prior), torch.cat(likelihood)
+
+    def _score(self, pair: TermPair, latents: SiteValues, guide: bool) -> tuple[Tensor | None, Tensor, Tensor]:
+        pair.trace = self._trace.copy()
+        for name, value in latents.items():
+            pair.trace.nodes[name] = pair.trace.nodes[name] | {"value": value}
+        pair.log_q = self.score_guide(pair) if guide else LazyMapping({})
+        scores = score_model(pair, self.structure, unscaled=True)
+        log_q = scores.log_proposal[:, 0] if guide else None
+        likelihood = sum(scores.likelihood.values(), torch.zeros_like(scores.log_prior))
+        return log_q, scores.log_prior[:, 0], likelihood[:, 0]
+
+
+def gradient_of(log_density: Tensor, u: Tensor) -> Tensor:
+    """Return the gradient of log-densities ``(C, N)`` with respect to coordinates; zero where there is none."""
+    if not log_density.requires_grad:
+        return torch.zeros_like(u)
+    (gradient,) = torch.autograd.grad(log_density.sum(), u, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(u) if gradient is None else gradient
+
+
+def _bounds(support: Constraint) -> list[Tensor]:
+    """Return the tensors that a support depends on, such as the bounds of an interval."""
+    found: list[Tensor] = []
+    for value in vars(support).values():
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, Constraint):
+            found += _bounds(value)
+    return found
