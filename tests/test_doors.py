@@ -166,6 +166,7 @@ def constructors():
         posteriors.PrivateOf: {"pool": pool, "name": "x", "whole": net, "own": net, "head": part},
         priors.MixturePrior: {"components": 2, "latent": 2, "mixing": False},
         priors.Component: {"prior": priors.MixturePrior(2, 2)},
+        priors.Flow: {"flow": net},
         priors.GivenCovariate: {"name": "u", "conditional": part},
         mm.nn.MLP: {"in_features": 2, "out_features": 2, "hidden": (2,), "activation": nn.ReLU},
         mm.nn.Blocks: {"net": net, "rows": 4, "event_dim": 1},
@@ -228,7 +229,7 @@ def title(function):
 
 
 EVALUATED = [title(f) for f in evaluations(None, None, mm.Batch({"x": [0.0], "y": [0]}))]
-MADE = [f.__name__ for f in constructors()]
+MADE = [title(f) for f in constructors()]
 BAD = {
     "None": None, "string": "nonsense", "minus one": -1, "2.5": 2.5, "dictionary": {"nonsense": 1}, "class": nn.ReLU,
     "tensor": torch.zeros(2, 2), "list": [None],
@@ -290,9 +291,9 @@ def test_every_bad_argument_of_an_evaluation_is_refused_by_an_error_of_ours(name
 @pytest.mark.parametrize("name", MADE)
 def test_every_bad_argument_of_a_constructor_is_refused_by_an_error_of_ours(name):
     table = constructors()
-    (function,) = [f for f in table if f.__name__ == name]
+    (function,) = [f for f in table if title(f) == name]
     valid = table[function]
-    if function not in (conditionals.Flow, posteriors.ProductOfCategoricals):
+    if function not in (conditionals.Flow, priors.Flow, posteriors.ProductOfCategoricals):
         function(**valid)
     for argument in valid:
         for value in BAD.values():

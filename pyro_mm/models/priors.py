@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from ..batch.batch import Batch
+from ..distributions.flow import flow_distribution
 from ..distributions.mixture import Mixture
 from ..utils.arguments import check_flag, check_head, check_integer, check_name, describe
 from ..utils.network_calls import apply_network
 
-__all__ = ["Component", "GivenCovariate", "MixturePrior"]
+__all__ = ["Component", "Flow", "GivenCovariate", "MixturePrior"]
 
 
 class MixturePrior(nn.Module):
@@ -147,6 +148,62 @@ class _TransformedMixture(dist.TransformedDistribution):
     @property
     def mean(self) -> Tensor:
         return self.transforms[0](self.base_dist.mean)
+
+
+class Flow(nn.Module):
+    r"""A trainable normalising flow as the prior of a latent.
+
+    .. math:: z = f^{-1}(u), \quad u \sim N(0, I), \qquad p(z) = N(f(z); 0, I) \, |\det \partial f / \partial z|
+
+    Its divergence from a posterior has no closed form, so that estimators with KLs in closed form (``AnalyticKL``)
+    estimate this one by draws. A flow that depends on a covariate is
+    ``GivenCovariate(name, conditionals.Flow(net, flow))``.
+
+    Args:
+        flow: a flow of :mod:`zuko` without a context, such as ``zuko.flows.NSF(features=D)``. Of the posterior's draws
+            it computes the density in one pass; draws from an autoregressive flow take D passes, from coupling layers
+            one (:class:`~pyro_mm.conditionals.Flow`).
+
+    Raises:
+        TypeError: no module.
+        ValueError: a module that gives no distribution of zuko by itself, such as a flow with a context.
+
+    Example:
+        >>> import torch, pyro_mm as mm
+        >>> from pyro_mm.utils.global_state import import_zuko  # leaves the checks of other distributions on
+        >>> zuko = import_zuko()
+        >>> prior = mm.priors.Flow(zuko.flows.MAF(features=2, transforms=2))
+        >>> p = prior(mm.Batch({"x": torch.zeros(5, 1)}))
+        >>> p.batch_shape, p.event_shape
+        (torch.Size([]), torch.Size([2]))
+
+    References:
+        Rezende & Mohamed 2015 (arXiv:1505.05770); Chen et al. 2017 (arXiv:1611.02731).
+    """
+
+    def __init__(self, flow: nn.Module):
+        super().__init__()
+        if not isinstance(flow, nn.Module):
+            raise TypeError(f"expected flow to be a flow of zuko, such as zuko.flows.NSF(2), got {describe(flow)}")
+        self.flow = flow
+        try:
+            with torch.no_grad():
+                d = flow_distribution(flow(), self._dtype())
+                d.log_prob(d.sample())  # zuko builds its transformations only here
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"expected flow to be a flow of zuko without a context, got {type(flow).__name__}. One that depends on "
+                "a covariate goes into a conditionals.Flow, and that into GivenCovariate"
+            ) from error
+
+    def forward(self, batch: Batch) -> dist.Distribution:
+        """Return p(z), of batch shape ``()`` and event shape ``(D,)``."""
+        return flow_distribution(self.flow(), self._dtype())
+
+    def _dtype(self) -> torch.dtype:
+        """Return the dtype of the flow's parameters."""
+        floats = (p.dtype for p in self.flow.parameters() if p.is_floating_point())
+        return next(floats, torch.get_default_dtype())
 
 
 class GivenCovariate(nn.Module):
