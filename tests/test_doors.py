@@ -197,6 +197,23 @@ def constructors():
         mm.distributions.product_of_normals: {"locs": [x], "scales": [x + 1], "masks": None, "prior": normal},
         mm.distributions.diagonal: {"d": normal},
         mm.distributions.gumbel: {"uniform": torch.rand(3)},
+        mm.distributions.squared_mmd: {
+            "x": x, "y": x, "kernel": "imq", "bandwidth": 1.0, "unbiased": False, "paired": False, "mask": x[:, 0] == 0
+        },
+        mm.distributions.hsic: {
+            "x": x, "y": x, "kernel": "imq", "bandwidth": 1.0, "unbiased": False, "mask": x[:, 0] == 0
+        },
+        mm.distributions.sliced_wasserstein: {"x": x, "y": x, "projections": 2, "p": 2.0, "mask": x[:, 0] == 0},
+        mm.objectives.MMD: {
+            "site": "z", "encode": "x", "kernel": "imq", "bandwidth": (1.0, 2.0), "unbiased": True, "reference": "y",
+            "reference_site": "w",
+        },
+        mm.objectives.SlicedWasserstein: {
+            "site": "z", "encode": "x", "projections": 2, "p": 2.0, "reference": "y", "reference_site": "w"
+        },
+        mm.objectives.HSIC: {
+            "a": "z", "b": "w", "encode": "x", "kernel": "imq", "bandwidth": 1.0, "unbiased": True
+        },
         mm.estimators.IWAE: {
             "num_particles": 2, "stratified": None, "resample": False, "vectorize_particles": True
         },

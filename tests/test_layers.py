@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "posteriors": ["batch", "conditionals", "distributions", "handlers"],
     "scoring": ["batch", "conditionals", "distributions", "handlers"],
     "estimators": ["batch", "distributions", "scoring"],
-    "objectives": ["batch", "estimators", "handlers", "scoring"],
+    "objectives": ["batch", "distributions", "estimators", "handlers", "scoring"],
     "sampling": ["batch", "distributions", "handlers", "scoring"],
     "evidence": ["batch", "sampling", "scoring"],
     "metrics": ["batch", "sampling", "scoring"],

@@ -253,6 +253,8 @@ def _objective_text(objective: PreparedObjective, estimator: ELBO | None, target
     if estimator is None:
         return f"{objective.estimator_name}, an objective without a table of terms"
     name = repr(estimator) if isinstance(estimator, PerRow) else type(estimator).__name__
+    if isinstance(objective, Objective):
+        name = objective.estimator_text
     return f"{name}; {target}"
 
 

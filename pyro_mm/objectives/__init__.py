@@ -1,12 +1,16 @@
 r"""The multimodal objectives of the literature, each a table of terms ``(encode, decode, given)``.
 
 ``*`` is all present modalities, ``m`` each of them in turn, ``others`` all but that one, ``P`` the prior, ``-`` the
-empty set. ``estimator=`` takes any ``pyro.infer.ELBO``; by default the KL is analytic where the posterior has one.
+empty set. :func:`MMD`, :func:`SlicedWasserstein` and :func:`HSIC` are statistics of the latents of a batch. Objectives
+add and scale: ``elbo(kl=0) + 10 * MMD("z")``, ``sum([a, 0.5 * b])``; each part keeps its estimator.
+
+``estimator=`` takes any ``pyro.infer.ELBO``; by default the KL is analytic where the posterior has one.
 ``print(objective)`` shows the table and what it bounds. Weights are finite and not negative, at every step; a table of
 one's own, of Terms, may have negative ones. Other arguments raise a ``ValueError`` or a ``TypeError``.
 """
 
 from .concrete_terms import TermKind
+from .discrepancies import HSIC, MMD, SlicedWasserstein
 from .objective import Objective
 from .tables import (
     beta_vae,
@@ -30,7 +34,7 @@ from .tables import (
 from .terms import ALL, EACH, EVERY, OTHERS, PRIOR, Random, Symbol, Term
 
 __all__ = [
-    "ALL", "EACH", "EVERY", "OTHERS", "PRIOR", "Objective", "Random", "Symbol", "Term", "TermKind", "beta_vae", "dmvae",
-    "elbo", "jmvae_kl", "masked", "mixture_mean", "mmjsd", "mmvae", "mmvm", "mopoe", "mvae", "mvtcae", "subset_mean",
-    "telbo", "unimodal_mean", "vaevae", "warm_up",
+    "ALL", "EACH", "EVERY", "HSIC", "MMD", "OTHERS", "PRIOR", "Objective", "Random", "SlicedWasserstein", "Symbol",
+    "Term", "TermKind", "beta_vae", "dmvae", "elbo", "jmvae_kl", "masked", "mixture_mean", "mmjsd", "mmvae", "mmvm",
+    "mopoe", "mvae", "mvtcae", "subset_mean", "telbo", "unimodal_mean", "vaevae", "warm_up",
 ]  # fmt: skip

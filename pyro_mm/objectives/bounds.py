@@ -87,7 +87,7 @@ def target(
     terms: Sequence[Term],
     names: Sequence[str] | None = None,
     lower: bool = True,
-    linear: bool = True,
+    linear: bool | Sequence[bool] = True,
     present: Collection[str] | None = None,
 ) -> Target:
     """Return the quantity that the sum of these terms bounds, after any warm-up, for rows that have all modalities.
@@ -103,7 +103,7 @@ def target(
         lower: True if the estimator keeps a lower bound one (Rényi's with alpha < 0 does not).
         linear: True if it is a mean of log-weights. One that takes the logarithm of a mean of weights needs
             kl = likelihood: with kl > likelihood the mean of those weights may exceed p(x). A weight for each
-            modality stays inside of that logarithm, and has to be 1.
+            modality stays inside of that logarithm, and has to be 1. One for all terms, or one for each.
         present: those modalities that the rows have; None for all.
     """
     if names is not None and len(names) > MAX_MODALITIES and any(term.over is EVERY for term in terms):
@@ -111,8 +111,9 @@ def target(
     rows = None if names is None else RowNames(tuple(names), frozenset(names if present is None else present))
     total: Pieces = {}
     approximate = False
-    for term in terms:
-        pieces = _symbolic(term, linear) if rows is None else _concrete(term, rows, linear)
+    each_linear = [linear] * len(terms) if isinstance(linear, bool) else linear
+    for term, is_mean in zip(terms, each_linear, strict=True):
+        pieces = _symbolic(term, is_mean) if rows is None else _concrete(term, rows, is_mean)
         if pieces is None or not lower:
             return Target("surrogate", "")
         approximate |= bool(pieces) and term.given is not PRIOR
@@ -201,6 +202,15 @@ def _concrete(term: Term, row: RowNames, linear: bool) -> Pieces | None:
 
 def _weight(term: Term, decode: Names, linear: bool) -> float | None:
     """Return w of the bound ``w log p(x_decode | ..)``: 0 for a mere penalty, None for no bound."""
+    whole = _final_weight(term.weight)
+    if whole is None or whole < 0:
+        return None
+    inside = 0.0 if whole == 0 else _weight_inside(term, decode, linear)
+    return None if inside is None else whole * inside
+
+
+def _weight_inside(term: Term, decode: Names, linear: bool) -> float | None:
+    """Return w as if the weight of the whole term were 1."""
     kl = _final_weight(term.kl)
     if kl is None:
         return None

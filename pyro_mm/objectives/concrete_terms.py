@@ -10,9 +10,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from ..batch.batch import Batch
 from ..batch.masks import Presence
 from ..estimators import PerRow
 from ..scoring.scores import Scores
+from ..scoring.structure import PairStructure
 
 
 class TermKind(ABC):
@@ -26,12 +28,39 @@ class TermKind(ABC):
         needs_draws: True if the values come from ``scores.draws``, which a pass makes only if it is asked to.
         as_pair: True if the term is the ELBO of a (model, guide) pair, which Pyro's own estimators can evaluate.
         only_loosens: True if the values are never above 0 for weights that are not negative, so that a bound stays one.
+        least_rows: fewest rows of a batch that it can be computed of.
     """
 
     estimated: bool = False
     needs_draws: bool = False
     as_pair: bool = False
     only_loosens: bool = False
+    least_rows: int = 1
+
+    def describe(self, encode: str, decode: str, given: str) -> str:
+        """Return a term of this kind in words, its label in ``by_term``.
+
+        Args:
+            encode, decode, given: its sets of modalities in words.
+        """
+        return f"{type(self).__name__} ({encode}, {decode}, {given})"
+
+    @property
+    def settings(self) -> str:
+        """Settings in words that its label does not show, for the text of a table."""
+        return ""
+
+    def check(self, term: ConcreteTerm, batch: Batch, structure: PairStructure) -> None:  # noqa: B027
+        """Refuse a term that cannot be evaluated for a pair. Called when a table is planned.
+
+        Args:
+            term: a term of this kind.
+            batch: rows; nothing may depend on their number.
+            structure: structure of the pair on such rows.
+
+        Raises:
+            ValueError: naming the term and the reason.
+        """
 
     @abstractmethod
     def values(self, terms: Sequence[ConcreteTerm], scores: Scores, estimator: PerRow) -> Sequence[Tensor]:
@@ -50,6 +79,8 @@ class TermKind(ABC):
 class Weights(Protocol):
     """The weights of a term at one step: numbers, or scalar tensors."""
 
+    @property
+    def weight(self) -> Any: ...
     @property
     def likelihood(self) -> Any: ...
 
@@ -71,11 +102,11 @@ class ConcreteTerm:
         encode, decode, given: modality -> rows, a boolean or boolean ``(N,)``.
         encode_prior, given_prior: True if the model's prior stands in the place of the guide.
         counts: rows in which the term counts.
-        likelihood, kl: its weights at this step. A tensor is a single number that may change between the runs of a
-            traced step; as a likelihood weight it is positive.
+        likelihood, kl, weight: its weights at this step; the last one is of the whole term. A tensor is a single number
+            that may change between the runs of a traced step; as a likelihood weight it is positive.
         frozen: True if decoders get no gradient from it.
         kind: the way in which it is computed.
-        weight: its share in a mean, a number or ``(N,)``.
+        share: its share in a mean, a number or ``(N,)``.
         among: how many terms of that mean count.
         decodes: True if it decodes something wherever it counts.
         joint: True if what the model observes besides modalities counts in it.
@@ -94,12 +125,13 @@ class ConcreteTerm:
     likelihood: float | Tensor | dict[str, float | Tensor] = 1.0
     kl: float | Tensor = 1.0
     weight: float | Tensor = 1.0
+    share: float | Tensor = 1.0
     among: float | Tensor = 1.0
     decodes: bool = False
     joint: bool = False
 
     def with_weights(self, weights: Weights) -> ConcreteTerm:
-        """Return the same term with other weights of likelihood and KL."""
+        """Return the same term with other weights."""
         new = copy.copy(self)
         likelihood = weights.likelihood
         if isinstance(likelihood, Mapping):
@@ -107,6 +139,7 @@ class ConcreteTerm:
         else:
             new.likelihood = _number(likelihood)
         new.kl = _number(weights.kl)
+        new.weight = _number(weights.weight)
         return new
 
     @property

@@ -105,8 +105,8 @@ class PerRowPass(TermPass):
         values = self._values(scores, evaluation.batch)
         totals = []
         for term, value in zip(self.terms, values, strict=True):
-            weight = term.weight.to(scores.like.dtype) if isinstance(term.weight, Tensor) else term.weight
-            totals.append((weight * value).sum() * scores.factor)
+            share = term.share.to(scores.like.dtype) if isinstance(term.share, Tensor) else term.share
+            totals.append((term.weight * (share * value)).sum() * scores.factor)
         return PassTotals(totals, [term.label for term in self.terms])
 
     def _scores(self, evaluation: Evaluation) -> Scores:

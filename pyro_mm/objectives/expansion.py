@@ -93,10 +93,10 @@ def _concrete_term(term: Term, place: int, chosen: Sequence[str], masks: _Masks,
     if kind is None:
         kind = DENSITY if joint or any(mask is not False for mask in decode.values()) else PENALTY
     sets = (term.encode, term.decode, term.given)
-    text = ", ".join(_text(_fill_in_names(which, chosen, masks.names)) for which in sets)
+    texts = [_text(_fill_in_names(which, chosen, masks.names)) for which in sets]
     return ConcreteTerm(
         place=place,
-        label=f"({text})" if term.kind is None else f"{term.kind_text} ({text})",
+        label=term.label(*texts),
         encode=masks.of(term.encode, chosen),
         decode=decode,
         given=masks.of(term.given, chosen),
@@ -118,7 +118,7 @@ def _weigh_as_mean(terms: Sequence[ConcreteTerm]) -> None:
         total = total + sum(counts.double() for counts in tensors)
     for term in terms:
         term.among = total
-        term.weight = 1 / (total.clamp(min=1) if isinstance(total, Tensor) else total)
+        term.share = 1 / (total.clamp(min=1) if isinstance(total, Tensor) else total)
 
 
 def _decodes(term: Term, chosen: Sequence[str], names: tuple[str, ...]) -> bool:

@@ -17,6 +17,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from ..batch.batch import Batch, check_batch
+from ..batch.context import Cache
 from ..estimators import AnalyticKL, PerRow, check_pairing, stacks_particles
 from ..scoring.prepare_objective import untraceable_reason
 from ..scoring.structure import Callback, PairStructure, pair_structure
@@ -27,7 +28,7 @@ from .bounds import Target, is_linear, is_lower_bound, target
 from .evaluation import Evaluation, combine
 from .expansion import expand
 from .plan import PlanCache
-from .terms import Term, check_table, step_weight
+from .terms import Number, Term, check_nonnegative, check_table, step_weight
 
 Terms = Sequence[Term] | Callable[[tuple[str, ...]], Sequence[Term]]
 
@@ -141,6 +142,40 @@ class Objective(ELBO, PreparedObjective):
         new = copy.copy(self)
         new.subsample = modalities
         return new
+
+    def __add__(self, other: Any) -> Objective:
+        """Return the sum of two objectives; see :mod:`pyro_mm.objectives.sums`."""
+        from .sums import add, as_objective
+
+        return self if isinstance(other, int | float) and other == 0 else add(self, as_objective(other))
+
+    def __radd__(self, other: Any) -> Objective:
+        from .sums import add, as_objective
+
+        if isinstance(other, int | float) and other == 0:  # with which Python's sum() begins
+            return self
+        return add(as_objective(other), self)
+
+    def __mul__(self, weight: Any) -> Objective:
+        """Return the objective times a number, or times a function of the step, nowhere negative."""
+        return self.scaled(check_nonnegative("the weight of an objective", weight))
+
+    __rmul__ = __mul__
+    __array_ufunc__ = None  # so that a number of NumPy leaves the product to us
+
+    def scaled(self, weight: Number) -> Objective:
+        """Return the objective times a weight, outside of any logarithm."""
+        terms = self.terms
+        if callable(terms):
+            make_table = terms
+
+            def scaled_terms(names: tuple[str, ...]) -> Sequence[Term]:
+                return [term.scaled(weight) for term in make_table(names)]
+
+            new_terms: Terms = scaled_terms
+        else:
+            new_terms = [term.scaled(weight) for term in terms]
+        return Objective(new_terms, self.estimator, vectorize=self.vectorize, subsample=self.subsample)
 
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
@@ -259,6 +294,10 @@ class Objective(ELBO, PreparedObjective):
         self.by_term = dict(loss.by_term)
         self._names = batch.names
 
+    def least_rows(self, names: tuple[str, ...]) -> int:
+        """Return the fewest rows of a batch that it can be evaluated on, for modalities of these names."""
+        return max((term.kind.least_rows for term in self._table(names) if term.kind is not None), default=1)
+
     # -- evaluation -----------------------------------------------------------------------------------------------
 
     def _evaluate(
@@ -268,14 +307,16 @@ class Objective(ELBO, PreparedObjective):
         batch: Batch,
         weight_at: Callable[[Callable[[int], float], str], float | Tensor],
         takes_gradient: bool = False,
+        cache: Cache | None = None,
     ) -> Loss:
         """Plan the passes, evaluate each, and combine their results.
 
         Args:
             model, guide, batch: what is evaluated.
             weight_at: gives the value of a weight that depends on the step, from its function and what it weighs,
-                "likelihood" or "kl".
+                "likelihood", "kl" or "weight".
             takes_gradient: True to add the gradient to the parameters', for estimators that take it themselves.
+            cache: results of encoders of this step; None for none so far.
         """
         check_batch(batch)
         stratified = isinstance(self.estimator, PerRow) and self.estimator.stratified is not None
@@ -289,7 +330,8 @@ class Objective(ELBO, PreparedObjective):
         if any(term.has_step_weights for term in table):
             at_step = [term.evaluated(weight_at) for term in table]
             passes = [each.with_weights(at_step) for each in passes]
-        evaluation = Evaluation(model, guide, batch, structure, decoded, takes_gradient)
+        results = {} if cache is None else cache
+        evaluation = Evaluation(model, guide, batch, structure, decoded, takes_gradient, results)
         return combine((each.evaluate(evaluation) for each in passes), takes_gradient)
 
     def _subsample(self, batch: Batch, structure: PairStructure) -> Mapping[str, float] | None:

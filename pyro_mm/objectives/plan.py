@@ -44,6 +44,7 @@ def plan(
     for term in terms:
         if term.frozen and not term.kind.as_pair:
             raise ValueError(f"{term.label}: freeze_decoder is of terms that are densities")
+        term.kind.check(term, batch, structure)
 
     # Pyro's estimators freeze a model as a whole
     one_pass = isinstance(estimator, PerRow) or not any(term.frozen for term in terms)

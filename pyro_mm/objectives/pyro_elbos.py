@@ -136,13 +136,16 @@ class PyroPass(TermPass):
         if stacks(self.estimator):
             return self.terms, 1.0
         (term,) = self.terms
-        if isinstance(term.weight, Tensor):
+        if isinstance(term.share, Tensor):
             raise ValueError(
                 f"{self.name} gives one number for all rows, and {term.label} weighs rows: use pyro_mm.estimators"
             )
-        if isinstance(term.likelihood, dict) or (outer := term.outer) is not term.likelihood:
-            return self.terms, 1.0
-        return [replace(term, kl=term.kl / outer, likelihood=1.0, weight=1.0)], term.weight * outer
+        inner = replace(term, weight=1.0, share=1.0)
+        outer: Any = 1.0
+        if not isinstance(term.likelihood, dict) and term.outer is term.likelihood:
+            outer = term.outer
+            inner = replace(inner, kl=term.kl / outer, likelihood=1.0)
+        return [inner], term.share * term.weight * outer
 
     def _adapt_estimator(self, evaluation: Evaluation) -> tuple[Any, int]:
         """Return a copy of the estimator for a pair of terms, and the particles that are drawn under our own plate."""
@@ -209,9 +212,12 @@ class _SiteWeights:
     def apply(self, msg: dict[str, Any]) -> None:
         """Multiply the scale of a site by the weight of its term."""
         within = any(frame.name == "data" for frame in msg["cond_indep_stack"])
-        terms = [row.weight for row in self.rows] if within else self.shares
+        terms = [row.share for row in self.rows] if within else self.shares
         # what weighs rows is float64, and the sites are of the data's type
-        weights = [self.weight * w * self._site_weight(row, msg) for row, w in zip(self.rows, terms, strict=True)]
+        weights = [
+            self.weight * share * row.weight * self._site_weight(row, msg)
+            for row, share in zip(self.rows, terms, strict=True)
+        ]
         if all(isinstance(w, float) for w in weights) and len(set(weights)) == 1:
             msg["scale"] = msg["scale"] * weights[0]
             return
@@ -240,8 +246,8 @@ def _share(row: ConcreteTerm, batch: Batch) -> float | Tensor:
 
     A site outside the data plate belongs to no row, so that a mean over terms counts it once, whatever the rows have.
     """
-    if not isinstance(row.weight, Tensor):
-        return row.weight
+    if not isinstance(row.share, Tensor):
+        return row.share
     counts = all_of([batch.rows, row.counts])
-    has_mean = torch.as_tensor(all_of([batch.rows, row.among > 0]), device=row.weight.device).expand_as(row.weight)
-    return (row.weight * counts).sum() / has_mean.sum().clamp(min=1)
+    has_mean = torch.as_tensor(all_of([batch.rows, row.among > 0]), device=row.share.device).expand_as(row.share)
+    return (row.share * counts).sum() / has_mean.sum().clamp(min=1)

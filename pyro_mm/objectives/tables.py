@@ -8,7 +8,6 @@ one's own, of Terms, may have negative ones. Other arguments raise a ``ValueErro
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from pyro.infer import ELBO
 from ..estimators import IWAE
 from ..utils.arguments import check_flag, check_integer, check_number
 from .objective import Objective
-from .terms import ALL, EACH, EVERY, OTHERS, PRIOR, Number, Random, Term, check_weight, check_weights
+from .terms import ALL, EACH, EVERY, OTHERS, PRIOR, Number, Random, Term, check_nonnegative, check_weights
 
 
 def warm_up(steps: int, stop: float = 1.0, start: float = 0.0) -> Callable[[int], float]:
@@ -46,26 +45,12 @@ def warm_up(steps: int, stop: float = 1.0, start: float = 0.0) -> Callable[[int]
     return warm_up
 
 
-def _nonnegative(argument: str, weight: Any) -> Number:
-    """Return a weight that is not negative, at any step. Raises a TypeError or a ValueError for anything else."""
-    weight = check_weight(argument, weight)
-    if not callable(weight):
-        return check_number(argument, weight, least=0)
-
-    @functools.wraps(weight)
-    def checked(step: int) -> float:
-        return check_number(f"{argument} at step {step}", weight(step), least=0)
-
-    checked.__name__ = getattr(weight, "__name__", repr(weight))
-    return checked
-
-
 def _nonnegatives(argument: str, weights: Any) -> Number | Mapping[str, Number]:
     """Return a weight, or one for each modality, after checking that none is negative."""
     weights = check_weights(argument, weights)
     if not isinstance(weights, Mapping):
-        return _nonnegative(argument, weights)
-    return {name: _nonnegative(f"{argument}[{name!r}]", weight) for name, weight in weights.items()}
+        return check_nonnegative(argument, weights)
+    return {name: check_nonnegative(f"{argument}[{name!r}]", weight) for name, weight in weights.items()}
 
 
 def _count(argument: str, value: Any, least: int) -> int:
@@ -104,7 +89,7 @@ def elbo(estimator: ELBO | None = None, *, kl: Number = 1.0, vectorize: bool = T
     References:
         Kingma & Welling 2014 (arXiv:1312.6114); Suzuki et al. 2016 (arXiv:1611.01891).
     """
-    return Objective([Term(ALL, ALL, kl=_nonnegative("kl", kl))], estimator, vectorize=vectorize)
+    return Objective([Term(ALL, ALL, kl=check_nonnegative("kl", kl))], estimator, vectorize=vectorize)
 
 
 def beta_vae(beta: Number = 4.0, estimator: ELBO | None = None, *, vectorize: bool = True) -> Objective:
@@ -122,7 +107,7 @@ def beta_vae(beta: Number = 4.0, estimator: ELBO | None = None, *, vectorize: bo
     References:
         Higgins et al. 2017 (beta-VAE, ICLR).
     """
-    return elbo(estimator, kl=_nonnegative("beta", beta), vectorize=vectorize)
+    return elbo(estimator, kl=check_nonnegative("beta", beta), vectorize=vectorize)
 
 
 def jmvae_kl(
@@ -143,8 +128,8 @@ def jmvae_kl(
     References:
         Suzuki et al. 2016 (arXiv:1611.01891).
     """
-    joint = Term(ALL, ALL, kl=_nonnegative("kl", kl))
-    penalty = Term(ALL, (), EACH, kl=_nonnegative("alpha", alpha))
+    joint = Term(ALL, ALL, kl=check_nonnegative("kl", kl))
+    penalty = Term(ALL, (), EACH, kl=check_nonnegative("alpha", alpha))
     return Objective([joint, penalty], estimator, vectorize=vectorize)
 
 
@@ -174,7 +159,7 @@ def mvae(
         Wu & Goodman 2018 (arXiv:1802.05335).
     """
     num_subsets = _count("num_subsets", num_subsets, least=0)
-    weights = {"likelihood": _nonnegatives("likelihood", likelihood), "kl": _nonnegative("kl", kl)}
+    weights = {"likelihood": _nonnegatives("likelihood", likelihood), "kl": check_nonnegative("kl", kl)}
     subsets = [Random(index=i, empty=False) for i in range(num_subsets)]
     terms = [Term(ALL, ALL, **weights), Term(EACH, EACH, **weights), *(Term(s, s, **weights) for s in subsets)]  # type: ignore[arg-type]
     return Objective(terms, estimator, vectorize=vectorize)
@@ -296,7 +281,7 @@ def mixture_mean(
         Palumbo et al. 2023 (MMVAE+, ICLR).
     """
 
-    beta = _nonnegative("beta", beta)
+    beta = check_nonnegative("beta", beta)
     likelihood = _nonnegatives("likelihood", likelihood)
 
     def negative() -> Number:
@@ -329,7 +314,7 @@ def dmvae(
     References:
         Lee & Pavlovic 2021 (arXiv:2012.13024).
     """
-    weights = {"likelihood": _nonnegatives("likelihood", likelihood), "kl": _nonnegative("kl", kl)}
+    weights = {"likelihood": _nonnegatives("likelihood", likelihood), "kl": check_nonnegative("kl", kl)}
     terms = [Term(ALL, ALL, **weights), Term(EACH, ALL, **weights)]  # type: ignore[arg-type]
     return Objective(terms, estimator, vectorize=vectorize)
 
@@ -382,7 +367,7 @@ def subset_mean(
     References:
         Sutter et al. 2021 (arXiv:2105.02470); Hirt et al. 2024 (arXiv:2309.00380).
     """
-    kl = _nonnegative("kl", kl)
+    kl = check_nonnegative("kl", kl)
     check_flag("empty", empty)
     if num_subsets is None:
         if empty:
@@ -441,7 +426,7 @@ def mmvm(beta: Number = 1.0, estimator: ELBO | None = None, *, vectorize: bool =
         Sutter et al. 2024 (arXiv:2403.05300).
     """
 
-    beta = _nonnegative("beta", beta)
+    beta = check_nonnegative("beta", beta)
 
     def terms(names: tuple[str, ...]) -> list[Term]:
         # of those m that count, being present with l: as many as the row has
@@ -472,7 +457,7 @@ def mvtcae(
     """
 
     alpha = _share("alpha", alpha)
-    beta = _nonnegative("beta", beta)
+    beta = check_nonnegative("beta", beta)
 
     def times(weight: float) -> Number:
         return (lambda step: weight * beta(step)) if callable(beta) else weight * beta

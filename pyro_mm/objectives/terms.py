@@ -8,6 +8,7 @@ with :math:`q_A = q(z | x_A)`, :math:`r_C = q(z | x_C)`, and the prior p(z) in p
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any, ClassVar
@@ -105,6 +106,8 @@ class Term:
         decode: names of modalities, ``()`` for a penalty, or a symbol.
         likelihood: a finite number, a function of the step, or either for each modality (one not named weighs 1).
         kl: a finite number or a function of the step.
+        weight: of the whole term, outside of any logarithm that the estimator takes; a finite number or a function of
+            the step.
         freeze_decoder: True to give the decoders no gradient from this term (with Pyro's own estimators, nor anything
             else of the model).
         average: True divides a sum over ``EACH`` or ``EVERY`` by the number of its terms that count in the row.
@@ -123,6 +126,7 @@ class Term:
     given: Names = PRIOR
     likelihood: Number | Mapping[str, Number] = 1.0
     kl: Number = 1.0
+    weight: Number = 1.0
     freeze_decoder: bool = False
     average: bool = False
     kind: ClassVar[TermKind | None] = None  # None: a density, or a penalty where it decodes nothing
@@ -135,6 +139,7 @@ class Term:
         *,
         likelihood: Number | Mapping[str, Number] = 1.0,
         kl: Number = 1.0,
+        weight: Number = 1.0,
         freeze_decoder: bool = False,
         average: bool = False,
     ):
@@ -146,6 +151,7 @@ class Term:
         weights = {
             "likelihood": check_weights("likelihood", likelihood),
             "kl": check_weight("kl", kl),
+            "weight": check_weight("weight", weight),
             "freeze_decoder": check_flag("freeze_decoder", freeze_decoder),
             "average": check_flag("average", average),
         }
@@ -153,18 +159,33 @@ class Term:
             object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
-        sets = ", ".join(map(_text, (self.encode, self.decode, self.given)))
         over = self.over
         text = f"{'mean' if self.average else 'sum'}_{over} " if over else ""
-        text += f"({sets})" if self.kind is None else f"{self.kind_text} ({sets})"
+        text += self.label(*map(_text, (self.encode, self.decode, self.given)))
+        if self.kind is not None and self.kind.settings:
+            text += f" {self.kind.settings}"
         if isinstance(self.likelihood, Mapping) or callable(self.likelihood) or self.likelihood != 1:
             text += f" likelihood {_weight_text(self.likelihood)}"
         if callable(self.kl) or self.kl != 1:
             text += f" kl {_weight_text(self.kl)}"
+        if callable(self.weight) or self.weight != 1:
+            text += f" weight {_weight_text(self.weight)}"
         return text + (" decoders frozen" if self.freeze_decoder else "")
 
+    def label(self, encode: str, decode: str, given: str) -> str:
+        """Return the term in words, without its weights.
+
+        Args:
+            encode, decode, given: its sets of modalities in words.
+        """
+        return f"({encode}, {decode}, {given})" if self.kind is None else self.kind.describe(encode, decode, given)
+
     def evaluated(self, at: Callable[[Callable[[int], float], str], float | Tensor]) -> Term:
-        """Return the term with ``at(weight, "likelihood" or "kl")`` in the place of each weight of the step."""
+        """Return the term with the value of each weight that depends on the step.
+
+        Args:
+            at: gives the value, from the function of the step and what it weighs: "likelihood", "kl" or "weight".
+        """
 
         def number(weight: Any, kind: str) -> Any:
             return at(weight, kind) if callable(weight) else weight
@@ -177,13 +198,20 @@ class Term:
         new = copy.copy(self)
         object.__setattr__(new, "likelihood", likelihood)
         object.__setattr__(new, "kl", number(self.kl, "kl"))
+        object.__setattr__(new, "weight", number(self.weight, "weight"))
+        return new
+
+    def scaled(self, weight: Number) -> Term:
+        """Return the term with its weight multiplied by another one."""
+        new = copy.copy(self)
+        object.__setattr__(new, "weight", _product(weight, self.weight))
         return new
 
     @property
     def has_step_weights(self) -> bool:
         """True if a weight is a function of the step."""
         each = self.likelihood.values() if isinstance(self.likelihood, Mapping) else (self.likelihood,)
-        return callable(self.kl) or any(callable(weight) for weight in each)
+        return any(callable(weight) for weight in (self.kl, self.weight, *each))
 
     @property
     def is_random(self) -> bool:
@@ -199,8 +227,9 @@ class Term:
                 return tuple((name, constant(w)) for name, w in weight.items())
             return "of the step" if callable(weight) else weight
 
-        weights = constant(self.likelihood), constant(self.kl)
-        return (type(self), self.encode, self.decode, self.given, *weights, self.freeze_decoder, self.average)
+        weights = constant(self.likelihood), constant(self.kl), constant(self.weight)
+        kind = None if self.kind is None else (type(self.kind), self.kind.describe("", "", ""), self.kind.settings)
+        return (type(self), kind, self.encode, self.decode, self.given, *weights, self.freeze_decoder, self.average)
 
     @property
     def of_joint(self) -> bool:
@@ -208,15 +237,27 @@ class Term:
         return self.kind is None and self.given is PRIOR and self.decode != ()
 
     @property
-    def kind_text(self) -> str:
-        """Name of a kind that is neither a density nor a penalty."""
-        return type(self.kind).__name__
-
-    @property
     def over(self) -> Symbol | None:
         """The symbol over which the term is a sum, if it is one."""
         sets = (self.encode, self.decode, self.given)
         return EACH if EACH in sets or OTHERS in sets else EVERY if EVERY in sets else None
+
+
+def _product(first: Number, second: Number) -> Number:
+    """Return the product of two weights."""
+    if not callable(first) and not callable(second):
+        return first * second
+    if second == 1:
+        return first
+    if first == 1:
+        return second
+
+    def product(step: int) -> float:
+        each = [weight(step) if callable(weight) else weight for weight in (first, second)]
+        return each[0] * each[1]
+
+    product.__name__ = " ".join(_weight_text(weight).removesuffix("(step)") for weight in (first, second))
+    return product
 
 
 def check_weight(argument: str, value: Any) -> Number:
@@ -233,6 +274,20 @@ def check_weight(argument: str, value: Any) -> Number:
     if isinstance(value, Tensor) and value.requires_grad:
         raise TypeError(f"expected {argument} to be a number, got a tensor to be trained: weights are not trained")
     return check_number(argument, value)
+
+
+def check_nonnegative(argument: str, weight: Any) -> Number:
+    """Return a weight that is not negative, at any step. Raises a TypeError or a ValueError for anything else."""
+    weight = check_weight(argument, weight)
+    if not callable(weight):
+        return check_number(argument, weight, least=0)
+
+    @functools.wraps(weight)
+    def checked(step: int) -> float:
+        return check_number(f"{argument} at step {step}", weight(step), least=0)
+
+    checked.__name__ = getattr(weight, "__name__", repr(weight))
+    return checked
 
 
 def check_weights(argument: str, value: Any) -> Number | Mapping[str, Number]:

@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .structure import latent_sites, observed_sites
-from .term_pair import TermPair
+from ..batch.masks import Presence
+from .structure import latent_sites, observed_sites, private_modality
+from .term_pair import TermPair, check_prior_gradient
 
 
 class Draws:
     """Latent draws, decoded distributions, data and masks of K particles, T terms and N rows.
 
-    Each is computed when it is first asked for, and a pass keeps them only if a term asks for draws.
+    Each is computed when it is first asked for, and a pass keeps them only if a term asks for draws. Draws from the
+    prior, and from the guide given other modalities, are made at that moment, by torch's own generator.
 
     Args:
         pair: a pair whose guide and model have run.
@@ -26,7 +28,8 @@ class Draws:
     def __init__(self, pair: TermPair, model_trace: Any):
         self._pair = pair
         self._model_trace = model_trace
-        self._latents: dict[str, Tensor] = {}
+        self._made: dict[tuple[str, str], Tensor] = {}
+        self._runs: dict[str, Any] = {}
 
     @property
     def places(self) -> tuple[int, ...]:
@@ -39,7 +42,7 @@ class Draws:
         return tuple(latent_sites(self._pair.trace))
 
     def latent(self, site: str) -> Tensor:
-        """Return the draws of a latent from the guide, with their gradient.
+        """Return the draws of a latent from the guide given the modalities that a term encodes, with their gradient.
 
         Args:
             site: one of :attr:`sites`.
@@ -50,14 +53,34 @@ class Draws:
         Raises:
             ValueError: an unknown site, or one that is enumerated and so never drawn.
         """
-        if site not in self._latents:
-            self._latents[site] = self._draws_of(site)
-        return self._latents[site]
+        return self._draws("latent", site)
 
-    def _draws_of(self, site: str) -> Tensor:
-        found = latent_sites(self._pair.trace)
+    def given(self, site: str) -> Tensor:
+        """Return further draws of a latent, from the guide given the modalities that a term is given.
+
+        Arguments, shape and errors are those of :meth:`latent`. The draws of a term given the prior have no use.
+        """
+        return self._draws("given", site)
+
+    def prior(self, site: str) -> Tensor:
+        """Return as many draws of a latent from the model's prior, each of the other latents drawn with it.
+
+        Arguments, shape and errors are those of :meth:`latent`, for the latent sites of the model. A latent whose
+        parent is a modality is given its value where the term decodes it, and a draw of it elsewhere.
+        """
+        return self._draws("prior", site)
+
+    def _draws(self, source: str, site: str) -> Tensor:
+        if (source, site) not in self._made:
+            self._made[source, site] = self._make(source, site)
+        return self._made[source, site]
+
+    def _make(self, source: str, site: str) -> Tensor:
+        found = self._run(source)
         if site not in found:
-            raise ValueError(f"the guide has no latent site {site!r}: it has {', '.join(map(repr, found)) or 'none'}")
+            program = "model" if source == "prior" else "guide"
+            listed = ", ".join(map(repr, found)) or "none"
+            raise ValueError(f"the {program} has no latent site {site!r}: it has {listed}")
         if "_enumerate_dim" in found[site]["infer"]:
             raise ValueError(f"latent site {site!r} is enumerated, and has no draws: draw it")
         value = found[site]["value"]
@@ -73,6 +96,19 @@ class Draws:
         return whole.movedim(2 + len(inner), 2).reshape(
             pair.num_particles, views.terms, views.decode.size, *(size for size in inner if size > 1), *event
         )
+
+    def _run(self, source: str) -> dict[str, dict[str, Any]]:
+        """Return the latent sites of the run that made the draws of a source."""
+        if source == "latent":
+            return latent_sites(self._pair.trace)
+        if source not in self._runs:
+            first = self._pair
+            again = TermPair(first.source_model, first.source_guide, first.views, first.num_particles, first.plated)
+            sites = again.draw_prior() if source == "prior" else again.draw_given()
+            if source == "prior" and torch.is_grad_enabled():
+                check_prior_gradient(sites)
+            self._runs[source] = sites
+        return self._runs[source]
 
     def decoded(self, modality: str) -> Any:
         """Return the distribution of a modality given the latents.
@@ -111,7 +147,21 @@ class Draws:
         """Rows in which a term counts, boolean ``(T, N)``: False in rows of padding too."""
         return self._flags(self._pair.views.decode.rows)
 
-    def _flags(self, presence: bool | Tensor) -> Tensor:
+    def informed(self, site: str, given: bool = False) -> Tensor:
+        """Return where a term encodes what a latent is inferred from, boolean ``(T, N)``.
+
+        That is everywhere, but for a latent that is private to a modality: the rows in which the term encodes that.
+
+        Args:
+            site: a latent site.
+            given: True for the modalities that the term is given, in the place of those that it encodes.
+        """
+        views = self._pair.views
+        own = private_modality(site, views.modalities)
+        shown = views.given if given else views.encode
+        return self._flags(True if own is None else shown.presence(own))
+
+    def _flags(self, presence: Presence) -> Tensor:
         views = self._pair.views
         shape = (views.terms, views.decode.size)
         if not isinstance(presence, Tensor):
@@ -134,8 +184,11 @@ class _TakenDraws(Draws):
     def places(self) -> tuple[int, ...]:
         return tuple(self._terms)
 
-    def _draws_of(self, site: str) -> Tensor:
-        return self._whole.latent(site)[:, self._terms]
+    def _make(self, source: str, site: str) -> Tensor:
+        return self._whole._draws(source, site)[:, self._terms]
+
+    def informed(self, site: str, given: bool = False) -> Tensor:
+        return self._whole.informed(site, given)[self._terms]
 
     def mask(self, modality: str) -> Tensor:
         return self._whole.mask(modality)[self._terms]
@@ -152,8 +205,8 @@ class StackedDraws(Draws):
         super().__init__(each[0]._pair, each[0]._model_trace)
         self._each = each
 
-    def _draws_of(self, site: str) -> Tensor:
-        return torch.cat([draws.latent(site) for draws in self._each])
+    def _make(self, source: str, site: str) -> Tensor:
+        return torch.cat([draws._draws(source, site) for draws in self._each])
 
     def decoded(self, modality: str) -> Any:
         raise ValueError(

@@ -29,7 +29,7 @@ from .evaluation import evaluating, move_result
 from .reduction import LazyMapping, SiteReducer, average, eliminate, expect, sum_out
 from .scores import Path, Scores
 from .structure import Callback, PairStructure, lacks_derivative, latent_sites, observed_sites, pair_structure
-from .term_pair import TermPair
+from .term_pair import TermPair, check_prior_gradient
 from .views import TermViews
 
 
@@ -223,7 +223,7 @@ def propose(pair: TermPair, structure: PairStructure, draw: Callable[[dict[str, 
         pair.guide()
     pair.draw = None  # so that a second run of the guide draws as it does
     if pair.prior and torch.is_grad_enabled():
-        _check_prior_gradient(pair.prior)
+        check_prior_gradient(pair.prior)
     trace = pair.trace.copy()
     pair.drawn = latent_sites(pair.trace)
     for name, site in pair.drawn.items():
@@ -233,17 +233,6 @@ def propose(pair: TermPair, structure: PairStructure, draw: Callable[[dict[str, 
     pair.trace = trace
     shape = SiteReducer(pair)
     pair.log_q = LazyMapping({name: partial(shape.log_prob, site) for name, site in latent_sites(pair.trace).items()})
-
-
-def _check_prior_gradient(prior: Mapping[str, Any]) -> None:
-    """Refuse a gradient with respect to the parameters of a prior's discrete draws."""
-    for name, site in prior.items():
-        if not site["fn"].has_rsample and site["fn"].log_prob(site["value"]).requires_grad:
-            raise ValueError(
-                f"a term that encodes PRIOR draws {name!r} from the model's prior, and that draw has no derivative "
-                "with respect to the parameters of its distribution: freeze these with requires_grad_(False), or "
-                "train without such a term"
-            )
 
 
 def score_model(

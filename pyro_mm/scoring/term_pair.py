@@ -126,6 +126,16 @@ class TermPair:
             self.source_model(self.views.decode.with_context(draw_missing=drawer, values_only=True))
         return latent_sites(trace.trace)
 
+    def draw_given(self) -> dict[str, Any]:
+        """Sample the latents from the guide given the modalities of C, under the plates of particles and terms.
+
+        Returns:
+            Site name -> site.
+        """
+        with poutine.block(), poutine.trace() as trace, self.plates():
+            self.source_guide(self.views.given)
+        return latent_sites(trace.trace)
+
     def _of_prior(self, of_prior: Tensor | None, event_dim: int, otherwise: Callable[[], Tensor]) -> Tensor:
         """Return ``of_prior``, the prior's draw, in terms that encode the prior, and ``otherwise()`` in others."""
         mask = self.views.encode_prior
@@ -185,3 +195,14 @@ class TermPair:
             mask = all_of([mask, self.views.joint])
         if mask is not True and mask is not msg["mask"]:  # which is what batch.plate() has masked it by already
             msg["mask"] = mask if msg["mask"] is None else msg["mask"] & mask
+
+
+def check_prior_gradient(prior: Mapping[str, Any]) -> None:
+    """Refuse a gradient with respect to the parameters of a prior's discrete draws."""
+    for name, site in prior.items():
+        if not site["fn"].has_rsample and site["fn"].log_prob(site["value"]).requires_grad:
+            raise ValueError(
+                f"a term that encodes PRIOR, or compares with draws of it, draws {name!r} from the model's prior, and "
+                "that draw has no derivative with respect to the parameters of its distribution: freeze these with "
+                "requires_grad_(False), or train without such a term"
+            )

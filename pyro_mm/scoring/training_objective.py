@@ -139,6 +139,10 @@ class PreparedObjective(ABC):
         """Return the objective that decodes all modalities, if this one decodes a random choice of them."""
         return self
 
+    def least_rows(self, names: tuple[str, ...]) -> int:
+        """Return the fewest rows of a batch that it can be evaluated on, for modalities of these names."""
+        return 1
+
     def describe(self, names: tuple[str, ...]) -> str:
         """Return the objective in words, for modalities of these names, by which checkpoints are compared."""
         return repr(self)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
@@ -148,7 +149,13 @@ def problem_from_run(
     autocast: ContextFactory = nullcontext,
     step: int = 0,
 ) -> TrainingProblem:
-    """Return the training problem, found by one run of model, guide and objective on a few rows."""
+    """Return the training problem, found by one run of model, guide and objective on a few rows.
+
+    Rows are repeated where the objective needs more of them.
+    """
+    least = objective.least_rows(batch.names)
+    if batch.size < least:
+        batch = batch[torch.arange(least, device=batch.device) % batch.size]
     roots: list[Any] = []
     possible: list[Any] = []
     scales_to_data = False

@@ -152,6 +152,7 @@ class Trainer:
         names = parameter_names(self.problem)
         self.optimizer = make_optimizer(options.optimizer, self.problem, names)
         self._check_single_row()
+        self._check_least_rows(head)
         self.missing_gradients = MissingGradients(self.problem, names)
         self.sequence = UpdateSequence(
             [Update(self.problem, optimizer=self.optimizer)],
@@ -210,6 +211,21 @@ class Trainer:
             ) from error
         finally:
             set_training(self.networks, False)
+
+    def _check_least_rows(self, head: Batch) -> None:
+        """Raise a ValueError if a minibatch will have fewer rows than the objective needs."""
+        least = self.objective.least_rows(head.names)
+        sizes = {"minibatch": self.loader.smallest}
+        if self.validation is not None:
+            rest = self.validation.size % self.options.batch_size
+            sizes["minibatch of the validation rows"] = rest or min(self.options.batch_size, self.validation.size)
+        for what, smallest in sizes.items():
+            if 0 < smallest < least:
+                mend = "pass drop_last=True, or another batch_size" if what == "minibatch" else "pass other rows"
+                raise ValueError(
+                    f"the smallest {what} has {smallest} of the {least} rows that the objective needs, which compares "
+                    f"rows of a minibatch with each other: {mend}"
+                )
 
     # -- an epoch -------------------------------------------------------------------------------------------------
 
