@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..batch.batch import Batch, check_batch
-from ..sampling.predictive import generate
+from ..sampling.predictive import SampleSettings, sample_pair
 from ..scoring.evaluation import evaluating, move_result
 from ..utils.arguments import check_counts, check_name, check_names, check_programs, check_tensor
 from ..utils.global_state import preserve_process_settings
@@ -51,8 +51,9 @@ def class_probabilities(
         raise ValueError(f"{target!r} is both the target and given")
     visible = batch.only(*names)
     with evaluating(model, guide, visible, audit=audit, stacked=num_samples > 1, draws=True) as whole:
+        settings = SampleSettings(num_samples, mean=frozenset({target}))  # other modalities may have no known mean
         parts = [
-            generate(model, guide, whole.block(rows), num_samples, mean=True, audit=False)[target].mean(0)
+            sample_pair(model, guide, whole.block(rows), settings, seed=None, audit=False).modalities[target].mean(0)
             for rows in torch.arange(whole.size, device=whole.device).split(ROWS_PER_PASS)
         ]
         probabilities = torch.cat(parts)

@@ -104,13 +104,13 @@ class AncestralSampler(EditSites):
     Args:
         batch: N rows.
         modalities: names of the model's modalities.
-        mean: True to return means in the place of draws.
+        mean: True to return means in the place of draws, or the names of the modalities whose means to return.
 
     Attributes:
         samples: modality -> draws or means, ``(S, N, *plates, *event)``, after a run of the model.
     """
 
-    def __init__(self, batch: Batch, modalities: frozenset[str], mean: bool):
+    def __init__(self, batch: Batch, modalities: frozenset[str], mean: bool | frozenset[str]):
         super().__init__(self._sample_latent, self._sample_modality)
         self.batch = batch
         self.mean = mean
@@ -144,8 +144,9 @@ class AncestralSampler(EditSites):
         present = self.batch.presence(name) if name in self.batch else held
         msg["value"] = select(present, msg["value"], sample, fn.event_dim)
 
-        event_dim = fn.event_dim + (self.mean and _is_categorical(fn))  # probabilities have one more dimension
-        value = mean_of_modality(name, fn) if self.mean else sample
+        in_mean = self.mean if isinstance(self.mean, bool) else name in self.mean
+        event_dim = fn.event_dim + (in_mean and _is_categorical(fn))  # probabilities have one more dimension
+        value = mean_of_modality(name, fn) if in_mean else sample
         self.samples[name] = to_sample_layout(msg, self.batch.size, value, event_dim)
 
 

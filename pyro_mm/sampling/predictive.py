@@ -189,14 +189,14 @@ class SampleSettings:
 
     Args:
         num_samples: S, samples per row.
-        mean: True for means of the modalities in the place of draws.
+        mean: True for means of the modalities in the place of draws, or the names of those whose means are wanted.
         decode: True to sample modalities, False for latents alone.
         resampling: the settings of draws by weight; None for draws of the guide.
         vectorize: True to draw all samples in one run of guide and model.
     """
 
     num_samples: int = 1
-    mean: bool = False
+    mean: bool | frozenset[str] = False
     decode: bool = True
     resampling: Resampling | None = None
     vectorize: bool = True
