@@ -125,6 +125,10 @@ class Comparison:
             for c in self.candidates
             if c.lost
         ]
+        notes = dict.fromkeys(note for c in self.candidates for note in self.evidence[c.name].notes)
+        for note in notes:
+            names = ", ".join(c.name for c in self.candidates if note in self.evidence[c.name].notes)
+            remarks.append(f"{names}: {note}.")
         # `not .. >`: a single row gives an error of NaN, and counts as close
         close = [
             c.name

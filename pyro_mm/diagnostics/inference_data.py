@@ -14,6 +14,7 @@ from ..evidence.evidence import Evidence
 from ..sampling.predictive import SampleSettings, draw_samples
 from ..sampling.resampling import Resampling
 from ..scoring.evaluation import evaluating
+from ..scoring.structure import pair_structure
 from ..utils.arguments import check_counts, check_flags, check_programs, check_seed, describe
 from ..utils.arviz import build_inference_data
 from ..utils.seeding import temporary_seed
@@ -88,9 +89,10 @@ def to_arviz(
         temporary_seed(seed, rows.device),
     ):
         settings = SampleSettings(num_samples, resampling=Resampling() if resample else None, vectorize=vectorize)
+        of_all_rows = pair_structure(model, guide, rows).global_latents
         _, draws["posterior"], draws["posterior_predictive"] = draw_samples(model, guide, rows, settings)
         if prior:
-            settings = SampleSettings(num_samples, vectorize=vectorize)
+            settings = SampleSettings(num_samples, vectorize=vectorize, prior=True)
             _, draws["prior"], draws["prior_predictive"] = draw_samples(model, guide, rows.only(), settings)
 
     groups: dict[str, dict[str, np.ndarray]] = {
@@ -103,17 +105,23 @@ def to_arviz(
     return build_inference_data(
         {group: values for group, values in groups.items() if values},
         coords={"row": np.arange(batch.size)},
-        dims=_dimensions(groups),
+        dims=_dimensions(groups, of_all_rows),
     )
 
 
-def _dimensions(groups: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, list[str]]:
-    """Name the dimensions of each variable after chain and draw, which data do not have."""
+def _dimensions(groups: Mapping[str, Mapping[str, np.ndarray]], of_all_rows: frozenset[str]) -> dict[str, list[str]]:
+    """Name the dimensions of each variable after chain and draw, which data do not have.
+
+    Args:
+        groups: group -> variable -> values.
+        of_all_rows: variables that all rows share, which have no dimension of rows.
+    """
     dims = {}
     for group, values in groups.items():
         leading = 0 if group.endswith("_data") else 2
         for name, x in values.items():
-            dims[name] = ["row", *(f"{name}_dim_{i}" for i in range(x.ndim - leading - 1))]
+            own = x.ndim - leading - (name not in of_all_rows)
+            dims[name] = ["row"] * (name not in of_all_rows) + [f"{name}_dim_{i}" for i in range(own)]
     return dims
 
 

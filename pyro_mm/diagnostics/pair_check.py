@@ -203,6 +203,9 @@ class _PairCheck:
         reason = undefined_gap_reason(target)
         if target is None or reason:
             return None, reason
+        if shared := sorted(pair_structure(self.model, self.guide, batch).global_latents):
+            names = ", ".join(map(repr, shared))
+            return None, f"no gap: it bounds log p of all rows together, and log-likelihoods here are given {names}"
         what = "the gap of the objective"
         gap = self.attempt(
             what,

@@ -16,6 +16,7 @@ from ..batch.masks import add_event_dims
 from ..sampling.ancestral import simulate
 from ..scoring.audit.audit import audit as audit_pair
 from ..scoring.evaluation import evaluating, move_result
+from ..scoring.given_latents import Given, draw_global_latents
 from ..scoring.importance import score_model
 from ..scoring.reduction import SiteReducer
 from ..scoring.structure import Callback, PairStructure, latent_sites, pair_structure, private_modality
@@ -126,6 +127,8 @@ def calibration(
     ``batch.only("image")``, needs fewer rows to find an error in that pattern. Rows with nothing present are left out,
     and so are the private latent ``"w_m"`` of modality m in rows that lack m: the package does not use the guide
     there. Ties, as of discrete latents, are broken at random; the classes of a Categorical are compared as numbers.
+    Latents that all rows share, outside the plate ``"data"``, are not tested: rows are simulated and the guide is
+    asked given one draw of them from the guide.
 
     **Limits.** Uniform ranks do not show that the model fits data: all rows are simulated, and the guide may still be
     wrong on real rows that the model seldom generates. Nor do they show that q is right in each row, since errors of
@@ -149,7 +152,8 @@ def calibration(
 
     Raises:
         ValueError: fewer than two draws; no row with anything present; no latent that guide and model share; a quantity
-            of another shape, with a NaN, or whose name is taken; a site that is scaled or outside the plate ``"data"``.
+            of another shape, with a NaN, or whose name is taken; a site that is scaled, or one outside the plate
+            ``"data"`` that the guide lacks.
 
     References:
         Talts et al. 2018 (arXiv:1804.06788). Modrák et al. 2023 (Bayesian Analysis), for functions of z and x.
@@ -186,6 +190,9 @@ def _simulate_and_rank(
     chunk = chunk or PAIRS_PER_PASS * (4 if batch.device.type == "cuda" else 1)
 
     with temporary_seed(normalize_seed(seed), batch.device):
+        if pair_structure(model, guide, batch).global_latents:
+            shared = draw_global_latents(guide, batch)
+            model, guide = Given(model, shared), Given(guide, shared)
         simulated, latents = simulate(model, batch, audit=False)
         if audit:
             audit_pair(model, guide, simulated, stacked=vectorize)
@@ -203,7 +210,7 @@ def _simulate_and_rank(
         for rows in torch.arange(batch.size, device=batch.device).split(max(1, chunk // (num_draws + 1))):
             is_truth = torch.arange(num_draws + 1, device=batch.device)[:, None] == place[rows]
             block = simulated.block(rows)
-            views = TermViews.of(block, structure)
+            views = TermViews.of(block, structure).given_globals(structure)
             values = [
                 _values(TermPair(model, guide, views, len(mask)), structure, mask, truth, rows, block, quantities)
                 for mask in ([is_truth] if vectorize else is_truth.split(1))

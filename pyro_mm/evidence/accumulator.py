@@ -10,16 +10,18 @@ from torch import Tensor
 
 from .evidence import ROUNDING_UNITS, Evidence
 from .pareto import ROUNDING_SPREAD, pareto_k, tail_length
+from .shared_draws import GroupSums
 
 
-def evidence_from_weights(log_weights: Tensor, quantity: str) -> Evidence:
+def evidence_from_weights(log_weights: Tensor, quantity: str, shared: bool = False) -> Evidence:
     """Return the evidence that independent log-weights give.
 
     Args:
         log_weights: ``(K, N)``, in nats.
         quantity: the name of the log-likelihood.
+        shared: True if rows share draws of a global latent.
     """
-    accumulator = WeightAccumulator(len(log_weights))
+    accumulator = WeightAccumulator(len(log_weights), shared=shared)
     accumulator.add(log_weights)
     return accumulator.evidence(quantity)
 
@@ -36,10 +38,12 @@ class WeightAccumulator:
     Args:
         num_particles: K.
         group_size: the number of particles in a group; the last group may be smaller.
+        shared: True if rows share draws of a global latent, so that their errors are correlated.
     """
 
-    def __init__(self, num_particles: int, group_size: int = 1):
+    def __init__(self, num_particles: int, group_size: int = 1, shared: bool = False):
         self.group_size = group_size
+        self._shared = GroupSums(num_particles, group_size) if shared else None
         self.num_largest = min(num_particles, tail_length(num_particles) + 1)
         # particle counts at which the running estimate is recorded: 1, 2, 4, .., K
         self.checkpoints = {min(num_particles, 2**j) for j in range(math.ceil(math.log2(num_particles)) + 1)}
@@ -64,6 +68,8 @@ class WeightAccumulator:
         self._dtype = log_weights.dtype
         log_weights = log_weights.double()
         self._keep_largest(log_weights)
+        if self._shared is not None:
+            self._shared.add(log_weights)
         while len(log_weights):
             next_checkpoint = min(point for point in self.checkpoints if point > self.count)
             step = min(next_checkpoint - self.count, len(log_weights))
@@ -80,7 +86,8 @@ class WeightAccumulator:
         eps = torch.finfo(self._dtype).eps
         rounding = ROUNDING_UNITS * eps * largest[:, 0].abs().clamp(min=ROUNDING_UNITS)
         k_hat = pareto_k(largest, self.count, rounding.clamp(min=ROUNDING_SPREAD)).to(self._dtype)
-        return Evidence(log_prob, error, ess, k_hat, quantity, self.count, self._running)
+        shared = () if self._shared is None else (self._shared.deviations().to(self._dtype),)
+        return Evidence(log_prob, error, ess, k_hat, quantity, self.count, self._running, shared=shared)
 
     def _add_to_sums(self, log_w: Tensor) -> None:
         self.count += len(log_w)

@@ -10,6 +10,7 @@ from ..sampling.ancestral import SiteValues, simulate
 from ..sampling.weighted import row_blocks
 from ..scoring.audit.audit import audit as audited
 from ..scoring.evaluation import evaluating, move_result
+from ..scoring.given_latents import Given, draw_global_latents
 from ..scoring.structure import Callback
 from ..utils.arguments import check_choice, check_counts, check_flags, check_programs
 from ..utils.seeding import normalize_seed, temporary_seed
@@ -17,7 +18,7 @@ from .accumulator import evidence_from_weights
 from .annealing_schedule import AnnealingSchedule
 from .annealing_target import TemperedDensity
 from .evidence import Evidence, concatenate
-from .quantity import name_quantity, quantity_name, restrict_means
+from .quantity import name_quantity, notes_on_shared, quantity_name, restrict_means
 
 PAIRS_AT_ONCE = 2**14
 
@@ -89,7 +90,8 @@ def annealed_importance(
               E[w] = p(x)
 
     Pilot chains run beforehand, to choose temperatures, step sizes and the scales of coordinates for each row; then
-    all of these are held fixed, so that the weights are unbiased.
+    all of these are held fixed, so that the weights are unbiased. Where all rows share latents, outside the plate
+    ``"data"``, each chain has a draw of these from the guide, as each particle in :func:`~pyro_mm.log_marginal`.
 
     **Bias.** The mean of the weights is unbiased at any T and C; its logarithm is too low, the more so the more the
     chains lag behind. :func:`bidirectional` measures how much that is. **Standard error.** From the spread of C
@@ -221,7 +223,8 @@ def estimate_by_annealing(
             with temporary_seed(seed + first, whole.device):
                 schedule = settings.tune(model, guide, rows)
                 draws = schedule.density.initial_draws(settings.num_chains)
-                parts.append(evidence_from_weights(schedule.log_weights(draws), ""))
+                shared = schedule.density.has_shared
+                parts.append(evidence_from_weights(schedule.log_weights(draws), "", shared))
         evidence = name_quantity(parts[0] if len(parts) == 1 else concatenate(parts), model, guide, whole)
         return move_result(evidence, whole, batch)
 
@@ -243,25 +246,31 @@ def bound_both_ways(
     with evaluating(model, guide, batch, audit=False) as whole:
         for first, rows in row_blocks(whole, settings.rows_at_once):
             with temporary_seed(seed + first, whole.device):
-                simulated, latents = simulate(model, rows, audit=False)
+                shared = draw_global_latents(guide, rows)
+                simulated, latents = simulate(Given(model, shared) if shared else model, rows, audit=False)
+                latents |= {name: site["value"] for name, site in shared.items()}
                 if audit and not lower:
                     audited(model, guide, simulated, stacked=settings.vectorize)
                 schedule = settings.tune(model, guide, simulated)
                 quantity = quantity_name(model, guide, simulated)
                 lower.append(_lower_bound(schedule, settings.num_chains, quantity))
                 upper.append(_upper_bound(schedule, latents, settings.num_chains, quantity))
-        bounds = tuple(restrict_means(concatenate(parts), whole.having()) for parts in (lower, upper))
+        notes = notes_on_shared(model, guide, whole)
+        bounds = tuple(
+            restrict_means(replace(concatenate(parts), notes=notes), whole.having()) for parts in (lower, upper)
+        )
         return move_result(bounds, whole, batch)
 
 
 def _lower_bound(schedule: AnnealingSchedule, num_chains: int, quantity: str) -> Evidence:
     """Run chains from q_0 up to the posterior."""
     draws = schedule.density.initial_draws(num_chains)
-    return evidence_from_weights(schedule.log_weights(draws), quantity)
+    return evidence_from_weights(schedule.log_weights(draws), quantity, schedule.density.has_shared)
 
 
 def _upper_bound(schedule: AnnealingSchedule, latents: SiteValues, num_chains: int, quantity: str) -> Evidence:
-    """Run chains from an exact posterior draw of each row down to q_0."""
+    """Run chains from an exact posterior draw of each row, and of what all rows share, down to q_0."""
+    schedule.density.set_shared(latents)
     draws = schedule.density.coordinates_of(latents, num_chains)
     inverse = evidence_from_weights(schedule.log_weights(draws, forward=False), quantity)
     running = {k: (-log_prob, error) for k, (log_prob, error) in inverse.running.items()}

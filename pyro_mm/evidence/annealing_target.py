@@ -81,10 +81,12 @@ class TemperedDensity(UnconstrainedPair):
         structure = pair_structure(model, guide, batch)
         view = batch.view({n: batch.presence(n) for n in batch.names}, TermStack({}), {}, batch.rows)
         views = TermViews(view, view, view, structure.nesting, modalities=structure.modalities)
+        views = views.given_globals(structure)
         super().__init__(model, guide, views, structure, vectorize)
 
     def initial_draws(self, num_chains: int) -> Tensor:
-        """Return coordinates of independent draws from q_0, ``(C, N, D)``."""
+        """Return coordinates of independent draws from q_0, ``(C, N, D)``, each given latents that all rows share."""
+        self.draw_shared(num_chains)
         return self.prior_draws(num_chains) if self.start == "prior" else self.guide_draws(num_chains)
 
     def state_at(self, u: Tensor) -> ChainState:

@@ -200,7 +200,8 @@ def _estimate(
     for block in weighted_blocks(model, guide, batch, settings, guide_batch, classes_of=site):
         if by_class is None:
             by_class = ClassAccumulator(block.sampler.group_size)
-            whole = WeightAccumulator(settings.num_particles, block.sampler.group_size)
+            shared = bool(block.pair.views.given_latents)
+            whole = WeightAccumulator(settings.num_particles, block.sampler.group_size, shared)
         by_class.add(block.log_weights)
         whole.add(block.log_weights.logsumexp(0))
     assert by_class is not None  # there is one particle at least
@@ -219,7 +220,8 @@ def _find_classes(model: Callback, guide: Callback, batch: Batch, guide_batch: B
     structure = pair_structure(model, guide, guide_batch)
     few = TermViews.of(batch[: min(2, batch.size)], structure)
     few_shown = TermViews.of(guide_batch[: min(2, batch.size)], structure)
-    pair = TermPair(model, guide, TermViews(few_shown.encode, few.decode, few_shown.encode, structure.nesting))
+    views = TermViews(few_shown.encode, few.decode, few_shown.encode, structure.nesting).given_globals(structure)
+    pair = TermPair(model, guide, views)
     with temporary_seed(0, batch.device), poutine.block():
         propose(pair, structure)
         trace = run_model(pair, structure)

@@ -54,6 +54,8 @@ class Evidence:
         proposal (str): the proposal that the draws come from, such as ``"Fitted(rounds=8, ..)"``.
         evaluations (int): evaluations of the model per row, those of pilot draws among them; 0 if not known.
         gradients (int): evaluations of the gradient of the model's density per row, by which the proposal was fitted.
+        shared (tuple of Tensor): where rows share draws of global latents, so that their errors are correlated: the
+            relative deviations of R groups of draws from their mean, ``(R, N)``, once per independent estimate.
 
     Example:
         >>> import torch, pyro_mm as mm
@@ -80,6 +82,7 @@ class Evidence:
     proposal: str = field(default="", repr=False)
     evaluations: int = field(default=0, repr=False)
     gradients: int = field(default=0, repr=False)
+    shared: tuple[Tensor, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         """Return the number of rows N."""
@@ -90,10 +93,19 @@ class Evidence:
 
         The error, :math:`\frac1N \sqrt{\sum_n \mathrm{se}_n^2}`, is that of these very rows; it does not say how far
         the mean of other rows would be off (:func:`~pyro_mm.compare` does). Biases of rows, all downwards, do not
-        average out. Rows are those of ``counts``; both numbers are NaN if there are none.
+        average out. Rows are those of ``counts``; both numbers are NaN if there are none. Where rows share draws of
+        global latents (``shared``), the error has the covariances of their errors too.
         """
         rows = self.counted
-        error = self.standard_error[rows].square().sum().sqrt() / rows.sum()
+        variance = self.standard_error[rows].double().square()
+        common = torch.zeros_like(variance[:1].sum())
+        for deviations in self.shared:
+            groups = deviations[:, rows].double()
+            pairs = len(groups) * (len(groups) - 1)
+            # the part of each row's variance that the groups show is counted with its covariances instead
+            variance = (variance - groups.square().sum(0) / pairs).clamp(min=0)
+            common = common + groups.mean(1).square().sum() / pairs
+        error = (variance.sum() / rows.sum() ** 2 + common).sqrt()
         return self.log_prob[rows].mean().item(), error.item()
 
     @property
@@ -220,6 +232,7 @@ class Evidence:
             pareto_k=self.pareto_k[rows],
             running={k: (log_prob[rows], error[rows]) for k, (log_prob, error) in self.running.items()},
             counts=None if self.counts is None else self.counts[rows],
+            shared=tuple(deviations[:, rows] for deviations in self.shared),
         )
 
     def __sub__(self, other: Evidence) -> Evidence:
@@ -253,6 +266,7 @@ class Evidence:
             " and ".join(dict.fromkeys(proposal for proposal in (self.proposal, other.proposal) if proposal)),
             self.evaluations + other.evaluations,
             self.gradients + other.gradients,
+            self.shared + other.shared,
         )
 
     def to_arviz(self) -> Any:
@@ -289,4 +303,5 @@ def concatenate(parts: Sequence[Evidence]) -> Evidence:
             for k in parts[0].running
         },
         counts=None if all(part.counts is None for part in parts) else cat(lambda e: e.counted),
+        shared=tuple(torch.cat(blocks, 1) for blocks in zip(*(part.shared for part in parts), strict=True)),
     )

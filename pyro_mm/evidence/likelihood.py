@@ -51,6 +51,11 @@ def log_marginal(
 
     So it is the joint log-likelihood for rows that are complete, and a marginal one for ``batch.only("image")``.
 
+    Where latents :math:`\theta` lie outside the plate ``"data"``, all rows share them, and no row has a likelihood of
+    its own. Then p(x_S) stands for :math:`E_{q(\theta)}[p(x_S | \theta)]`, the predictive density of a row under the
+    guide's :math:`q(\theta)`, with one draw of :math:`\theta` per particle: ``evidence.notes`` says so. It is not the
+    marginal likelihood of all rows together.
+
     **Bias.** The mean of the weights is an unbiased estimate of p(x_S). Its logarithm is too low, by about half the
     squared standard error (Jensen); the expectation is the IWAE bound of K particles, which rises with K.
 
@@ -87,7 +92,8 @@ def log_marginal(
         An :class:`Evidence` of N rows, in nats per row.
 
     Raises:
-        ValueError: a site that is scaled or outside the plate ``"data"``, whose weights would be no likelihoods; a
+        ValueError: a site that is scaled, or observed outside the plate ``"data"``, whose weights would be no
+            likelihoods; a latent outside that plate which the guide lacks or enumerates; a
             :class:`~pyro_mm.Proposal` and its fields beside it; a proposal that the guide cannot be sampled by.
 
     Example:
@@ -215,7 +221,8 @@ def _accumulate(
     accumulator: WeightAccumulator | None = None
     for block in weighted_blocks(model, guide, batch, settings, guide_batch):
         sampler = block.sampler
-        accumulator = accumulator or WeightAccumulator(settings.num_particles, sampler.group_size)
+        shared = bool(block.pair.views.given_latents)
+        accumulator = accumulator or WeightAccumulator(settings.num_particles, sampler.group_size, shared)
         accumulator.add(block.log_weights)
     assert accumulator is not None  # there is one particle at least
     evidence = name_proposal(accumulator.evidence(""), settings, sampler)

@@ -46,8 +46,19 @@ def name_quantity(
     modalities = pair_structure(model, guide, batch if guide_batch is None else guide_batch).modalities
     observed = [name for name in batch.names if name in modalities and batch.presence(name) is not False]
     rows = batch.having(observed) if observed else batch.having()
-    notes = likelihood_notes(model, guide, batch, guide_batch)
+    notes = (*likelihood_notes(model, guide, batch, guide_batch), *notes_on_shared(model, guide, batch, guide_batch))
     return restrict_means(replace(evidence, quantity=quantity, notes=notes), rows)
+
+
+def notes_on_shared(
+    model: Callback, guide: Callback, batch: Batch, guide_batch: Batch | None = None
+) -> tuple[str, ...]:
+    """Return a remark on a likelihood given draws of latents that all rows share, if there are such latents."""
+    structure = pair_structure(model, guide, batch if guide_batch is None else guide_batch)
+    if not structure.global_latents:
+        return ()
+    names = ", ".join(map(repr, sorted(structure.global_latents)))
+    return (f"p of a row is its mean over draws of {names}, which all rows share, from the guide",)
 
 
 def restrict_means(evidence: Evidence, rows: Tensor) -> Evidence:
@@ -81,4 +92,5 @@ def conditional_evidence(joint: Evidence, marginal: Evidence, rows: Tensor, quan
             k: (zero_elsewhere(log_prob), zero_elsewhere(error)) for k, (log_prob, error) in difference.running.items()
         },
         counts=None if bool(rows.all()) else rows,
+        shared=tuple(torch.where(rows, deviations, 0.0) for deviations in difference.shared),
     )

@@ -15,7 +15,7 @@ from ..batch.masks import Presence, add_event_dims
 from ..distributions.base import base_distribution
 from ..handlers.rewrite import EditSites
 from ..scoring.evaluation import evaluating, move_result
-from ..scoring.structure import factor_sites, latent_sites, observed_sites, private_modality
+from ..scoring.structure import factor_sites, in_data_plate, latent_sites, observed_sites, private_modality
 from ..utils.arguments import check_programs
 
 SiteValues = dict[str, Tensor]
@@ -68,6 +68,8 @@ def simulate(model: Callable[[Batch], Any], batch: Batch, *, audit: bool = True)
 def to_sample_layout(site: Any, size: int, value: Tensor | None = None, event_dim: int | None = None) -> Tensor:
     """Bring the value of a site to ``(S, N, *plates, *event)``, samples first and rows second.
 
+    A site outside the plate "data", which is of no row, is brought to ``(S, *plates, *event)``.
+
     Args:
         site: a site of a trace, in the plates "particles" (or not), "data" (or not) and those within a row.
         size: N.
@@ -90,8 +92,11 @@ def to_sample_layout(site: Any, size: int, value: Tensor | None = None, event_di
     else:
         samples = particles.size
         nesting = -particles.dim - 1
-    x = x.expand(samples, *(within_row.get(dim, 1) for dim in range(-nesting, -1)), size, *event)
     sizes = [within_row[dim] for dim in sorted(within_row)]
+    if not in_data_plate(site):
+        x = x.expand(samples, *(within_row.get(dim, 1) for dim in range(-nesting, 0)), *event)
+        return x.reshape(samples, *sizes, *event)
+    x = x.expand(samples, *(within_row.get(dim, 1) for dim in range(-nesting, -1)), size, *event)
     return x.reshape(samples, *sizes, size, *event).movedim(1 + len(sizes), 1)
 
 
@@ -148,11 +153,6 @@ class AncestralSampler(EditSites):
         event_dim = fn.event_dim + (in_mean and _is_categorical(fn))  # probabilities have one more dimension
         value = mean_of_modality(name, fn) if in_mean else sample
         self.samples[name] = to_sample_layout(msg, self.batch.size, value, event_dim)
-
-
-def in_data_plate(site: Any) -> bool:
-    """Return True if a site is in the plate of the rows."""
-    return any(frame.name == "data" for frame in site["cond_indep_stack"])
 
 
 def select(mask: Presence, one: Tensor, other: Tensor, event_dim: int) -> Tensor:

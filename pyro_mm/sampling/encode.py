@@ -26,7 +26,8 @@ def encode(guide: Callable[[Batch], Any], batch: Batch, *, audit: bool = True) -
         audit (bool): False skips the audit of the guide (:mod:`pyro_mm.scoring.audit`) and its errors.
 
     Returns:
-        Latent site -> distribution of batch shape ``(N,)``, or ``(*plates, N)`` in plates within a row.
+        Latent site -> distribution of batch shape ``(N,)``, or ``(*plates, N)`` in plates within a row, or
+        ``(*plates,)`` outside the plate ``"data"``.
 
     Example:
         >>> import torch, pyro_mm as mm

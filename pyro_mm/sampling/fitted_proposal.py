@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..scoring.scores import Scores
-from ..scoring.structure import latent_sites
 from ..scoring.term_pair import TermPair
 from ..utils.arguments import check_counts, check_number
 from ..utils.seeding import part_seed
@@ -52,6 +51,9 @@ class Fitted(ProposalScheme):
 
     **Cost.** About 1.9 M T evaluations for the gradients, beside those of pilot and particles. It pays where the guide
     leaves rows in doubt, as amortised guides mostly do. Memory is bounded: 256 rows are fitted at a time.
+
+    Where all rows share latents, outside the plate ``"data"``, the fit is to the mean of :math:`\log p` over draws of
+    these from the guide.
 
     **When it is weak.** Where posteriors have several modes, as fits from one start find one of them: take
     ``components`` above 1. Where they have tails heavier than a Normal's: the shares of guide and prior bound the
@@ -163,14 +165,15 @@ class FittedSampler(ParticleSampler):
 
     def draw(self, pair: TermPair) -> None:
         pair.guide()
-        values = {name: site["value"] for name, site in latent_sites(pair.trace).items()}
+        self.pair.take_shared(pair)
+        values = {name: site["value"] for name, site in pair.row_latents().items()}
         from_guide = self.pair.flatten(values if pair.plated else {name: x[None] for name, x in values.items()})
         component = self._choose(self.choices.take(pair.num_particles), self.shares)
         u = self._mix(component, from_guide)
 
         latents = self.pair.latents_at(u)
         trace = pair.trace.copy()
-        for name, site in latent_sites(trace).items():
+        for name, site in pair.row_latents().items():
             trace.nodes[name] = site | {"value": latents[name].reshape(site["value"].shape)}
         pair.trace = trace
 
@@ -193,13 +196,16 @@ class FittedSampler(ParticleSampler):
 
     def _fit(self, settings: Fitted) -> FittedRows:
         """Fit Normals to the rows, from draws of the guide."""
+        fit = NormalFit(settings.rounds, settings.draws, settings.components, settings.widen)
+        # half as many as points, so that a point and its opposite share a draw
+        self.pair.draw_shared(max(1, fit.draws_for(self.pair.dimension) // 2 * fit.components))
         prior = self.pair.prior_draws(SCALE_DRAWS)
         return fit_row_normals(
             lambda points: self.pair.joint_and_gradient(points, self.pairs_at_once),
             self.pair.guide_draws(START_DRAWS),
             prior_deviations(prior),
             self.pair.active,
-            NormalFit(settings.rounds, settings.draws, settings.components, settings.widen),
+            fit,
         )
 
     # -- shares -------------------------------------------------------------------------------------------------------
@@ -217,6 +223,7 @@ class FittedSampler(ParticleSampler):
 
         The weights of the draws, truncated, stand for the posterior; EM maximises the mixture's log-density under it.
         """
+        self.pair.draw_shared(self.num_pilot)
         choices = Systematic(self.num_pilot, self.pair.size, self.num_pilot, 1, seed, shares.device)
         component = self._choose(choices.take(self.num_pilot), shares)
         from_guide = component.new_zeros(()) if self.guide_index is None else self.pair.guide_draws(self.num_pilot)

@@ -17,7 +17,6 @@ from ..distributions.quantiles import has_mixture, quantile
 from ..scoring.importance import propose
 from ..scoring.reduction import SiteReducer
 from ..scoring.scores import Scores
-from ..scoring.structure import latent_sites
 from ..scoring.term_pair import TermPair
 from ..utils.seeding import part_seed
 from .particle_sampler import ParticleSampler, RowBlock
@@ -58,7 +57,7 @@ class GuideSampler(ParticleSampler):
         pair = rows.pair()
         with torch.no_grad(), poutine.block():
             pair.guide()
-        sites = latent_sites(pair.trace)
+        sites = pair.row_latents()
         reducer = SiteReducer(pair, unscaled=True)
         for site in sites.values():
             reducer.scale(site)  # raises for a site that is scaled or outside the plate "data"
@@ -130,6 +129,8 @@ class GuideSampler(ParticleSampler):
         def draw_site(msg: dict[str, Any]) -> None:
             nonlocal used
             name, fn = msg["name"], msg["fn"]
+            if name not in self.uniforms_per_site:
+                return  # a latent that all rows share
             component_choice = choice if name == self.mixture_site else None
             if uniforms is not None:
                 width = self.uniforms_per_site[name]
@@ -158,9 +159,9 @@ class GuideSampler(ParticleSampler):
             pair: k particles of N rows, drawn from the guide.
             from_prior: the particles to replace, boolean ``(k, N)``.
         """
-        prior = pair.draw_prior()
+        prior = pair.draw_prior(pair.given_values())
         trace = pair.trace.copy()
-        for name, site in latent_sites(trace).items():
+        for name, site in pair.row_latents().items():
             if name not in prior:
                 raise ValueError(f"prior_share needs latents that the model has, and {name!r} is in the guide only")
             mask = add_event_dims(_broadcastable(from_prior, site["fn"].batch_shape, pair), site["fn"].event_dim)
@@ -170,7 +171,7 @@ class GuideSampler(ParticleSampler):
         with poutine.replay(trace=trace):
             pair.guide()
         reducer = SiteReducer(pair)
-        pair.log_q = {name: reducer.log_prob(site) for name, site in latent_sites(pair.trace).items()}
+        pair.log_q = {name: reducer.log_prob(site) for name, site in pair.row_latents().items()}
 
 
 def _stratifiable_mixture(sites: Sites, pair: TermPair) -> str | None:

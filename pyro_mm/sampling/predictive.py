@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from ..batch.masks import all_of
 from ..handlers.plates import FixedPlate
 from ..handlers.rewrite import EditSites
 from ..scoring.evaluation import evaluating, move_result
+from ..scoring.given_latents import Given, draw_global_latents
 from ..scoring.structure import Callback, PairStructure, latent_sites, pair_structure
 from ..utils.arguments import check_counts, check_flags, check_programs, check_seed
 from ..utils.seeding import temporary_seed
@@ -51,6 +52,8 @@ def generate(
     * The private latent :math:`w_m` of a missing modality comes from :math:`p(w_m | z)`, whatever the guide has in its
       place, and all latents of a row in which nothing is present from the model's prior.
     * A discrete latent that only the model has comes from its exact posterior given z and what is present.
+    * A latent outside the plate ``"data"`` comes from the guide, once per sample: all rows of a sample share it. With
+      ``resample`` the others are drawn by weight given it, from K particles for each of the S samples.
     * A missing modality on which a latent depends comes from its prior, unless the whole row is missing: give the story
       a latent for it if that matters. Descendants of a modality see its value where it is present, and elsewhere the
       sample that is returned.
@@ -125,7 +128,9 @@ def posterior_draws(
     particle. Take K several times the number of different draws that you need.
 
     The private latent :math:`w_m` of a missing modality comes from the model's :math:`p(w_m | z)`, and so do all
-    latents of a row in which nothing is present.
+    latents of a row in which nothing is present. A latent outside the plate ``"data"``, which all rows share, comes
+    from the guide, once per sample; with ``resample`` the others are drawn by weight given it, from K particles for
+    each of the S samples.
 
     Args:
         model (callable): a story, called with a batch.
@@ -141,7 +146,8 @@ def posterior_draws(
         audit (bool): False skips the audit of the pair (:mod:`pyro_mm.scoring.audit`) and its errors.
 
     Returns:
-        Latent site of the guide -> ``(S, N, *plates, *event)``, plates being those within a row, outermost first.
+        Latent site of the guide -> ``(S, N, *plates, *event)``, plates being those within a row, outermost first; and
+        ``(S, *plates, *event)`` for a site outside the plate ``"data"``.
 
     Raises:
         ValueError: a proposal or its fields without ``resample`` or beside each other, or a guide with enumerated sites
@@ -193,6 +199,7 @@ class SampleSettings:
         decode: True to sample modalities, False for latents alone.
         resampling: the settings of draws by weight; None for draws of the guide.
         vectorize: True to draw all samples in one run of guide and model.
+        prior: True to draw latents that all rows share from the model's prior too, as those of empty rows are.
     """
 
     num_samples: int = 1
@@ -200,6 +207,7 @@ class SampleSettings:
     decode: bool = True
     resampling: Resampling | None = None
     vectorize: bool = True
+    prior: bool = False
 
     @property
     def stacked(self) -> bool:
@@ -261,6 +269,8 @@ def draw_samples(model: Callback, guide: Callback, batch: Batch, settings: Sampl
 
     latents: SiteValues = {}
     if settings.resampling is not None:
+        if structure.global_latents:
+            return _given_globals(model, guide, batch, settings)
         if "enumerated" in structure.latents.values():
             raise ValueError("resample needs a guide without enumerated sites: let the model alone have them")
         latents = resample_latents(model, guide, batch, settings.num_samples, settings.resampling, settings.vectorize)
@@ -271,6 +281,28 @@ def draw_samples(model: Callback, guide: Callback, batch: Batch, settings: Sampl
     runs = [
         one.samples({name: z[s : s + 1] for name, z in latents.items()}, settings) for s in range(settings.num_samples)
     ]
+    return _concatenate_samples(runs)
+
+
+def _given_globals(model: Callback, guide: Callback, batch: Batch, settings: SampleSettings) -> Samples:
+    """Return samples by weight, each given a draw of the guide's latents that all rows share."""
+    given_model, given_guide = Given(model, {}), Given(guide, {})
+    one = replace(settings, num_samples=1)
+    runs = []
+    for _ in range(settings.num_samples):
+        sites = draw_global_latents(guide, batch)
+        given_model.set(sites)
+        given_guide.set(sites)
+        samples = draw_samples(given_model, given_guide, batch, one)
+        values = {name: to_sample_layout(site, batch.size) for name, site in sites.items()}
+        in_model = {n: x for n, x in values.items() if not sites[n]["infer"].get("is_auxiliary", False)}
+        model_latents = in_model | samples.model_latents if samples.model_latents else {}
+        runs.append(Samples(values | samples.guide_latents, model_latents, samples.modalities))
+    return _concatenate_samples(runs)
+
+
+def _concatenate_samples(runs: list[Samples]) -> Samples:
+    """Concatenate samples of the same pair."""
     return Samples(*(_concatenate(field) for field in zip(*runs, strict=True)))
 
 
@@ -309,6 +341,9 @@ class _PairRun:
             site = trace.nodes[name]
             plates = z.dim() - 2 - site["fn"].event_dim
             trace.nodes[name] = site | {"value": z.movedim(1, 1 + plates).reshape(site["value"].shape)}
+
+        for name in self.structure.global_latents if settings.prior else ():
+            trace.remove_node(name)
 
         ancestral = AncestralSampler(self.batch, self.structure.modalities, settings.mean)
         guide_sites = latent_sites(trace)

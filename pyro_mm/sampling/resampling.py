@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..batch.batch import Batch
 from ..batch.masks import add_event_dims
-from ..scoring.structure import Callback, latent_sites
+from ..scoring.structure import Callback
 from ..scoring.term_pair import TermPair
 from ..utils.seeding import normalize_seed
 from .ancestral import SiteValues, to_sample_layout
@@ -91,7 +91,7 @@ class WeightedReservoir:
         replace = replace < (log_block - log_total).exp().nan_to_num(1.0)
 
         rows = torch.arange(index.shape[1], device=index.device)
-        for name, site in latent_sites(pair.trace).items():
+        for name, site in pair.row_latents().items():
             values = to_sample_layout(site, len(rows))[index, rows]
             if self._log_total is not None:
                 values = torch.where(add_event_dims(replace, values.dim() - 2), values, self.values[name])

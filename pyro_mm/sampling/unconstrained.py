@@ -52,6 +52,9 @@ class UnconstrainedPair:
     Coordinates that no density depends on count nowhere, in a Jacobian neither: the latents of rows in which nothing is
     present, and the private ones of missing modalities.
 
+    Latents outside the plate ``"data"``, which all rows share, are no coordinates: they are given, by draws of the
+    guide (:meth:`draw_shared`). Point c is at draw ``c % G`` of G, whatever the points are for.
+
     Args:
         model, guide: callables of a batch.
         views: N rows as the guide sees them and as the model scores them.
@@ -96,11 +99,13 @@ class UnconstrainedPair:
         with torch.no_grad():
             pair.guide()  # which leaves the encoders' outputs in the view's cache, without a graph
             self._check_sites(pair)
-        sites = latent_sites(pair.trace)
+        sites = pair.row_latents()
+        self._shared: SiteValues = {}  # latent that all rows share -> G draws of it
+        self.take_shared(pair)
         self._trace = pair.trace.copy()
         for plate in {"data", "particles"} & set(self._trace.nodes):
             self._trace.remove_node(plate)  # its index set, of another number of points
-        self.single_site = len(sites) == 1  # whose distribution depends on no other latent
+        self.single_site = len(latent_sites(pair.trace)) == 1  # whose distribution depends on no other latent
         self.transforms = {n: biject_to(s["fn"].support) for n, s in sites.items()}
         self._num_plates = {n: len(s["fn"].batch_shape) - 1 - vectorize for n, s in sites.items()}  # within a row
         self._lay_out(sites)
@@ -116,9 +121,10 @@ class UnconstrainedPair:
     def guide_draws(self, num_draws: int) -> Tensor:
         """Return the coordinates of independent draws from the guide, ``(C, N, D)``."""
 
-        def draw(pair: TermPair) -> SiteValues:
-            pair.guide()
-            return {name: site["value"] for name, site in latent_sites(pair.trace).items()}
+        def draw(pair: TermPair, shared: poutine.Trace) -> SiteValues:
+            with poutine.replay(trace=shared):
+                pair.guide()
+            return {name: site["value"] for name, site in pair.row_latents().items()}
 
         return self._draws(num_draws, draw)
 
@@ -130,13 +136,63 @@ class UnconstrainedPair:
             ValueError: a latent that only the guide has.
         """
 
-        def draw(pair: TermPair) -> SiteValues:
-            prior = pair.draw_prior()
+        def draw(pair: TermPair, shared: poutine.Trace) -> SiteValues:
+            prior = pair.draw_prior(shared)
             if missing := [name for name in self.transforms if name not in prior]:
                 raise ValueError(f"{self.method} needs latents that the model has, and {missing[0]!r} is not in it")
             return {name: prior[name]["value"] for name in self.transforms}
 
         return self._draws(num_draws, draw)
+
+    # -- latents that all rows share ----------------------------------------------------------------------------------
+
+    @property
+    def has_shared(self) -> bool:
+        """True if there are latents that all rows share."""
+        return bool(self._shared)
+
+    @torch.no_grad()
+    def draw_shared(self, num_draws: int) -> None:
+        """Draw the latents that all rows share from the guide, G times, in the place of the draws so far."""
+        if not self._shared:
+            return
+        pairs = [self.pair(num_draws)] if self.vectorize else [self.pair(1) for _ in range(num_draws)]
+        for pair in pairs:
+            pair.guide()
+        self.take_shared(*pairs)
+
+    def take_shared(self, *pairs: TermPair) -> None:
+        """Take the latents that all rows share from the traces of pairs: of one, or of one for each draw."""
+        traces = [pair.given_values() for pair in pairs]
+        if self.vectorize and not pairs[0].plated:
+            self.set_shared({name: site["value"] for name, site in traces[0].nodes.items()})
+            return
+        values = {name: [trace.nodes[name]["value"] for trace in traces] for name in traces[0].nodes}
+        self._shared = {name: x[0] if self.vectorize else torch.stack(x) for name, x in values.items()}
+
+    def set_shared(self, values: Mapping[str, Tensor]) -> None:
+        """Take one draw of the latents that all rows share, site -> value as the guide by itself draws it."""
+        for name in self._shared:
+            value = values[name]
+            if self.vectorize:
+                batch_dim = value.dim() - self._trace.nodes[name]["fn"].event_dim
+                value = value.reshape(*[1] * (self.structure.nesting - batch_dim), *value.shape)
+            self._shared[name] = value[None]
+
+    def _shared_at(self, first: int, num_points: int) -> SiteValues:
+        """Return the latents that all rows share at points from number ``first`` on: site -> ``(C, ..)``."""
+        found = {}
+        for name, values in self._shared.items():
+            index = torch.arange(first, first + num_points, device=values.device) % len(values)
+            found[name] = values[index]
+        return found
+
+    def _shared_trace(self, values: SiteValues) -> poutine.Trace:
+        """Return a trace of latents that all rows share."""
+        trace = poutine.Trace()
+        for name, value in values.items():
+            trace.add_node(name, **(self._trace.nodes[name] | {"value": value}))
+        return trace
 
     def coordinates_of(self, latents: Mapping[str, Tensor], num_points: int) -> Tensor:
         """Return the coordinates of one value of the latents, repeated, ``(C, N, D)``.
@@ -182,35 +238,43 @@ class UnconstrainedPair:
 
     # -- densities ----------------------------------------------------------------------------------------------------
 
-    def log_densities(self, u: Tensor, guide: bool = True) -> LogDensities:
-        """Return the log-densities at coordinates ``(C, N, D)``, differentiable; ``guide`` False leaves log q out."""
+    def log_densities(self, u: Tensor, guide: bool = True, first: int = 0) -> LogDensities:
+        """Return the log-densities at coordinates ``(C, N, D)``, differentiable.
+
+        Args:
+            u: the coordinates.
+            guide: False to leave log q out.
+            first: number of the first of these points, by which they take the latents that all rows share.
+        """
         with override_validation(False):  # a move may end anywhere
             latents = self.latents_at(u)
             jacobian = self.log_jacobian(u, latents)
-            log_q, log_prior, likelihood = self._score_points(latents, guide)
+            log_q, log_prior, likelihood = self._score_points(latents, guide, first)
             return LogDensities(None if log_q is None else log_q + jacobian, log_prior + jacobian, likelihood)
 
     def log_densities_in_chunks(self, u: Tensor, most: int, guide: bool = True) -> LogDensities:
         """Return the log-densities at coordinates ``(C, N, D)``, at most so many (row, point) pairs at once."""
         with torch.no_grad():
-            parts = [self.log_densities(part, guide) for part in self.chunks(u, most)]
+            parts = [self.log_densities(part, guide, first) for first, part in self.chunks(u, most)]
         log_q = torch.cat([part.guide for part in parts if part.guide is not None]) if guide else None
         return LogDensities(log_q, torch.cat([p.prior for p in parts]), torch.cat([p.likelihood for p in parts]))
 
     def joint_and_gradient(self, u: Tensor, most: int) -> tuple[Tensor, Tensor]:
         """Return log p(x, u), ``(C, N)``, and its gradient, ``(C, N, D)``, at most so many pairs at once."""
         values, gradients = [], []
-        for part in self.chunks(u, most):
+        for first, part in self.chunks(u, most):
             with torch.enable_grad():
                 part = part.detach().requires_grad_()
-                value = self.log_densities(part, guide=False).joint
+                value = self.log_densities(part, guide=False, first=first).joint
                 gradients.append(gradient_of(value, part))
             values.append(value.detach())
         return torch.cat(values), torch.cat(gradients)
 
-    def chunks(self, u: Tensor, most: int) -> Iterator[Tensor]:
-        """Yield points ``(C, N, D)`` in parts of at most so many (row, point) pairs, one point at least."""
-        return iter(u.split(max(1, most // self.size)))
+    def chunks(self, u: Tensor, most: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield (number of the first, points) for parts of at most so many (row, point) pairs, one point at least."""
+        size = max(1, most // self.size)
+        for first in range(0, len(u), size):
+            yield first, u[first : first + size]
 
     def score_guide(self, pair: TermPair) -> dict[str, Tensor]:
         """Return log q of each site at the values in a pair's trace, which keeps them."""
@@ -218,13 +282,13 @@ class UnconstrainedPair:
             with poutine.replay(trace=pair.trace):
                 pair.guide()
         reducer = SiteReducer(pair, unscaled=True)
-        return {name: reducer.log_prob(site) for name, site in latent_sites(pair.trace).items()}
+        return {name: reducer.log_prob(site) for name, site in pair.row_latents().items()}
 
     # -- inner --------------------------------------------------------------------------------------------------------
 
     def _check_sites(self, pair: TermPair) -> None:
         """Refuse latents that have no unconstrained coordinates, or densities that are of no row."""
-        sites = latent_sites(pair.trace)
+        sites = pair.row_latents()
         if discrete := [n for n, s in sites.items() if getattr(s["fn"].support, "is_discrete", False)]:
             raise ValueError(
                 f"{self.method} moves continuous latents, and {discrete[0]!r} is discrete: sum it out instead, by "
@@ -238,7 +302,7 @@ class UnconstrainedPair:
 
         again = self.pair(1)
         again.guide()
-        for name, site in latent_sites(again.trace).items():
+        for name, site in again.row_latents().items():
             bounds = zip(_bounds(site["fn"].support), _bounds(sites[name]["fn"].support), strict=True)
             if any(not torch.equal(one, other) for one, other in bounds):
                 raise ValueError(
@@ -281,9 +345,11 @@ class UnconstrainedPair:
             )
 
     def _draws(self, num_draws: int, draw: Any) -> Tensor:
+        shared = self._shared_at(0, num_draws)
         if self.vectorize:
-            return self.flatten(draw(self.pair(num_draws)))
-        draws = [draw(self.pair(1)) for _ in range(num_draws)]
+            return self.flatten(draw(self.pair(num_draws), self._shared_trace(shared)))
+        each = [self._shared_trace({n: x[c] for n, x in shared.items()}) for c in range(num_draws)]
+        draws = [draw(self.pair(1), trace) for trace in each]
         return self.flatten({n: torch.stack([values[n] for values in draws]) for n in draws[0]})
 
     def _by_site(self, u: Tensor) -> SiteValues:
@@ -294,9 +360,10 @@ class UnconstrainedPair:
             by_site[name] = x.reshape(*x.shape[:2], *plates, *event).movedim(1, 1 + len(plates))
         return by_site
 
-    def _score_points(self, latents: SiteValues, guide: bool) -> tuple[Tensor | None, Tensor, Tensor]:
+    def _score_points(self, latents: SiteValues, guide: bool, first: int) -> tuple[Tensor | None, Tensor, Tensor]:
         """Return log q (or None), log p(z) and log p(x | z) of points, ``(C, N)`` each, without Jacobians."""
         num_points = len(next(iter(latents.values())))
+        latents = latents | self._shared_at(first, num_points)
         if self.vectorize:
             return self._score(self.pair(num_points), latents, guide)
         each = [self._score(self.pair(1), {n: x[c] for n, x in latents.items()}, guide) for c in range(num_points)]

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..batch.batch import Batch
 from ..batch.context import TermStack
 from ..scoring.importance import score_model
-from ..scoring.structure import Callback, PairStructure, latent_sites, pair_structure
+from ..scoring.structure import Callback, PairStructure, in_data_plate, latent_sites, pair_structure
 from ..scoring.term_pair import TermPair
 from ..scoring.views import TermViews
 from ..utils.network_calls import ROWS
@@ -172,6 +172,7 @@ def _row_block(
 
     encoded = view(guide_batch, {}, batch.rows)
     views = TermViews(encoded, view(batch, {}), encoded, structure.nesting, modalities=structure.modalities)
+    views = views.given_globals(structure)
     pairs_at_once = settings.sizes.pairs_to_decode(batch)
     return RowBlock(
         model, guide, views, structure, settings.num_particles, settings.seed, settings.vectorize, pairs_at_once
@@ -219,8 +220,10 @@ def _part(pair: TermPair, particles: slice, rows: slice) -> TermPair:
     length = len(range(*particles.indices(num_particles)))
     part = TermPair(pair.source_model, pair.source_guide, views, length, plated=pair.plated)
 
-    def cut(x: Tensor, event_dim: int = 0) -> Tensor:
+    def cut(x: Tensor, event_dim: int = 0, of_rows: bool = True) -> Tensor:
         for dim, size, chosen in ((-1, num_rows, rows), (pair.particle_dim, num_particles, particles)):
+            if dim == -1 and not of_rows:
+                continue  # a latent that all rows share, or one in a plate of its own
             place = x.dim() + dim - event_dim
             if place >= 0 and x.shape[place] == size > 1:
                 x = x[(slice(None),) * place + (chosen,)]
@@ -230,6 +233,7 @@ def _part(pair: TermPair, particles: slice, rows: slice) -> TermPair:
     for plate in {"data", "particles"} & set(part.trace.nodes):
         part.trace.remove_node(plate)  # its index set, which a replay would bring back whole
     for name, site in latent_sites(pair.trace).items():
-        part.trace.nodes[name] = site | {"value": cut(site["value"], site["fn"].event_dim)}
+        value = cut(site["value"], site["fn"].event_dim, of_rows=in_data_plate(site))
+        part.trace.nodes[name] = site | {"value": value}
     part.log_q = {name: cut(x) for name, x in pair.log_q.items()}
     return part

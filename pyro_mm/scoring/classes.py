@@ -16,6 +16,7 @@ from torch import Tensor
 from ..distributions.base import base_distribution
 from ..distributions.mixture import Mixture
 from .reduction import SiteReducer, eliminate
+from .structure import in_data_plate
 
 
 def split_by_class(site: Mapping[str, Any], others: list[Tensor], shape: SiteReducer) -> Tensor:
@@ -100,7 +101,7 @@ def classes_of_site(name: str, site: Mapping[str, Any], in_guide: bool) -> Tenso
     Raises:
         ValueError: a site without classes, one that is drawn and not summed out, or one in plates within a row.
     """
-    if not any(frame.name == "data" for frame in site["cond_indep_stack"]):
+    if not in_data_plate(site):
         raise ValueError(f"site {name!r} lies outside the plate 'data', and so is of no row: it has no class per row")
     fn = site["fn"]
     inner = [f.name for f in site["cond_indep_stack"] if f.vectorized and f.name not in ("data", "particles", "terms")]

@@ -28,7 +28,15 @@ from .draws import Draws, StackedDraws
 from .evaluation import evaluating, move_result
 from .reduction import LazyMapping, SiteReducer, average, eliminate, expect, sum_out
 from .scores import Path, Scores
-from .structure import Callback, PairStructure, lacks_derivative, latent_sites, observed_sites, pair_structure
+from .structure import (
+    Callback,
+    PairStructure,
+    in_data_plate,
+    lacks_derivative,
+    latent_sites,
+    observed_sites,
+    pair_structure,
+)
 from .term_pair import TermPair, check_prior_gradient
 from .views import TermViews
 
@@ -232,7 +240,7 @@ def propose(pair: TermPair, structure: PairStructure, draw: Callable[[dict[str, 
             trace.nodes[name] = site | {"value": site["value"].view_as(site["value"])}
     pair.trace = trace
     shape = SiteReducer(pair)
-    pair.log_q = LazyMapping({name: partial(shape.log_prob, site) for name, site in latent_sites(pair.trace).items()})
+    pair.log_q = LazyMapping({name: partial(shape.log_prob, site) for name, site in pair.row_latents().items()})
 
 
 def score_model(
@@ -256,11 +264,12 @@ def score_model(
     Raises:
         ValueError: with ``unscaled``, a site with a scale of its own, whose likelihood would be no likelihood.
     """
-    theirs = latent_sites(pair.trace)
+    theirs = pair.row_latents()
     dims = _enumerated_dims(theirs)
     free_dim = min([pair.enum_dim + 1, *dims.values()]) - 1  # to the left of what the guide enumerates
     model_trace = run_model(pair, structure)
-    shape, ours = SiteReducer(pair, unscaled), latent_sites(model_trace)
+    shape, ours = SiteReducer(pair, unscaled), pair.row_latents(model_trace)
+    _check_given(pair, model_trace)
     proposal = pair.log_q
     likelihood = {name: shape.log_prob(site) for name, site in observed_sites(model_trace).items()}
     enumerated = {name for name, site in {**ours, **theirs}.items() if "_enumerate_dim" in site["infer"]}
@@ -328,6 +337,16 @@ def score_model(
     return scores
 
 
+def _check_given(pair: TermPair, model_trace: Any) -> None:
+    """Raise a ValueError if a latent that is given lies in the plate of the rows in the model."""
+    for name, site in latent_sites(model_trace).items():
+        if name in (pair.views.given_latents or ()) and in_data_plate(site):
+            raise ValueError(
+                f"site {name!r} lies in the plate 'data' in the model and outside it in the guide: a latent is of each "
+                "row in both, or of none in both"
+            )
+
+
 def run_model(pair: TermPair, structure: PairStructure) -> Any:
     """Run the pair's model against ``pair.trace``, with its discrete sites enumerated, and return its trace."""
     free_dim = min([pair.enum_dim + 1, *_enumerated_dims(latent_sites(pair.trace)).values()]) - 1
@@ -370,7 +389,8 @@ def log_weights(
 
     Args:
         model, guide: callables of a batch. Row-local enumerated sites are summed out; a latent that only the model
-            has is drawn from its prior.
+            has is drawn from its prior. A latent outside the plate ``"data"`` is drawn once per particle, and given:
+            neither its prior nor its posterior is in the weights, which are not to train by.
         batch: N rows; what is missing in a row is left out of it.
         num_particles: K.
         vectorize: False runs particle by particle, for stories that do not broadcast.
@@ -383,7 +403,7 @@ def log_weights(
         exponentials over K is an unbiased estimate of p(x_n).
 
     Raises:
-        ValueError: a site outside the plate ``"data"``.
+        ValueError: a site outside the plate ``"data"`` that the guide lacks, or that is observed.
     """
     check_programs(model=model, guide=guide)
     check_batch(batch)
@@ -392,7 +412,8 @@ def log_weights(
     stacked = vectorize and num_particles > 1
     with evaluating(model, guide, batch, audit=audit, stacked=stacked) as rows:
         structure = pair_structure(model, guide, rows)
-        scores = score(model, guide, TermViews.of(rows, structure), structure, num_particles, vectorize=vectorize)
+        views = TermViews.of(rows, structure).given_globals(structure)
+        scores = score(model, guide, views, structure, num_particles, vectorize=vectorize)
         return move_result(scores.log_weights()[:, 0], rows, batch)
 
 

@@ -122,10 +122,7 @@ class SiteReducer:
         """Return the site's own scale, without that of a subsampled data plate, which is :attr:`factor`."""
         frames = {frame.name: frame for frame in site["cond_indep_stack"]}
         if "data" not in frames:
-            raise ValueError(
-                f"site {site['name']!r} lies outside the plate 'data', so its log-probability is of no single row: "
-                "put it in `with batch.plate():`, or train with pyro.infer.Trace_ELBO or TraceMeanField_ELBO"
-            )
+            raise ValueError(self._outside_text(site))
         data = frames["data"]
         scale = site["scale"]
         if data.full_size != data.size:
@@ -137,6 +134,18 @@ class SiteReducer:
                 "poutine.scale here"
             )
         return scale
+
+    def _outside_text(self, site: dict[str, Any]) -> str:
+        """Return the reason why a site outside the plate ``"data"`` is refused."""
+        text = f"site {site['name']!r} lies outside the plate 'data', so its log-probability is of no single row: "
+        if self.pair.views.given_latents is None:
+            return text + "put it in `with batch.plate():`, or train with pyro.infer.Trace_ELBO or TraceMeanField_ELBO"
+        if site["is_observed"]:
+            return text + "observe it in `with batch.plate():`"
+        return (
+            text + "an evaluation takes draws of such a latent from the guide, and the guide has none outside "
+            f"the plate: give it pyro.sample({site['name']!r}, ..) before its `with batch.plate():`"
+        )
 
     def rows(self, x: Tensor, site: dict[str, Any]) -> Tensor:
         for frame in site["cond_indep_stack"]:

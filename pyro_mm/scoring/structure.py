@@ -42,6 +42,7 @@ class PairStructure:
         factors: observed sites that are no modality of the batch, such as a ``pyro.factor``.
         random: True if networks draw random numbers when they run again, as dropout does.
         normalises: True if something computed from a latent goes through batch normalisation in training mode.
+        global_latents: latents of the guide outside the plate ``"data"``, which all rows share.
     """
 
     nesting: int
@@ -54,6 +55,7 @@ class PairStructure:
     factors: frozenset[str] = frozenset()
     random: bool = False
     normalises: bool = False
+    global_latents: frozenset[str] = frozenset()
 
     @property
     def chained(self) -> bool:
@@ -149,6 +151,7 @@ def _structure(model: Callback, guide: Callback, batch: Batch) -> PairStructure:
         factors=factor_sites(model_trace, batch),
         random=random,
         normalises=watch.normalisation.found,
+        global_latents=frozenset(name for name, site in in_guide.items() if not in_data_plate(site)),
     )
 
 
@@ -280,6 +283,11 @@ def latent_sites(trace: Any) -> dict[str, dict[str, Any]]:
 def observed_sites(trace: Any) -> dict[str, dict[str, Any]]:
     """Return name -> site, for the observed sample sites of a trace, without those of ``pyro.deterministic``."""
     return {n: s for n, s in _sites(trace) if s["is_observed"] and not s["infer"].get("_deterministic", False)}
+
+
+def in_data_plate(site: Mapping[str, Any]) -> bool:
+    """Return True if a site is in the plate of the rows."""
+    return any(frame.name == "data" for frame in site["cond_indep_stack"])
 
 
 def is_factor(site: Mapping[str, Any]) -> bool:

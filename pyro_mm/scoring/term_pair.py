@@ -82,6 +82,20 @@ class TermPair:
                 error.add_note(UNBROADCAST)
             raise
 
+    def row_latents(self, trace: Any = None) -> dict[str, dict[str, Any]]:
+        """Return name -> site of the latents in a trace, by default the guide's, without those that are given."""
+        given = self.views.given_latents or ()
+        sites = latent_sites(self.trace if trace is None else trace)
+        return {name: site for name, site in sites.items() if name not in given}
+
+    def given_values(self) -> poutine.Trace:
+        """Return the part of the guide's trace that holds the latents that are given."""
+        given = poutine.Trace()
+        for name, site in latent_sites(self.trace).items():
+            if name in (self.views.given_latents or ()):
+                given.add_node(name, **site)
+        return given
+
     def guide(self, *_: Any) -> None:
         if self.prior is None:
             self.prior = {} if self.views.encode_prior is False else self.draw_prior()

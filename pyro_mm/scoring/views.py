@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..batch.batch import Batch
 from ..batch.context import Cache, TermStack
@@ -25,6 +25,8 @@ class TermViews:
         scale: modality -> scale of its own sites.
         joint: terms in which observed sites that are no modality count, such as a ``pyro.factor``.
         prior_terms: numbers of the terms that encode the prior.
+        given_latents: latents outside the plate ``"data"`` that are given, draw by draw, and not scored; None where
+            such latents are refused.
     """
 
     encode: Batch
@@ -38,6 +40,21 @@ class TermViews:
     scale: Mapping[str, float] = field(default_factory=dict)
     joint: Presence = True
     prior_terms: frozenset[int] = frozenset()
+    given_latents: frozenset[str] | None = None
+
+    def given_globals(self, structure: PairStructure) -> TermViews:
+        """Return these views for an evaluation that takes draws of the guide's global latents as given.
+
+        Raises:
+            ValueError: a global latent that the guide enumerates.
+        """
+        for name in sorted(structure.global_latents):
+            if structure.latents[name] == "enumerated":
+                raise ValueError(
+                    f"site {name!r} lies outside the plate 'data' and is enumerated by the guide, and a sum over it "
+                    "would be one per row: let the guide draw it"
+                )
+        return replace(self, given_latents=structure.global_latents)
 
     @staticmethod
     def of(batch: Batch, structure: PairStructure, cache: Cache | None = None) -> TermViews:

@@ -308,9 +308,10 @@ def test_a_check_reports_evaluations_that_fail():
 
     found = findings(outside, outside_guide, batch)
     assert found.gap is None and found.gradients is None and found.sites.outside == ("level",)
-    assert "'level' lies outside the plate 'data'" in found.findings[0]
+    assert any("'level' lies outside the plate 'data'" in text for text in found.findings)
     found = findings(outside, outside_guide, batch, Trace_ELBO())
     assert found.gap is None and found.gradients is not None and not found.gradients.unused
+    assert "given 'level'" in found.remark and set(found.evidence) > {"log p(a, b)"}
 
     def scaled(rows):
         with pyro.poutine.scale(scale=2.0):

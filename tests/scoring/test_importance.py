@@ -129,9 +129,10 @@ def test_sites_drawn_in_another_order_have_no_analytic_kl(double):
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
 
 
-def test_a_site_outside_the_data_plate_is_refused():
+def test_an_observed_site_outside_the_data_plate_is_refused():
     def story(batch):
         scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        pyro.sample("constraint", dist.Normal(scale, 1.0), obs=torch.tensor(1.0))
         with batch.plate():
             batch.observe("x", dist.Normal(0.0, scale))
 
@@ -139,7 +140,7 @@ def test_a_site_outside_the_data_plate_is_refused():
         pyro.sample("scale", dist.LogNormal(0.0, 1.0))
 
     batch = mm.Batch({"x": torch.randn(3)})
-    with pytest.raises(ValueError, match="site 'scale' lies outside the plate 'data'"):
+    with pytest.raises(ValueError, match=r"'constraint' lies outside the plate 'data', .* observe it in"):
         mm.log_weights(story, guide, batch)
 
 
