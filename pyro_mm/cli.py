@@ -17,9 +17,9 @@ from torch import Tensor
 
 from . import __version__, datasets, estimators, objectives
 from .batch.batch import Batch
-from .evidence.evidence import Evidence
 from .experiments.console import format_share, parse_device, print_table, report_errors
-from .experiments.evaluation import HEADER, Line, evaluate_recipe, format_lines
+from .experiments.estimates import FITTED_TEXT, Estimates
+from .experiments.evaluation import Line, evaluate_recipe, format_lines
 from .experiments.reproduce import reproduce
 from .experiments.runs import (
     CHECKPOINT,
@@ -114,6 +114,14 @@ Compile = Annotated[bool, typer.Option("--compile", help="Compile the training s
 EvidenceParticles = Annotated[
     int, typer.Option(min=2, help="Draws per row, K, of the importance-sampled likelihoods in the table.")
 ]
+Fitted = Annotated[
+    bool,
+    typer.Option(
+        "--fitted/--no-fitted",
+        help="Estimate likelihoods by proposals fitted to each row, with the guide's beside them; or by the guide "
+        "alone.",
+    ),
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -155,6 +163,7 @@ def train(
     ] = None,
     rows: Rows = 1000,
     evidence_particles: EvidenceParticles = 1000,
+    fitted: Fitted = True,
     compile: Compile = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a run that is in the folder already.")] = False,
 ) -> None:
@@ -164,7 +173,7 @@ def train(
     """
     settings = Settings(
         _key(EPOCHS, dataset, "data set"), recipe, objective, estimator, num_particles, epochs or EPOCHS[dataset],
-        batch_size, lr, seed, latent, str(data) if data else None, rows, evidence_particles, compile,
+        batch_size, lr, seed, latent, str(data) if data else None, rows, evidence_particles, compile, fitted,
     )  # fmt: skip
     _check_choices(settings)
     place = parse_device(device)
@@ -178,9 +187,11 @@ def train(
                 typer.echo(f"going on with the run in {where}")
             try:
                 run, history, test, seconds = _train(settings, place, run, batches, where / CHECKPOINT)
-                lines, evidence = evaluate_recipe(run, test, settings.evidence_particles, settings.seed)
+                lines, likelihoods = _evaluate(run, test, settings)
                 probabilities, accuracy = _predict(run, test, settings)
-                _write(where, settings, run, history, evidence, _draw_figures(run, test, history, probabilities, seed))
+                _write(
+                    where, settings, run, history, likelihoods, _draw_figures(run, test, history, probabilities, seed)
+                )
             except KeyboardInterrupt:
                 interrupted[0] = save_interrupted(where, run.model, run.guide, settings)
                 raise
@@ -202,6 +213,15 @@ def evaluate(
     evidence_particles: Annotated[
         int | None, typer.Option(min=2, help="Draws per row, K, of the likelihoods; by default those of the run.")
     ] = None,
+    fitted: Annotated[
+        bool | None,
+        typer.Option(
+            "--fitted/--no-fitted",
+            help="Estimate likelihoods by proposals fitted to each row, with the guide's beside them, or by the guide "
+            "alone; by default as the run did, and fitted for a run of version 0.2 or earlier.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Load the weights of a run and print its table again, with the same numbers."""
     if not (directory / CONFIG).is_file():
@@ -211,7 +231,9 @@ def evaluate(
     place = parse_device(device)
     with report_errors(lambda: "nothing was changed"):
         settings = read_settings(directory)
-        changed: dict[str, Any] = {"data": data and str(data), "rows": rows, "evidence_particles": evidence_particles}
+        changed: dict[str, Any] = {
+            "data": data and str(data), "rows": rows, "evidence_particles": evidence_particles, "fitted": fitted,
+        }  # fmt: skip
         settings = replace(settings, **{name: value for name, value in changed.items() if value is not None})
         train, test = _load(settings)
         run = _build(settings, train)
@@ -219,7 +241,7 @@ def evaluate(
         for module in (run.model, run.guide):
             module.to(place)
         test = test.to(place)
-        lines, _ = evaluate_recipe(run, test, settings.evidence_particles, settings.seed)
+        lines, _ = _evaluate(run, test, settings)
         _, accuracy = _predict(run, test, settings)
     _print(settings, run.objective, lines, accuracy, test.size)
     if epochs is not None:
@@ -237,6 +259,7 @@ def compare(
     device: Device = None,
     rows: Rows = 1000,
     evidence_particles: EvidenceParticles = 1000,
+    fitted: Fitted = True,
 ) -> None:
     """Train MVAE, JMVAE-kl, MMVAE and MoPoE with the same settings and print a table of them; nothing is written."""
     place = parse_device(device)
@@ -244,22 +267,19 @@ def compare(
     for recipe in COMPARED:
         settings = Settings(
             _key(EPOCHS, dataset, "data set"), recipe, None, None, None, epochs or EPOCHS[dataset], batch_size, lr,
-            seed, 16, str(data) if data else None, rows, evidence_particles,
+            seed, 16, str(data) if data else None, rows, evidence_particles, fitted=fitted,
         )  # fmt: skip
         with report_errors(lambda: f"{len(columns)} of {len(COMPARED)} recipes were trained, and nothing was written"):
             batches = _load(settings)
             run, _, test, seconds = _train(settings, place, _build(settings, batches[0]), batches)
-            lines, _ = evaluate_recipe(run, test, settings.evidence_particles, settings.seed)
+            lines, _ = _evaluate(run, test, settings)
             _, accuracy = _predict(run, test, settings)
-        column = []
-        for line in (line for line in lines if line.comparable):
-            column.append((line.quantity, f"{line.value:.2f} ± {line.error:.2f}"))
-            if line.ess is not None:
-                column.append(("  rows with k-hat > 0.7", format_share(line.untrusted)))
+        column = [cell for line in lines if line.comparable for cell in _column_cells(line)]
         columns.append([*column, ("label accuracy", f"{accuracy:.1%}"), ("training, seconds", f"{seconds:.0f}")])
     title = f"{dataset}: {test.size} test rows, {settings.epochs} epochs each; nats per row ± standard error"
     table = [(row[0][0], *(value for _, value in row)) for row in zip(*columns, strict=True)]
     print_table(title, ("", *COMPARED), table)
+    typer.echo(_proposals_text(settings))
 
 
 app.command()(reproduce)
@@ -358,14 +378,38 @@ def _predict(run: Recipe, test: Batch, settings: Settings) -> tuple[Tensor, floa
     return probabilities, (probabilities.argmax(-1) == test["label"]).float().mean().item()
 
 
+def _evaluate(run: Recipe, test: Batch, settings: Settings) -> tuple[list[Line], list[Estimates]]:
+    """Estimate the likelihoods and bounds of a run: the lines of its table, and the likelihoods behind them."""
+    return evaluate_recipe(run, test, settings.evidence_particles, settings.seed, settings.fitted)
+
+
 # -- what is printed and written --------------------------------------------------------------------------------
 
 
 def _print(settings: Settings, objective: Objective, lines: list[Line], accuracy: float, size: int) -> None:
     """Print the table of a run and the lines below it."""
-    print_table(f"{settings.recipe} on {settings.dataset}, mean over {size} test rows", HEADER, format_lines(lines))
+    print_table(f"{settings.recipe} on {settings.dataset}, mean over {size} test rows", *format_lines(lines))
+    typer.echo(_proposals_text(settings))
     typer.echo(f"training objective: {objective.estimator_text}; {objective.target}")
     typer.echo(f"label accuracy given the image: {accuracy:.1%}")
+
+
+def _proposals_text(settings: Settings) -> str:
+    """Say what the importance-sampled likelihoods of a table were drawn from."""
+    if settings.fitted:
+        return f'likelihoods: draws of a proposal {FITTED_TEXT}; "by the guide": draws of the guide, as many'
+    return "likelihoods: draws of the guide"
+
+
+def _column_cells(line: Line) -> list[tuple[str, str]]:
+    """Return a line of the table of ``compare`` as pairs (name, cell): its value, its k-hat, and those by the guide."""
+    cells = [(line.quantity, f"{line.value:.2f} ± {line.error:.2f}")]
+    if line.ess is not None:
+        cells.append(("  rows with k-hat > 0.7", format_share(line.untrusted)))
+    if line.by_guide is not None:
+        cells.append(("  by the guide", f"{line.by_guide.value:.2f} ± {line.by_guide.error:.2f}"))
+        cells.append(("  by the guide, rows with k-hat > 0.7", format_share(line.by_guide.untrusted)))
+    return cells
 
 
 def _draw_figures(run: Recipe, test: Batch, history: History, probabilities: Tensor, seed: int) -> dict[str, Any]:
@@ -391,19 +435,26 @@ def _draw_figures(run: Recipe, test: Batch, history: History, probabilities: Ten
 
 
 def _write(
-    out: Path, settings: Settings, run: Recipe, history: History, evidence: list[Evidence], figures: dict[str, Any]
+    out: Path, settings: Settings, run: Recipe, history: History, likelihoods: list[Estimates], figures: dict[str, Any]
 ) -> None:
-    """Write the files of a run, and remove its checkpoint last: a run without one is finished."""
+    """Write the files of a run, and remove its checkpoint last: a run without one is finished.
+
+    The columns of evidence.csv whose names begin with "guide_" are estimates by draws of the guide, beside others.
+    """
     settings.write(out)
     history.to_csv(out / HISTORY)
     save(out / WEIGHTS, run.model, run.guide)
     with open(out / EVIDENCE, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("quantity", "row", *COLUMNS))
-        for each in evidence:
-            columns = [getattr(each, name).tolist() for name in COLUMNS]
-            writer.writerows((each.quantity, i, *values) for i, values in enumerate(zip(*columns, strict=True)))
-    evidence[0].to_arviz().to_netcdf(str(out / INFERENCE_DATA))
+        proposals = {"": [each.evidence for each in likelihoods]}
+        if settings.fitted:
+            proposals["guide_"] = [each.guide for each in likelihoods]
+        writer.writerow(("quantity", "row", *(f"{prefix}{name}" for prefix in proposals for name in COLUMNS)))
+        for evidence in zip(*proposals.values(), strict=True):
+            columns = [getattr(each, name).tolist() for each in evidence for name in COLUMNS]
+            for row, values in enumerate(zip(*columns, strict=True)):
+                writer.writerow((evidence[0].quantity, row, *values))
+    likelihoods[0].evidence.to_arviz().to_netcdf(str(out / INFERENCE_DATA))
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png", dpi=120)
     (out / CHECKPOINT).unlink(missing_ok=True)

@@ -94,7 +94,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     console = Console()
     # a narrower console would break the names of the quantities
     widths = [max(map(len, column)) + 3 for column in zip_longest(header, *rows, fillvalue="")]
-    console.width = max(console.width, 100, sum(widths))
+    console.width = max(console.width, 100, sum(widths) + 2)
     console.print(table)
 
 

@@ -13,6 +13,8 @@ from .console import parse_device, print_table, report_errors
 from .families import FAMILIES, Family
 from .family_runs import reproduce_family
 from .paper_runs import reproduce_paper
+from .proposal_runs import compare_proposals
+from .proposals import COMPARISONS, ProposalComparison
 from .published import REPRODUCTIONS, Reproduction
 from .studies import STUDIES
 from .studies.study import Study
@@ -29,14 +31,18 @@ Rows = Annotated[
     int | None,
     typer.Option(
         min=2,
-        help="Number of test rows to evaluate, the first ones. By default all, or 1000 for family-* and weak-digits.",
+        help="Number of test rows to evaluate, the first ones. By default all, 1000 for family-* and weak-digits, or "
+        "200 for fitted-proposals.",
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**62, help="Seed; for hirt-*, the first of several.")]
 Seeds = Annotated[int | None, typer.Option(min=1, help="Number of seeds, for hirt-*.")]
 Only = Annotated[
     list[str] | None,
-    typer.Option(help='Rows of the tables of hirt-* whose "group, name" contains this text. May be repeated.'),
+    typer.Option(
+        help='Rows of the tables of hirt-* whose "group, name" contains this text, or of fitted-proposals whose "data '
+        'set, recipe, latent" does. May be repeated.'
+    ),
 ]
 Full = Annotated[bool, typer.Option("--full", help="Published numbers of epochs and units, for hirt-*.")]
 Course = Annotated[
@@ -56,10 +62,34 @@ Data = Annotated[
         exists=True, file_okay=False, help="Folder of the data files. By default the folder named by PYRO_MM_DATA."
     ),
 ]
+Fitted = Annotated[
+    bool,
+    typer.Option(
+        "--fitted/--no-fitted",
+        help="Estimate likelihoods by proposals fitted to each row, beside those by the guide; or by the guide alone.",
+    ),
+]
+EvidenceParticles = Annotated[
+    int | None,
+    typer.Option(
+        "--particles", min=2, help="Draws per row, K, of the likelihoods; by default those of the experiment. Not for "
+        "hirt-*."
+    ),
+]  # fmt: skip
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True,
+        help="For one paper, a file of mm.save: evaluate these weights and train nothing. For fitted-proposals, the "
+        "folder of weights, in which those that are missing are trained.",
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, .. By default cuda if it is available.")]
 Out = Annotated[
     Path | None, typer.Option(file_okay=False, help="Folder of the results. By default runs/reproduce/NAME.")
 ]
+
+Experiment = Reproduction | Family | Study | ProposalComparison
 
 
 def reproduce(
@@ -75,6 +105,9 @@ def reproduce(
     course: Course = 10,
     compile: Compile = True,
     data: Data = None,
+    fitted: Fitted = True,
+    particles: EvidenceParticles = None,
+    weights: Weights = None,
     device: Device = None,
     out: Out = None,
 ) -> None:
@@ -82,7 +115,7 @@ def reproduce(
 
     If a run is stopped, the same command goes on from its last epoch.
     """
-    experiments: dict[str, Reproduction | Family | Study] = {**REPRODUCTIONS, **FAMILIES, **STUDIES}
+    experiments: dict[str, Experiment] = {**REPRODUCTIONS, **FAMILIES, **STUDIES, **COMPARISONS}
     if list_ or name is None:
         _print_list(experiments)
         return
@@ -90,9 +123,12 @@ def reproduce(
         raise typer.BadParameter(f"unknown reproduction {name!r}: expected one of {', '.join(experiments)}")
 
     experiment = experiments[name]
+    _check_options(experiment, particles, weights)
     out = out or Path("runs") / "reproduce" / name
     directory = str(data) if data else None
-    options = RunOptions(out, seed, epochs, minutes, rows, course, compile, parse_device(device), directory)
+    options = RunOptions(
+        out, seed, epochs, minutes, rows, course, compile, parse_device(device), directory, fitted, particles, weights
+    )
     with report_errors(lambda: f"the same command goes on from the latest checkpoint in {out}"):
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):  # a folder that cannot be written to fails here, and not after hours
@@ -100,6 +136,8 @@ def reproduce(
         try:
             if isinstance(experiment, Study):
                 reproduce_study(experiment, options, seeds, full, only or [])
+            elif isinstance(experiment, ProposalComparison):
+                compare_proposals(experiment, options, only or [])
             elif isinstance(experiment, Family):
                 reproduce_family(experiment, options)
             else:
@@ -110,7 +148,20 @@ def reproduce(
         typer.echo(f"written to {out}")
 
 
-def _print_list(experiments: Mapping[str, Reproduction | Family | Study]) -> None:
+def _check_options(experiment: Experiment, particles: int | None, weights: Path | None) -> None:
+    """Raise a BadParameter for an option that the experiment does not have."""
+    if isinstance(experiment, Study) and particles is not None:
+        raise typer.BadParameter("--particles: this one is measured with the published number of draws, leave it out")
+    if weights is None:
+        return
+    if isinstance(experiment, Family | Study):
+        raise typer.BadParameter("--weights: this one trains many recipes, leave it out")
+    if weights.is_dir() != isinstance(experiment, ProposalComparison):
+        kind = "a file of mm.save" if isinstance(experiment, Reproduction) else "a folder of such files"
+        raise typer.BadParameter(f"--weights: expected {kind}, got {weights}")
+
+
+def _print_list(experiments: Mapping[str, Experiment]) -> None:
     """Print the names, titles and epochs of all that can be reproduced."""
     rows = [(name, experiment.title, str(experiment.epochs)) for name, experiment in experiments.items()]
     print_table("pyro-mm reproduce NAME", ("name", "experiment", "epochs"), rows, num_left=2)

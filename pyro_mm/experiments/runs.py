@@ -46,6 +46,7 @@ class Settings:
         rows: test rows of the table, the first ones.
         evidence_particles: draws per row of the likelihoods.
         compile: compile the training step.
+        fitted: estimate likelihoods by proposals fitted to each row; missing in folders of version 0.2 and earlier.
     """
 
     dataset: str
@@ -62,6 +63,7 @@ class Settings:
     rows: int
     evidence_particles: int
     compile: bool = False
+    fitted: bool = True
 
     @property
     def name(self) -> str:

@@ -22,6 +22,7 @@ from ..recipes import Recipe
 from ..training.loop import fit
 from ..utils.atomic_files import replace_text
 from .families import Family
+from .proposals import ProposalComparison
 from .published import Reproduction
 from .studies.study import Study
 
@@ -46,6 +47,9 @@ class RunOptions:
         compile: compile the training step, if the experiment does.
         device: the device to train on.
         data: the folder of the data files; None for the default.
+        fitted: estimate likelihoods by proposals fitted to each row beside the guide's; False for the guide alone.
+        particles: draws per row of the likelihoods; None for those of the experiment.
+        weights: the file or folder of weights to evaluate in the place of a training; None to train.
         start: the time at which the run began, of ``time.perf_counter``.
     """
 
@@ -58,6 +62,9 @@ class RunOptions:
     compile: bool
     device: torch.device
     data: str | None
+    fitted: bool = True
+    particles: int | None = None
+    weights: Path | None = None
     start: float = field(default_factory=time.perf_counter)
 
     def load(self, experiment: Reproduction | Family) -> tuple[Batch, Batch]:
@@ -121,7 +128,11 @@ class Progress:
 
 
 def train_recipe(
-    experiment: Reproduction | Family | Study, run: Recipe, train: Batch, options: RunOptions, progress: Progress
+    experiment: Reproduction | Family | Study | ProposalComparison,
+    run: Recipe,
+    train: Batch,
+    options: RunOptions,
+    progress: Progress,
 ) -> None:
     """Train a recipe as an experiment does, going on from its checkpoint if there is one.
 
