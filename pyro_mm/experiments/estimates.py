@@ -11,6 +11,7 @@ from ..evidence.evidence import Evidence
 
 FITTED = "fitted"  # the value of ``proposal=`` that fits a proposal to each row
 FITTED_TEXT = "fitted to each row"
+BY_GUIDE = ", by the guide"  # follows the name of a quantity
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,17 @@ class Estimates:
     def guide(self) -> Evidence:
         """The estimate with draws of the guide."""
         return self.evidence if self.by_guide is None else self.by_guide
+
+    def columns(self, quantity: str) -> dict[str, float | tuple[float, float]]:
+        """Return column -> value of a table: the mean with its error, and the share of rows with k-hat above 0.7."""
+        found: dict[str, float | tuple[float, float]] = {
+            quantity: self.evidence.mean(),
+            "k-hat > 0.7": self.evidence.untrusted(),
+        }
+        if self.by_guide is not None:
+            found[f"{quantity}{BY_GUIDE}"] = self.by_guide.mean()
+            found[f"k-hat > 0.7{BY_GUIDE}"] = self.by_guide.untrusted()
+        return found
 
 
 def estimate(likelihood: Callable[..., Evidence], *args: Any, fitted: bool, **options: Any) -> Estimates:

@@ -15,7 +15,7 @@ from ..utils.atomic_files import replace_text
 from .console import markdown, print_table
 from .families import Family, Member
 from .family_measurements import Judge, measure_member
-from .family_tables import by_fraction, side_by_side
+from .family_tables import family_tables
 from .trainings import Progress, RunOptions, seconds_per_epoch, train_recipe
 
 DEFAULT_ROWS = 1000  # test rows
@@ -24,33 +24,41 @@ DEFAULT_ROWS = 1000  # test rows
 def reproduce_family(family: Family, options: RunOptions) -> None:
     """Train and measure all members of a family, print their tables and write table.md.
 
-    A member that has been measured before, at the same epochs, rows and seed, is read from its file.
+    A member that has been measured before, at the same epochs, rows, particles, seed and proposals, is read from its
+    file.
     """
     train, test = options.load(family)
     test = test[: options.rows or DEFAULT_ROWS]
     epochs = options.epochs or family.epochs
+    num_particles = options.particles or family.num_particles
     judge: Judge | None = None
     lines: dict[int, dict[str, dict[str, Any]]] = {part: {} for part in family.fractions}
     for name, member in family.members.items():
         for part in family.fractions:
             folder = options.out / name if part == 1 else options.out / name / f"one-in-{part}"
-            done = folder / f"measured-{epochs}-{test.size}-{options.seed}.json"
+            done = folder / _file_name(epochs, test.size, options)
             if not done.is_file():
                 label = name if part == 1 else f"{name}, one in {part}"
                 run, seconds = _train(family, member, label, train, part, options, folder, epochs)
                 judge = judge or Judge.train(family, options.data, options.device)
-                found = measure_member(member, run, train, test, judge, family.num_particles, options.seed)
+                found = measure_member(member, run, train, test, judge, num_particles, options.seed, options.fitted)
                 replace_text(done, json.dumps(found | {"seconds": seconds}, indent=2) + "\n")
             lines[part][name] = json.loads(done.read_text())
 
-    title = f"{family.title}: {epochs} epochs, seed {options.seed}; {test.size} test rows, K = {family.num_particles}"
-    tables = {"": side_by_side(lines[1])} if len(lines) == 1 else by_fraction(lines)
+    title = f"{family.title}: {epochs} epochs, seed {options.seed}; {test.size} test rows, K = {num_particles}"
+    tables = family_tables(lines)
     for quantity, (header, cells) in tables.items():
         print_table(f"{title}; {family.pixels}{quantity and f'; {quantity}'}", header, cells)
     texts = [
         f"{quantity}\n\n{markdown(*table)}" if quantity else markdown(*table) for quantity, table in tables.items()
     ]
     replace_text(options.out / "table.md", "\n".join(texts))
+
+
+def _file_name(epochs: int, rows: int, options: RunOptions) -> str:
+    """Return the name of the file of a member's measurements."""
+    particles = "" if options.particles is None else f"-{options.particles}"
+    return f"measured-{'fitted-' * options.fitted}{epochs}-{rows}-{options.seed}{particles}.json"
 
 
 def _train(

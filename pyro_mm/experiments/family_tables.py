@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .console import format_share
+from .estimates import BY_GUIDE
+from .family_measurements import GUIDE
 
 COLUMNS = (
     "log p(image)", "log p(image, label)", "log p(image | label)", "k-hat > 0.7", "label from image",
@@ -13,29 +15,58 @@ COLUMNS = (
 )  # fmt: skip
 
 
-NUM_LIKELIHOODS_AND_ACCURACIES = 6  # columns that have a table of their own by fraction
+LIKELIHOODS = COLUMNS[:4]  # and their k-hats
+LIKELIHOODS_AND_ACCURACIES = COLUMNS[:6]  # columns that have a table of their own by fraction
 
 Table = tuple[Sequence[str], list[list[str]]]  # header, rows
+Lines = Mapping[str, Mapping[str, Any]]  # member -> column -> value
 
 
-def side_by_side(lines: Mapping[str, Mapping[str, Any]]) -> Table:
+def family_tables(lines: Mapping[int, Lines]) -> dict[str, Table]:
+    """Format the measurements of a family, with tables of the guide's draws below those of fitted proposals.
+
+    Args:
+        lines: n -> member -> column -> value, where one row in n is paired.
+
+    Returns:
+        Heading -> (header, rows), as text; the heading of the table of all columns is empty.
+    """
+    by_guide = {
+        part: {name: line[GUIDE] for name, line in each.items() if GUIDE in line} for part, each in lines.items()
+    }
+    if len(lines) == 1:
+        ((part, each),) = lines.items()
+        tables = {"": side_by_side(each)}
+        if by_guide[part]:
+            tables["likelihoods by the guide"] = side_by_side(by_guide[part], LIKELIHOODS)
+        return tables
+    tables = by_fraction(lines)
+    if all(by_guide.values()):
+        guided = by_fraction(by_guide, LIKELIHOODS)
+        tables |= {f"{quantity}{BY_GUIDE}": table for quantity, table in guided.items()}
+    return tables
+
+
+def side_by_side(lines: Lines, columns: Sequence[str] = COLUMNS) -> Table:
     """Format the measurements of all members: a row per member, a column per quantity.
 
     Args:
         lines: member -> column -> value.
+        columns: the quantities.
 
     Returns:
         (header, rows), as text.
     """
-    names = [_heading(column, lines) for column in COLUMNS]
-    return ("", *names), [[name, *(_format(column, line) for column in COLUMNS)] for name, line in lines.items()]
+    names = [_heading(column, lines) for column in columns]
+    return ("", *names), [[name, *(_format(column, line) for column in columns)] for name, line in lines.items()]
 
 
-def by_fraction(lines: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> dict[str, Table]:
+def by_fraction(lines: Mapping[int, Lines], columns: Sequence[str] = LIKELIHOODS_AND_ACCURACIES) -> dict[str, Table]:
     """Format one table per quantity: a row per member, a column per fraction of paired rows.
 
     Args:
         lines: n -> member -> column -> value, where one row in n is paired.
+        columns: the quantities.
 
     Returns:
         quantity -> (header, rows), as text.
@@ -46,14 +77,15 @@ def by_fraction(lines: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> dict[st
             header,
             [[name, *(_format(column, lines[part][name]) for part in lines)] for name in lines[1]],
         )
-        for column in COLUMNS[:NUM_LIKELIHOODS_AND_ACCURACIES]
+        for column in columns
     }
 
 
-def _heading(column: str, lines: Mapping[str, Mapping[str, Any]]) -> str:
+def _heading(column: str, lines: Lines) -> str:
     """Return the heading of a column, with the judge's accuracy if the judge measured it."""
-    judge = next(iter(lines.values()))["judge"][0]
-    return column if column != "image from label" else f"{column} (judge: {judge:.1%})"
+    if column != "image from label":
+        return column
+    return f"{column} (judge: {next(iter(lines.values()))['judge'][0]:.1%})"
 
 
 def _format(column: str, line: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from .trainings import Progress, RunOptions, seconds_per_epoch, train_recipe
 def reproduce_study(study: Study, options: RunOptions, num_seeds: int | None, full: bool, only: Sequence[str]) -> None:
     """Train and measure the rows of a study under each seed, print its tables and write table.md.
 
-    A row that has been measured before, under the same epochs and seed, is read from its file.
+    A row that has been measured before, under the same epochs, seed and proposals, is read from its file.
 
     Args:
         study: the study.
@@ -44,8 +44,7 @@ def reproduce_study(study: Study, options: RunOptions, num_seeds: int | None, fu
         for group in runs:
             sample: Sample | None = None
             for name in runs[group]:
-                prefix = "" if name in study.known else f"{epochs}-"
-                done = options.out / group / name / f"measured-{prefix}{seed}.json"
+                done = options.out / group / name / _file_name(study, name, epochs, seed, options.fitted)
                 if not done.is_file():
                     sample = sample or _load(study, group, seed, options)
                     found = _train_and_measure(study, group, name, sample, replace(options, seed=seed), epochs)
@@ -60,6 +59,13 @@ def reproduce_study(study: Study, options: RunOptions, num_seeds: int | None, fu
         print_table(f"{study.title}; {group}: {epochs} epochs, {num_seeds} seeds", header, cells)
         texts.append(f"{group}\n\n{markdown(header, cells)}")
     replace_text(options.out / "table.md", "\n".join(texts))
+
+
+def _file_name(study: Study, name: str, epochs: int, seed: int, fitted: bool) -> str:
+    """Return the name of the file of a row's measurements; what is known without training depends on the seed alone."""
+    if name in study.known:
+        return f"measured-{seed}.json"
+    return f"measured-{'fitted-' * fitted}{epochs}-{seed}.json"
 
 
 def _choose_rows(study: Study, only: Sequence[str]) -> dict[str, dict[str, list[Measurements]]]:
@@ -99,5 +105,5 @@ def _train_and_measure(
     folder = options.out / group / name
     progress = Progress(f"{group}, {name}, seed {options.seed}, ", options, folder, epochs, every=options.course)
     train_recipe(study, run, sample.train, options, progress)
-    found = study.measure(run, sample, options.seed)
+    found = study.measure(run, sample, options.seed, options.fitted)
     return {**found, "s/epoch": seconds_per_epoch(folder, options.seed)}

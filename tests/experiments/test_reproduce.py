@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import pyro_mm as mm
 from pyro_mm.cli import app
-from pyro_mm.experiments import families, paper_runs, published, trainings
+from pyro_mm.experiments import families, paper_runs, proposal_runs, proposals, published, trainings
 from pyro_mm.experiments import reproduce as command
 
 SMALL = {"latent": 3, "hidden": (8,)}
@@ -81,24 +81,62 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_numbers(small, tmp_path):
 
 def test_the_reproduced_table_is_of_the_trained_pair(small, tmp_path):
     run("one", "--epochs", 1, "--no-compile", "--out", tmp_path, "--rows", 7)
-    rows = {(r["quantity"], r["proposal"]): r for r in json.loads((tmp_path / "table-0.json").read_text())["rows"]}
+    lines = json.loads((tmp_path / "table-0.json").read_text())["rows"]
+    rows = {(line["quantity"], line["guide"]["proposal"]): line for line in lines}
     model, guide, _ = mm.recipes.jmvae_kl(digits()[0], **SMALL)
-    state = torch.load(tmp_path / "checkpoint-0.pt", weights_only=True)
-    model.load_state_dict(state["modules"][0])
-    guide.load_state_dict(state["modules"][1])
+    mm.load(tmp_path / "weights-0.pt", model, guide)
     test = digits()[1][:7]
     for seen in ("image", "image, label"):
         proposal = test.only(*seen.split(", "))
         evidence = mm.log_marginal(model, guide, test.only("image"), proposal=proposal, num_particles=20, seed=0)
         row = rows["log p(image)", f"q(z | {seen})"]
-        assert (row["value"], row["standard_error"]) == pytest.approx(evidence.mean(), rel=1e-5)
+        assert (row["guide"]["value"], row["guide"]["standard_error"]) == pytest.approx(evidence.mean(), rel=1e-5)
         assert row["rows"] == 7 and row["num_particles"] == 20
+    fitted = mm.log_marginal(model, guide, test.only("image"), proposal="fitted", num_particles=20, seed=0)
+    row = rows["log p(image)", "q(z | image)"]["fitted"]
+    assert row["proposal"] == "fitted to each row"
+    assert (row["value"], row["standard_error"]) == pytest.approx(fitted.mean(), rel=1e-4)
+
+
+def test_saved_weights_are_evaluated_without_a_training(small, tmp_path, monkeypatch):
+    run("one", "--epochs", 1, "--no-compile", "--out", tmp_path / "a", "--rows", 7)
+    monkeypatch.setattr(paper_runs, "train_recipe", lambda *_: pytest.fail("it was trained"))
+    weights = ("--weights", tmp_path / "a" / "weights-0.pt", "--rows", 7)
+    run("one", *weights, "--out", tmp_path / "b")
+    text = run("one", *weights, "--out", tmp_path / "c", "--no-fitted", "--particles", 30)
+    both, again, guide = (json.loads((tmp_path / x / "table-0.json").read_text()) for x in "abc")
+    assert both["rows"] == again["rows"] and both["training"] == "1 of 500 epochs, seed 0"
+    assert again["training"] == guide["training"] == "weights of weights-0.pt" and "weights of weights-0.pt" in text
+    assert all("fitted" in line for line in both["rows"]) and not any("fitted" in line for line in guide["rows"])
+    assert [line["num_particles"] for line in guide["rows"]] == 6 * [30]
+    header = (tmp_path / "b" / "table-0.md").read_text().splitlines()[0]
+    assert "by the guide" in header and "fitted" in header and "median ESS" in header
+    assert "median ESS" not in (tmp_path / "c" / "table-0.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["hirt-linear", "--particles", 10], "--particles: this one is measured with the published number of draws"),
+        (["family-mnist", "--weights", "."], "--weights: this one trains many recipes"),
+        (["jmvae-mnist", "--weights", "."], "--weights: expected a file of mm.save, got ."),
+        (["fitted-proposals", "--weights", __file__], "--weights: expected a folder of such files"),
+        (["fitted-proposals", "--no-fitted"], "--no-fitted: a comparison of proposals needs both"),
+        (["fitted-proposals", "--only", "nothing"], "--only: no pair has nothing in its name: mnist, jmvae-kl, 20;"),
+    ],
+)
+def test_options_that_an_experiment_lacks_are_refused(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = " ".join(run(*arguments, code=2).replace("│", "").split())
+    assert words in text and "Traceback" not in text
 
 
 def test_a_family_is_measured_member_by_member(small, tmp_path):
     options = ("--epochs", 1, "--no-compile", "--out", tmp_path)
     text = run("family", *options)
-    lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in (tmp_path / "table.md").read_text().splitlines()]
+    first, second = (tmp_path / "table.md").read_text().split("likelihoods by the guide")
+    assert second.count("\n|") == 6  # header, rule and four members
+    lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in first.strip().splitlines()]
     (_, *header), _, *body = [[cell.strip().replace("\\", "") for cell in line] for line in lines]
     table = {name: row for name, *row in body}
     has = {name: {c for c, cell in zip(header, row, strict=True) if cell != "–"} for name, row in table.items()}
@@ -123,9 +161,43 @@ def test_fractions_of_paired_rows_are_columns(small, tmp_path):
         pair = mm.recipes.jmvae_kl(digits()[0], **SMALL)
         adam = partial(torch.optim.Adam, lr=1e-3, fused=True)
         mm.fit(*pair, mm.datasets.paired(digits()[0], 1 / part), epochs=2, optimizer=adam, seed=0, progress=False)
-        evidence = mm.log_marginal(*pair[:2], digits()[1], num_particles=20, seed=0)
-        assert found["log p(image, label)"] == pytest.approx(list(evidence.mean()), rel=1e-5)
-        assert f"{found['log p(image, label)'][0]:.2f} ±" in (tmp_path / "table.md").read_text()
+        for proposal, measured in (("fitted", found), (None, found["by the guide"])):
+            evidence = mm.log_marginal(*pair[:2], digits()[1], num_particles=20, seed=0, proposal=proposal)
+            assert measured["log p(image, label)"] == pytest.approx(list(evidence.mean()), rel=1e-4)
+            assert f"{measured['log p(image, label)'][0]:.2f} ±" in (tmp_path / "table.md").read_text()
+    assert "log p(image, label), by the guide" in (tmp_path / "table.md").read_text()
+
+
+def test_proposals_are_compared_on_trained_pairs(tmp_path, monkeypatch):
+    """Numbers are those of the public functions; weights are trained once; what has been measured is read again."""
+    pair = proposals.TrainedPair("digits", "mvae", 2, (8,), proposals.Limits(0.0, {proposals.JOINT: 2000}))
+    small = replace(
+        proposals.COMPARISONS["fitted-proposals"], pairs=(pair,), data={"digits": digits}, rows=9, num_particles=40,
+        annealed_rows=4, annealing={"num_chains": 4, "temperatures": 3, "pilot_chains": 2},
+    )  # fmt: skip
+    monkeypatch.setattr(command, "COMPARISONS", {"both": small})
+    text = run("both", "--epochs", 1, "--out", tmp_path)
+    lines = json.loads((tmp_path / "table-0.json").read_text())["lines"]
+    quantities = ["log p(image, label)", "log p(image)", "log p(label)", "log p(image | label)", "log p(label | image)"]
+    assert [line["quantity"] for line in lines] == quantities
+    model, guide, _ = pair.build(digits()[0])
+    mm.load(tmp_path / "weights" / "digits_mvae_2_1_0.pt", model, guide)
+    test = digits()[1][:9]
+    options = {"num_particles": 40, "seed": 0}
+    by_fitted = mm.log_marginal(model, guide, test, proposal="fitted", **options)
+    for proposal, evidence in (("guide", mm.log_marginal(model, guide, test, **options)), ("fitted", by_fitted)):
+        assert lines[0][proposal]["value"] == pytest.approx(evidence.mean()[0], rel=1e-5)
+        assert lines[0][proposal]["untrusted"] == evidence.untrusted()
+    annealed = mm.annealed_importance(model, guide, test[:4], seed=0, **small.annealing)
+    difference = by_fitted[:4] - annealed
+    assert lines[0]["annealed"]["difference"] == pytest.approx(difference.mean()[0], abs=1e-4)
+    z = difference.log_prob / difference.standard_error
+    assert lines[0]["annealed"]["rms_z"] == pytest.approx(z.square().mean().sqrt().item(), rel=1e-3)
+    assert "the median ESS is" in text and "where 80 is asked for" in text  # 2000 at K = 1,000, so 80 at K = 40
+    assert text.count("is asked for") == 1 and "every limit holds" not in text
+    monkeypatch.setattr(proposal_runs, "measure_proposals", lambda *_: pytest.fail("it was measured again"))
+    run("both", "--epochs", 1, "--out", tmp_path, "--only", "digits, mvae")
+    assert json.loads((tmp_path / "table-0.json").read_text())["lines"] == lines
 
 
 def test_an_epoch_run_again_overwrites_later_lines_of_the_history(tmp_path):

@@ -24,6 +24,7 @@ from ...posteriors import Given
 from ...posteriors.guide import Guide
 from ...recipes.networks import Recipe, number_of_classes
 from ...sampling.encode import encode
+from ..estimates import estimate
 from .quadrature import posterior as exact
 from .set_posteriors import OBJECTIVES, POSTERIORS, SetPosterior, rectifier
 from .study import Measurements, Sample, Study
@@ -140,7 +141,7 @@ def _encoder(batch: Batch, width: int, name: str, out: int) -> nn.Module:
 
 
 @torch.no_grad()
-def measure(particles: int, run: Recipe, sample: Sample, seed: int) -> Measurements:
+def measure(particles: int, run: Recipe, sample: Sample, seed: int, fitted: bool = True) -> Measurements:
     """Measure the likelihood of test rows, and the correlation of true latents with posterior means of training rows.
 
     Posterior means are taken along the prior's axes; the first half of the rows chooses permutation and map.
@@ -150,10 +151,13 @@ def measure(particles: int, run: Recipe, sample: Sample, seed: int) -> Measureme
         run: a trained recipe.
         sample: its data.
         seed: the seed of the likelihood.
+        fitted: estimate the likelihood by proposals fitted to each row, and by the guide beside them.
     """
-    evidence = log_marginal(run.model, run.guide, sample.test, num_particles=particles, seed=seed)
+    likelihood = estimate(
+        log_marginal, run.model, run.guide, sample.test, fitted=fitted, num_particles=particles, seed=seed
+    )
     found = _correlations(sample.truth[0].latents, _posterior_means(run, sample.train))
-    return {"log p(x)": evidence.mean(), "k-hat > 0.7": evidence.untrusted(), **found}
+    return {**likelihood.columns("log p(x)"), **found}
 
 
 def _correlations(latents: Tensor, means: Tensor) -> dict[str, float]:

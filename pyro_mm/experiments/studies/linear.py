@@ -21,6 +21,7 @@ from ...objectives.objective import Objective
 from ...posteriors.guide import Guide
 from ...recipes.networks import Recipe
 from ...utils.seeding import temporary_seed
+from ..estimates import BY_GUIDE, estimate
 from .diagonal_optimum import diagonal_optimum
 from .set_posteriors import OBJECTIVES, POSTERIORS, SetPosterior, rectifier
 from .study import Measurements, Number, Sample, Study
@@ -76,24 +77,33 @@ def recipe(
 
 
 @torch.no_grad()
-def measure(run: Recipe, sample: Sample, seed: int) -> Measurements:
+def measure(run: Recipe, sample: Sample, seed: int, fitted: bool = True) -> Measurements:
     r"""Measure the gap of the evidence and of the posterior, on the training rows.
+
+    Args:
+        run: a trained recipe.
+        sample: its data.
+        seed: the seed of all draws.
+        fitted: estimate log p(x) by proposals fitted to each row, and by the guide beside them.
 
     Returns:
         "gap", (best - log p(x)) / \|best\|, with the evidence of the best factor analysis; the same of an
-        importance-weighted estimate of log p(x); the KL divergence of q(z | x) from the model's posterior, in nats
-        per row; and log p(x), in nats per row.
+        importance-weighted estimate of log p(x), or two; the KL divergence of q(z | x) from the model's posterior, in
+        nats per row; and log p(x), in nats per row.
     """
     rows = sample.train
     model = cast(LinearGaussian, run.model)
     best = _best_evidence(rows, model)
     here = model.log_prob(rows).double().mean().item()
-    estimate = log_marginal(run.model, run.guide, rows, num_particles=PARTICLES, seed=seed).mean()[0]
+    likelihood = estimate(log_marginal, run.model, run.guide, rows, fitted=fitted, num_particles=PARTICLES, seed=seed)
+    estimated = {f"gap, K = {PARTICLES}": likelihood.evidence}
+    if likelihood.by_guide is not None:
+        estimated[f"gap, K = {PARTICLES}{BY_GUIDE}"] = likelihood.by_guide
     with temporary_seed(seed, rows.device):
         bound = -objectives.elbo(estimators.AnalyticKL(20)).loss(run.model, run.guide, rows) / rows.size
     return {
         "gap": (best - here) / abs(best),
-        f"gap, K = {PARTICLES}": (best - estimate) / abs(best),
+        **{column: (best - evidence.mean()[0]) / abs(best) for column, evidence in estimated.items()},
         "KL(q(z | x) || p(z | x))": here - bound,
         "log p(x)": here,
     }

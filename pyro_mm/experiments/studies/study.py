@@ -42,7 +42,8 @@ class Study:
         title: the title of the table.
         groups: name -> ``draw(seed, directory)``, the data of one seed; each group has a table.
         members: name -> recipe for the training rows; each member is a row of every table.
-        measure: from a trained recipe, its sample and the seed to column -> value.
+        measure: ``measure(run, sample, seed, fitted)``, from a trained recipe to column -> value. With ``fitted``
+            likelihoods are by proposals fitted to each row, and columns of the guide's draws stand beside them.
         epochs: epochs of training.
         batch_size: rows per minibatch.
         optimizer: from a recipe and its parameters to an optimiser.
@@ -58,7 +59,7 @@ class Study:
     title: str
     groups: Mapping[str, Callable[[int, str | None], Sample]]
     members: Mapping[str, Callable[[Batch], Recipe]]
-    measure: Callable[[Recipe, Sample, int], Measurements]
+    measure: Callable[[Recipe, Sample, int, bool], Measurements]
     epochs: int
     batch_size: int
     optimizer: Callable[[Recipe, Iterable[Tensor]], torch.optim.Optimizer]
