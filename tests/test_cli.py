@@ -62,9 +62,35 @@ def test_train_writes_its_files(trained):
 def test_the_printed_table_is_the_mean_of_the_rows_of_evidence_csv(trained):
     out, output = trained
     with open(out / "evidence.csv") as file:
-        values = [float(row["log_prob"]) for row in csv.DictReader(file) if row["quantity"] == "log p(image)"]
+        rows = [row for row in csv.DictReader(file) if row["quantity"] == "log p(image)"]
     line = next(line for line in numbers(output) if line.startswith("log p(image) "))
-    assert f"{sum(values) / len(values):.3f}" in line
+    cells = re.split(r"\s{2,}", line)
+    for place, column in ((1, "log_prob"), (6, "guide_log_prob")):
+        values = [float(row[column]) for row in rows]
+        assert cells[place] == f"{sum(values) / len(values):.3f}"
+    assert cells[1] != cells[6] and "by the guide" in output
+
+
+def test_a_table_without_fitted_proposals_has_the_numbers_of_the_guide(trained, tmp_path):
+    """From the weights, with the same numbers that stood beside the others; and in a run of its own."""
+    out, output = trained
+    assert json.loads((out / "config.json").read_text())["fitted"] is True
+    result = run("evaluate", out, "--no-fitted")
+    assert result.exit_code == 0, result.output
+    assert "by the guide" not in result.output and "likelihoods: draws of the guide" in result.output
+    beside = {cells[0]: cells[6:] for line in numbers(output) if len(cells := re.split(r"\s{2,}", line)) > 7}
+    alone = {
+        cells[0]: cells[1:5] for line in numbers(result.output) if (cells := re.split(r"\s{2,}", line))[0] in beside
+    }
+    assert len(beside) == 5 and alone == beside
+
+    result = run("train", "digits", *FAST, "--latent", 4, "--no-fitted", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    with open(tmp_path / "evidence.csv") as file:
+        assert next(csv.reader(file)) == ["quantity", "row", "log_prob", "standard_error", "ess", "pareto_k"]
+    assert json.loads((tmp_path / "config.json").read_text())["fitted"] is False
+    assert "by the guide" not in run("evaluate", tmp_path).output
+    assert "by the guide" in run("evaluate", tmp_path, "--fitted").output
 
 
 def test_evaluate_prints_the_same_numbers(trained):
@@ -85,7 +111,8 @@ def test_train_takes_another_objective_and_estimator(tmp_path):
 def test_compare_prints_side_by_side():
     result = run("compare", "digits", *FAST)
     assert result.exit_code == 0, result.output
-    for word in ("mvae", "jmvae-kl", "mmvae", "mopoe", "log p(image | label)", "label accuracy", "seconds"):
+    words = ("mvae", "jmvae-kl", "mmvae", "mopoe", "log p(image | label)", "label accuracy", "seconds")
+    for word in (*words, "by the guide", "by the guide, rows with k-hat > 0.7", "a proposal fitted to each row"):
         assert word in result.output
 
 

@@ -46,7 +46,7 @@ class Line:
 
 
 HEADER = ("", "nats per row", "s.e.", "median ESS", "k-hat > 0.7", "K")
-GUIDE_HEADER = ("by the guide", "s.e.", "median ESS", "k-hat > 0.7")
+GUIDE_HEADER = ("by the guide", "s.e.", "k-hat > 0.7")
 
 
 def evaluate_recipe(
@@ -124,7 +124,7 @@ def format_lines(lines: Sequence[Line]) -> tuple[tuple[str, ...], list[list[str]
     Returns:
         (header, rows), as text.
     """
-    rows = [_cells(line) + (_cells(line.by_guide)[1:-1] if line.by_guide else []) for line in lines]
+    rows = [_cells(line) + (_guide_cells(line.by_guide) if line.by_guide else []) for line in lines]
     return HEADER + (GUIDE_HEADER if any(line.by_guide for line in lines) else ()), rows
 
 
@@ -134,3 +134,8 @@ def _cells(line: Line) -> list[str]:
     if line.ess is not None:
         cells += [f"{line.ess:.0f}", format_share(line.untrusted), f"{line.particles}"]
     return cells
+
+
+def _guide_cells(line: Line) -> list[str]:
+    """Format a line as cells under :data:`GUIDE_HEADER`."""
+    return [f"{line.value:.3f}", f"{line.error:.3f}", format_share(line.untrusted)]

@@ -93,7 +93,7 @@ def test_a_saved_run_folder_is_evaluated_to_the_table_that_was_printed(folder, o
     assert not any(len(numbers) > 5 for numbers in expected.values())
     for quantity, numbers in expected.items():
         if not options and len(numbers) == 5:  # a likelihood: value, error, ESS, k-hat, K; then those of the guide
-            assert len(found[quantity]) == 9 and found[quantity][:2] != found[quantity][5:7]
+            assert len(found[quantity]) == 8 and found[quantity][:2] != found[quantity][5:7]
             found[quantity] = found[quantity][5:]
         elif not options and quantity == "what it bounds, estimated":  # of fitted proposals
             continue
