@@ -78,10 +78,9 @@ def test_a_table_without_fitted_proposals_has_the_numbers_of_the_guide(trained, 
     result = run("evaluate", out, "--no-fitted")
     assert result.exit_code == 0, result.output
     assert "by the guide" not in result.output and "likelihoods: draws of the guide" in result.output
-    beside = {cells[0]: cells[6:] for line in numbers(output) if len(cells := re.split(r"\s{2,}", line)) > 7}
-    alone = {
-        cells[0]: cells[1:5] for line in numbers(result.output) if (cells := re.split(r"\s{2,}", line))[0] in beside
-    }
+    tables = [[re.split(r"\s{2,}", line) for line in numbers(text)] for text in (output, result.output)]
+    beside = {cells[0]: cells[6:] for cells in tables[0] if len(cells) > 6}  # value, error, k-hat
+    alone = {cells[0]: [*cells[1:3], cells[4]] for cells in tables[1] if len(cells) == 6}
     assert len(beside) == 5 and alone == beside
 
     result = run("train", "digits", *FAST, "--latent", 4, "--no-fitted", "--out", tmp_path)
