@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 
 from ..batch.batch import Batch
 from ..datasets import paired
@@ -21,19 +23,30 @@ from .trainings import Progress, RunOptions, seconds_per_epoch, train_recipe
 DEFAULT_ROWS = 1000  # test rows
 
 
-def reproduce_family(family: Family, options: RunOptions) -> None:
-    """Train and measure all members of a family, print their tables and write table.md.
+def reproduce_family(family: Family, options: RunOptions, only: Sequence[str]) -> None:
+    """Train and measure the members of a family, print their tables and write table.md.
 
     A member that has been measured before, at the same epochs, rows, particles, seed and proposals, is read from its
     file.
+
+    Args:
+        family: the members.
+        options: the options of the run.
+        only: names of members; empty for all.
+
+    Raises:
+        typer.BadParameter: no member has one of these names.
     """
+    members = {name: member for name, member in family.members.items() if not only or name in only}
+    if unknown := [name for name in only if name not in members]:
+        raise typer.BadParameter(f"--only: no member {unknown[0]!r}, expected one of {', '.join(family.members)}")
     train, test = options.load(family)
     test = test[: options.rows or DEFAULT_ROWS]
     epochs = options.epochs or family.epochs
     num_particles = options.particles or family.num_particles
     judge: Judge | None = None
     lines: dict[int, dict[str, dict[str, Any]]] = {part: {} for part in family.fractions}
-    for name, member in family.members.items():
+    for name, member in members.items():
         for part in family.fractions:
             folder = options.out / name if part == 1 else options.out / name / f"one-in-{part}"
             done = folder / _file_name(epochs, test.size, options)

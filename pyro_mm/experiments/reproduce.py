@@ -40,8 +40,8 @@ Seeds = Annotated[int | None, typer.Option(min=1, help="Number of seeds, for hir
 Only = Annotated[
     list[str] | None,
     typer.Option(
-        help='Rows of the tables of hirt-* whose "group, name" contains this text, or of fitted-proposals whose "data '
-        'set, recipe, latent" does. May be repeated.'
+        help='Rows of the tables of hirt-* whose "group, name" contains this text, of fitted-proposals whose "data '
+        'set, recipe, latent" does, or a member of family-* and weak-digits. May be repeated.'
     ),
 ]
 Full = Annotated[bool, typer.Option("--full", help="Published numbers of epochs and units, for hirt-*.")]
@@ -123,7 +123,7 @@ def reproduce(
         raise typer.BadParameter(f"unknown reproduction {name!r}: expected one of {', '.join(experiments)}")
 
     experiment = experiments[name]
-    _check_options(experiment, particles, weights)
+    _check_options(experiment, particles, weights, only)
     out = out or Path("runs") / "reproduce" / name
     directory = str(data) if data else None
     options = RunOptions(
@@ -139,7 +139,7 @@ def reproduce(
             elif isinstance(experiment, ProposalComparison):
                 compare_proposals(experiment, options, only or [])
             elif isinstance(experiment, Family):
-                reproduce_family(experiment, options)
+                reproduce_family(experiment, options, only or [])
             else:
                 reproduce_paper(experiment, options)
         except TimeLimitReached as stopped:
@@ -148,8 +148,10 @@ def reproduce(
         typer.echo(f"written to {out}")
 
 
-def _check_options(experiment: Experiment, particles: int | None, weights: Path | None) -> None:
+def _check_options(experiment: Experiment, particles: int | None, weights: Path | None, only: list[str] | None) -> None:
     """Raise a BadParameter for an option that the experiment does not have."""
+    if isinstance(experiment, Reproduction) and only:
+        raise typer.BadParameter("--only: this one is a single recipe, leave it out")
     if isinstance(experiment, Study) and particles is not None:
         raise typer.BadParameter("--particles: this one is measured with the published number of draws, leave it out")
     if weights is None:

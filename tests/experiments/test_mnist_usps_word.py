@@ -131,6 +131,8 @@ def test_the_table_has_all_rows_and_columns(folder, monkeypatch, tmp_path):
         *(f"log p({name})" for name in names),
         "log p(usps ¦ mnist)",
         "k-hat > 0.7",
+        "log p(all), by the guide",
+        "k-hat > 0.7, by the guide",
         "of one class",
     }
     columns |= {f"{target} from {given}" for target in names for given in names if given != target}

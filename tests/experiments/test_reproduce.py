@@ -122,6 +122,8 @@ def test_saved_weights_are_evaluated_without_a_training(small, tmp_path, monkeyp
         (["jmvae-mnist", "--weights", "."], "--weights: expected a file of mm.save, got ."),
         (["fitted-proposals", "--weights", __file__], "--weights: expected a folder of such files"),
         (["fitted-proposals", "--no-fitted"], "--no-fitted: a comparison of proposals needs both"),
+        (["jmvae-mnist", "--only", "nothing"], "--only: this one is a single recipe, leave it out"),
+        (["family-mnist", "--only", "VAE", "--only", "VVAE"], "--only: no member 'VVAE', expected one of VAE, CVAE,"),
         (["fitted-proposals", "--only", "nothing"], "--only: no pair has nothing in its name: mnist, jmvae-kl, 20;"),
     ],
 )
@@ -149,6 +151,8 @@ def test_a_family_is_measured_member_by_member(small, tmp_path):
     (tmp_path / "VAE" / "checkpoint-0.pt").unlink()  # what has been measured is not trained again
     assert "epoch" not in run("family", *options).replace("s/epoch", "").replace("1 epochs", "")
     assert "judge" in text
+    alone = run("family", *options, "--only", "CVAE")
+    assert "CVAE" in alone and "JMVAE-kl" not in alone
 
 
 def test_fractions_of_paired_rows_are_columns(small, tmp_path):
