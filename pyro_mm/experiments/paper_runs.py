@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import typer
 
 from ..batch.batch import Batch
 from ..recipes import Recipe
@@ -48,13 +49,16 @@ def reproduce_paper(paper: Reproduction, options: RunOptions) -> None:
 
     test = test[: options.rows or test.size]
     num_particles = options.particles or paper.num_particles
-    lines = [_estimate(figure, num_particles, run, test, options) for figure in paper.figures]
-    table = {"training": training, "seed": options.seed, "rows": lines}
-    replace_text(options.out / f"table-{options.seed}.json", json.dumps(table, indent=2) + "\n")
     header = HEADER + (FITTED_HEADER if options.fitted else ())
-    cells = [_format(line) for line in lines]
+    lines = []
+    for figure in paper.figures:  # written one by one: a run that is cut off keeps those that it has
+        lines.append(_estimate(figure, num_particles, run, test, options))
+        typer.echo(f"estimated {lines[-1]['quantity']}, {figure.proposal}")
+        table = {"training": training, "seed": options.seed, "rows": lines}
+        replace_text(options.out / f"table-{options.seed}.json", json.dumps(table, indent=2) + "\n")
+        cells = [_format(line) for line in lines]
+        replace_text(options.out / f"table-{options.seed}.md", markdown(header, cells))
     print_table(f"{paper.title}: {training}; {paper.pixels}", header, cells)
-    replace_text(options.out / f"table-{options.seed}.md", markdown(header, cells))
 
 
 def _estimate(figure: Figure, num_particles: int, run: Recipe, test: Batch, options: RunOptions) -> dict[str, Any]:
