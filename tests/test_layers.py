@@ -36,7 +36,7 @@ MAY_IMPORT = {
         "objectives", "posteriors", "recipes", "sampling", "training",
     ],
     "cli": [
-        "batch", "datasets", "estimators", "evidence", "experiments", "metrics", "objectives", "plots", "recipes",
+        "batch", "datasets", "estimators", "experiments", "metrics", "objectives", "plots", "recipes",
         "sampling", "training",
     ],
 }  # fmt: skip
