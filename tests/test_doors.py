@@ -147,6 +147,11 @@ def constructors():
         conditionals.MultivariateNormal: {"net": net},
         conditionals.NormalMixture: {"net": net, "components": 2},
         conditionals.Flow: {"net": net, "flow": net},
+        conditionals.ImageFlow: {
+            "net": net, "image_shape": (4, 4), "context": 2, "scales": 1, "steps": 1, "hidden": 2,
+            "context_channels": 1, "bounds": (0.0, 1.0), "margin": 0.0,
+        },
+        conditionals.Dequantized: {"conditional": part, "levels": 4},
         conditionals.Tokens: {"net": mm.nn.RecurrentTokens(2, 3), "steps": 4, "end": 0},
         posteriors.ProductOfExperts: {"experts": {"x": part}, "prior": normal},
         posteriors.MixtureOfExperts: {"experts": {"x": part}, "weights": None},
@@ -223,6 +228,10 @@ def constructors():
         mm.estimators.Renyi: {"alpha": 0.5, "num_particles": 2, "vectorize_particles": True},
         mm.datasets.load: {"name": "digits"},
         mm.datasets.paired: {"batch": mm.Batch({"x": x, "y": x}), "fraction": 0.5, "seed": 0},
+        mm.datasets.dequantize: {
+            "batch": mm.Batch({"x": torch.zeros(2, 2)}), "name": "x", "levels": 4, "seed": 0
+        },
+        mm.datasets.quantize: {"values": x, "levels": 4},
         mm.datasets.words: {"labels": torch.arange(3)},
         mm.datasets.spell: {"tokens": [[1, 2]]},
         mm.datasets.word_logits: {"tokens": torch.zeros(2, 6).long()},

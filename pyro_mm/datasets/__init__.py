@@ -37,6 +37,7 @@ from typing import Any
 
 from ..utils.arguments import check_name, check_path
 from .composites import mnist_photographs, mnist_speech, mnist_svhn, mnist_usps, mnist_usps_word
+from .dequantization import dequantize, quantize
 from .features import mfeat, nutrimouse
 from .image_files import Pictures
 from .images import FILES, SHA256, Split, digits, drawn, fashion, mnist, parse_idx
@@ -47,10 +48,10 @@ from .speech import log_mel
 from .spelling import spell, word_logits, words
 
 __all__ = [
-    "FILES", "SHA256", "Pictures", "celeba", "celeba_pictures", "digits", "drawn", "fashion", "iemocap", "load",
-    "log_mel", "mfeat", "mnist", "mnist_photographs", "mnist_speech", "mnist_svhn", "mnist_usps", "mnist_usps_word",
-    "mosei", "mosi", "nutrimouse", "paired", "parse_idx", "polymnist", "polymnist_pictures", "sequences", "spell",
-    "svhn", "word_logits", "words",
+    "FILES", "SHA256", "Pictures", "celeba", "celeba_pictures", "dequantize", "digits", "drawn", "fashion", "iemocap",
+    "load", "log_mel", "mfeat", "mnist", "mnist_photographs", "mnist_speech", "mnist_svhn", "mnist_usps",
+    "mnist_usps_word", "mosei", "mosi", "nutrimouse", "paired", "parse_idx", "polymnist", "polymnist_pictures",
+    "quantize", "sequences", "spell", "svhn", "word_logits", "words",
 ]  # fmt: skip
 
 

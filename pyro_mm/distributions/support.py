@@ -21,6 +21,74 @@ LOWER_BOUND_CONSTRAINT = type(constraints.nonnegative)
 INTERVAL_CONSTRAINT = type(constraints.integer_interval(0, 1))
 
 
+LEVEL_TOLERANCE = 0.02  # distance from a level, in units of the distance of levels
+LOOKED_AT = 256  # values of a row that are looked at for repetitions
+
+
+class OffGrid(constraints.Constraint):
+    """Numbers between two bounds, of which most in a row differ from each other: no grey levels.
+
+    A density of a flow grows without bound on a grid of levels, since it can put all of its mass there.
+
+    Args:
+        low, high: the bounds; infinite for none.
+    """
+
+    def __init__(self, low: float = -math.inf, high: float = math.inf) -> None:
+        self.low = low
+        self.high = high
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        """Return the values that are scored, booleans of their shape; in a row on a grid, none."""
+        inside = (value >= self.low) & (value <= self.high)
+        if value.dim() < 2:
+            return inside
+        flat = value.reshape(len(value), -1)
+        some = flat[:, :: -(-flat.shape[1] // LOOKED_AT)].sort(-1).values
+        repeated = (some[:, 1:] == some[:, :-1]).float().mean(-1) > 0.5
+        return inside & ~repeated.reshape(-1, *[1] * (value.dim() - 1))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OffGrid) and (self.low, self.high) == (other.low, other.high)
+
+    def __hash__(self) -> int:
+        return hash((self.low, self.high))
+
+    def __str__(self) -> str:
+        bounds = f"from {self.low:g} to {self.high:g} " if math.isfinite(self.low) else ""
+        return f"real numbers {bounds}that lie on no grid of levels"
+
+
+class OnGrid(constraints.Constraint):
+    """The multiples of 1 / (L - 1) from 0 to 1: L levels.
+
+    Args:
+        levels: L.
+    """
+
+    is_discrete = True
+
+    def __init__(self, levels: int) -> None:
+        self.levels = levels
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        """Return the values that lie on a level up to ``LEVEL_TOLERANCE``: booleans of their shape."""
+        level = value * (self.levels - 1)
+        inside = (value >= 0) & (value <= 1)
+        return inside & ((level - level.round()).abs() <= LEVEL_TOLERANCE)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OnGrid) and self.levels == other.levels
+
+    def __hash__(self) -> int:
+        return hash(self.levels)
+
+    def __str__(self) -> str:
+        return f"the {self.levels} multiples of 1/{self.levels - 1} from 0 to 1"
+
+
 @dataclass(frozen=True)
 class Support:
     """The values that a distribution scores.
@@ -104,6 +172,8 @@ def _has_tensors(constraint: Any) -> bool:
 
 def _constraint_name(constraint: Any) -> str:
     """Describe the values that a constraint allows."""
+    if isinstance(constraint, OffGrid | OnGrid):
+        return str(constraint)
     low, high = (getattr(constraint, f"{end}_bound", None) for end in ("lower", "upper"))
     if low is not None and high is not None:
         return f"numbers from {float(low):g} to {float(high):g}"
@@ -170,6 +240,13 @@ def _suggestion(support: Support, low: float, high: float) -> str:
         )
     if support.whole:
         return "Give the counts as they are, neither scaled nor their logarithms, or take a Normal for real numbers."
+    if isinstance(support.other, OffGrid) and support.other.low <= low and high <= support.other.high:
+        return (
+            "Values of a grid, such as grey levels, have no density: add noise to them, "
+            "datasets.dequantize(batch, name, levels), in an evaluation once, in training by fit(transform=..)."
+        )
+    if isinstance(support.other, OnGrid):
+        return "Divide grey levels by the largest one, and add no noise: it is a latent of this story."
     return "Transform the values, or take a family that scores them."
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..utils.arguments import check_integer
 from ..utils.arviz import build_inference_data
 from .pareto import MIN_TAIL_LENGTH, tail_length
 
@@ -107,6 +108,36 @@ class Evidence:
             common = common + groups.mean(1).square().sum() / pairs
         error = (variance.sum() / rows.sum() ** 2 + common).sqrt()
         return self.log_prob[rows].mean().item(), error.item()
+
+    def bits_per_dimension(self, dimensions: int, levels: int | None = None) -> tuple[float, float]:
+        r"""Return the mean over rows in bits per dimension, less is better, and its standard error by estimation.
+
+        .. math:: -\frac{\bar\ell - D \log L}{D \log 2}
+
+        Args:
+            dimensions: D, numbers in a row, such as the pixels of an image. The quantity should be of them alone: a
+                marginal, log p(image), or a conditional, log p(image | label).
+            levels: L, if the likelihood is a density of values that were dequantised from L levels to [0, 1]; None for
+                a probability of levels, as under a Bernoulli, a Categorical or ``conditionals.Dequantized``.
+
+        Raises:
+            TypeError, ValueError: no integers of 1 or more, and of 2 or more.
+
+        Example:
+            >>> import torch, pyro_mm as mm
+            >>> model = mm.models.LinearGaussian({"x": torch.eye(2)})
+            >>> batch = mm.Batch({"x": torch.zeros(1, 2)})
+            >>> evidence = mm.log_marginal(model, mm.Guide(z=model.posterior), batch, num_particles=100, seed=0)
+            >>> bits, error = evidence.bits_per_dimension(2, levels=256)
+            >>> f"{bits:.3f}"  # log2(sqrt(4 pi)) of a standard deviation sqrt(2), and 8 bits
+            '9.826'
+        """
+        check_integer("dimensions", dimensions, least=1)
+        if levels is not None:
+            check_integer("levels", levels, least=2)
+        nats, error = self.mean()
+        unit = dimensions * math.log(2)
+        return (dimensions * math.log(levels or 1) - nats) / unit, error / unit
 
     @property
     def counted(self) -> Tensor:

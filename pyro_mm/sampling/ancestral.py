@@ -60,6 +60,13 @@ def simulate(model: Callable[[Batch], Any], batch: Batch, *, audit: bool = True)
             )
 
         sites = {name: site for name, site in observed_sites(traced.trace).items() if name in rows}
+        for name, site in sites.items():
+            if ignored := getattr(base_distribution(_unmasked(site["fn"])), "ignores_parents", None):
+                raise ValueError(
+                    f"modality {name!r}: its draws do not depend on {ignored}, so that simulated rows and latents "
+                    "would be no draw from their joint distribution. For rows alone take generate(model, guide, "
+                    "Batch.empty(n, batch)); for a test of the guide, a story of noisy values (datasets.dequantize)"
+                )
         values = {name: to_sample_layout(site, rows.size)[0] for name, site in sites.items()}
         latents = {name: site["value"] for name, site in latent_sites(traced.trace).items()}
         return move_result((rows.replaced(values), latents), rows, batch)
@@ -179,6 +186,13 @@ def mean_of_modality(name: str, fn: Any) -> Tensor:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return fn.probs
+
+
+def _unmasked(fn: Any) -> Any:
+    """Return a distribution without its masks."""
+    while isinstance(fn, dist.MaskedDistribution):
+        fn = fn.base_dist
+    return fn
 
 
 def _is_categorical(fn: Any) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...batch.batch import Batch
-from ...distributions.support import has_fractions
+from ...distributions.support import OffGrid, OnGrid, has_fractions
 from ...utils.reachable import Fingerprint
 from .sites import Sites
 
@@ -56,10 +56,22 @@ def likelihood_notes(model: Any, guide: Any, batch: Batch, guide_batch: Batch | 
         for name, support in known.sites.supports.items()
         if support.bits and name in batch and batch.holds(name) and has_fractions(batch[name], batch.presence(name))
     ]
+    present = {n: s for n, s in known.sites.supports.items() if n in batch and batch.presence(n) is not False}
     left = [n for n in known.sites.unobserved if batch.presence(n) is not False and n not in known.sites.read]
     return (
         *(f"{name} is in these rows, and the story does not observe it" for name in left),
         *(f"{name} has values between 0 and 1: under a Bernoulli this is no likelihood of bits" for name in grey),
+        *(
+            f"{name} has a density: of dequantised levels, less log(levels) per dimension, a lower bound of their "
+            "log-probability"
+            for name, support in present.items()
+            if isinstance(support.other, OffGrid)
+        ),
+        *(
+            f"{name} has probabilities of {support.other.levels} levels: the dequantisation noise is a latent"
+            for name, support in present.items()
+            if isinstance(support.other, OnGrid)
+        ),
     )
 
 
