@@ -152,7 +152,8 @@ class AnalyticKL(PerRow):
     def bound(self, scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:
         if "*" in scores.likelihood:  # an enumerated site is summed out, and so is its KL
             return average(weighted_log_ratio(scores, likelihood, kl))
-        return average(_likelihood(scores, likelihood)) - kl * scores.kl()  # type: ignore[operator]
+        mean = average(_likelihood(scores, likelihood))
+        return mean if _has_no_kl(scores, kl) else mean - kl * scores.kl()  # type: ignore[operator]
 
 
 class IWAE(PerRow):
@@ -359,7 +360,13 @@ def weighted_log_ratio(scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.
         likelihood: weight of the log-likelihoods, or modality -> weight; each broadcasts to ``(T, N)``.
         kl: weight of log r - log q, which broadcasts to ``(T, N)``.
     """
-    return _likelihood(scores, likelihood) + kl * (scores.log_prior - scores.log_proposal)  # type: ignore[operator]
+    weighted = _likelihood(scores, likelihood)
+    return weighted if _has_no_kl(scores, kl) else weighted + kl * (scores.log_prior - scores.log_proposal)  # type: ignore[operator]
+
+
+def _has_no_kl(scores: Scores, kl: Weight) -> bool:
+    """Return True if the KL weighs nothing and could not be computed, since a latent has no density."""
+    return bool(scores.deterministic) and isinstance(kl, int | float) and kl == 0
 
 
 def check_pairing(estimator: ELBO, info: PairStructure) -> None:
@@ -460,9 +467,12 @@ def _path_gradient(
     """
     if not torch.is_grad_enabled():
         return value
-    model_part = _likelihood(scores, likelihood) + kl * scores.log_prior  # type: ignore[operator]
+    model_part = _likelihood(scores, likelihood)
+    log_q = torch.zeros_like(model_part)
+    if not _has_no_kl(scores, kl):
+        model_part = model_part + kl * scores.log_prior  # type: ignore[operator]
+        log_q = kl * scores.log_proposal  # type: ignore[operator]
     surrogate = (weight * model_part).sum(0)
-    log_q = kl * scores.log_proposal  # type: ignore[operator]
     if scores.paths:
         sources = [source for path in scores.paths for source in path.sources]
         slopes = dict(zip(map(id, sources), _slopes(weight * log_q, sources), strict=True))

@@ -145,6 +145,7 @@ def constructors():
         conditionals.Poisson: {"net": net, "event_shape": (2,)},
         conditionals.NegativeBinomial: {"net": net, "event_shape": (2,), "shared_dispersion": True},
         conditionals.MultivariateNormal: {"net": net},
+        conditionals.Delta: {"net": net, "event_shape": (2,)},
         conditionals.NormalMixture: {"net": net, "components": 2},
         conditionals.Flow: {"net": net, "flow": net},
         conditionals.ImageFlow: {

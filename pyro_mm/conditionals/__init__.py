@@ -16,12 +16,13 @@ They are not validated.
 from .base import Conditional
 from .continuous import Laplace, MultivariateNormal, Normal, NormalMixture
 from .dequantized import Dequantized
+from .deterministic import Delta
 from .discrete import Bernoulli, Categorical, NegativeBinomial, Poisson
 from .flows import Flow
 from .image_flow import ImageFlow
 from .tokens import Tokens
 
 __all__ = [
-    "Bernoulli", "Categorical", "Conditional", "Dequantized", "Flow", "ImageFlow", "Laplace", "MultivariateNormal",
-    "NegativeBinomial", "Normal", "NormalMixture", "Poisson", "Tokens",
+    "Bernoulli", "Categorical", "Conditional", "Delta", "Dequantized", "Flow", "ImageFlow", "Laplace",
+    "MultivariateNormal", "NegativeBinomial", "Normal", "NormalMixture", "Poisson", "Tokens",
 ]  # fmt: skip

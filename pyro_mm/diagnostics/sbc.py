@@ -18,7 +18,7 @@ from ..scoring.audit.audit import audit as audit_pair
 from ..scoring.evaluation import evaluating, move_result
 from ..scoring.given_latents import Given, draw_global_latents
 from ..scoring.importance import score_model
-from ..scoring.reduction import SiteReducer
+from ..scoring.reduction import SiteReducer, refuse_atoms
 from ..scoring.structure import Callback, PairStructure, latent_sites, pair_structure, private_modality
 from ..scoring.term_pair import TermPair
 from ..scoring.views import TermViews
@@ -283,6 +283,7 @@ def _values(
         if name not in truth:
             continue
         reducer.scale(site)  # raises for a site outside the plate "data"
+        refuse_atoms(site)
         event_dim = site["fn"].event_dim
         row_dim = truth[name].dim() - event_dim - 1
         x = torch.where(add_event_dims(mask, event_dim), truth[name].index_select(row_dim, rows), site["value"])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import Delta, TorchDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.distributions.util import broadcast_shape
 from torch import Size, Tensor
@@ -114,6 +114,52 @@ def base_distribution(d: Distribution) -> Distribution:
     while isinstance(d, (Independent, ExpandedDistribution)):
         d = d.base_dist
     return d
+
+
+def has_atoms(d: Distribution) -> bool:
+    """Return True if a distribution is a Delta, or has one among its parts, and so no density."""
+    if isinstance(d, Delta):
+        return True
+    if isinstance(d, (Independent, ExpandedDistribution)):
+        return has_atoms(d.base_dist)
+    return any(has_atoms(part) for part in _parts(d))
+
+
+def _parts(d: Distribution) -> list[Distribution]:
+    """Return the distributions that a distribution holds."""
+    held: list[Any] = []
+    for value in vars(d).values():
+        held += value if isinstance(value, (tuple, list)) else [value]
+    return [value for value in held if isinstance(value, Distribution)]
+
+
+def detach_distribution(d: Any) -> Any:
+    """Return a copy of a distribution in which no tensor has a gradient, those of its parts included.
+
+    Networks inside of it, such as those of a flow, are left as they are.
+    """
+    return _detach(d, {})
+
+
+def _detach(value: Any, known: dict[int, Any]) -> Any:
+    """Return a tensor, a distribution or a sequence of such without gradient; anything else as it is.
+
+    Args:
+        value: the value.
+        known: identity of a distribution -> its copy, for those that are held in several places.
+    """
+    if isinstance(value, Tensor):
+        return value.detach() if value.requires_grad else value
+    if type(value) in (tuple, list):
+        return type(value)(_detach(x, known) for x in value)
+    if not isinstance(value, Distribution):
+        return value
+    if id(value) not in known:
+        new = copy.copy(value)
+        known[id(value)] = new
+        for name, held in vars(value).items():
+            new.__dict__[name] = _detach(held, known)
+    return known[id(value)]
 
 
 def select_components(x: Tensor, index: Tensor, event_dim: int) -> Tensor:

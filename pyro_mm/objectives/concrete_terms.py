@@ -105,6 +105,8 @@ class ConcreteTerm:
         likelihood, kl, weight: its weights at this step; the last one is of the whole term. A tensor is a single number
             that may change between the runs of a traced step; as a likelihood weight it is positive.
         frozen: True if decoders get no gradient from it.
+        has_kl: False if its KL weighs 0 at every step.
+        frozen_encoder: True if what encodes it gets no gradient from it.
         kind: the way in which it is computed.
         share: its share in a mean, a number or ``(N,)``.
         among: how many terms of that mean count.
@@ -129,6 +131,8 @@ class ConcreteTerm:
     among: float | Tensor = 1.0
     decodes: bool = False
     joint: bool = False
+    has_kl: bool = True
+    frozen_encoder: bool = False
 
     def with_weights(self, weights: Weights) -> ConcreteTerm:
         """Return the same term with other weights."""

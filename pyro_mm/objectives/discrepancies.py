@@ -104,6 +104,11 @@ class Discrepancy(TermKind):
                     f"{term.label}: latent site {site!r} {why} and its draws have no derivative by which the statistic "
                     "could train the guide: compare a latent that has rsample"
                 )
+            if site in structure.global_latents:
+                raise ValueError(
+                    f"{term.label}: latent site {site!r} lies outside the plate 'data', so that all rows share a draw "
+                    "and have no distribution to compare: compare a latent of the rows"
+                )
             own = private_modality(site, structure.modalities)
             if own is not None and term.encode.get(own) is False and batch.presence(own) is not False:
                 raise ValueError(

@@ -48,7 +48,11 @@ def plan(
 
     # Pyro's estimators freeze a model as a whole
     one_pass = isinstance(estimator, PerRow) or not any(term.frozen for term in terms)
-    groups = _groups(terms, estimator, structure) if vectorize and one_pass else [[term] for term in terms]
+    groups = [[term] for term in terms]
+    if vectorize and one_pass:
+        groups = _groups(terms, estimator, structure)
+    # frozen encoders last, so that they find what the others have computed
+    groups.sort(key=lambda group: group[0].frozen_encoder)
     return [_pass(group, estimator, structure) for group in groups]
 
 
@@ -91,7 +95,9 @@ class PlanCache:
 
 def _groups(terms: Sequence[ConcreteTerm], estimator: ELBO, structure: PairStructure) -> list[list[ConcreteTerm]]:
     """Return the terms by the pass that evaluates them: one for all, but for those that cannot share it."""
-    apart: list[Callable[[ConcreteTerm], object]] = []
+    apart: list[Callable[[ConcreteTerm], object]] = [lambda term: term.frozen_encoder]
+    if structure.deterministic:  # a pass in which a KL is computed has to have a density of all draws
+        apart.append(lambda term: term.kind.as_pair and term.has_kl)
     if isinstance(estimator, PerRow):
         if estimator.resample:  # such a pass has no gradient for other kinds of term
             apart.append(lambda term: term.kind.estimated)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,7 +28,8 @@ from ..batch.masks import all_of
 from ..handlers.elbos import traceable_form
 from ..handlers.params import GRADIENT, announce_gradient
 from ..handlers.rewrite import EditSites
-from ..scoring.structure import Callback, PairStructure
+from ..scoring.reduction import refuse_atoms
+from ..scoring.structure import Callback, PairStructure, latent_sites
 from ..scoring.term_pair import TermPair
 from .concrete_terms import ConcreteTerm
 from .evaluation import Evaluation, PassTotals, TermPass
@@ -88,11 +89,14 @@ class PyroPass(TermPass):
         def weighted_model(*_: Any) -> None:
             with scale:
                 pair.model()
+            self._refuse_deterministic(pair.given)
 
         def weighted_guide(*_: Any) -> None:
             announce_gradient()
             with scale:
                 pair.guide()
+            if any(term.kind.estimated or not term.frozen_encoder for term in terms):
+                self._refuse_deterministic(latent_sites(pair.trace))
 
         # what is announced is for the estimator: SVI would make an optimiser for it
         with _frozen(evaluation.model, [term.frozen for term in terms], self.name), poutine.block(hide=[GRADIENT]):
@@ -113,6 +117,12 @@ class PyroPass(TermPass):
             raise ValueError(
                 f"{self.name} is no estimate of a term's value: use pyro_mm.estimators, or another pyro.infer.ELBO"
             )
+
+    def _refuse_deterministic(self, latents: Mapping[str, dict[str, Any]]) -> None:
+        """Refuse latents without a density if some term has a KL."""
+        if any(term.has_kl for term in self.terms):
+            for site in latents.values():
+                refuse_atoms(site)
 
     def _refuse_terms(self, evaluation: Evaluation) -> None:
         term = self.terms[0]

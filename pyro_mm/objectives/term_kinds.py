@@ -27,12 +27,17 @@ class Density(TermKind):
     def values(self, terms: Sequence[ConcreteTerm], scores: Scores, estimator: PerRow) -> Sequence[Tensor]:
         outer = [term.outer for term in terms]
         kl = _column([term.kl / weight for term, weight in zip(terms, outer, strict=True)], scores)
+        if scores.deterministic and any(term.has_kl for term in terms):
+            raise ValueError(
+                f"{terms[0].label}: latent {scores.deterministic[0]!r} is deterministic (a Delta) in some rows, and "
+                "has no density there, which the KL needs: give the term kl=0"
+            )
         bound = estimator.bound(scores, _likelihood_weights(terms, outer, scores), kl)
 
         ragged = any(not term.decodes and all(m is not True for m in term.decode.values()) for term in terms)
         if ragged and (not isinstance(estimator, AnalyticKL) or "*" in scores.likelihood):
             decodes = torch.stack([_decodes_something(term, bound) for term in terms])
-            bound = torch.where(decodes, bound, -kl * scores.kl())
+            bound = torch.where(decodes, bound, torch.zeros_like(bound) if scores.deterministic else -kl * scores.kl())
         return list(bound * _column(outer, scores))
 
 
@@ -46,6 +51,8 @@ class Penalty(TermKind):
     only_loosens = True
 
     def values(self, terms: Sequence[ConcreteTerm], scores: Scores, estimator: PerRow) -> Sequence[Tensor]:
+        if scores.deterministic and not any(term.has_kl for term in terms):
+            return list(torch.zeros_like(scores.like[0]))
         return [-term.kl * kl for term, kl in zip(terms, scores.kl(), strict=True)]
 
 

@@ -110,6 +110,9 @@ class Term:
             the step.
         freeze_decoder: True to give the decoders no gradient from this term (with Pyro's own estimators, nor anything
             else of the model).
+        freeze_encoder: True to hold q(z | x_encode) constant: draws, parameters and density. The term trains what it is
+            given, the decoders and the prior, as where q(z | x_given) learns to infer what the encoder says. A penalty
+            may then encode a deterministic latent, and is the mean of ``kl log q(z | x_given)``.
         average: True divides a sum over ``EACH`` or ``EVERY`` by the number of its terms that count in the row.
 
     In a row that has none of the modalities of ``encode``, or none of ``given``, the term counts 0. A ``pyro.factor``
@@ -128,6 +131,7 @@ class Term:
     kl: Number = 1.0
     weight: Number = 1.0
     freeze_decoder: bool = False
+    freeze_encoder: bool = False
     average: bool = False
     kind: ClassVar[TermKind | None] = None  # None: a density, or a penalty where it decodes nothing
 
@@ -141,6 +145,7 @@ class Term:
         kl: Number = 1.0,
         weight: Number = 1.0,
         freeze_decoder: bool = False,
+        freeze_encoder: bool = False,
         average: bool = False,
     ):
         if decode is PRIOR:
@@ -153,6 +158,7 @@ class Term:
             "kl": check_weight("kl", kl),
             "weight": check_weight("weight", weight),
             "freeze_decoder": check_flag("freeze_decoder", freeze_decoder),
+            "freeze_encoder": check_flag("freeze_encoder", freeze_encoder),
             "average": check_flag("average", average),
         }
         for name, value in {**sets, **weights}.items():
@@ -170,7 +176,8 @@ class Term:
             text += f" kl {_weight_text(self.kl)}"
         if callable(self.weight) or self.weight != 1:
             text += f" weight {_weight_text(self.weight)}"
-        return text + (" decoders frozen" if self.freeze_decoder else "")
+        text += " decoders frozen" if self.freeze_decoder else ""
+        return text + (" encoder frozen" if self.freeze_encoder else "")
 
     def label(self, encode: str, decode: str, given: str) -> str:
         """Return the term in words, without its weights.
@@ -229,7 +236,8 @@ class Term:
 
         weights = constant(self.likelihood), constant(self.kl), constant(self.weight)
         kind = None if self.kind is None else (type(self.kind), self.kind.describe("", "", ""), self.kind.settings)
-        return (type(self), kind, self.encode, self.decode, self.given, *weights, self.freeze_decoder, self.average)
+        flags = self.freeze_decoder, self.freeze_encoder, self.average
+        return (type(self), kind, self.encode, self.decode, self.given, *weights, *flags)
 
     @property
     def of_joint(self) -> bool:

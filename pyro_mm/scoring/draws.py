@@ -41,6 +41,15 @@ class Draws:
         """Names of the guide's latent sites."""
         return tuple(latent_sites(self._pair.trace))
 
+    @property
+    def like(self) -> Tensor | None:
+        """A tensor ``(K, T, N)`` of the latents' type, for its shape, type and device; None if none is real."""
+        for site, found in latent_sites(self._pair.trace).items():
+            if "_enumerate_dim" not in found["infer"] and found["value"].is_floating_point():
+                value = self.latent(site).detach()
+                return value.flatten(3).sum(-1) if value.dim() > 3 else value
+        return None
+
     def latent(self, site: str) -> Tensor:
         """Return the draws of a latent from the guide given the modalities that a term encodes, with their gradient.
 

@@ -21,6 +21,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ..batch.batch import Batch, check_batch
+from ..distributions.base import has_atoms
 from ..distributions.mixture import draw_from_stratum
 from ..utils.arguments import check_counts, check_flags, check_programs
 from .classes import split_by_class
@@ -240,7 +241,12 @@ def propose(pair: TermPair, structure: PairStructure, draw: Callable[[dict[str, 
             trace.nodes[name] = site | {"value": site["value"].view_as(site["value"])}
     pair.trace = trace
     shape = SiteReducer(pair)
-    pair.log_q = LazyMapping({name: partial(shape.log_prob, site) for name, site in pair.row_latents().items()})
+
+    def log_prob(site: dict[str, Any]) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not pair.views.freeze_encoder):
+            return shape.log_prob(site)
+
+    pair.log_q = LazyMapping({name: partial(log_prob, site) for name, site in pair.row_latents().items()})
 
 
 def score_model(
@@ -328,6 +334,7 @@ def score_model(
     ]
     scores = Scores(terms, log_prior, lambda: log_proposal(log_q, with_stand_ins(shared)), kl, paths, shape.factor)
     scores.undifferentiated = tuple(sorted(undifferentiated))
+    scores.deterministic = tuple(name for name, site in theirs.items() if has_atoms(site["fn"]))
     if draws:
         scores.draws = Draws(pair, model_trace)
     if classes_of is not None:
@@ -435,6 +442,7 @@ def _stack(each: list[Scores]) -> Scores:
         [Path(p.value, reduce_in_pass(p.reduce, k), p.sources) for k, s in enumerate(each) for p in s.paths],
         each[0].factor,
         undifferentiated=each[0].undifferentiated,
+        deterministic=each[0].deterministic,
         draws=StackedDraws(draws) if len(draws) == len(each) else None,
     )
 

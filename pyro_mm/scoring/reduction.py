@@ -11,7 +11,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from ..distributions.base import base_distribution
+from ..distributions.base import base_distribution, has_atoms
 from .term_pair import TermPair
 
 
@@ -89,8 +89,20 @@ def expect(x: Tensor, log_q: Mapping[int, Tensor]) -> Tensor:
     return x
 
 
+def refuse_atoms(site: dict[str, Any]) -> None:
+    """Raise a ValueError if the density of a site is asked for, and its distribution has none."""
+    if has_atoms(site["fn"]):
+        raise ValueError(
+            f"site {site['name']!r} is deterministic (a Delta) in some rows, and has no density there, which a KL, an "
+            "importance weight, a likelihood and calibration need. Train it with kl=0 and a statistic of its draws, as "
+            "in elbo(kl=0) + 10 * MMD(..), or as the constant left side of a penalty, "
+            "Term(.., (), .., freeze_encoder=True)"
+        )
+
+
 def _density(site: dict[str, Any]) -> Tensor:
     """Return log p of a site's value. Raises a ValueError for a distribution without a density."""
+    refuse_atoms(site)
     try:
         return site["fn"].log_prob(site["value"])
     except NotImplementedError as error:
@@ -174,6 +186,9 @@ class SiteReducer:
             return log_q[name]
         if q["mask"] is False:  # private to a modality that nothing decodes
             return torch.zeros((), device=self.pair.views.decode.device)
+        refuse_atoms(r)
+        if not self.pair.views.freeze_encoder:  # else log q(z) is a constant, which is left out
+            refuse_atoms(q)
         try:
             kl = kl_divergence(q["fn"], r["fn"])
         except NotImplementedError:

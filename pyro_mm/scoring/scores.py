@@ -32,6 +32,7 @@ class Scores:
         rescore: for scores without gradient, recomputes the particles ``index``, ``(C, T, N)``, with gradients.
         undifferentiated: latents of the model alone, and missing modalities that are parents, whose draws have no
             derivative by what their probabilities depend on.
+        deterministic: latents of the guide that are a Delta in some rows, whose densities raise an error.
         draws: the values behind the scores; None unless a term asks for them.
         log_joint_by_class: log p(x_B, z, y = c), ``(C, K, T, N)``, if a pass splits it by the classes of a site y.
     """
@@ -45,6 +46,7 @@ class Scores:
     log_component: Tensor | None = None
     rescore: Callable[[Tensor], Scores] | None = None
     undifferentiated: tuple[str, ...] = ()
+    deterministic: tuple[str, ...] = ()
     draws: Draws | None = None
     log_joint_by_class: Tensor | None = None
 
@@ -61,7 +63,11 @@ class Scores:
     @property
     def like(self) -> Tensor:
         """A tensor of shape ``(K, T, N)``, for its shape, type and device."""
-        return next(iter(self.likelihood.values())) if self.likelihood else self.log_prior
+        if self.likelihood:
+            return next(iter(self.likelihood.values()))
+        if self.draws is not None and (like := self.draws.like) is not None:
+            return like
+        return self.log_prior
 
     def log_weights(self) -> Tensor:
         """Return ``log p(x_B | z) + log r(z) - log q(z)``, of shape ``(K, T, N)``."""
@@ -82,6 +88,7 @@ class Scores:
             self.factor,
             None if self.log_component is None else self.log_component[:, terms],
             None if self.rescore is None else lambda index: self._rescore_all(index, terms).take(terms),
+            deterministic=self.deterministic,
             draws=None if self.draws is None else self.draws.take(terms),
         )
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..batch.batch import Batch
 from ..batch.context import TermStack
 from ..batch.masks import Presence
+from ..distributions.base import has_atoms
 from ..distributions.mixture import largest_mixture
 from ..handlers.plates import sample_in_plates
 from ..handlers.repeatability import BatchNormalisation, RandomNumbers, depends
@@ -43,6 +44,7 @@ class PairStructure:
         random: True if networks draw random numbers when they run again, as dropout does.
         normalises: True if something computed from a latent goes through batch normalisation in training mode.
         global_latents: latents of the guide outside the plate ``"data"``, which all rows share.
+        deterministic: latent sites of the guide that are a Delta in some rows.
     """
 
     nesting: int
@@ -56,6 +58,7 @@ class PairStructure:
     random: bool = False
     normalises: bool = False
     global_latents: frozenset[str] = frozenset()
+    deterministic: frozenset[str] = frozenset()
 
     @property
     def chained(self) -> bool:
@@ -152,6 +155,7 @@ def _structure(model: Callback, guide: Callback, batch: Batch) -> PairStructure:
         random=random,
         normalises=watch.normalisation.found,
         global_latents=frozenset(name for name, site in in_guide.items() if not in_data_plate(site)),
+        deterministic=frozenset(name for name, site in in_guide.items() if has_atoms(site["fn"])),
     )
 
 

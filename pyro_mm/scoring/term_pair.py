@@ -15,6 +15,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ..batch.masks import add_event_dims, all_of, any_of, invert
+from ..distributions.base import detach_distribution
 from ..distributions.where import Where
 from ..handlers.plates import FixedPlate, KnownPlates, sample_in_plates
 from ..handlers.rewrite import EditSites
@@ -54,6 +55,7 @@ class TermPair:
         self.plated = num_particles > 1 if plated is None else plated  # whether particles have a plate
         self.particle_dim = -views.nesting - (views.terms > 1) - 1
         self.trace: Any = None
+        self.given: Mapping[str, dict[str, Any]] = {}  # the latents of the guide given C, at the values of the trace
         self.draw: Callable[[dict[str, Any]], None] | None = None  # gives messages of the guide's sites their values
         self.drawn: Mapping[str, dict[str, Any]] = {}  # the guide's latent sites as it went on with them
         self.log_q: Mapping[str, Tensor] = {}
@@ -112,9 +114,19 @@ class TermPair:
                     msg["value"] = torch.where(add_event_dims(mask, fn.event_dim), p["value"], value)
 
         sample_in_plates = nullcontext() if self.draw is None else EditSites(self.draw)
-        with poutine.trace() as trace, EditSites(edit), sample_in_plates, self.plates():
+        frozen = self.views.freeze_encoder
+        with (
+            torch.set_grad_enabled(torch.is_grad_enabled() and not frozen),
+            poutine.trace() as trace,
+            EditSites(edit),
+            sample_in_plates,
+            self.plates(),
+        ):
             self.source_guide(self.views.encode)
         self.trace = trace.trace
+        if frozen:
+            for site in latent_sites(self.trace).values():
+                site["fn"], site["value"] = detach_distribution(site["fn"]), site["value"].detach()
 
     def draw_prior(self, values: Any = None, missing: Mapping[str, tuple[Tensor, int]] | None = None) -> dict[str, Any]:
         """Sample the model's latents from its prior, under the plates of particles and terms.
@@ -172,6 +184,7 @@ class TermPair:
             with poutine.block(), poutine.trace() as trace, poutine.replay(trace=self.trace), self.plates():
                 self.source_guide(self.views.given)
             given = latent_sites(trace.trace)
+        self.given = given
 
         prior = self.prior or {}
 

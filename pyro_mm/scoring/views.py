@@ -27,6 +27,7 @@ class TermViews:
         prior_terms: numbers of the terms that encode the prior.
         given_latents: latents outside the plate ``"data"`` that are given, draw by draw, and not scored; None where
             such latents are refused.
+        freeze_encoder: True if the guide given A is held constant: no gradient reaches what it depends on.
     """
 
     encode: Batch
@@ -41,6 +42,7 @@ class TermViews:
     joint: Presence = True
     prior_terms: frozenset[int] = frozenset()
     given_latents: frozenset[str] | None = None
+    freeze_encoder: bool = False
 
     def given_globals(self, structure: PairStructure) -> TermViews:
         """Return these views for an evaluation that takes draws of the guide's global latents as given.
