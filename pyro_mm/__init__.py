@@ -20,6 +20,7 @@ from .models import priors
 from .posteriors.guide import Guide
 from .sampling.ancestral import simulate
 from .sampling.encode import encode
+from .sampling.fitted_posterior import FittedPosterior
 from .sampling.fitted_proposal import Fitted
 from .sampling.predictive import generate, posterior_draws
 from .sampling.proposals import Proposal
@@ -33,12 +34,12 @@ from .training.weights import load, save
 __version__ = "0.2.0"
 
 __all__ = [
-    "Batch", "Calibration", "Check", "ClassProbabilities", "Comparison", "Evidence", "Fitted", "Guide", "History",
-    "Loss", "Proposal", "TrainingObjective", "annealed_importance", "bidirectional", "calibration", "check",
-    "class_probabilities", "compare", "conditionals", "datasets", "distributions", "encode", "estimators", "fit",
-    "generate", "load", "log_conditional", "log_marginal", "log_weights", "metrics", "models", "nn", "objectives",
-    "plots", "posterior_draws", "posteriors", "priors", "protocols", "recipes", "save", "simulate", "stage",
-    "to_arviz",
+    "Batch", "Calibration", "Check", "ClassProbabilities", "Comparison", "Evidence", "Fitted", "FittedPosterior",
+    "Guide", "History", "Loss", "Proposal", "TrainingObjective", "annealed_importance", "bidirectional", "calibration",
+    "check", "class_probabilities", "compare", "conditionals", "datasets", "distributions", "encode", "estimators",
+    "fit", "generate", "load", "log_conditional", "log_marginal", "log_weights", "metrics", "models", "nn",
+    "objectives", "plots", "posterior_draws", "posteriors", "priors", "protocols", "recipes", "save", "simulate",
+    "stage", "to_arviz",
 ]  # fmt: skip
 
 # Modules that have moved into a folder, under the names that they are known by.

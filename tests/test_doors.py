@@ -64,7 +64,7 @@ def evaluations(m, g, b):
         mm.generate: pair | common | sampled | {"mean": False, "resample": True, "proposal": mm.Proposal("antithetic")},
         mm.posterior_draws: pair | common | sampled | {"resample": True, "proposal": mm.Proposal(prior_share=0.5)},
         mm.simulate: {"model": m, "batch": b, "audit": True},
-        mm.encode: {"guide": g, "batch": b, "audit": True},
+        mm.encode: pair | common | {"fitted": mm.Fitted(rounds=1, draws=2)},
         mm.annealed_importance: pair | common | chains,
         mm.bidirectional: pair | common | chains,
         mm.calibration: pair | common | {"num_draws": 2, "chunk": 99, "quantities": None},
@@ -79,6 +79,9 @@ def evaluations(m, g, b):
         protocols.multiple: pair | names,
         protocols.conditional: pair | names | {"prior_draws": 2, "seed": 0},
         protocols.both_ways: pair | names | {"seed": 0},
+        metrics.amortization_gap: pair | common | {
+            "num_particles": 2, "family": "diagonal", "rounds": 1, "proposal": mm.Proposal(),
+        },
         metrics.class_probabilities: pair | {"target": "y", "given": "x", "num_samples": 1, "audit": True},
         metrics.cross_modal_accuracy: pair | {"target": "y", "given": "x", "num_samples": 1, "audit": True},
         metrics.cross_modal_coherence: pair | judge | {"num_samples": 1, "mean": True, "seed": 0, "audit": True},
@@ -333,7 +336,9 @@ def test_the_tables_name_every_public_function():
     results = {
         "Calibration",
         "Check",
+        "AmortizationGap",
         "ClassProbabilities",
+        "FittedPosterior",
         "Comparison",
         "Evidence",
         "History",

@@ -5,12 +5,14 @@
   too, so report its own accuracy beside them.
 * Posterior means: :func:`linear_probe`.
 * Sets of images: :func:`frechet_distance`.
+* Inference: :func:`amortization_gap`, log p(x) minus the ELBO, by its two causes.
 * Latents whose true values are known: :func:`mean_correlation`.
 
 Proportions have standard errors: :class:`Share`.
 """
 
 from .accuracy import class_probabilities, confusion_matrix, cross_modal_accuracy
+from .amortization import AmortizationGap, amortization_gap
 from .classifiers import classifier
 from .coherence import cross_modal_coherence, joint_coherence
 from .frechet import frechet_distance, gaussian_frechet
@@ -19,7 +21,7 @@ from .probe import linear_probe
 from .proportion import Share
 
 __all__ = [
-    "MeanCorrelation", "Share", "class_probabilities", "classifier", "confusion_matrix", "cross_modal_accuracy",
-    "cross_modal_coherence", "frechet_distance", "gaussian_frechet", "joint_coherence", "linear_probe",
-    "mean_correlation",
+    "AmortizationGap", "MeanCorrelation", "Share", "amortization_gap", "class_probabilities", "classifier",
+    "confusion_matrix", "cross_modal_accuracy", "cross_modal_coherence", "frechet_distance", "gaussian_frechet",
+    "joint_coherence", "linear_probe", "mean_correlation",
 ]  # fmt: skip

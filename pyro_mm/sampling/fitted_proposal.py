@@ -197,16 +197,7 @@ class FittedSampler(ParticleSampler):
     def _fit(self, settings: Fitted) -> FittedRows:
         """Fit Normals to the rows, from draws of the guide."""
         fit = NormalFit(settings.rounds, settings.draws, settings.components, settings.widen)
-        # half as many as points, so that a point and its opposite share a draw
-        self.pair.draw_shared(max(1, fit.draws_for(self.pair.dimension) // 2 * fit.components))
-        prior = self.pair.prior_draws(SCALE_DRAWS)
-        return fit_row_normals(
-            lambda points: self.pair.joint_and_gradient(points, self.pairs_at_once),
-            self.pair.guide_draws(START_DRAWS),
-            prior_deviations(prior),
-            self.pair.active,
-            fit,
-        )
+        return fit_posteriors(self.pair, fit, self.pairs_at_once)
 
     # -- shares -------------------------------------------------------------------------------------------------------
 
@@ -268,6 +259,26 @@ class FittedSampler(ParticleSampler):
     def _log_normals(self, u: Tensor) -> Tensor:
         """Return the log-density of each Normal at coordinates, ``(S, k, N)``; -inf where they are not finite."""
         return self.normals.component_log_probs(u).nan_to_num(-math.inf, -math.inf, -math.inf)
+
+
+def fit_posteriors(pair: UnconstrainedPair, fit: NormalFit, pairs_at_once: int) -> FittedRows:
+    """Fit Normals to the posteriors of the rows of a pair, from draws of its guide.
+
+    Args:
+        pair: the rows' densities.
+        fit: settings of the fit.
+        pairs_at_once: (row, point) pairs decoded at once.
+    """
+    # half as many as points, so that a point and its opposite share a draw
+    pair.draw_shared(max(1, fit.draws_for(pair.dimension) // 2 * fit.components))
+    prior = pair.prior_draws(SCALE_DRAWS)
+    return fit_row_normals(
+        lambda points: pair.joint_and_gradient(points, pairs_at_once),
+        pair.guide_draws(START_DRAWS),
+        prior_deviations(prior),
+        pair.active,
+        fit,
+    )
 
 
 def prior_deviations(draws: Tensor) -> Tensor:

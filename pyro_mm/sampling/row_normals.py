@@ -21,6 +21,7 @@ RADIUS_GROWTH = 1.4  # of the radius after a round that did not make the bound w
 NARROW = 0.3  # deviations that several Normals start with, in units of the guide's
 LARGEST_FALL = 3.0  # nats by which a round may lower the bound below the row's best before it is taken back
 CURVATURE_RANGE = (0.25, 100.0)  # of the whitened precision in one round
+LEAST_CURVATURE = 0.01  # of it in the step of the mean, where the scale is diagonal
 DEVIATION_RANGE = (1e-6, 1.1)  # in units of the prior's deviations, which are estimates
 
 
@@ -83,12 +84,14 @@ class NormalFit:
         draws: M, points per round at which the gradient is taken, even; None for max(64, 2 D).
         components: S, Normals per row.
         widen: the share by which the directions that the data determine are widened at the end.
+        diagonal: True for the best Normals with diagonal covariance, False for full covariance.
     """
 
     rounds: int = 8
     draws: int | None = None
     components: int = 1
     widen: float = 0.15
+    diagonal: bool = False
 
     def draws_for(self, dimension: int) -> int:
         """Return M for D coordinates."""
@@ -134,7 +137,7 @@ def fit_row_normals(
     start, deviation = _start(target, guide_draws, prior_deviation, settings.components)
     pinned = _pin_inactive(target, start[0], deviation, active)
     num_draws = settings.draws_for(start.shape[-1])
-    fit = _Fit(start, torch.diag_embed(deviation.expand_as(start)), prior_deviation)
+    fit = _Fit(start, torch.diag_embed(deviation.expand_as(start)), prior_deviation, settings.diagonal)
     for index in range(settings.rounds):
         noise = _antithetic_directions(num_draws, start)
         fit.improve(pinned, noise, _ridge(index, settings.rounds, num_draws, start.shape[-1]))
@@ -153,10 +156,11 @@ def fit_row_normals(
 class _Fit:
     """State of the fit of S Normals to N rows, and the best state so far of each."""
 
-    def __init__(self, mean: Tensor, scale: Tensor, prior_deviation: Tensor):
+    def __init__(self, mean: Tensor, scale: Tensor, prior_deviation: Tensor, diagonal: bool = False):
         self.mean = mean
         self.scale = scale
         self.prior_deviation = prior_deviation
+        self.diagonal = diagonal
         self.largest_radius = math.sqrt(mean.shape[-1])
         self.radius = torch.full_like(mean[..., 0], FIRST_RADIUS * self.largest_radius)
         self.best: State | None = None
@@ -212,11 +216,18 @@ class _Fit:
     def _step(self, gradient: Tensor, hessian: Tensor) -> None:
         """Take a Newton step of the mean, within the radius, and set the scale by the Hessian."""
         curvature, axes = torch.linalg.eigh(-hessian)
-        curvature = curvature.clamp(*CURVATURE_RANGE)
+        # a diagonal scale leaves directions in which the density is far flatter than along the axes
+        least = LEAST_CURVATURE if self.diagonal else CURVATURE_RANGE[0]
+        curvature = curvature.clamp(least, CURVATURE_RANGE[1])
         step = _apply(axes, _apply(axes.mT, gradient) / curvature)
         length = step.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(step.dtype).tiny)
         step = step * (self.radius[..., None] / length).clamp(max=1.0)
         self.mean = self.mean + _apply(self.scale, step)
+        if self.diagonal:
+            own = (-hessian.diagonal(dim1=-2, dim2=-1)).clamp(*CURVATURE_RANGE)
+            relative = self.scale.diagonal(dim1=-2, dim2=-1) * own.rsqrt() / self.prior_deviation
+            self.scale = torch.diag_embed(self.prior_deviation * relative.clamp(*DEVIATION_RANGE))
+            return
         self.scale = _rescaled(
             (self.scale @ axes) * curvature.rsqrt()[..., None, :],
             self.prior_deviation,
