@@ -44,7 +44,7 @@ def test_probabilities_of_all_images_given_the_parents_sum_to_one(double):
     """The integral over the noise by a grid of midpoints; the density lies within [0, 1] as the margin is 0."""
     torch.manual_seed(0)
     model, _ = pair(False)
-    points = (torch.arange(9) + 0.5) / 9
+    points = (torch.arange(12) + 0.5) / 12
     noise = torch.cartesian_prod(points, points, points, points).reshape(-1, *SHAPE)
     with torch.no_grad():
         d = model.decoders["image"](torch.full((1, 1), 0.4), noise)
