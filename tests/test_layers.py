@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "estimators": ["batch", "distributions", "scoring"],
     "objectives": ["batch", "distributions", "estimators", "handlers", "scoring"],
     "sampling": ["batch", "distributions", "handlers", "scoring"],
-    "evidence": ["batch", "sampling", "scoring"],
+    "evidence": ["batch", "distributions", "sampling", "scoring"],
     "metrics": ["batch", "distributions", "evidence", "sampling", "scoring"],
     "training": ["batch", "conditionals", "handlers", "nn", "scoring"],
     "diagnostics": ["batch", "estimators", "evidence", "objectives", "sampling", "scoring", "training"],

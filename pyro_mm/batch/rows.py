@@ -229,6 +229,21 @@ class Rows:
         context = self._context._replace(cache=None, term_masks=None)
         return self._copy(_values=self._values | values, _context=context)
 
+    def filled(self, name: str, value: Tensor) -> Self:
+        """Return the same rows with one value of a modality in all of them.
+
+        Args:
+            name: the modality, known or not.
+            value: ``(*event)``.
+        """
+        values = self._values | {name: value.expand(self.size, *value.shape)}
+        context = self._context._replace(cache=None, term_masks=None)
+        return self._copy(_values=values, _masks=self._masks | {name: True}, _context=context)
+
+    def with_masks(self, masks: Mapping[str, Presence]) -> Self:
+        """Return the same rows under other masks, which count as before."""
+        return self._copy(_masks=dict(masks))
+
     def padded(self, size: int) -> Self:
         """Return the same rows, followed by copies of the first one with weight zero, ``size`` in all.
 

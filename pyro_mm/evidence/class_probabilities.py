@@ -6,17 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor
 
 from ..batch.batch import Batch, check_batch
+from ..distributions.base import base_distribution
+from ..sampling.class_weights import ClassWeights
 from ..sampling.particle_sampler import ProposalScheme
 from ..sampling.weighted import ImportanceSampling, row_blocks, weighted_blocks
 from ..scoring.classes import classes_of_site
 from ..scoring.evaluation import evaluating, move_result
 from ..scoring.importance import propose, run_model
-from ..scoring.structure import Callback, latent_sites, observed_sites, pair_structure, private_modality
+from ..scoring.structure import Callback, latent_sites, pair_structure, private_modality
 from ..scoring.term_pair import TermPair
 from ..scoring.views import TermViews
 from ..utils.arguments import check_name, check_programs
@@ -115,7 +118,7 @@ def class_probabilities(
     vectorize: bool = True,
     audit: bool = True,
 ) -> ClassProbabilities:
-    r"""Estimate p(y = c | x_S) per row, for the classes of a latent that is summed out or the components of a prior.
+    r"""Estimate p(y = c | x_S) per row, for the classes of a latent or a modality, or the components of a prior.
 
     .. math:: p(y = c | x_S) \approx \frac{\sum_k w_{kc}}{\sum_k \sum_{c'} w_{kc'}}, \qquad
               w_{kc} = \frac{p(x_S, z_k, y = c)}{q(z_k)}, \qquad z_k \sim q(z | x_S)
@@ -128,15 +131,17 @@ def class_probabilities(
     By the delta method, for each class; of a class that no draw supports it is 0, as its probability. **When not to
     trust a row.** As in :func:`~pyro_mm.log_marginal`: by the k-hat of the weights, in ``result.evidence``.
 
-    For a *modality* that is a label, :func:`pyro_mm.metrics.class_probabilities` averages its decoder over the guide's
-    draws.
+    The site may also be a modality, such as a label: where it is missing, :math:`w_{kc} = p(x_S, z_k, y = c) / q(z_k)`
+    as for a latent; where it is present its class is certain. So ``batch.without("label")`` gives p(label | image).
+    :func:`pyro_mm.metrics.class_probabilities` averages over the guide's draws instead, without weights and errors.
 
     Args:
         model (callable): a story, called with a batch.
         guide (callable): called with a batch. It either lacks the site, or has it enumerated, as by
             ``pyro.infer.config_enumerate``; for the component of a prior it draws the site.
         batch (Batch): N rows, each with something present.
-        site (str): a discrete latent in the plate ``"data"`` that is summed out, or a latent whose prior is a mixture.
+        site (str): a discrete latent in the plate ``"data"`` that is summed out, a latent whose prior is a mixture, or
+            a discrete modality.
         num_particles (int): K, draws per row.
         proposal: the way to draw, as in :func:`~pyro_mm.log_marginal`.
         seed (int): of all draws; None takes one from torch's generator, which is not otherwise used.
@@ -148,8 +153,8 @@ def class_probabilities(
         A :class:`ClassProbabilities` of N rows and C classes.
 
     Raises:
-        ValueError: a site that is unknown, observed, drawn by the guide, without classes, or in plates within a row;
-            rows in which nothing is present; and all that :func:`~pyro_mm.log_marginal` refuses.
+        ValueError: a site that is unknown, drawn by the guide, without classes, or in plates within a row; a modality
+            with a private latent; rows in which nothing is present; and all that :func:`~pyro_mm.log_marginal` refuses.
 
     Example:
         Clusters of two Gaussians at -1 and 1, whose probabilities are known:
@@ -180,24 +185,33 @@ def class_probabilities(
         shown = rows if guide_batch is batch else guide_batch.to(rows.device)
         classes = _find_classes(model, sampled_guide, rows, shown, site)
         parts = [
-            _estimate(model, sampled_guide, part, part_shown, settings.for_rows(first), site)
+            _estimate(model, sampled_guide, part, part_shown, settings.for_rows(first), classes)
             for (first, part), (_, part_shown) in zip(
                 row_blocks(rows, settings.rows_at_once), row_blocks(shown, settings.rows_at_once), strict=True
             )
         ]
         evidence = name_quantity(concatenate([e for _, _, e in parts]), model, sampled_guide, rows, shown)
         result = ClassProbabilities(
-            torch.cat([p for p, _, _ in parts]), torch.cat([error for _, error, _ in parts]), classes, site, evidence
+            torch.cat([p for p, _, _ in parts]),
+            torch.cat([error for _, error, _ in parts]),
+            classes.classes,
+            site,
+            evidence,
         )
         return move_result(result, rows, batch)
 
 
 def _estimate(
-    model: Callback, guide: Callback, batch: Batch, guide_batch: Batch, settings: ImportanceSampling, site: str
+    model: Callback,
+    guide: Callback,
+    batch: Batch,
+    guide_batch: Batch,
+    settings: ImportanceSampling,
+    classes: ClassWeights,
 ) -> tuple[Tensor, Tensor, Evidence]:
     """Return (probabilities, standard errors, evidence) of one block of rows."""
     by_class: ClassAccumulator | None = None
-    for block in weighted_blocks(model, guide, batch, settings, guide_batch, classes_of=site):
+    for block in weighted_blocks(model, guide, batch, settings, guide_batch, classes):
         if by_class is None:
             by_class = ClassAccumulator(block.sampler.group_size)
             shared = bool(block.pair.views.given_latents)
@@ -211,8 +225,8 @@ def _estimate(
 
 
 @torch.no_grad()
-def _find_classes(model: Callback, guide: Callback, batch: Batch, guide_batch: Batch, site: str) -> Tensor:
-    """Return the classes of a site, ``(C, *event)``, from one run on two rows.
+def _find_classes(model: Callback, guide: Callback, batch: Batch, guide_batch: Batch, site: str) -> ClassWeights:
+    """Return the site by whose classes weights are split, from a run on two rows.
 
     Raises:
         ValueError: a site that has none, or rows in which nothing informs on it.
@@ -227,16 +241,54 @@ def _find_classes(model: Callback, guide: Callback, batch: Batch, guide_batch: B
         trace = run_model(pair, structure)
 
     sites = latent_sites(trace)
-    if site not in sites:
-        if site in observed_sites(trace) or site in batch:
-            raise ValueError(
-                f"site {site!r} is a modality, and no latent: for a label's probabilities take "
-                "metrics.class_probabilities, or log_conditional with each class for its value"
-            )
-        raise ValueError(f"unknown latent site {site!r}: the model has {', '.join(map(repr, sites)) or 'none'}")
-    classes = classes_of_site(site, sites[site], site in latent_sites(pair.trace))
-    _check_rows(batch, site, structure.modalities)
-    return classes
+    if site in sites:
+        classes = classes_of_site(site, sites[site], site in latent_sites(pair.trace))
+        _check_rows(batch, site, structure.modalities)
+        return ClassWeights(site, classes, observed=False)
+    if site not in structure.modalities:
+        known = ", ".join(map(repr, [*sites, *sorted(structure.modalities)]))
+        raise ValueError(f"unknown site {site!r}: the model has {known}")
+    if f"w_{site}" in sites:
+        raise ValueError(
+            f"modality {site!r} has a latent of its own, 'w_{site}', which the guide does not infer where the modality "
+            f"is missing: take log_conditional with target={site!r}, once for each class"
+        )
+    with temporary_seed(0, batch.device), poutine.block():
+        return ClassWeights(site, _classes_of_modality(model, guide, batch, guide_batch, site), observed=True)
+
+
+def _classes_of_modality(model: Callback, guide: Callback, batch: Batch, guide_batch: Batch, site: str) -> Tensor:
+    """Return the classes of a modality, ``(C, *event)``, from one run on two rows without it.
+
+    Raises:
+        ValueError: a modality without classes, one in plates within a row, or rows in which nothing is present.
+    """
+    _check_rows(batch, site, frozenset())
+    few, few_shown = batch[: min(2, batch.size)], guide_batch[: min(2, batch.size)]
+    guide_trace = poutine.trace(guide).get_trace(few_shown)
+    replayed = poutine.replay(model, trace=guide_trace)
+    trace = poutine.trace(replayed).get_trace(few.without(site) if site in few else few)
+    found = trace.nodes[site]
+    inner = [f.name for f in found["cond_indep_stack"] if f.vectorized and f.name != "data"]
+    if inner:
+        raise ValueError(
+            f"modality {site!r} lies in the plate {inner[0]!r} within each row, so that a row has several classes: "
+            "take a site directly in the plate 'data'"
+        )
+    fn = found["fn"]
+    while isinstance(fn, dist.MaskedDistribution):
+        fn = fn.base_dist
+    try:
+        if not fn.has_enumerate_support:
+            raise NotImplementedError
+        values = fn.enumerate_support(expand=False)
+    except NotImplementedError:
+        family = type(base_distribution(fn)).__name__
+        raise ValueError(
+            f"modality {site!r} has no classes: it is a {family} of event shape {tuple(fn.event_shape)}, and not one "
+            "discrete value per row"
+        ) from None
+    return values.reshape(len(values), *fn.event_shape)
 
 
 def _check_rows(batch: Batch, site: str, modalities: frozenset[str]) -> None:

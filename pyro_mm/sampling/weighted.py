@@ -17,6 +17,7 @@ from ..scoring.term_pair import TermPair
 from ..scoring.views import TermViews
 from ..utils.network_calls import ROWS
 from ..utils.seeding import generator_state, part_seed, set_generator_state, temporary_seed
+from .class_weights import ClassWeights
 from .particle_sampler import ParticleSampler, ProposalScheme, RowBlock, log_weights
 from .proposals import Proposal
 
@@ -118,7 +119,7 @@ def weighted_blocks(
     batch: Batch,
     settings: ImportanceSampling,
     guide_batch: Batch | None = None,
-    classes_of: str | None = None,
+    classes: ClassWeights | None = None,
 ) -> Iterator[WeightedBlock]:
     """Draw particles in blocks, each under a seed of its own, and weigh them.
 
@@ -127,7 +128,7 @@ def weighted_blocks(
         batch: N rows, which are scored.
         settings: K, the proposal, the seed and the sizes of blocks.
         guide_batch: the same rows as the guide sees them; ``batch`` by default.
-        classes_of: a site by whose classes the weights are split (:mod:`pyro_mm.scoring.classes`).
+        classes: a site by whose classes the weights are split.
 
     Yields:
         Blocks of particles, K in all.
@@ -147,7 +148,7 @@ def weighted_blocks(
             sampler.draw(pair)
             state = generator_state(batch.device)
             if not draws_in_scoring:
-                log_w = _log_weights_in_parts(pair, rows.structure, sampler, rows.pairs_at_once, classes_of)
+                log_w = _log_weights_in_parts(pair, rows.structure, sampler, rows.pairs_at_once, classes)
                 draws_in_scoring = not torch.equal(state, generator_state(batch.device))
             if draws_in_scoring:
                 # parts of another size would draw other values, so the block is scored whole
@@ -157,7 +158,7 @@ def weighted_blocks(
                         "missing modality on which others depend, or a latent that the guide lacks"
                     )
                 set_generator_state(batch.device, state)
-                log_w = _log_weights(pair, rows.structure, sampler, classes_of)
+                log_w = _log_weights(pair, rows.structure, sampler, classes)
         yield WeightedBlock(pair, log_w, sampler)
 
 
@@ -183,30 +184,29 @@ def _log_weights(
     pair: TermPair,
     structure: PairStructure,
     sampler: ParticleSampler,
-    classes_of: str | None,
+    classes: ClassWeights | None,
     rows: slice = slice(None),
 ) -> Tensor:
     """Return the log-weights of some rows of a block, ``(k, N)``, or ``(C, k, N)`` by the classes of a site."""
-    scores = score_model(pair, structure, unscaled=True, classes_of=classes_of)
-    if scores.log_joint_by_class is None:
-        return log_weights(sampler, scores, rows)
-    return scores.log_joint_by_class[:, :, 0] - sampler.log_density(scores, rows)
+    if classes is not None:
+        return classes.log_weights(pair, structure, sampler, rows)
+    return log_weights(sampler, score_model(pair, structure, unscaled=True), rows)
 
 
 def _log_weights_in_parts(
-    pair: TermPair, structure: PairStructure, sampler: ParticleSampler, most: int, classes_of: str | None
+    pair: TermPair, structure: PairStructure, sampler: ParticleSampler, most: int, classes: ClassWeights | None
 ) -> Tensor:
     """Return the log-weights of a block as :func:`_log_weights`, from at most so many (row, particle) pairs at once."""
     num_rows, num_particles = pair.views.decode.size, pair.num_particles
     if num_rows * num_particles <= most:
-        return _log_weights(pair, structure, sampler, classes_of)
+        return _log_weights(pair, structure, sampler, classes)
 
     rows, particles = (num_rows, most // num_rows) if most >= num_rows else (most, 1)
 
     def weigh(first_particle: int, first_row: int) -> Tensor:
         chosen = slice(first_row, first_row + rows)
         part = _part(pair, slice(first_particle, first_particle + particles), chosen)
-        return _log_weights(part, structure, sampler, classes_of, chosen)
+        return _log_weights(part, structure, sampler, classes, chosen)
 
     return torch.cat(
         [torch.cat([weigh(k, n) for n in range(0, num_rows, rows)], -1) for k in range(0, num_particles, particles)], -2

@@ -221,8 +221,8 @@ def plain(batch):
 @pytest.mark.parametrize(
     ("site", "guide", "message"),
     [
-        ("t", GUIDE, "unknown latent site 't': the model has 'y', 'z'"),
-        ("x", GUIDE, "'x' is a modality, and no latent"),
+        ("t", GUIDE, "unknown site 't': the model has 'y', 'z', 'x'"),
+        ("x", GUIDE, r"modality 'x' has no classes: it is a Normal of event shape \(\)"),
         ("z", GUIDE, "'z' has no classes: its prior is a Normal"),
         (
             "y",
@@ -263,3 +263,82 @@ def test_single_precision_and_printing():
     assert repr(found).startswith("ClassProbabilities(p(y | x): 3 rows, 2 classes, largest standard error 0.")
     few = mm.class_probabilities(plain, GUIDE, mm.Batch({"x": torch.zeros(3)}), "y", num_particles=1, seed=0)
     assert few.standard_error.isnan().all() and "too few draws for k-hat" in repr(few)
+
+
+def labelled_image(batch):
+    """A label of three classes and a number, which depend on one latent."""
+    with batch.plate():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        batch.observe("x", dist.Normal, 2 * z, torch.ones(()))
+        batch.observe("label", lambda z: dist.Categorical(logits=z[..., None] * MEANS), z)
+
+
+def parent_label(batch):
+    """The label is a parent of the number, whose mean is also shifted by a class that is summed out."""
+    with batch.plate():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        y = pyro.sample("y", dist.Bernoulli(0.4))
+        label = batch.observe("label", dist.Categorical(WEIGHTS))
+        batch.observe("x", dist.Normal, 2 * z + MEANS[label] + y, torch.ones(()))
+
+
+def test_a_missing_label_has_probabilities_by_quadrature(double):
+    grid = torch.linspace(-8, 8, 4001)[:, None, None]
+    x = torch.linspace(-4, 4, 30)
+    label = torch.arange(30) % 3
+    joint = dist.Normal(0.0, 1.0).log_prob(grid) + dist.Normal(2 * grid, 1.0).log_prob(x[:, None])
+    joint = joint + (grid * MEANS).log_softmax(-1)
+    exact = joint.logsumexp(0).softmax(-1)
+    evidence = (joint.logsumexp(0) + (grid[1] - grid[0]).log().squeeze()).logsumexp(-1)
+
+    guide = mm.Guide(z=lambda batch: dist.Normal(batch["x"] * 0.3, 0.7))
+    present = {"label": torch.arange(30) < 6}
+    for batch in (mm.Batch({"x": x}), mm.Batch({"x": x, "label": label}, present)):
+        found = mm.class_probabilities(labelled_image, guide, batch, "label", seed=0)
+        missing = ~batch.present["label"] if "label" in batch else torch.ones(30).bool()
+        z = (found.probabilities - exact) / found.standard_error
+        assert z[missing].abs().max() < 4.5 and 0.6 < z[missing].square().mean().sqrt() < 1.4
+        assert torch.equal(found.most_probable[~missing], label[~missing])
+        assert found.probabilities[~missing].max(-1).values.eq(1).all()
+        off = (found.evidence.log_prob - evidence) / found.evidence.standard_error
+        assert off[missing].abs().max() < 4.5
+        known = mm.log_marginal(labelled_image, guide, batch, seed=0)
+        assert torch.allclose(known.log_prob, found.evidence.log_prob)
+        parts = mm.class_probabilities(labelled_image, guide, batch, "label", seed=0, chunk=777)
+        assert torch.allclose(parts.probabilities, found.probabilities, atol=1e-12)
+    fitted = mm.class_probabilities(labelled_image, guide, batch, "label", proposal="fitted", seed=0)
+    assert ((fitted.probabilities - exact) / fitted.standard_error)[missing].abs().max() < 4.5
+
+
+def test_a_missing_label_on_which_others_depend(double):
+    """x given label and class is N(., 5): the label's posterior in closed form."""
+    x = torch.linspace(-4, 4, 20)
+    guide = mm.Guide(z=lambda batch: dist.Normal(batch["x"] * 0.4, 0.8))
+    means = MEANS[:, None] + torch.arange(2)
+    log_p = WEIGHTS.log()[:, None] + torch.tensor([0.6, 0.4]).log()
+    log_p = log_p + dist.Normal(means, 5**0.5).log_prob(x[:, None, None])
+    exact = log_p.logsumexp(-1).softmax(-1)
+    batch = mm.Batch({"x": x, "label": torch.arange(20) % 3}, {"label": torch.arange(20) < 4})
+    found = mm.class_probabilities(parent_label, guide, batch, "label", num_particles=2000, seed=0)
+    assert ((found.probabilities - exact) / found.standard_error)[4:].abs().max() < 4.5
+    assert torch.equal(found.most_probable[:4], torch.arange(4) % 3)
+    by_latent = mm.class_probabilities(parent_label, guide, batch, "y", num_particles=2000, seed=0)
+    assert by_latent.probabilities.sum(-1) == pytest.approx(torch.ones(20))
+
+
+def test_a_label_with_a_latent_of_its_own_is_refused(double):
+    unit = dist.Normal(torch.zeros(1), 1.0).to_event(1)
+
+    class Label(torch.nn.Module):
+        def forward(self, z, w):
+            return dist.Categorical(logits=torch.cat([z, w], -1))
+
+    class Value(torch.nn.Module):
+        def forward(self, z, w):
+            return dist.Normal(z + w, 1.0).to_event(1)
+
+    model = mm.models.PrivateLatents(unit, {"x": unit, "label": unit}, {"x": Value(), "label": Label()})
+    site = lambda batch: unit.expand([batch.size])  # noqa: E731
+    guide = mm.Guide(z=site, w_x=site, w_label=site)
+    with pytest.raises(ValueError, match="modality 'label' has a latent of its own, 'w_label'"):
+        mm.class_probabilities(model, guide, mm.Batch({"x": torch.zeros(3, 1)}), "label")
