@@ -65,7 +65,7 @@ ESTIMATORS: Mapping[str, Callable[..., ELBO]] = {
     "stick-the-landing": estimators.StickTheLanding,
     "renyi": partial(estimators.Renyi, 0.5),
 }
-OTHER_RECIPES = ("vae", "cvae", "jnf")  # of one modality, conditional, or of two stages
+OTHER_RECIPES = ("vae", "cvae", "jnf", "mfm-variational")  # one modality, conditional, two stages, no encoded label
 TRAINED = {name: recipe for name, recipe in RECIPES.items() if name not in OTHER_RECIPES}
 COMPARED = ("mvae", "jmvae-kl", "mmvae", "mopoe")
 COLUMNS = ("log_prob", "standard_error", "ess", "pareto_k")

@@ -108,7 +108,11 @@ NO_RECIPES = {"RECIPES", "Recipe", "jnf_second", "jnf"}
 
 def recipe_of(name):
     batch = mm.Batch({"image": torch.rand(4, 3, 3), "label": torch.arange(4) % 2})
-    extra = {"vae": {"modality": "image"}, "cvae": {"target": "image", "given": "label", "learn_given": False}}
+    factorised = {"private": 1, "labels": "label", "generation": 0.5}
+    extra = {
+        "vae": {"modality": "image"}, "cvae": {"target": "image", "given": "label", "learn_given": False},
+        "mfm": factorised | {"mmd": 1.0, "reconstruct_missing": True}, "mfm_variational": factorised | {"kl": 1.0},
+    }  # fmt: skip
     return {"batch": batch, "latent": 2, "hidden": (2,), "estimator": None, **extra.get(name, {})}
 
 

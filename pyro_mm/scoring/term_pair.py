@@ -221,7 +221,7 @@ class TermPair:
         if msg["is_observed"] and msg["name"] not in self.views.decode:
             mask = all_of([mask, self.views.joint])
         if mask is not True and mask is not msg["mask"]:  # which is what batch.plate() has masked it by already
-            msg["mask"] = mask if msg["mask"] is None else msg["mask"] & mask
+            msg["mask"] = mask if msg["mask"] is None or mask is False else msg["mask"] & mask
 
 
 def check_prior_gradient(prior: Mapping[str, Any]) -> None:
