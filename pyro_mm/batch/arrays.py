@@ -45,7 +45,11 @@ def _read_rows(what: str, value: Any) -> tuple[Tensor, Tensor | None] | tuple[No
     shapes = {tuple(row.shape) for row, _ in rows}
     if len(shapes) > 1:
         some = ", ".join(map(str, sorted(shapes)[:4]))
-        raise TypeError(f"{what}: expected rows of one shape, got rows of {some}: the rows do not make one tensor")
+        raise TypeError(
+            f"{what}: expected rows of one shape, got rows of {some}: the rows do not make one tensor. Sequences of "
+            "unequal length are to be padded, by torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), and their "
+            "lengths given as Batch(.., lengths={..})"
+        )
 
     rest = iter(rows)
     filled = [next(rest) if there else rows[0] for there in held]

@@ -22,6 +22,7 @@ from .masks import Presence
 from .observe import Modality, observe
 from .parsing import parse
 from .rows import Rows
+from .steps import count_valid_steps
 
 
 class Batch(Rows):
@@ -34,14 +35,16 @@ class Batch(Rows):
         present: modality -> boolean ``(N,)``. A modality that is not named is present in every row.
         covariates: name -> ``(N, ...)``, known for every row and never modelled or masked (a batch effect, say). A
             network with a parameter ``covariates`` gets them as a dictionary.
-        lengths: modality -> ``(N,)``, the number of valid steps of each sequence. A network with a parameter
-            ``lengths`` gets those of its modality.
+        lengths: modality -> ``(N,)``, the number of valid steps of each sequence ``(N, T, ..)``, from 0 to T. What lies
+            behind is padding, which is not read, be it NaN. A sequence of length 0 is present, and empty; where it is
+            missing, its length is that of a sequence to be generated, and 0 stands for T. A network with a parameter
+            ``lengths`` gets those of its modality, and likelihoods count the valid steps alone.
 
-    Missing values are replaced by a copy of a present row, so that they lie in the support of any likelihood; no public
-    result depends on them. A missing modality is masked in training, in likelihoods and in sampling. Types are kept:
-    float64 values need networks of float64, or ``nn.MLP``, which casts; integers, booleans and half precision are
-    converted where a network or a density needs it. A latent site ``"w_<modality>"`` is private to that modality, and
-    counts only where the modality is decoded.
+    Missing values are replaced by a copy of a present row, and padding by copies of the last valid step, so that they
+    lie in the support of any likelihood; no public result depends on them. A missing modality is masked in training, in
+    likelihoods and in sampling. Types are kept: float64 values need networks of float64, or ``nn.MLP``, which casts;
+    integers, booleans and half precision are converted where a network or a density needs it. A latent site
+    ``"w_<modality>"`` is private to that modality, and counts only where the modality is decoded.
 
     Raises:
         ValueError, TypeError: unequal numbers of rows, an unknown name, a NaN in a covariate, or a dtype, container or
@@ -77,7 +80,6 @@ class Batch(Rows):
         self._rows: Presence | None = None  # the rows that count; None for those with any modality
 
         self._has_end_marks = False  # True if sequences say themselves where they end
-        self._said: list[str] = []  # warnings given before, shared by all batches made of this one
         self._context: Context = PLAIN
 
     # -- in a story and a guide ---------------------------------------------------------------------------------
@@ -107,7 +109,8 @@ class Batch(Rows):
                 of an objective that decode this modality. If its signature has a parameter ``lengths`` or
                 ``covariates`` that no parent fills, it gets the modality's lengths ``(N,)``, or the dictionary of
                 covariates ``(N, ...)``, by keyword. Their dimension N aligns with the last batch dimension of the
-                parents; particles and terms may stand to the left of it.
+                parents; particles and terms may stand to the left of it. Of a sequence whose lengths the batch has,
+                the steps before the end count.
             parents: tensors whose leading dimensions are those of the plates; one without them (a covariate
                 ``(N, ...)``) is handed over as it is.
 
@@ -116,7 +119,8 @@ class Batch(Rows):
 
         Raises:
             TypeError: ``name`` is no string, or ``fn`` gives no distribution.
-            ValueError: ``fn`` needs lengths or covariates that the batch does not have.
+            ValueError: ``fn`` needs lengths or covariates that the batch does not have; or it gives a distribution of
+                whole sequences, and is not given the lengths that the batch has.
         """
         if not isinstance(name, str):
             raise TypeError(f"observe: expected the name of a modality first, got {describe(name)}")
@@ -125,14 +129,18 @@ class Batch(Rows):
         return observe(modality, self._decoder(name, fn), parents, self._context)
 
     def _decoder(self, name: str, fn: Any) -> Callable[..., Any]:
-        """Return the function from the parents to the distribution."""
-        if not callable(fn) or isinstance(fn, torch.distributions.Distribution):
-            return lambda *_: fn
-        if not keywords_of(fn):
+        """Return the function from the parents to the distribution, which counts the valid steps of a sequence."""
+        fixed = not callable(fn) or isinstance(fn, torch.distributions.Distribution)
+        asked = () if fixed else keywords_of(fn)
+        lengths = None if self._has_end_marks else self._lengths.get(name)
+        if not asked and lengths is None and not fixed:
             return fn
 
         def decode(*parents: Tensor) -> Any:
-            return call_network(fn, parents, self.keywords(name, fn, len(parents)))
+            d = fn if fixed else call_network(fn, parents, self.keywords(name, fn, len(parents)))
+            if lengths is None:
+                return d
+            return count_valid_steps(name, d, lengths, any(keyword.name == "lengths" for keyword in asked))
 
         return decode
 
@@ -145,8 +153,8 @@ class Batch(Rows):
 
         Args:
             name: the modality.
-            module: a module or function of the values ``(N, *event)``. Of an ``nn.Sequential`` the first module gets
-                the keywords.
+            module: a module or function of the values ``(N, *event)``. Of an ``nn.Sequential`` the first module
+                that has such a parameter gets the keywords.
 
         Raises:
             ValueError: no values of the modality, or the module needs lengths or covariates that the batch does not
@@ -243,28 +251,27 @@ class Batch(Rows):
             _context=context._replace(latents=context.latents | {site}, term_masks=term_masks),
         )
 
-    def with_end_marks(self) -> Batch:
-        """Return the same rows, marked as sequences that show their own end: unread lengths cause no warning."""
-        return self._copy(_has_end_marks=True)
+    @property
+    def has_end_marks(self) -> bool:
+        """True if sequences show their own end, and all their steps count."""
+        return self._has_end_marks
 
-    def warn_unread_lengths(self) -> None:
-        """Warn, once per data set, that neither story nor guide reads the lengths of its sequences."""
-        if self._has_end_marks or not self._lengths or self._said:
-            return
-        self._said.append("lengths")
-        warnings.warn(
-            f"neither the story nor the guide reads the lengths of {', '.join(map(repr, self._lengths))}: what lies "
-            "behind the end of a sequence counts as data, in encoders and likelihoods. Read batch.lengths in them, or "
-            "give their networks a parameter lengths",
-            stacklevel=2,
-        )
+    def with_end_marks(self) -> Batch:
+        """Return the same rows, marked as sequences that show their own end: all steps count, unless a network asks."""
+        return self._copy(_has_end_marks=True)
 
     @staticmethod
     def empty(n: int, like: Batch) -> Batch:
         """Return n rows in which every modality of ``like`` is missing, for which ``generate`` draws from the prior."""
         n, like = check_integer("n", n, least=1), check_batch(like, "like")
         new = like[torch.zeros(n, dtype=torch.long, device=like.device)]
-        return new._copy(_masks=dict.fromkeys(like._masks, False), total=None, _index=None)
+        lengths = {name: new._longest(name) for name in like._lengths}
+        return new._copy(_masks=dict.fromkeys(like._masks, False), _lengths=lengths, total=None, _index=None)
+
+    def _longest(self, name: str) -> Tensor:
+        """Return the lengths of sequences with all steps; those that there are if the batch holds no values."""
+        lengths = self._lengths[name]
+        return torch.full_like(lengths, self._values[name].shape[1]) if name in self._values else lengths
 
 
 def check_batch(value: Any, argument: str = "batch") -> Batch:

@@ -39,7 +39,6 @@ class Context(NamedTuple):
         term_masks: the masks of each term alone: one may be True or False where the stacked mask is a tensor; None for
             the batch's.
         on_use: called with a modality's name when its observed values are used by a story.
-        on_lengths: called when lengths are read.
         draw_missing: ``(name, distribution, plates)`` -> a draw of a missing modality for each element of the plates;
             None to sample from the distribution.
         values_only: True if ``observe`` makes no site, and runs no decoder but to draw missing values.
@@ -50,7 +49,6 @@ class Context(NamedTuple):
     cache: Cache | None = None
     term_masks: Sequence[Mapping[str, Presence]] | None = None
     on_use: Callable[[str], Any] | None = None
-    on_lengths: Callable[[], Any] | None = None
     draw_missing: DrawMissing | None = None
     values_only: bool = False
     latents: frozenset[str] = frozenset()

@@ -13,6 +13,7 @@ from ..utils.arguments import check_mapping
 from .arrays import read_array
 from .keywords import Covariates
 from .masks import Presence, add_event_dims
+from .steps import fill_padding, lengths_of_missing, valid_steps
 
 RESERVED = {"data", "particles", "terms"}  # names of plates
 
@@ -25,12 +26,14 @@ class Column(NamedTuple):
         complete: the rows in which nothing is missing, boolean ``(N,)``.
         lost: how many numbers each row has beside a missing one, ``(N,)``; None if no row has any.
         counts: how many numbers each row has, ``(N,)``; None if ``lost`` is.
+        lengths: numbers of valid steps ``(N,)``; None if they are not given.
     """
 
     values: Tensor
     complete: Tensor
     lost: Tensor | None = None
     counts: Tensor | None = None
+    lengths: Tensor | None = None
 
 
 class Columns(NamedTuple):
@@ -67,12 +70,12 @@ def parse(values: Any, present: Any, covariates: Any, lengths: Any) -> Columns:
     if reserved := RESERVED & set(values):
         raise ValueError(f"modality {reserved.pop()!r}: a plate has that name, {', '.join(map(repr, RESERVED))} have")
 
-    columns = {name: read_modality(name, value) for name, value in values.items()}
+    for name in [*present, *lengths]:
+        if name not in values:
+            raise ValueError(f"unknown modality {name!r}: this batch holds {list(values)}")
+    columns = {name: read_modality(name, value, lengths.get(name)) for name, value in values.items()}
     known = Covariates({name: read_covariate(name, value) for name, value in covariates.items()})
     size = _common_size(columns, known)
-    for name in [*present, *lengths]:
-        if name not in columns:
-            raise ValueError(f"unknown modality {name!r}: this batch holds {list(columns)}")
 
     filled: dict[str, Tensor] = {}
     masks: dict[str, Presence] = {}
@@ -87,8 +90,13 @@ def parse(values: Any, present: Any, covariates: Any, lengths: Any) -> Columns:
             lost.append(text)
         masks[name], filled[name] = _fill(column.values, column.complete & mask)
 
-    steps = {name: x.shape[1] for name, x in filled.items() if x.dim() > 1}
-    read = {name: read_lengths(name, value, size, steps.get(name)) for name, value in lengths.items()}
+    read: dict[str, Tensor] = {}
+    for name, value in lengths.items():
+        column = columns[name]
+        if column is None or column.lengths is None:
+            read[name] = read_lengths(name, value, size, None)
+        else:
+            read[name] = lengths_of_missing(column.lengths, masks[name], column.values.shape[1])
     _check_one_device([*filled.values(), *known.values()])
     return Columns(size, filled, masks, known, read, lost)
 
@@ -120,18 +128,20 @@ def _check_one_device(tensors: Iterable[Tensor]) -> None:
         raise ValueError(f"expected all tensors of a batch on one device, got {', '.join(sorted(devices))}")
 
 
-def read_modality(name: str, value: Any) -> Column | None:
+def read_modality(name: str, value: Any, lengths: Any = None) -> Column | None:
     """Return the values of a modality, and the rows that have them; None if no row has.
 
-    Missing are ``None``, pandas' ``NA``, NaN, and entries that a mask of ``numpy.ma`` hides.
+    Missing are ``None``, pandas' ``NA``, NaN, and entries that a mask of ``numpy.ma`` hides. Nothing is missing, and
+    nothing is read, behind the end of a sequence.
 
     Args:
         name: the modality.
         value: an array, or a sequence of rows.
+        lengths: numbers of valid steps, ``(N,)``; None for values that are no sequences, or have all steps.
 
     Raises:
         TypeError: no numbers, or rows of several shapes.
-        ValueError: no row, or rows without numbers.
+        ValueError: no row, rows without numbers, or lengths that are none of these values.
     """
     what = f"modality {name!r}"
     if value is None:
@@ -143,15 +153,26 @@ def read_modality(name: str, value: Any) -> Column | None:
         raise ValueError(f"{what}: expected shape (N, ...), got a single number")
     if values.numel() == 0:
         raise ValueError(f"{what}: expected at least one row, of at least one number, got shape {tuple(values.shape)}")
+
+    steps: Tensor | None = None
+    if lengths is not None:
+        if values.dim() < 2:
+            raise ValueError(f"lengths of {name!r}: expected sequences (N, T, ..), got shape {tuple(values.shape)}")
+        steps = read_lengths(name, lengths, len(values), values.shape[1]).to(values.device)
+        valid = add_event_dims(valid_steps(steps, values.shape[1]), values.dim() - 2)
+        missing = None if missing is None else missing.expand(values.shape) & valid
+        values = fill_padding(values, steps)
     if missing is None:
-        return Column(values, torch.ones(len(values), dtype=torch.bool, device=values.device))
+        return Column(values, torch.ones(len(values), dtype=torch.bool, device=values.device), lengths=steps)
 
     each = missing.expand(values.shape).flatten(1) if values.dim() > 1 else missing[:, None]
     num_missing = each.sum(1)
     complete = num_missing == 0
     counts = each.shape[1] - num_missing
     lost = torch.where(complete, 0, counts)
-    return Column(values, complete, lost, counts) if bool(lost.any()) else Column(values, complete)
+    if not bool(lost.any()):
+        return Column(values, complete, lengths=steps)
+    return Column(values, complete, lost, counts, steps)
 
 
 def read_covariate(name: str, value: Any) -> Tensor:

@@ -13,6 +13,7 @@ from .context import Context
 from .indexing import read_device, read_rows_key
 from .keywords import Covariates, MissingCovariate
 from .masks import Presence, all_of, any_of
+from .parsing import read_lengths
 
 
 class Rows:
@@ -44,8 +45,6 @@ class Rows:
     @property
     def lengths(self) -> dict[str, Tensor]:
         """Modality -> numbers of valid steps ``(N,)``."""
-        if self._context.on_lengths is not None:
-            self._context.on_lengths()
         return self._lengths
 
     @property
@@ -243,6 +242,22 @@ class Rows:
     def with_masks(self, masks: Mapping[str, Presence]) -> Self:
         """Return the same rows under other masks, which count as before."""
         return self._copy(_masks=dict(masks))
+
+    def with_lengths(self, lengths: Mapping[str, Tensor]) -> Self:
+        """Return the same rows with other numbers of valid steps of some sequences.
+
+        Args:
+            lengths: modality -> integers ``(N,)``, from 0 to the steps of its values.
+
+        Raises:
+            ValueError: a modality that the batch does not hold, or lengths that are none of its values.
+        """
+        lengths = check_mapping("lengths", lengths, "numbers of valid steps")
+        self._check_known(tuple(lengths), "with_lengths")
+        steps = {name: self[name].shape[1] if self[name].dim() > 1 else None for name in lengths}
+        read = {name: read_lengths(name, value, self.size, steps[name]) for name, value in lengths.items()}
+        read = {name: value.to(self.device) for name, value in read.items()}
+        return self._copy(_lengths=self._lengths | read, _context=self._context._replace(cache=None, term_masks=None))
 
     def padded(self, size: int) -> Self:
         """Return the same rows, followed by copies of the first one with weight zero, ``size`` in all.

@@ -90,10 +90,12 @@ def to_arviz(
     ):
         settings = SampleSettings(num_samples, resampling=Resampling() if resample else None, vectorize=vectorize)
         of_all_rows = pair_structure(model, guide, rows).global_latents
-        _, draws["posterior"], draws["posterior_predictive"] = draw_samples(model, guide, rows, settings)
+        samples = draw_samples(model, guide, rows, settings)
+        draws |= {"posterior": samples.model_latents, "posterior_predictive": samples.modalities}
         if prior:
             settings = SampleSettings(num_samples, vectorize=vectorize, prior=True)
-            _, draws["prior"], draws["prior_predictive"] = draw_samples(model, guide, rows.only(), settings)
+            samples = draw_samples(model, guide, rows.only(), settings)
+            draws |= {"prior": samples.model_latents, "prior_predictive": samples.modalities}
 
     groups: dict[str, dict[str, np.ndarray]] = {
         group: {name: _numpy(x)[None] for name, x in values.items()} for group, values in draws.items()

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from .token_sequence import TokenSequence, is_string
+
 VALUES_PER_CHUNK = 2**22  # numbers compared at once
 LISTED_ROWS = 5  # rows in a message
 WRAPPERS = (torch.distributions.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
@@ -100,6 +102,7 @@ class Support:
         whole: True if only whole numbers are scored.
         bits: True for a distribution of bits whose log-density is also defined between 0 and 1.
         other: a constraint of torch to check in place of the bounds; None for the bounds.
+        end: the token that ends a string; None for values that are no strings, or do not say where they end.
     """
 
     family: str
@@ -108,6 +111,7 @@ class Support:
     whole: bool = False
     bits: bool = False
     other: Any = None
+    end: int | None = None
 
     def __str__(self) -> str:
         if self.bits:
@@ -122,7 +126,7 @@ class Support:
 
 def support_of(fn: Any) -> Support | None:
     """Return the support of a distribution; None if it is unknown, or depends on the row or on a latent."""
-    fn = _unwrap(fn)
+    fn = unwrap(fn)
     family = type(fn).__name__.lstrip("_")
     try:
         constraint = fn.support
@@ -134,7 +138,8 @@ def support_of(fn: Any) -> Support | None:
         return Support(family, 0, 1, bits=family == "Bernoulli", whole=family != "Bernoulli")
     if isinstance(constraint, INTERVAL_CONSTRAINT):
         bounds = _number(constraint.lower_bound), _number(constraint.upper_bound)
-        return None if None in bounds else Support(family, *bounds, whole=True)  # type: ignore[arg-type]
+        end = fn.end if isinstance(fn, TokenSequence) else None
+        return None if None in bounds else Support(family, *bounds, whole=True, end=end)  # type: ignore[arg-type]
     if isinstance(constraint, COUNT_CONSTRAINT):
         low = _number(constraint.lower_bound)
         return None if low is None else Support(family, low, whole=True)
@@ -148,7 +153,7 @@ def support_of(fn: Any) -> Support | None:
     return Support(family, other=constraint)
 
 
-def _unwrap(fn: Any) -> Any:
+def unwrap(fn: Any) -> Any:
     """Return the distribution inside of masks, event dimensions, expansions and scattered terms."""
     while True:
         inner = fn.base_dist if isinstance(fn, WRAPPERS) else getattr(fn, "base", None)
@@ -207,13 +212,48 @@ def describe_values_outside(name: str, values: Tensor, present: Tensor | bool, s
 
     bad_values = values[outside].double()
     low, high = bad_values.min().item(), bad_values.max().item()
-    listed = ", ".join(map(str, rows[:LISTED_ROWS])) + (", .." if len(rows) > LISTED_ROWS else "")
     one_or_range = f"from {low:g} to {high:g}" if low != high else f"{low:g}"
     found = "NaN" if math.isnan(low) else one_or_range
+    listed = _list_rows(rows)
     return (
         f"{name}: {support.family} scores {support}, and {len(rows)} of {len(values)} rows ({listed}) have others, "
         f"their values being {found}. {_suggestion(support, low, high)}"
     )
+
+
+def describe_no_strings(name: str, tokens: Tensor, lengths: Tensor, present: Tensor | bool, end: int) -> str | None:
+    """Describe the rows whose tokens are no string: the end token is not their last one, or not the only one.
+
+    Args:
+        name: the modality.
+        tokens: integers ``(N, T)``.
+        lengths: numbers of tokens, ``(N,)``.
+        present: the rows that have them, ``(N,)``, or True or False for all.
+        end: the token that ends a string.
+
+    Returns:
+        An error message with the first rows and a way to mend them; None if all rows have strings.
+    """
+    if present is False:
+        return None
+    valid = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+    wrong = ~is_string(tokens, valid, end)
+    if isinstance(present, Tensor):
+        wrong &= present.to(wrong.device)
+    rows = wrong.nonzero()[:, 0].tolist()
+    if not rows:
+        return None
+    return (
+        f"{name}: strings end with the token {end}, which counts in their lengths, or have {tokens.shape[1]} tokens; "
+        f"{len(rows)} of {len(tokens)} rows ({_list_rows(rows)}) have tokens behind it, or end without it, and their "
+        "probability is 0. Append the token to each string, and count it in lengths; or leave out end=, for strings of "
+        "given lengths."
+    )
+
+
+def _list_rows(rows: list[int]) -> str:
+    """Return the numbers of the first rows."""
+    return ", ".join(map(str, rows[:LISTED_ROWS])) + (", .." if len(rows) > LISTED_ROWS else "")
 
 
 def has_fractions(values: Tensor, present: Tensor | bool) -> bool:

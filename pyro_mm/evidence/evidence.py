@@ -57,6 +57,8 @@ class Evidence:
         gradients (int): evaluations of the gradient of the model's density per row, by which the proposal was fitted.
         shared (tuple of Tensor): where rows share draws of global latents, so that their errors are correlated: the
             relative deviations of R groups of draws from their mean, ``(R, N)``, once per independent estimate.
+        steps (Tensor): the numbers of valid steps, or tokens, that are scored, integers ``(N,)``; None if something
+            else than sequences is.
 
     Example:
         >>> import torch, pyro_mm as mm
@@ -84,6 +86,7 @@ class Evidence:
     evaluations: int = field(default=0, repr=False)
     gradients: int = field(default=0, repr=False)
     shared: tuple[Tensor, ...] = field(default=(), repr=False)
+    steps: Tensor | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         """Return the number of rows N."""
@@ -138,6 +141,29 @@ class Evidence:
         nats, error = self.mean()
         unit = dimensions * math.log(2)
         return (dimensions * math.log(levels or 1) - nats) / unit, error / unit
+
+    def nats_per_step(self) -> tuple[float, float]:
+        r"""Return minus the log-likelihood per valid step, or token, and its standard error by estimation, in nats.
+
+        .. math:: -\frac{\sum_n \ell_n}{\sum_n T_n}, \qquad \frac{\sqrt{\sum_n \mathrm{se}_n^2}}{\sum_n T_n}
+
+        with :math:`T_n` the valid steps of row n, ``steps``. Its exponential is the perplexity. Rows are those of
+        ``counts``; both numbers are NaN if they have no step.
+
+        Raises:
+            ValueError: the quantity is not of sequences alone.
+        """
+        if self.steps is None:
+            raise ValueError(
+                f"{self.quantity} is not of sequences with lengths alone, and has no number of steps: take that of "
+                "sequences, by log_marginal of batch.only(..) or by log_conditional with target=.."
+            )
+        steps = int(self.steps[self.counted].sum())
+        if not steps:
+            return math.nan, math.nan
+        mean, error = self.mean()
+        rows_per_step = int(self.counted.sum()) / steps
+        return -mean * rows_per_step, error * rows_per_step
 
     @property
     def counted(self) -> Tensor:
@@ -204,6 +230,12 @@ class Evidence:
         if self.proposal:
             gradients = f" and {self.gradients} of its gradient" if self.gradients else ""
             lines.append(f"Draws of {self.proposal}: {self.evaluations} evaluations of the model{gradients} per row.")
+        if self.steps is not None and int(self.steps[self.counted].sum()):
+            nats, error_per_step = self.nats_per_step()
+            lines.append(
+                f"Minus the log-likelihood per step: {nats:.3f} ± {error_per_step:.3f} nats, mean of "
+                f"{int(self.steps[self.counted].sum())} valid steps (perplexity {math.exp(nats):.3g})."
+            )
         if self.few:
             lines.append("Too few draws for k-hat: judged by the standard error alone.")
         if lost:
@@ -264,6 +296,7 @@ class Evidence:
             running={k: (log_prob[rows], error[rows]) for k, (log_prob, error) in self.running.items()},
             counts=None if self.counts is None else self.counts[rows],
             shared=tuple(deviations[:, rows] for deviations in self.shared),
+            steps=None if self.steps is None else self.steps[rows],
         )
 
     def __sub__(self, other: Evidence) -> Evidence:

@@ -26,7 +26,7 @@ from ..utils.arguments import (
 from ..utils.seeding import normalize_seed
 from .accumulator import WeightAccumulator
 from .evidence import Evidence, concatenate
-from .quantity import conditional_evidence, name_quantity
+from .quantity import conditional_evidence, name_quantity, scored_steps
 
 
 def log_marginal(
@@ -324,4 +324,7 @@ def log_conditional(
         quantity = f"log p({', '.join(targets)} | {', '.join([*givens, *factors])})"
         other_seed = replace(settings, seed=normalize_seed(settings.seed + 1))
         marginal = estimate_log_marginal(model, guide, rows.only(*givens), other_seed, audit=audit)
-        return move_result(conditional_evidence(joint, marginal, rows.having(targets), quantity), rows, batch)
+        observed = [name for name in targets if rows.holds(name)]
+        steps = None if factors else scored_steps(model, guide, rows, observed)
+        evidence = conditional_evidence(joint, marginal, rows.having(targets), quantity, steps)
+        return move_result(evidence, rows, batch)

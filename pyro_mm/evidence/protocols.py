@@ -30,7 +30,7 @@ from ..utils.arguments import check_counts, check_names, check_programs
 from ..utils.seeding import normalize_seed
 from .evidence import Evidence
 from .likelihood import estimate_log_marginal, importance_sampling, log_conditional, log_marginal
-from .quantity import conditional_evidence, restrict_means
+from .quantity import conditional_evidence, restrict_means, scored_steps
 
 __all__ = ["PRIOR_DRAWS", "both_ways", "conditional", "joint", "multiple", "single"]
 
@@ -136,7 +136,9 @@ def conditional(
         both = joint(model, guide, rows, target, given, seed=seed, **options)
         prior_options = _from_prior(options) | {"num_particles": prior_draws}
         marginal = log_marginal(model, guide, rows.only(*given), seed=seed + 1, **prior_options)
-        return move_result(conditional_evidence(both, marginal, rows.having(target), quantity), rows, batch)
+        steps = scored_steps(model, guide, rows, [name for name in target if rows.holds(name)])
+        evidence = conditional_evidence(both, marginal, rows.having(target), quantity, steps)
+        return move_result(evidence, rows, batch)
 
 
 def both_ways(

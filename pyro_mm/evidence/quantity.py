@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..batch.batch import Batch
+from ..distributions.token_sequence import ends_before
 from ..scoring.audit.past_audits import likelihood_notes, modalities_read
 from ..scoring.structure import Callback, pair_structure
 from .evidence import Evidence
@@ -47,7 +49,37 @@ def name_quantity(
     observed = [name for name in batch.names if name in modalities and batch.presence(name) is not False]
     rows = batch.having(observed) if observed else batch.having()
     notes = (*likelihood_notes(model, guide, batch, guide_batch), *notes_on_shared(model, guide, batch, guide_batch))
-    return restrict_means(replace(evidence, quantity=quantity, notes=notes), rows)
+    steps = None if _observes_more(model, guide, batch, guide_batch) else scored_steps(model, guide, batch, observed)
+    return restrict_means(replace(evidence, quantity=quantity, notes=notes, steps=steps), rows)
+
+
+def scored_steps(model: Callback, guide: Callback, batch: Batch, names: Sequence[str]) -> Tensor | None:
+    """Return the number of valid steps of some sequences in each row, integers ``(N,)``; None if not all have lengths.
+
+    Args:
+        model, guide: callables of a batch.
+        batch: N rows.
+        names: modalities that the story observes.
+    """
+    strings = pair_structure(model, guide, batch).strings
+    total = torch.zeros(batch.size, dtype=torch.long, device=batch.device)
+    for name in names:
+        end = strings.get(name)
+        if name in batch.lengths and (name in strings or not batch.has_end_marks):
+            steps = batch.lengths[name]
+        elif end is not None:
+            steps = (ends_before(batch[name].long(), end) == 0).sum(-1)
+        elif name in strings:
+            steps = torch.full_like(total, batch[name].shape[1])
+        else:
+            return None
+        total = total + torch.where(batch.present[name], steps, 0)
+    return total if names else None
+
+
+def _observes_more(model: Callback, guide: Callback, batch: Batch, guide_batch: Batch | None) -> bool:
+    """Return True if the story observes sites that are no modalities, such as a ``pyro.factor``."""
+    return bool(pair_structure(model, guide, batch if guide_batch is None else guide_batch).factors)
 
 
 def notes_on_shared(
@@ -66,7 +98,9 @@ def restrict_means(evidence: Evidence, rows: Tensor) -> Evidence:
     return replace(evidence, counts=None if bool(rows.all()) else rows)
 
 
-def conditional_evidence(joint: Evidence, marginal: Evidence, rows: Tensor, quantity: str) -> Evidence:
+def conditional_evidence(
+    joint: Evidence, marginal: Evidence, rows: Tensor, quantity: str, steps: Tensor | None = None
+) -> Evidence:
     """Return the difference of two estimates in rows with a target, and exactly 0 in others, which means leave out.
 
     Args:
@@ -74,6 +108,7 @@ def conditional_evidence(joint: Evidence, marginal: Evidence, rows: Tensor, quan
         marginal: log p(given).
         rows: the rows that have a target, boolean ``(N,)``.
         quantity: the name of the difference.
+        steps: the valid steps of the targets in each row, ``(N,)``; None if they are not sequences alone.
     """
     difference = joint - marginal
 
@@ -93,4 +128,5 @@ def conditional_evidence(joint: Evidence, marginal: Evidence, rows: Tensor, quan
         },
         counts=None if bool(rows.all()) else rows,
         shared=tuple(torch.where(rows, deviations, 0.0) for deviations in difference.shared),
+        steps=steps,
     )

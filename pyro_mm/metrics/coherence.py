@@ -1,9 +1,10 @@
 """Coherence: agreement of the classes of generated modalities, as judged by classifiers.
 
 A classifier is a callable from values ``(B, *event)`` to logits ``(B, C)``, such as :func:`pyro_mm.metrics.classifier`
-trains. By default it judges the mean of p(x_m | z), as is usual for images: pixels sampled around that mean are noise
-to a classifier trained on clean images. The mean of a Categorical is its vector of probabilities, which ``lambda p: p``
-or :func:`pyro_mm.datasets.word_logits` turn into logits.
+trains. With a parameter ``lengths=None`` it gets the lengths of generated sequences, ``(B,)``. By default it judges the
+mean of p(x_m | z), as is usual for images: pixels sampled around that mean are noise to a classifier trained on clean
+images. The mean of a Categorical is its vector of probabilities, which ``lambda p: p`` or
+:func:`pyro_mm.datasets.word_logits` turn into logits. Strings of tokens have no mean: judge them with ``mean=False``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ..batch.batch import Batch, check_batch
-from ..sampling.predictive import generate
+from ..sampling.predictive import Generated, generate
 from ..scoring.evaluation import evaluating
 from ..utils.arguments import (
     check_counts,
@@ -30,6 +31,7 @@ from ..utils.arguments import (
     check_tensor,
     describe,
 )
+from ..utils.network_keywords import call_network, keywords_of
 from ..utils.seeding import temporary_seed
 from .proportion import Share
 
@@ -110,7 +112,7 @@ def cross_modal_coherence(
             hits = torch.zeros(len(part), device=whole.device)
             for size in _pass_sizes(num_samples):
                 samples = generate(model, guide, whole[part], size, mean=mean, audit=False)
-                classes = _classes(classifier, _modality(samples, target), target)
+                classes = _classes(classifier, samples, target)
                 hits += (classes == labels[part]).sum(0)
             correct.append(hits / num_samples)
     return Share.of(torch.cat(correct))
@@ -173,14 +175,9 @@ def joint_coherence(
     with evaluating(model, prior, like, audit=audit) as whole, temporary_seed(seed, whole.device):
         for size in _pass_sizes(n):
             samples = generate(model, prior, Batch.empty(size, whole), mean=mean, audit=False)
-            classes = torch.stack([_classes(f, _modality(samples, name), name)[0] for name, f in classifiers.items()])
+            classes = torch.stack([_classes(f, samples, name)[0] for name, f in classifiers.items()])
             agreement.append((classes == classes[0]).all(0))
     return Share.of(torch.cat(agreement))
-
-
-def _modality(samples: Mapping[str, Tensor], name: str) -> Tensor:
-    """Return the samples of a modality. Raises a ValueError for one that the story does not observe."""
-    return samples[check_name("modality", name, samples)]
 
 
 def _pass_sizes(total: int) -> list[int]:
@@ -188,9 +185,19 @@ def _pass_sizes(total: int) -> list[int]:
     return [min(SAMPLES_PER_PASS, total - start) for start in range(0, total, SAMPLES_PER_PASS)]
 
 
-def _classes(classifier: Classifier, x: Tensor, name: str) -> Tensor:
-    """Classify values ``(S, N, *event)``: return the likeliest class of each, ``(S, N)``."""
-    logits = classifier(x.flatten(0, 1))
+def _classes(classifier: Classifier, samples: Generated, name: str) -> Tensor:
+    """Classify samples ``(S, N, *event)`` of a modality: return the likeliest class of each, ``(S, N)``.
+
+    A classifier with a parameter ``lengths`` gets those of a sequence, ``(S * N,)``.
+
+    Raises:
+        ValueError: the story does not observe the modality, or logits of another shape.
+        TypeError: no logits.
+    """
+    x = samples[check_name("modality", name, samples)]
+    asks = any(keyword.name == "lengths" for keyword in keywords_of(classifier))
+    lengths = {"lengths": samples.lengths[name].flatten(0, 1)} if asks and name in samples.lengths else {}
+    logits = call_network(classifier, (x.flatten(0, 1),), lengths)
     if not isinstance(logits, Tensor):
         raise TypeError(f"expected logits from the classifier of {name!r}, got {describe(logits)}")
     if logits.dim() != 2 or len(logits) != x.shape[0] * x.shape[1]:

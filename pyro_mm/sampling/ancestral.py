@@ -13,6 +13,8 @@ from torch import Tensor
 from ..batch.batch import Batch
 from ..batch.masks import Presence, add_event_dims
 from ..distributions.base import base_distribution
+from ..distributions.support import unwrap
+from ..distributions.token_sequence import TokenSequence
 from ..handlers.rewrite import EditSites
 from ..scoring.evaluation import evaluating, move_result
 from ..scoring.structure import factor_sites, in_data_plate, latent_sites, observed_sites, private_modality
@@ -37,7 +39,8 @@ def simulate(model: Callable[[Batch], Any], batch: Batch, *, audit: bool = True)
 
     Returns:
         (rows, latents): the batch with simulated values under the same masks, and latent site -> ``(*plates, N,
-        *event)``, plates being those within a row.
+        *event)``, plates being those within a row. Sequences have the lengths of the batch, or those at which their
+        tokens end.
 
     Raises:
         ValueError: a story that observes a site which is no modality of the batch, such as a ``pyro.factor``.
@@ -69,7 +72,9 @@ def simulate(model: Callable[[Batch], Any], batch: Batch, *, audit: bool = True)
                 )
         values = {name: to_sample_layout(site, rows.size)[0] for name, site in sites.items()}
         latents = {name: site["value"] for name, site in latent_sites(traced.trace).items()}
-        return move_result((rows.replaced(values), latents), rows, batch)
+        lengths = {name: _lengths_of(sites[name]["fn"], values[name]) for name in rows.lengths if name in values}
+        ended = {name: length for name, length in lengths.items() if length is not None}
+        return move_result((rows.replaced(values).with_lengths(ended), latents), rows, batch)
 
 
 def to_sample_layout(site: Any, size: int, value: Tensor | None = None, event_dim: int | None = None) -> Tensor:
@@ -120,6 +125,8 @@ class AncestralSampler(EditSites):
 
     Attributes:
         samples: modality -> draws or means, ``(S, N, *plates, *event)``, after a run of the model.
+        lengths: sequence -> numbers of valid steps of its draws, ``(S, N, *plates)``: those of the batch, or those at
+            which its tokens end.
     """
 
     def __init__(self, batch: Batch, modalities: frozenset[str], mean: bool | frozenset[str]):
@@ -127,6 +134,7 @@ class AncestralSampler(EditSites):
         self.batch = batch
         self.mean = mean
         self.samples: SiteValues = {}
+        self.lengths: SiteValues = {}
         self._modalities = modalities
 
     def informed_rows(self, site: Any) -> Presence:
@@ -160,6 +168,17 @@ class AncestralSampler(EditSites):
         event_dim = fn.event_dim + (in_mean and _is_categorical(fn))  # probabilities have one more dimension
         value = mean_of_modality(name, fn) if in_mean else sample
         self.samples[name] = to_sample_layout(msg, self.batch.size, value, event_dim)
+        lengths = _lengths_of(fn, sample)
+        if lengths is None and name in self.batch.lengths and not self.batch.has_end_marks:
+            lengths = self.batch.lengths[name].expand(fn.batch_shape)
+        if lengths is not None:
+            self.lengths[name] = to_sample_layout(msg, self.batch.size, lengths, 0)
+
+
+def _lengths_of(fn: Any, draw: Tensor) -> Tensor | None:
+    """Return the numbers of tokens of draws of strings, of the distribution's batch shape; None for other draws."""
+    d = unwrap(fn)
+    return d.lengths_of(draw) if isinstance(d, TokenSequence) and d.end is not None else None
 
 
 def select(mask: Presence, one: Tensor, other: Tensor, event_dim: int) -> Tensor:
@@ -179,13 +198,11 @@ def mean_of_modality(name: str, fn: Any) -> Tensor:
         try:
             return fn.mean
         except (NotImplementedError, AttributeError) as error:
-            family = type(base_distribution(fn)).__name__
+            family = type(unwrap(fn)).__name__
             raise ValueError(
                 f"modality {name!r}: {family} has no mean that is known: take draws, mean=False"
             ) from error
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return fn.probs
+    return unwrap(fn).probs
 
 
 def _unmasked(fn: Any) -> Any:
@@ -196,6 +213,4 @@ def _unmasked(fn: Any) -> Any:
 
 
 def _is_categorical(fn: Any) -> bool:
-    while isinstance(fn, torch.distributions.Independent | dist.Independent):
-        fn = fn.base_dist
-    return isinstance(fn, torch.distributions.Categorical)
+    return isinstance(unwrap(fn), torch.distributions.Categorical)

@@ -41,7 +41,7 @@ def generate(
     seed: int | None = None,
     vectorize: bool = True,
     audit: bool = True,
-) -> dict[str, Tensor]:
+) -> Generated:
     r"""Sample every modality of every row, given the modalities that are present in it.
 
     .. math:: x_m \sim p(x_m | z, w_m), \qquad z \sim q(z | x_S)
@@ -76,7 +76,9 @@ def generate(
         audit (bool): False skips the audit of the pair (:mod:`pyro_mm.scoring.audit`) and its errors.
 
     Returns:
-        Modality -> ``(S, N, *event)``, or ``(S, N, *plates, *event)`` for a site in plates within a row.
+        Modality -> ``(S, N, *event)``, or ``(S, N, *plates, *event)`` for a site in plates within a row: a dictionary
+        whose attribute ``lengths`` has sequence -> numbers of valid steps, ``(S, N)``. They are those of the batch, or
+        of strings of tokens those at which they end; anything may stand behind.
 
     Raises:
         ValueError: a proposal without ``resample``, a guide with enumerated sites with it, or a modality whose mean is
@@ -97,7 +99,8 @@ def generate(
     check_seed(seed)
     resampling = _resampling(resample, num_particles, {"proposal": proposal})
     settings = SampleSettings(num_samples, mean=mean, resampling=resampling, vectorize=vectorize)
-    return sample_pair(model, guide, batch, settings, seed=seed, audit=audit).modalities
+    samples = sample_pair(model, guide, batch, settings, seed=seed, audit=audit)
+    return Generated(samples.modalities, samples.lengths)
 
 
 def posterior_draws(
@@ -189,6 +192,19 @@ def _resampling(resample: bool, num_particles: int, proposed: dict[str, Any]) ->
     return None
 
 
+class Generated(dict[str, Tensor]):
+    """Samples by modality, with the lengths of those that are sequences.
+
+    Args:
+        samples: modality -> ``(S, N, *plates, *event)``.
+        lengths: sequence -> numbers of valid steps, ``(S, N, *plates)``.
+    """
+
+    def __init__(self, samples: SiteValues, lengths: SiteValues):
+        super().__init__(samples)
+        self.lengths = lengths
+
+
 @dataclass(frozen=True)
 class SampleSettings:
     """Settings of samples from a pair.
@@ -222,11 +238,13 @@ class Samples(NamedTuple):
         guide_latents: latents of the guide.
         model_latents: latents of the model with the same values; empty if the model was not run.
         modalities: modalities decoded from them; empty if the model was not run.
+        lengths: sequence -> numbers of valid steps, ``(S, N, *plates)``.
     """
 
     guide_latents: SiteValues
     model_latents: SiteValues
     modalities: SiteValues
+    lengths: SiteValues
 
 
 @torch.no_grad()
@@ -297,7 +315,8 @@ def _given_globals(model: Callback, guide: Callback, batch: Batch, settings: Sam
         values = {name: to_sample_layout(site, batch.size) for name, site in sites.items()}
         in_model = {n: x for n, x in values.items() if not sites[n]["infer"].get("is_auxiliary", False)}
         model_latents = in_model | samples.model_latents if samples.model_latents else {}
-        runs.append(Samples(values | samples.guide_latents, model_latents, samples.modalities))
+        guide_latents = values | samples.guide_latents
+        runs.append(Samples(guide_latents, model_latents, samples.modalities, samples.lengths))
     return _concatenate_samples(runs)
 
 
@@ -354,7 +373,7 @@ class _PairRun:
                 self.model(self.batch)
             model_sites = latent_sites(run.trace)
             guide_sites = {name: model_sites.get(name, site) for name, site in guide_sites.items()}
-        return Samples(self._values(guide_sites), self._values(model_sites), ancestral.samples)
+        return Samples(self._values(guide_sites), self._values(model_sites), ancestral.samples, ancestral.lengths)
 
     def _values(self, sites: dict[str, Any]) -> SiteValues:
         return {name: to_sample_layout(site, self.batch.size) for name, site in sites.items()}

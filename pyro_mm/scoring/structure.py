@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro.distributions as dist
@@ -18,6 +18,8 @@ from ..batch.context import TermStack
 from ..batch.masks import Presence
 from ..distributions.base import has_atoms
 from ..distributions.mixture import largest_mixture
+from ..distributions.support import unwrap
+from ..distributions.token_sequence import TokenSequence
 from ..handlers.plates import sample_in_plates
 from ..handlers.repeatability import BatchNormalisation, RandomNumbers, depends
 from ..handlers.rewrite import EditSites
@@ -41,6 +43,7 @@ class PairStructure:
         modalities: observed sites of the model.
         parents: modalities that the model uses as parents of other sites.
         factors: observed sites that are no modality of the batch, such as a ``pyro.factor``.
+        strings: observed sites of strings of tokens -> their end token, or None.
         random: True if networks draw random numbers when they run again, as dropout does.
         normalises: True if something computed from a latent goes through batch normalisation in training mode.
         global_latents: latents of the guide outside the plate ``"data"``, which all rows share.
@@ -55,6 +58,7 @@ class PairStructure:
     modalities: frozenset[str]
     parents: frozenset[str] = frozenset()
     factors: frozenset[str] = frozenset()
+    strings: Mapping[str, int | None] = field(default_factory=dict)
     random: bool = False
     normalises: bool = False
     global_latents: frozenset[str] = frozenset()
@@ -125,17 +129,12 @@ def _structure(model: Callback, guide: Callback, batch: Batch) -> PairStructure:
     """Run guide and model once on a few rows, and return the structure that the runs show."""
     watch = _Watch(batch)
     parents: set[str] = set()
-    lengths_read: list[bool] = []
-    batch = batch.with_context(
-        on_use=parents.add, on_lengths=lambda: lengths_read.append(True), draw_missing=watch.draw_missing
-    )
+    batch = batch.with_context(on_use=parents.add, draw_missing=watch.draw_missing)
     with explain_errors({"model": model, "guide": guide}, batch.size), _without_side_effects(model, guide, batch):
         guide_trace, random_in_guide = watch.run(guide, batch)
         model_trace, random_in_model = watch.run(model, batch, guide_trace)
         random = random_in_model or (random_in_guide and _draws_again(guide, batch))
         strata = _strata(latent_sites(guide_trace))
-    if not lengths_read:
-        batch.warn_unread_lengths()
     _check_guide(guide_trace)
 
     in_guide = latent_sites(guide_trace)
@@ -152,6 +151,7 @@ def _structure(model: Callback, guide: Callback, batch: Batch) -> PairStructure:
         modalities=frozenset(observed),
         parents=frozenset(parents),
         factors=factor_sites(model_trace, batch),
+        strings={n: d.end for n, s in observed.items() if isinstance(d := unwrap(s["fn"]), TokenSequence)},
         random=random,
         normalises=watch.normalisation.found,
         global_latents=frozenset(name for name, site in in_guide.items() if not in_data_plate(site)),

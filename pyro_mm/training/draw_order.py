@@ -27,6 +27,8 @@ LIKE_OPERATIONS = {
     for name in ("default", "low_dtype")
     if name in packet.overloads()
 }
+ATTENTION = "aten._scaled_dot_product_"
+ATTENTION_DROPOUT = 3  # the position of the probability of dropout among its arguments
 
 
 @dataclass
@@ -109,8 +111,13 @@ def compile_between_draws(
 
 
 def is_draw(node: Node) -> bool:
-    """Return True if a node draws random numbers."""
-    return node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    """Return True if a node draws random numbers; attention draws none without dropout, whatever torch says."""
+    if node.op != "call_function" or torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    if not str(node.target).startswith(ATTENTION):
+        return True
+    dropout = node.args[ATTENTION_DROPOUT] if len(node.args) > ATTENTION_DROPOUT else node.kwargs.get("dropout_p", 0)
+    return bool(dropout != 0)
 
 
 def _parts(graph: GraphModule) -> list[tuple[list[Node], bool]]:

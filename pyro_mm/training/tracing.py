@@ -104,6 +104,7 @@ def trace_step(update: Update, inputs: TraceInputs) -> TracedStep:
             with (
                 override_validation(False),
                 torch.enable_grad(),
+                _without_mkldnn(),
                 _pause_collection(),
                 _RefuseReads(),
                 _refuse_python_state(problem, inputs.batch.names),
@@ -135,6 +136,17 @@ def isolated_run(problem: TrainingProblem, device: torch.device) -> Iterator[Non
     """Run programs under a fixed seed, and restore generators and buffers afterwards."""
     with preserve_buffers(*problem.networks), temporary_seed(1, device):
         yield
+
+
+@contextmanager
+def _without_mkldnn() -> Iterator[None]:
+    """Switch oneDNN off, whose LSTM cannot be traced with its gradient."""
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
 
 
 @contextmanager

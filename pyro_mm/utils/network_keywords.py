@@ -51,40 +51,50 @@ _known: weakref.WeakKeyDictionary[Any, Signature] = weakref.WeakKeyDictionary()
 def keywords_of(network: Any) -> tuple[Keyword, ...]:
     """Return the parameters ``lengths`` and ``covariates`` of a network's signature.
 
-    The signature of a module is that of its ``forward``. Of an ``nn.Sequential`` it is that of its first module; of one
-    with ``**keywords`` that holds a network as ``net`` or ``module`` (our conditionals, ``nn.DataParallel``), or that
-    ``torch.compile`` has made, it is that network's. Each signature is read once.
+    The signature of a module is that of its ``forward``. Of an ``nn.Sequential`` it is that of the first of its modules
+    that has such a parameter, so that an embedding may stand before a recurrent network; of one with ``**keywords``
+    that holds a network as ``net`` or ``module`` (our conditionals, ``nn.DataParallel``), or that ``torch.compile`` has
+    made, it is that network's. Each signature is read once.
 
     Args:
         network: a module, or any other callable.
     """
     while True:
-        if isinstance(network, nn.Sequential):
-            network = first_of(network)
+        if _is_sequential(network):
+            network = receiver_of(network)
         signature = _signature(network)
         if not signature.passes_on or not isinstance(network, nn.Module):
             return signature.keywords
         inner = _wrapped_network(network)
-        if inner is None or (first_of(inner) is not inner and not hasattr(network, "composes")):
+        if inner is None or (_is_sequential(inner) and not hasattr(network, "composes")):
             return signature.keywords  # a wrapper calls a Sequential by itself, which takes no keywords
         network = inner
 
 
-def first_of(network: Any) -> Any:
-    """Return the first module of an ``nn.Sequential``, however deep, and anything else as it is."""
-    while isinstance(network, nn.Sequential) and len(network) and type(network).forward is nn.Sequential.forward:
-        network = network[0]
-    return network
+def receiver_of(network: Any) -> Any:
+    """Return the module of an ``nn.Sequential``, however deep, that is given the keywords, and anything else as it is.
+
+    It is the first one that asks for any, and the first one of all if none does.
+    """
+    if not _is_sequential(network):
+        return network
+    receivers = [receiver_of(module) for module in network]
+    return next((module for module in receivers if keywords_of(module)), receivers[0])
+
+
+def _is_sequential(network: Any) -> bool:
+    """Return True for an ``nn.Sequential`` of one module at least, which calls them one after the other."""
+    return isinstance(network, nn.Sequential) and len(network) > 0 and type(network).forward is nn.Sequential.forward
 
 
 def call_network(network: Any, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
-    """Return ``network(*inputs, **keywords)``; the first module of an ``nn.Sequential`` gets the keywords."""
+    """Return ``network(*inputs, **keywords)``; of an ``nn.Sequential`` the module that asks for them gets them."""
     if not keywords:
         return network(*inputs)
-    first = first_of(network)
-    if first is network:
+    receiver = receiver_of(network)
+    if receiver is network:
         return network(*inputs, **keywords)
-    with _added_once(first, keywords):
+    with _added_once(receiver, keywords):
         return network(*inputs)
 
 

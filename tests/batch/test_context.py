@@ -56,16 +56,13 @@ def test_a_value_cached_without_gradient_is_computed_again_with_one():
         assert cached(cache, "x", compute) == 2
 
 
-def test_use_of_observed_values_and_of_lengths_is_reported():
-    used, read = [], []
-    rows = mm.Batch({"a": torch.zeros(3, 2)}, lengths={"a": [1, 2, 2]})
-    rows = rows.with_context(on_use=used.append, on_lengths=lambda: read.append(1))
+def test_use_of_observed_values_is_reported():
+    used = []
+    rows = mm.Batch({"a": torch.zeros(3, 2)}).with_context(on_use=used.append)
     with rows.plate():
         value = rows.observe("a", dist.Normal(torch.zeros(3, 2), 1.0).to_event(1))
-    assert not used and not read
+    assert not used
     assert (value + 1).shape == (3, 2) and used == ["a"]
-    rows.encode("a", lambda x, lengths: x)
-    assert read == [1]
 
 
 def test_other_rows_of_a_subclass_are_of_that_class():

@@ -311,6 +311,14 @@ def test_an_encoder_of_a_drawn_latent_gets_covariates_too():
 # -- signatures ----------------------------------------------------------------------------------------------------
 
 
+def test_the_first_module_of_a_sequence_that_has_the_parameter_gets_the_lengths():
+    torch.manual_seed(0)
+    table, recurrent = nn.Embedding(5, 3), mm.nn.Recurrent(3, 2, hidden=4)
+    batch = mm.Batch({"w": torch.tensor([[1, 2, 3], [4, 1, 1]])}, lengths={"w": [3, 1]})
+    found = batch.encode("w", nn.Sequential(nn.Sequential(table, nn.Identity()), nn.Sequential(recurrent, nn.ReLU())))
+    assert torch.equal(found, recurrent(table(batch["w"]), batch.lengths["w"]).relu())
+
+
 def test_a_network_without_the_parameters_is_called_as_before():
     seen = []
 
@@ -334,7 +342,8 @@ def test_lengths_handed_over_as_a_parent_are_not_passed_again_by_keyword():
     batch = mm.Batch({"a": torch.zeros(3, 2)}, lengths={"a": [1, 2, 2]})
     with batch.plate():
         run = poutine.trace(batch.observe).get_trace("a", decode, torch.zeros(3, 2), batch.lengths["a"])
-    by_hand = dist.Normal(torch.tensor([[1.0], [2.0], [2.0]]), 1.0).log_prob(torch.zeros(3, 2)).sum(-1)
+    each = dist.Normal(torch.tensor([[1.0], [2.0], [2.0]]), 1.0).log_prob(torch.zeros(3, 2))
+    by_hand = torch.stack([each[0, 0], each[1].sum(), each[2].sum()])  # of the valid steps
     torch.testing.assert_close(run.nodes["a"]["fn"].log_prob(torch.zeros(3, 2)), by_hand)
 
 

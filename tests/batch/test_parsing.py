@@ -5,14 +5,11 @@ import warnings
 
 import numpy as np
 import pandas as pd
-import pyro.distributions as dist
 import pytest
 import scipy.sparse
 import torch
-from torch import nn
 
 import pyro_mm as mm
-from pyro_mm import conditionals
 
 NAN = math.nan
 
@@ -154,29 +151,3 @@ def test_values_without_numbers_are_refused(shape):
 def test_lengths_are_integers_up_to_the_steps_that_there_are(lengths):
     with pytest.raises(ValueError, match="lengths of 'a'"):
         mm.Batch({"a": torch.zeros(2, 4, 3)}, lengths={"a": lengths})
-
-
-def sequences(read):
-    class Encoder(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = mm.nn.Recurrent(1, 2)
-
-        def forward(self, batch):
-            lengths = batch.lengths["a"] if read else None
-            return dist.Normal(self.net(batch["a"], lengths)[..., :1], 1.0).to_event(1)
-
-    decoder = conditionals.Normal(mm.nn.MLP(1, 4, ()), event_shape=(4, 1), scale=1.0)
-    return mm.models.SharedLatent(dist.Normal(torch.zeros(1), 1.0).to_event(1), {"a": decoder}), mm.Guide(z=Encoder())
-
-
-@pytest.mark.parametrize("read", [True, False])
-def test_lengths_that_nothing_reads_are_warned_about(read):
-    pair, batch = sequences(read), mm.Batch({"a": torch.zeros(3, 4, 1)}, lengths={"a": [1, 2, 4]})
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for _ in range(2):
-            mm.log_marginal(*pair, batch, num_particles=2, seed=0)
-    said = [str(w.message) for w in caught if "lengths" in str(w.message)]
-    assert len(said) == (not read), said
-    assert read or "neither the story nor the guide reads the lengths of 'a'" in said[0]

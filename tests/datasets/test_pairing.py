@@ -58,6 +58,7 @@ def test_matched_and_omitted_rows_are_drawn_at_random():
 
 def three(n=50):
     values = {name: torch.arange(n).float() + m for m, name in enumerate("abc")}
+    values["c"] = values["c"][:, None].expand(n, 4)
     return Batch(values, covariates={"u": torch.arange(n)}, lengths={"c": torch.full((n,), 4)})
 
 

@@ -32,7 +32,7 @@ def folder(small):  # noqa: F811
 def rows(n=6):
     word, lengths = mm.datasets.words(torch.arange(n))
     values = {"mnist": torch.rand(n, 28, 28).round(), "usps": torch.rand(n, 16, 16).round(), "word": word}
-    return mm.Batch(values, lengths={"word": lengths})
+    return mm.Batch(values, lengths={"word": lengths}).with_end_marks()
 
 
 def test_the_probabilities_of_all_words_sum_to_one(double):

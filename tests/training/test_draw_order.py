@@ -118,3 +118,24 @@ def test_a_particle_drawn_by_its_weight_ends_no_piece(uncompiled):
     model, guide = pair("shared", "product")
     agree(mm.objectives.mvae(estimator=mm.estimators.IWAE(3, resample=True)), model, guide, [data()], "inductor")
     assert uncompiled.count == 1
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_attention_is_a_draw_only_if_it_drops(dropout):
+    """Its result is a tuple, which no cut of the graph may pass through."""
+    x = torch.randn(2, 3, 5, 4)
+    draws = torch.randn(5, 4)
+
+    def attend(x):
+        x = x + torch.randn_like(draws)
+        y = torch.nn.functional.scaled_dot_product_attention(x, x, x, dropout_p=dropout)
+        return (y.sum(),)
+
+    graph = make_fx(attend)(x)
+    compiler = Compiler()
+    torch.manual_seed(1)
+    expected = attend(x)[0]
+    run = compile_between_draws(graph, [x], compiler)
+    torch.manual_seed(1)
+    torch.testing.assert_close(run(x)[0], expected)
+    assert compiler.count == 1

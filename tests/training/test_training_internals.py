@@ -67,6 +67,28 @@ def test_reading_a_traced_value_is_an_error_that_says_so():
         make_fx(lambda x: x * float(x.sum()))(torch.ones(2))
 
 
+def test_an_lstm_is_traced_with_its_gradient_while_onednn_is_off():
+    """_C._get_mkldnn_enabled and _C._set_mkldnn_enabled, by which a trace leaves out the LSTM of oneDNN."""
+    lstm = nn.LSTM(2, 3, batch_first=True)
+    names = list(dict(lstm.named_parameters()))
+
+    def gradient(x, *weights):
+        held = dict(zip(names, weights, strict=True))
+        out = torch.func.functional_call(lstm, held, (x,))[0].sum()
+        return torch.autograd.grad(out, weights)
+
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        graph = make_fx(gradient)(torch.randn(4, 5, 2), *lstm.parameters())
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
+    assert torch._C._get_mkldnn_enabled() == enabled
+    x = torch.randn(4, 5, 2)
+    for one, other in zip(graph(x, *lstm.parameters()), gradient(x, *lstm.parameters()), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_operations_of_a_graph_say_whether_they_change_their_inputs():
     """_schema.is_mutable of operators, by which constants that something writes to are not folded."""
     assert torch.ops.aten.add_.Tensor._schema.is_mutable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ...distributions.support import support_of
 from ..program_errors import explain_errors
 from ..structure import is_factor, latent_sites, observed_sites
 from .missing_reads import Read, find_reads_of_missing
+from .padding_reads import find_networks_that_read_ahead, find_reads_of_padding
 from .sites import Sites
 from .value_reads import ValueReads
 from .value_shapes import shape_mismatches
@@ -45,7 +47,8 @@ def collect_sites(model: Any, guide: Any, few_rows: Batch, guide_batch: Batch, h
             with explain_errors(programs, few_rows.size):
                 model_trace = poutine.trace(replayed).get_trace(reads["model"].recording_batch(few_rows))
     reads_missing = [] if guide is None else find_reads_of_missing(model, guide, few_rows, guide_batch, hides)
-    return sites_of_traces(few_rows, model_trace, guide_trace, reads, reads_missing)
+    sites = sites_of_traces(few_rows, model_trace, guide_trace, reads, reads_missing)
+    return replace(sites, reads_padding=tuple(find_reads_of_padding(model, guide, few_rows, guide_batch)))
 
 
 def sites_of_traces(
@@ -91,6 +94,7 @@ def sites_of_traces(
         unmasked=tuple(name for name in unmasked if not is_factor(observed[name])),
         reads_missing=tuple(reads_missing),
         read=frozenset(reads["model"].read),
+        reads_ahead=tuple(find_networks_that_read_ahead(observed)),
         unknown=tuple((who, n) for who, n in asked if n not in few_rows and n not in in_guide and n not in in_model),
         unasked=() if guide_trace is None else tuple(n for n in few_rows.names if n not in reads["guide"].asked),
         swapped=both and not observed and any(name in few_rows for name in observed_sites(guide_trace)),

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...batch.batch import Batch
 from ...utils.modules import preserve_buffers
 from ...utils.reachable import ReachableObjects, evaluation_mode
+from .padding_reads import has_padding
 
 
 class without_side_effects:
@@ -43,7 +44,8 @@ def few_rows(batch: Batch, guide_batch: Batch | None, reached: ReachableObjects)
     """Return a few rows of both batches, on the device of the networks.
 
     Their number is unlike any size in data and networks, so that a dimension of that size is one of rows. Of each
-    modality that some rows have and others lack, two rows that have it and one that lacks it are among them.
+    modality that some rows have and others lack, two rows that have it and one that lacks it are among them; and of
+    each sequence two rows with padding, and the longest one.
 
     Args:
         batch: N rows.
@@ -55,6 +57,8 @@ def few_rows(batch: Batch, guide_batch: Batch | None, reached: ReachableObjects)
         mask = batch.presence(name)
         if isinstance(mask, Tensor):  # two that have it, since values of one may fill the rows that lack it
             rows += [int(mask.int().argmin()), *mask.nonzero()[:2, 0].tolist()]
+        if has_padding(batch, name):
+            rows += _rows_with_padding(batch, name)
     rows = list(dict.fromkeys(rows))
     sizes = {size for m in reached.all_modules() for p in m.parameters(recurse=False) for size in p.shape}
     sizes |= {size for name in batch.names if batch.holds(name) for size in batch[name].shape[1:]}
@@ -66,6 +70,14 @@ def few_rows(batch: Batch, guide_batch: Batch | None, reached: ReachableObjects)
     if guide_batch is None or guide_batch is batch:
         return selected, selected
     return selected, _rows_on(guide_batch, rows, device)
+
+
+def _rows_with_padding(batch: Batch, name: str) -> list[int]:
+    """Return the longest sequence of a modality, and two that are padded, among the rows that have it."""
+    lengths = batch.lengths[name]
+    padded = batch.present[name].to(lengths.device) & (lengths < batch[name].shape[1])
+    longest = torch.where(batch.present[name].to(lengths.device), lengths, -1).argmax()
+    return [int(longest), *padded.nonzero()[:2, 0].tolist()]
 
 
 def _rows_on(batch: Batch, rows: list[int], device: torch.device | None) -> Batch:

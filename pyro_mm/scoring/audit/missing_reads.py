@@ -33,18 +33,18 @@ def find_reads_of_missing(model: Any, guide: Any, few_rows: Batch, guide_batch: 
 
     if lacking:
         all_exchanged = few_rows.replaced({name: _exchange_missing(few_rows, name) for name in lacking})
-        if not _programs_that_differ(model, guide, few_rows, all_exchanged, for_guide):
+        if not programs_that_differ(model, guide, few_rows, all_exchanged, for_guide):
             lacking = []
     for name in lacking:
         exchanged = few_rows.replaced({name: _exchange_missing(few_rows, name)})
-        found += [(who, name) for who in _programs_that_differ(model, guide, few_rows, exchanged, for_guide)]
+        found += [(who, name) for who in programs_that_differ(model, guide, few_rows, exchanged, for_guide)]
 
     for name in held if hides and for_guide is None else ():
         hidden = few_rows.without(name)
         if few_rows.presence(name) is False or hidden.rows is False:
             continue
         exchanged = hidden.replaced({name: few_rows[name].roll(1, 0)})
-        reads = [(who, name) for who in _programs_that_differ(model, guide, hidden, exchanged)]
+        reads = [(who, name) for who in programs_that_differ(model, guide, hidden, exchanged)]
         found += [read for read in reads if read not in found]
     return found
 
@@ -101,7 +101,7 @@ def _exchange_missing(few_rows: Batch, name: str) -> Tensor:
     return other
 
 
-def _programs_that_differ(model: Any, guide: Any, one: Batch, two: Batch, for_guide: Batch | None = None) -> list[str]:
+def programs_that_differ(model: Any, guide: Any, one: Batch, two: Batch, for_guide: Batch | None = None) -> list[str]:
     """Return which of "guide" and "model" has other densities on the second batch, in rows with something present.
 
     Args:

@@ -10,6 +10,7 @@ from typing import Any
 from ...batch.batch import Batch
 from ...distributions.support import OffGrid, OnGrid, has_fractions
 from ...utils.reachable import Fingerprint
+from .padding_reads import has_padding
 from .sites import Sites
 
 MOST_AUDITS = 64  # kinds of batches remembered for one pair
@@ -121,4 +122,5 @@ def kind_of_batch(batch: Batch, guide_batch: Batch | None, hides: bool) -> Hasha
     )
     more = tuple((n, x.shape[1:], x.dtype) for n, x in batch.covariates.items())
     shown = None if guide_batch is None or guide_batch is batch else kind_of_batch(guide_batch, None, hides)
-    return (held, more, tuple(batch._lengths), hides, shown)
+    lengths = tuple((name, has_padding(batch, name)) for name in batch.lengths)
+    return (held, more, lengths, hides, shown)

@@ -28,6 +28,9 @@ class Sites:
         unmasked: observed sites without the name of a modality, which no mask reaches.
         reads_missing: pairs (``"model"`` or ``"guide"``, modality) of programs that read a modality's values in rows
             that lack it.
+        reads_padding: pairs (``"model"`` or ``"guide"``, modality) of programs that read what stands behind the end of
+            a modality's sequences.
+        reads_ahead: modalities whose network predicts a token from that token, or from later ones.
         ignored_by_guide: modalities whose presence makes no difference to the guide.
         read: modalities whose values the story reads, observed or not.
         unknown: pairs (``"model"`` or ``"guide"``, name) of values that a program asks for and the batch lacks.
@@ -51,6 +54,8 @@ class Sites:
     unheld: tuple[str, ...] = ()
     unmasked: tuple[str, ...] = ()
     reads_missing: tuple[tuple[str, str], ...] = ()
+    reads_padding: tuple[tuple[str, str], ...] = ()
+    reads_ahead: tuple[str, ...] = ()
     ignored_by_guide: tuple[str, ...] = ()
     read: frozenset[str] = frozenset()
     unknown: tuple[tuple[str, str], ...] = ()
@@ -86,6 +91,8 @@ class Sites:
         for who, name in self.reads_missing:
             if (who == "model" or draws) and (hides or batch.presence(name) is not True):
                 yield reads_missing_text(who, name)
+        yield from (reads_padding_text(who, name) for who, name in self.reads_padding)
+        yield from (reads_ahead_text(name) for name in self.reads_ahead)
         yield from self._misspelt(batch)
         for name in (*targets, *givens):
             if name in self.unobserved and not (name in givens and name in self.read):
@@ -136,3 +143,24 @@ def reads_missing_text(who: str, name: str) -> str:
     reader, then = ("guide", "posterior") if who == "guide" else ("story", "likelihood")
     text = f"{name}: the {reader} reads its values where they are missing, so that a {then} without them has "
     return text + "seen them. Ask batch.presence, or use batch.observe."
+
+
+def reads_padding_text(who: str, name: str) -> str:
+    """Return a sentence on a program, "model" or "guide", that reads what stands behind the end of sequences."""
+    if who == "guide":
+        reader, then, way = "guide", "posterior", "an encoder with a parameter lengths, such as those of mm.nn"
+    else:
+        reader, then, way = "story", "likelihood", "batch.observe, which counts the steps before the end alone"
+    return (
+        f"{name}: the {reader} reads what stands behind the end of its sequences, so that the {then} depends on their "
+        f"padding. Use {way}."
+    )
+
+
+def reads_ahead_text(name: str) -> str:
+    """Return a sentence on a network that predicts a token from that token, or from later ones."""
+    return (
+        f"{name}: the network of its tokens predicts a token from that token or a later one, so that the probabilities "
+        "of all strings do not sum to 1. Mask its attention to later tokens, or take mm.nn.RecurrentTokens or "
+        "mm.nn.AttentionTokens."
+    )

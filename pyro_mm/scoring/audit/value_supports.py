@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...batch.batch import Batch
-from ...distributions.support import Support, describe_values_outside
+from ...distributions.support import Support, describe_no_strings, describe_values_outside
 
 
 def unscored_values(batch: Batch, supports: dict[str, Support]) -> list[str]:
@@ -15,4 +15,8 @@ def unscored_values(batch: Batch, supports: dict[str, Support]) -> list[str]:
     """
     held = {name: support for name, support in supports.items() if name in batch and batch.holds(name)}
     found = [describe_values_outside(name, batch[name], batch.presence(name), held[name]) for name in held]
+    for name, support in held.items():
+        if support.end is not None and name in batch.lengths:
+            tokens, present = batch[name], batch.presence(name)
+            found.append(describe_no_strings(name, tokens, batch.lengths[name], present, support.end))
     return [text for text in found if text]
