@@ -81,7 +81,8 @@ class NormalFit:
 
     Args:
         rounds: T, successive improvements.
-        draws: M, points per round at which the gradient is taken, even; None for max(64, 2 D).
+        draws: M, points per round at which the gradient is taken, half as many in the first half of the rounds; None
+            for max(64, 2 D); rounded up to a multiple of four, as they come in pairs.
         components: S, Normals per row.
         widen: the share by which the directions that the data determine are widened at the end.
         diagonal: True for the best Normals with diagonal covariance, False for full covariance.
@@ -95,7 +96,8 @@ class NormalFit:
 
     def draws_for(self, dimension: int) -> int:
         """Return M for D coordinates."""
-        return max(64, 2 * dimension) if self.draws is None else self.draws
+        draws = max(64, 2 * dimension) if self.draws is None else self.draws
+        return -(-draws // 4) * 4
 
 
 @dataclass(frozen=True)
@@ -136,11 +138,10 @@ def fit_row_normals(
     """
     start, deviation = _start(target, guide_draws, prior_deviation, settings.components)
     pinned = _pin_inactive(target, start[0], deviation, active)
-    num_draws = settings.draws_for(start.shape[-1])
     fit = _Fit(start, torch.diag_embed(deviation.expand_as(start)), prior_deviation, settings.diagonal)
-    for index in range(settings.rounds):
-        noise = _antithetic_directions(num_draws, start)
-        fit.improve(pinned, noise, _ridge(index, settings.rounds, num_draws, start.shape[-1]))
+    rounds = _schedule(settings, start.shape[-1])
+    for num_draws, ridge in rounds:
+        fit.improve(pinned, _antithetic_directions(num_draws, start), ridge)
 
     failed = ~(fit.found_density & fit.finite)
     mean = torch.where(failed[..., None], start, fit.mean)
@@ -149,7 +150,7 @@ def fit_row_normals(
     mean, scale_tril = _apart(mean, scale, start, deviation, active)
     weights = 0.5 * fit.best_bound.softmax(0).nan_to_num(1.0) + 0.5 / settings.components
     log_weights = (weights / weights.sum(0)).log()
-    gradients = settings.rounds * num_draws * settings.components
+    gradients = settings.components * sum(num_draws for num_draws, _ in rounds)
     return FittedRows(RowNormals(mean, scale_tril, log_weights, active), failed.all(0), gradients)
 
 
@@ -274,7 +275,7 @@ def _pin_inactive(target: Target, mean: Tensor, deviation: Tensor, active: Tenso
 def _antithetic_directions(num_draws: int, like: Tensor) -> Tensor:
     """Return M normal vectors in pairs of opposite signs, orthogonal to each other in groups of D, ``(M, D)``."""
     dimension = like.shape[-1]
-    half = -(-num_draws // 2)
+    half = num_draws // 2
     groups = -(-half // dimension)
     normal = torch.randn(groups, dimension, dimension, dtype=like.dtype, device=like.device)
     directions = torch.linalg.qr(normal)[0]
@@ -283,9 +284,16 @@ def _antithetic_directions(num_draws: int, like: Tensor) -> Tensor:
     return torch.cat([noise, -noise])
 
 
-def _ridge(index: int, rounds: int, num_draws: int, dimension: int) -> float:
-    """Return the weight of the present Hessian in a round, which grows in the second half: an average over rounds."""
-    return dimension / 2 + num_draws / 2 * max(0, index - rounds // 2 + 1)
+def _schedule(settings: NormalFit, dimension: int) -> list[tuple[int, float]]:
+    """Return the number of draws of each round, and the weight of the present Hessian in it.
+
+    The first half of the rounds comes near on half the draws. In the second half the weight grows, which makes the
+    result an average over rounds.
+    """
+    num_draws = settings.draws_for(dimension)
+    early = settings.rounds // 2
+    rounds = [(num_draws // 2, dimension / 2)] * early
+    return rounds + [(num_draws, (dimension + num_draws * late) / 2) for late in range(1, settings.rounds - early + 1)]
 
 
 def _regressed_hessian(white: Tensor, noise: Tensor, ridge: float) -> Tensor:

@@ -3,17 +3,19 @@ r"""A pair's densities at unconstrained coordinates of the guide's latents, row 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import Transform, biject_to
 from torch.distributions.constraints import Constraint
 
+from ..distributions.normal_scores import normal_scores
 from ..scoring.importance import score_model
-from ..scoring.reduction import LazyMapping, SiteReducer
+from ..scoring.reduction import LazyMapping, SiteReducer, sum_out
 from ..scoring.structure import Callback, PairStructure, latent_sites
 from ..scoring.term_pair import TermPair
 from ..scoring.views import TermViews
@@ -50,7 +52,8 @@ class UnconstrainedPair:
     .. math:: \log p(x, u) = \log p(x, T(u)) + \log |\det T'(u)|
 
     Coordinates that no density depends on count nowhere, in a Jacobian neither: the latents of rows in which nothing is
-    present, and the private ones of missing modalities.
+    present, and the private ones of missing modalities. Sites that the guide enumerates are summed out, of its own
+    density too.
 
     Latents outside the plate ``"data"``, which all rows share, are no coordinates: they are given, by draws of the
     guide (:meth:`draw_shared`). Point c is at draw ``c % G`` of G, whatever the points are for.
@@ -61,6 +64,9 @@ class UnconstrainedPair:
         structure: sites of the pair.
         vectorize: True to score all points in one run of the model.
         method: the method that needs the coordinates, for errors.
+        normal_priors: True for coordinates in which latents have a standard Normal prior, where that is possible
+            (:func:`~pyro_mm.distributions.normal_scores.normal_scores`): no posterior then has heavier tails than a
+            Normal, as far as the likelihood is bounded.
 
     Attributes:
         transforms: site -> bijection from its coordinates to its support.
@@ -82,6 +88,7 @@ class UnconstrainedPair:
         structure: PairStructure,
         vectorize: bool = True,
         method: str = "annealing",
+        normal_priors: bool = False,
     ):
         if unknown := [name for name, enumerable in structure.model_only.items() if not enumerable]:
             raise ValueError(
@@ -94,10 +101,11 @@ class UnconstrainedPair:
         self.vectorize = vectorize
         self.method = method
         self.size = views.encode.size
+        self.enumerated = [name for name, how in structure.latents.items() if how == "enumerated"]
 
         pair = self.pair(1)
         with torch.no_grad():
-            pair.guide()  # which leaves the encoders' outputs in the view's cache, without a graph
+            self.run_guide(pair)  # which leaves the encoders' outputs in the view's cache, without a graph
             self._check_sites(pair)
         sites = pair.row_latents()
         self._shared: SiteValues = {}  # latent that all rows share -> G draws of it
@@ -105,8 +113,12 @@ class UnconstrainedPair:
         self._trace = pair.trace.copy()
         for plate in {"data", "particles"} & set(self._trace.nodes):
             self._trace.remove_node(plate)  # its index set, of another number of points
-        self.single_site = len(latent_sites(pair.trace)) == 1  # whose distribution depends on no other latent
-        self.transforms = {n: biject_to(s["fn"].support) for n, s in sites.items()}
+        self.single_site = (
+            len(latent_sites(pair.trace)) == 1 and not self.enumerated
+        )  # whose distribution depends on no other latent
+        self.transforms: dict[str, Transform] = {n: biject_to(s["fn"].support) for n, s in sites.items()}
+        if normal_priors:
+            self.transforms |= self._normal_scores()
         self._num_plates = {n: len(s["fn"].batch_shape) - 1 - vectorize for n, s in sites.items()}  # within a row
         self._lay_out(sites)
         self._check_scoring()
@@ -117,13 +129,22 @@ class UnconstrainedPair:
         """Return the pair for so many points; for one point without a plate if the model is run on each alone."""
         return TermPair(self.model, self.guide, self.views, num_particles, plated=self.vectorize)
 
+    def run_guide(self, pair: TermPair) -> None:
+        """Run a pair's guide, and leave its continuous latents in the pair's trace.
+
+        A site that the guide enumerates is drawn here, and left out, so that the model enumerates it.
+        """
+        pair.guide()
+        if self.enumerated:
+            pair.trace = _without(pair.trace, self.enumerated)
+
     @torch.no_grad()
     def guide_draws(self, num_draws: int) -> Tensor:
         """Return the coordinates of independent draws from the guide, ``(C, N, D)``."""
 
         def draw(pair: TermPair, shared: poutine.Trace) -> SiteValues:
             with poutine.replay(trace=shared):
-                pair.guide()
+                self.run_guide(pair)
             return {name: site["value"] for name, site in pair.row_latents().items()}
 
         return self._draws(num_draws, draw)
@@ -277,12 +298,20 @@ class UnconstrainedPair:
             yield first, u[first : first + size]
 
     def score_guide(self, pair: TermPair) -> dict[str, Tensor]:
-        """Return log q of each site at the values in a pair's trace, which keeps them."""
+        """Return log q at the values in a pair's trace, which keeps them: of each site, or of all under one name."""
+        given = pair.trace
         if not self.single_site:
-            with poutine.replay(trace=pair.trace):
+            with ExitStack() as stack:
+                if self.enumerated:
+                    stack.enter_context(poutine.enum(first_available_dim=pair.enum_dim))
+                stack.enter_context(poutine.replay(trace=given))
                 pair.guide()
         reducer = SiteReducer(pair, unscaled=True)
-        return {name: reducer.log_prob(site) for name, site in pair.row_latents().items()}
+        log_q = {name: reducer.log_prob(site) for name, site in pair.row_latents().items()}
+        if not self.enumerated:
+            return log_q
+        pair.trace = given
+        return {"all latents": sum_out(list(log_q.values()), pair.enum_dim)}
 
     # -- inner --------------------------------------------------------------------------------------------------------
 
@@ -301,7 +330,7 @@ class UnconstrainedPair:
             return
 
         again = self.pair(1)
-        again.guide()
+        self.run_guide(again)
         for name, site in again.row_latents().items():
             bounds = zip(_bounds(site["fn"].support), _bounds(sites[name]["fn"].support), strict=True)
             if any(not torch.equal(one, other) for one, other in bounds):
@@ -309,6 +338,19 @@ class UnconstrainedPair:
                     f"{self.method} needs latents of a fixed support, and that of {name!r} depends on another latent: "
                     "draw it from a distribution on a fixed interval, and transform it"
                 )
+
+    @torch.no_grad()
+    def _normal_scores(self) -> dict[str, Transform]:
+        """Return the bijections from standard Normal numbers to latents whose prior depends on no other latent."""
+        one, other = self.pair(1).draw_prior(), self.pair(1).draw_prior()
+        found: dict[str, Transform] = {}
+        for name in self.transforms:
+            if name not in one or name not in other:
+                continue
+            transform, again = normal_scores(one[name]["fn"]), normal_scores(other[name]["fn"])
+            if transform is not None and again is not None and transform.same_parameters(again):
+                found[name] = transform
+        return found
 
     def _lay_out(self, sites: Mapping[str, dict[str, Any]]) -> None:
         """Find the shapes of the sites' coordinates, and the coordinates that count."""
@@ -379,6 +421,14 @@ class UnconstrainedPair:
         log_q = scores.log_proposal[:, 0] if guide else None
         likelihood = sum(scores.likelihood.values(), torch.zeros_like(scores.log_prior))
         return log_q, scores.log_prior[:, 0], likelihood[:, 0]
+
+
+def _without(trace: Any, names: Sequence[str]) -> Any:
+    """Return a trace without some sites."""
+    trace = trace.copy()
+    for name in names:
+        trace.remove_node(name)
+    return trace
 
 
 def gradient_of(log_density: Tensor, u: Tensor) -> Tensor:

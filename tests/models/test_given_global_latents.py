@@ -348,7 +348,7 @@ def off_by(found, exact):
     return ((found.log_prob - exact) / found.standard_error).abs().max()
 
 
-@pytest.mark.parametrize("options", [{}, {"components": 2, "draws": 40}, {"guide_share": 0.0, "prior_share": 0.0}])
+@pytest.mark.parametrize("options", [{}, {"components": 2, "draws": 64}, {"guide_share": 0.0, "prior_share": 0.0}])
 def test_fitted_proposals_are_fitted_to_the_mean_over_global_draws(batch, options):
     def narrow(batch):
         pyro.sample("s", dist.LogNormal(MEAN, DEVIATION))

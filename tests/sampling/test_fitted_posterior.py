@@ -37,7 +37,7 @@ def test_more_rows_than_are_fitted_at_once(linear):
     model, _ = linear
     batch = model.sample(300)
     guide = mm.Guide(z=model.posterior)
-    found = mm.encode(guide, batch, model=model, fitted=mm.Fitted(rounds=2, draws=8), seed=0)
+    found = mm.encode(guide, batch, model=model, fitted=mm.Fitted(rounds=4, draws=16), seed=0)
     assert found["z"].mean.shape == (300, 4)
     assert (found["z"].mean - model.posterior(batch).mean).abs().max() < 0.02
 
