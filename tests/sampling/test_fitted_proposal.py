@@ -64,9 +64,7 @@ def test_the_number_is_the_same_at_any_chunk_and_repeats_by_its_seed(double):
     quick = mm.Fitted(rounds=3, pilot=50)
     state = torch.get_rng_state()
     one, *others = (
-        mm.log_marginal(
-            model, guide, batch, proposal=mm.Fitted(rounds=3, pilot=50), num_particles=90, seed=3, chunk=chunk
-        )
+        mm.log_marginal(model, guide, batch, proposal=quick, num_particles=90, seed=3, chunk=chunk)
         for chunk in (None, 9, 50)
     )
     assert torch.equal(state, torch.get_rng_state())
