@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "objectives": ["batch", "distributions", "estimators", "handlers", "scoring"],
     "sampling": ["batch", "distributions", "handlers", "scoring"],
     "evidence": ["batch", "distributions", "sampling", "scoring"],
-    "metrics": ["batch", "distributions", "evidence", "sampling", "scoring"],
+    "metrics": ["batch", "distributions", "evidence", "handlers", "sampling", "scoring"],
     "training": ["batch", "conditionals", "handlers", "nn", "scoring"],
     "diagnostics": ["batch", "estimators", "evidence", "objectives", "sampling", "scoring", "training"],
     "recipes": ["batch", "conditionals", "estimators", "models", "nn", "objectives", "posteriors"],

@@ -7,6 +7,9 @@
 * Sets of images: :func:`frechet_distance`.
 * Inference: :func:`amortization_gap`, log p(x) minus the ELBO, by its two causes.
 * Latents whose true values are known: :func:`mean_correlation`.
+* The role of each latent, or of each factor of a factorised story: :func:`hsic_ratios`, :func:`gradient_norms`,
+  :func:`swaps`.
+* Noise and missing modalities at test time: :func:`robustness`.
 
 Proportions have standard errors: :class:`Share`.
 """
@@ -15,13 +18,18 @@ from .accuracy import class_probabilities, confusion_matrix, cross_modal_accurac
 from .amortization import AmortizationGap, amortization_gap
 from .classifiers import classifier
 from .coherence import cross_modal_coherence, joint_coherence
+from .corrupted_inputs import Robustness, robustness
+from .dependence import HSICRatios, hsic_ratios
+from .factor_gradients import GradientNorms, gradient_norms
+from .factor_swaps import Swaps, swaps
 from .frechet import frechet_distance, gaussian_frechet
 from .identifiability import MeanCorrelation, mean_correlation
 from .probe import linear_probe
 from .proportion import Share
 
 __all__ = [
-    "AmortizationGap", "MeanCorrelation", "Share", "amortization_gap", "class_probabilities", "classifier",
-    "confusion_matrix", "cross_modal_accuracy", "cross_modal_coherence", "frechet_distance", "gaussian_frechet",
-    "joint_coherence", "linear_probe", "mean_correlation",
+    "AmortizationGap", "GradientNorms", "HSICRatios", "MeanCorrelation", "Robustness", "Share", "Swaps",
+    "amortization_gap", "class_probabilities", "classifier", "confusion_matrix", "cross_modal_accuracy",
+    "cross_modal_coherence", "frechet_distance", "gaussian_frechet", "gradient_norms", "hsic_ratios", "joint_coherence",
+    "linear_probe", "mean_correlation", "robustness", "swaps",
 ]  # fmt: skip
