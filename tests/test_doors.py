@@ -93,6 +93,16 @@ def evaluations(m, g, b):
             "guide": g, "train": b, "test": b, "label": "y", "given": "x", "sites": "z", "regularisation": 1.0,
             "seed": 0, "audit": True,
         },
+        metrics.hsic_ratios: pair | {
+            "sites": "z", "kernel": "gaussian", "bandwidth": 1.0, "unbiased": True, "seed": 0, "audit": True,
+        },
+        metrics.gradient_norms: pair | {
+            "sites": "z", "sequences": "x", "standardise": False, "seed": 0, "audit": True
+        },
+        metrics.swaps: pair | {"sites": "z", "partners": None, "seed": 0, "audit": True},
+        metrics.robustness: pair | {
+            "labels": "y", "noise": (0.0, 1.0), "corrupt": None, "num_samples": 1, "seed": 0, "audit": True,
+        },
         metrics.mean_correlation: {"latents": x, "estimates": x, "kind": "pearson", "fitted": 10},
         metrics.frechet_distance: {"real": x, "fake": x, "features": None},
         metrics.confusion_matrix: {"true": b["y"], "predicted": b["y"], "num_classes": 3},
@@ -347,6 +357,10 @@ def test_the_tables_name_every_public_function():
         "Evidence",
         "History",
         "MeanCorrelation",
+        "HSICRatios",
+        "GradientNorms",
+        "Swaps",
+        "Robustness",
         "Share",
         "Conditional",
     }
