@@ -117,7 +117,8 @@ NO_RECIPES = {"RECIPES", "Recipe", "jnf_second", "jnf"}
 
 
 def recipe_of(name):
-    batch = mm.Batch({"image": torch.rand(4, 3, 3), "label": torch.arange(4) % 2})
+    size = 4 if name == "vaevae_flow" else 3  # a flow of images halves them
+    batch = mm.Batch({"image": torch.rand(4, size, size), "label": torch.arange(4) % 2})
     factorised = {"private": 1, "labels": "label", "generation": 0.5}
     extra = {
         "vae": {"modality": "image"}, "cvae": {"target": "image", "given": "label", "learn_given": False},

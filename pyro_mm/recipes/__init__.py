@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 
 from .experts import code, hoelder, mmjsd, mmvae, mmvm, mopoe, mvae, mvtcae, unimodal_mean, vaevae
 from .factorized import mfm, mfm_variational
-from .flows import jnf, jnf_second
+from .flows import jnf, jnf_second, vaevae_flow
 from .joint_encoder import jmvae_kl, jmvae_zero, telbo, vaevae_joint
 from .networks import Recipe
 from .private_latents import dmvae, mmvae_plus
@@ -28,7 +28,7 @@ from .unimodal import cvae, vae
 __all__ = [
     "RECIPES", "Recipe", "code", "cvae", "dmvae", "hoelder", "jmvae_kl", "jmvae_zero", "jnf", "jnf_second", "mfm",
     "mfm_variational", "mmjsd", "mmvae", "mmvae_plus", "mmvm", "mopoe", "mvae", "mvtcae", "telbo", "unimodal_mean",
-    "vae", "vaevae", "vaevae_joint",
+    "vae", "vaevae", "vaevae_flow", "vaevae_joint",
 ]  # fmt: skip
 
 RECIPES: Mapping[str, Callable[..., Recipe]] = {
@@ -36,6 +36,7 @@ RECIPES: Mapping[str, Callable[..., Recipe]] = {
     for f in (
         mvae, jmvae_kl, jmvae_zero, telbo, vaevae, vaevae_joint, mmvae, mmvae_plus, mopoe, mvtcae, mmjsd, unimodal_mean,
         dmvae, jnf, mmvm, code, hoelder, vae, cvae, mfm_variational,
+        vaevae_flow,
     )
 }  # fmt: skip
 """Recipe by its name on the command line; ``mfm`` has no likelihood to evaluate, and is not among them."""

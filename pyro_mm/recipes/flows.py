@@ -1,15 +1,23 @@
-"""A recipe in two stages whose unimodal posteriors are normalizing flows."""
+"""Recipes with normalizing flows: unimodal posteriors in two stages, and decoders of images."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import pyro.distributions as dist
+import torch
 from torch import nn
 
 from .. import conditionals, objectives, posteriors
 from ..batch.batch import Batch
+from ..conditionals.unconditional import Unconditional
+from ..models import PrivateLatents
+from ..nn import MLP
 from ..objectives.objective import Objective
 from ..objectives.terms import ALL, EACH, Term
 from ..posteriors.guide import Guide
-from ..utils.arguments import describe
+from ..utils.arguments import check_flags, check_integer, describe
 from ..utils.global_state import import_zuko
 from .networks import (
     HIDDEN,
@@ -18,10 +26,16 @@ from .networks import (
     Hidden,
     Recipe,
     check_recipe_arguments,
+    decoder_network,
     feature_network,
+    is_label,
     make_joint_encoder,
     shared_latent_model,
+    standard_prior,
+    unimodal_encoders,
 )
+
+CONTEXT = 64  # size of what a flow of images sees of its parents
 
 
 @check_recipe_arguments
@@ -91,3 +105,65 @@ def jnf_second(run: Recipe) -> Recipe:
     run.guide.requires_grad_(False)
     posterior.partial.requires_grad_(True)
     return Recipe(run.model, run.guide, Objective([Term(ALL, (), EACH)]))
+
+
+@check_recipe_arguments
+def vaevae_flow(
+    batch: Batch,
+    latent: int = LATENT,
+    hidden: Hidden = HIDDEN,
+    estimator: Estimator = None,
+    levels: int = 2,
+    variational: bool = False,
+    steps: int = 4,
+    channels: int = 32,
+) -> Recipe:
+    """VAEVAE with images decoded by flows and labels by Categoricals: another kind of model for each modality.
+
+    Model: one latent behind all modalities, with a standard Normal prior, and for every image dequantisation noise as a
+    private latent (``conditionals.Dequantized``), so that its likelihood is a probability of levels. Guide: a product
+    of Normal encoders and the prior expert, and the noise, uniform or by a flow given the image. Objective:
+    ``objectives.vaevae``.
+
+    Args:
+        batch: rows from which the modalities, their kinds and sizes are read.
+        latent: dimensions of z.
+        hidden: sizes of the hidden layers of every network but those of the flows.
+        estimator: estimator of every bound; None for one draw, with KLs in closed form where known (``AnalyticKL()``).
+        levels: of a pixel, whose values are multiples of ``1 / (levels - 1)``.
+        variational: True for noise by a flow.
+        steps: of each scale of a flow. There are two scales where height and width can be halved twice, else one.
+        channels: of the flows' networks.
+
+    Raises:
+        ValueError: an image whose height or width is odd.
+
+    References:
+        Wu & Goodman 2019 (arXiv:1912.05075); Ho et al. 2019 (Flow++, arXiv:1902.00275).
+    """
+    check_flags(variational=variational)
+    check_integer("levels", levels, least=2)
+
+    def flow(name: str, net: nn.Module) -> conditionals.ImageFlow:
+        shape = batch[name].shape[1:]
+        scales = 2 if all(size % 4 == 0 for size in shape[-2:]) else 1
+        return conditionals.ImageFlow(net, shape, CONTEXT, scales=scales, steps=steps, hidden=channels, margin=0.0)
+
+    priors: dict[str, dist.Distribution] = {}
+    decoders: dict[str, nn.Module] = {}
+    noises: dict[str, Callable[..., Any]] = {}
+    for name in batch:
+        if is_label(batch, name):
+            decoders[name] = decoder_network(batch, name, latent, hidden)
+            continue
+        shape = batch[name].shape[1:]
+        priors[name] = dist.Uniform(torch.zeros(shape), 1.0).to_event(len(shape))
+        decoders[name] = conditionals.Dequantized(flow(name, MLP(latent, CONTEXT, hidden)), levels)
+        noises[f"w_{name}"] = Unconditional(priors[name])
+        if variational:
+            encoder = flow(name, feature_network(batch, name, CONTEXT, hidden))
+            noises[f"w_{name}"] = posteriors.Private(name, encoder, missing=priors[name])
+
+    experts = posteriors.ProductOfExperts(unimodal_encoders(batch, latent, hidden))
+    guide = Guide(z=experts, **noises)
+    return Recipe(PrivateLatents(standard_prior(latent), priors, decoders), guide, objectives.vaevae(estimator))

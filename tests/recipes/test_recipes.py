@@ -299,3 +299,17 @@ def test_jnf_trains_in_two_stages(rows):
     with pytest.raises(TypeError, match="expected a JointEncoder with a partial posterior for z, got ProductOfExperts"):
         jnf_second(mvae(rows, **SMALL))
     jnf_second(telbo(rows, **SMALL))  # of any joint encoder with unimodal posteriors
+
+
+def test_a_flow_of_images_has_noise_by_a_flow_and_probabilities_of_levels(rows):
+    torch.manual_seed(0)
+    small = {"steps": 1, "channels": 4}
+    run = mm.recipes.vaevae_flow(rows, **SMALL, variational=True, **small)
+    losses = trained(run, rows, epochs=4)
+    assert losses[-1] < losses[0]
+    evidence = mm.log_marginal(run.model, run.guide, rows.only("image"), num_particles=20, seed=0)
+    assert "image has probabilities of 2 levels" in repr(evidence)
+    assert evidence.bits_per_dimension(64)[0] > 0
+    odd = mm.Batch({"image": torch.zeros(4, 7, 8)})
+    with pytest.raises(ValueError, match="an image of 7 x 8 cannot be halved 1 times"):
+        mm.recipes.vaevae_flow(odd, **SMALL)
