@@ -13,6 +13,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from ..distributions.token_sequence import TokenSequence, ends_before
 from ..utils.arguments import check_integer, describe
 from ..utils.network_calls import apply_network, encode_rows
 from ..utils.network_keywords import call_network, keywords_of
@@ -80,6 +81,9 @@ class Batch(Rows):
         self._rows: Presence | None = None  # the rows that count; None for those with any modality
 
         self._has_end_marks = False  # True if sequences say themselves where they end
+        self._end_tokens: dict[
+            str, int
+        ] = {}  # of strings, as a story observed them; all batches made of this one share it
         self._context: Context = PLAIN
 
     # -- in a story and a guide ---------------------------------------------------------------------------------
@@ -140,6 +144,8 @@ class Batch(Rows):
             d = fn if fixed else call_network(fn, parents, self.keywords(name, fn, len(parents)))
             if lengths is None:
                 return d
+            if isinstance(d, TokenSequence) and d.end is not None:
+                self._end_tokens[name] = d.end
             return count_valid_steps(name, d, lengths, any(keyword.name == "lengths" for keyword in asked))
 
         return decode
@@ -175,9 +181,15 @@ class Batch(Rows):
     def features(self, name: str, network: Callable[..., Any], value: Tensor) -> Any:
         """Return a network's result for a modality as a story observes it, ``(.., N, *event)``.
 
-        It is :meth:`encode` of values that may be draws, such as those that :meth:`observe` returns.
+        It is :meth:`encode` of values that may be draws, such as those that :meth:`observe` returns. Strings that were
+        drawn have the lengths at which they end.
         """
-        return apply_network(f"modality {name!r}", network, value, self.keywords(name, network))
+        keywords = self.keywords(name, network)
+        if "lengths" in keywords and self.presence(name) is not True:
+            value.dim()  # a draw is made at its first use, and by a distribution that tells the end token
+            if name in self._end_tokens:
+                keywords["lengths"] = (ends_before(value, self._end_tokens[name]) == 0).sum(-1)
+        return apply_network(f"modality {name!r}", network, value, keywords)
 
     def keywords(self, name: str, network: Any, inputs: int = 1) -> dict[str, Any]:
         """Return the lengths and covariates that a network of a modality asks for by keyword.

@@ -36,6 +36,7 @@ class TokenSequence(TorchDistribution):
 
     arg_constraints: dict[str, constraints.Constraint] = {}
     has_rsample = False
+    scores_classes = True  # values are not to be converted to floats
 
     def __init__(
         self, network: NextToken, parents: Tensor, steps: int, end: int | None = None, lengths: Tensor | None = None

@@ -152,6 +152,14 @@ class Evidence:
 
         Raises:
             ValueError: the quantity is not of sequences alone.
+
+        Example:
+            >>> import torch, pyro_mm as mm
+            >>> model = mm.models.LinearGaussian({"x": torch.ones(3, 2)})
+            >>> batch = mm.Batch({"x": torch.zeros(2, 3)})
+            >>> evidence = mm.log_marginal(model, mm.Guide(z=model.posterior), batch, num_particles=100, seed=0)
+            >>> evidence.steps is None  # vectors without lengths
+            True
         """
         if self.steps is None:
             raise ValueError(

@@ -17,7 +17,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ..batch.batch import Batch, check_batch
-from ..sampling.predictive import Generated, generate
+from ..sampling.predictive import Generated, SampleSettings, generate, sample_pair
 from ..scoring.evaluation import evaluating
 from ..utils.arguments import (
     check_counts,
@@ -111,7 +111,9 @@ def cross_modal_coherence(
         for part in rows.to(whole.device).split(max(1, SAMPLES_PER_PASS // num_samples)):
             hits = torch.zeros(len(part), device=whole.device)
             for size in _pass_sizes(num_samples):
-                samples = generate(model, guide, whole[part], size, mean=mean, audit=False)
+                settings = SampleSettings(size, mean=frozenset([target]) if mean else False)
+                sampled = sample_pair(model, guide, whole[part], settings, seed=None, audit=False)
+                samples = Generated(sampled.modalities, sampled.lengths)
                 classes = _classes(classifier, samples, target)
                 hits += (classes == labels[part]).sum(0)
             correct.append(hits / num_samples)

@@ -147,7 +147,8 @@ def in_scoring_type(d: Any, value: Tensor) -> Tensor:
     while isinstance(inner, torch.distributions.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
         inner = inner.base_dist
     family = type(inner)
-    if isinstance(inner, torch.distributions.Categorical) or family.__module__.split(".")[0] not in FAMILIES:
+    scores_classes = isinstance(inner, torch.distributions.Categorical) or getattr(inner, "scores_classes", False)
+    if scores_classes or family.__module__.split(".")[0] not in FAMILIES:
         return value
     wide = torch.promote_types(_float_type(d) or torch.get_default_dtype(), torch.float32)
     return value.to(torch.promote_types(value.dtype, wide))

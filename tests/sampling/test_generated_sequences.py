@@ -1,12 +1,14 @@
 """Samples of sequences: strings stop at their end token, others at the length of the row, and lengths come back."""
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch import nn
 
 import pyro_mm as mm
 from pyro_mm import conditionals, metrics
-from tests.support.sequences import STEPS, pair, rows
+from tests.support.sequences import STEPS, VOCABULARY, pair, rows
 
 
 def ends(tokens):
@@ -97,4 +99,38 @@ def test_a_classifier_that_asks_for_lengths_judges_sequences_up_to_their_end():
         model, guide, batch, "x", "y", by_length, labels, num_samples=3, mean=False, seed=0
     )
     assert share.value == 1.0
+    by_mean = metrics.cross_modal_coherence(model, guide, batch, "x", "y", by_length, labels, seed=0)
+    assert by_mean.value == 1.0  # although the strings beside it have no mean
     assert torch.equal(seen[0][1], batch.lengths["x"].repeat(3)) and seen[0][0].shape == (36, STEPS, 3)
+
+
+class Caption(nn.Module):
+    """A string, and a vector that a network computes from it, up to its end."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens = pair()[0].decoders["w"]
+        self.encoder = mm.nn.Recurrent(4, 3, 8, vocabulary=VOCABULARY)
+
+    def forward(self, batch):
+        with batch.plate():
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            w = batch.observe("w", self.tokens, z)
+            batch.observe("y", lambda f: dist.Normal(f, 1e-6).to_event(1), batch.features("w", self.encoder, w))
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_a_string_that_is_drawn_is_a_parent_up_to_its_own_end(vectorize):
+    torch.manual_seed(0)
+    model, (_, guide) = Caption(), pair()
+    batch = mm.Batch(
+        {"w": rows()["w"], "y": rows()["y"]}, {"w": rows().present["w"]}, lengths={"w": rows().lengths["w"]}
+    )
+    samples = mm.generate(model, guide, batch, 3, seed=0, vectorize=vectorize)
+    present = batch.present["w"]
+    with torch.no_grad():
+        drawn = model.encoder(samples["w"], samples.lengths["w"])
+        observed = model.encoder(batch["w"], batch.lengths["w"])
+    torch.testing.assert_close(samples["y"][:, ~present], drawn[:, ~present], rtol=0, atol=1e-4)
+    torch.testing.assert_close(samples["y"][:, present], observed[present].expand(3, -1, -1), rtol=0, atol=1e-4)
+    assert (samples.lengths["w"][:, ~present] < STEPS).any()  # where reading on would show
