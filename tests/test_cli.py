@@ -239,7 +239,7 @@ def interrupting(monkeypatch, at):
     monkeypatch.setattr(cli, "fit", interrupted)
 
 
-SLOW = ["--epochs", "4", "--rows", "40", "--evidence-particles", "50", "--latent", 4]
+SLOW = ["--epochs", "4", "--rows", "40", "--evidence-particles", "50", "--no-fitted", "--latent", 4]
 
 
 @pytest.mark.usefixtures("interruptible")

@@ -121,18 +121,21 @@ def test_the_table_has_all_rows_and_columns(folder, monkeypatch, tmp_path):
     study = replace(pictures.MNIST, members=members, batch_size=32)
     monkeypatch.setattr(command, "STUDIES", {"small": study})
     options = ["--epochs", "1", "--seeds", "1", "--no-compile", "--data", folder, "--out", str(tmp_path / "out")]
-    result = CliRunner().invoke(app, ["reproduce", "small", *options])
-    assert result.exit_code == 0, result.output
-    lines = [line for line in (tmp_path / "out" / "table.md").read_text().splitlines() if line.startswith("|")]
-    header, _, *body = [[cell.strip() for cell in line.replace("\\|", "¦").split("|")[1:-1]] for line in lines]
+
+    def table_of(*arguments):
+        result = CliRunner().invoke(app, ["reproduce", "small", *options, *arguments])
+        assert result.exit_code == 0, result.output
+        lines = [line for line in (tmp_path / "out" / "table.md").read_text().splitlines() if line.startswith("|")]
+        header, _, *body = [[cell.strip() for cell in line.replace("\\|", "¦").split("|")[1:-1]] for line in lines]
+        return header, body
+
+    header, body = table_of("--no-fitted")
     names = ["mnist", "usps", "word"]
     columns = {
         "log p(all)",
         *(f"log p({name})" for name in names),
         "log p(usps ¦ mnist)",
         "k-hat > 0.7",
-        "log p(all), by the guide",
-        "k-hat > 0.7, by the guide",
         "of one class",
     }
     columns |= {f"{target} from {given}" for target in names for given in names if given != target}
@@ -150,3 +153,11 @@ def test_the_table_has_all_rows_and_columns(folder, monkeypatch, tmp_path):
             -784 * math.log(2), rel=0.1
         )
     assert table["true rows"]["log p(all)"] == "–" and table["true rows"]["word from mnist"].startswith("1.000")
+
+    # by fitted proposals, with the numbers of before beside them; a row is not trained again
+    member = "mixture bound, MoE"
+    wider, (row,) = table_of("--only", member)
+    assert {*wider} - {*header} == {"log p(all), by the guide", "k-hat > 0.7, by the guide"}
+    both = dict(zip(wider[1:], row[1:], strict=True))
+    assert both["log p(all), by the guide"] == table[member]["log p(all)"] != both["log p(all)"]
+    assert both["of one class"] == table[member]["of one class"]

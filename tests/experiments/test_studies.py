@@ -219,7 +219,8 @@ def test_a_study_is_run_row_by_row_and_seed_by_seed(name, monkeypatch, tmp_path)
     monkeypatch.setattr(command, "STUDIES", {"small": study})
 
     def run(*arguments):
-        options = ["--epochs", "2", "--no-compile", "--out", str(tmp_path), *arguments]
+        fitted = [] if name == "hirt-linear" else ["--no-fitted"]
+        options = ["--epochs", "2", "--no-compile", *fitted, "--out", str(tmp_path), *arguments]
         result = CliRunner().invoke(app, ["reproduce", "small", *options])
         assert result.exit_code == 0, result.output
         return result.output
@@ -234,6 +235,10 @@ def test_a_study_is_run_row_by_row_and_seed_by_seed(name, monkeypatch, tmp_path)
         assert all(map(math.isfinite, values)), row
     lines = (tmp_path / "table.md").read_text().splitlines()[2:]
     assert [line.split("|")[1].strip() for line in lines[2:]] == rows and "±" in lines[-1]
+    if name == "hirt-linear":  # a fitted proposal is the posterior, of which 10 draws are as good as the evidence
+        found = json.loads(next((tmp_path / group / row).glob("measured-fitted-2-*.json")).read_text())
+        assert found["gap, K = 10"] == pytest.approx(found["gap"], abs=2e-3)
+        assert abs(found["gap, K = 10, by the guide"] - found["gap"]) > 1e-2
     assert "epoch 2/2" in text and "epoch" not in run("--seeds", "2").replace("2 epochs", "").replace("s/epoch", "")
 
 
