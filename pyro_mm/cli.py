@@ -403,11 +403,11 @@ def _proposals_text(settings: Settings) -> str:
 
 def _column_cells(line: Line) -> list[tuple[str, str]]:
     """Return a line of the table of ``compare`` as pairs (name, cell): its value, its k-hat, and those by the guide."""
-    cells = [(line.quantity, f"{line.value:.2f} ± {line.error:.2f}")]
+    cells = [(line.quantity, f"{line.value:.3f} ± {line.error:.3f}")]
     if line.ess is not None:
         cells.append(("  rows with k-hat > 0.7", format_share(line.untrusted)))
     if line.by_guide is not None:
-        cells.append(("  by the guide", f"{line.by_guide.value:.2f} ± {line.by_guide.error:.2f}"))
+        cells.append(("  by the guide", f"{line.by_guide.value:.3f} ± {line.by_guide.error:.3f}"))
         cells.append(("  by the guide, rows with k-hat > 0.7", format_share(line.by_guide.untrusted)))
     return cells
 
