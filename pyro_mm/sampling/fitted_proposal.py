@@ -22,6 +22,7 @@ START_DRAWS = 128  # of the guide, from whose mean and deviations the fit starts
 SCALE_DRAWS = 256  # of the prior, for its deviations
 LEAST_SHARE = 0.05  # of the guide, the prior and all Normals together, where they have a share at all
 EM_STEPS = 20
+STRATA = 10  # particles that share a stratified choice of the component: errors need many groups of them
 ROWS_AT_ONCE = 256  # whose covariances are held at a time
 
 
@@ -42,7 +43,8 @@ class Fitted(ProposalScheme):
     :math:`\mu + L \epsilon`, regresses :math:`\gamma = L^\top g` on :math:`\epsilon`, whose coefficient is the mean
     Hessian in whitened coordinates (Stein's lemma), and makes a Newton step within a trust radius. No deviation exceeds
     the prior's. At the end each principal deviation s, in units of the prior's, is widened by
-    :math:`1 + a (1 - s^2)`, as the tails of a proposal should be wider than those of a posterior.
+    :math:`1 + a (1 - s^2)`, as the tails of a proposal should be wider than those of a posterior; a is ``widen``, times
+    :math:`\sqrt{20 / D}` below 20 dimensions, where width costs less.
 
     **The shares** of the parts are refitted for each row on pilot draws, which are thrown away.
 
@@ -71,7 +73,7 @@ class Fitted(ProposalScheme):
         components (int): S, Normals per row, which start from different draws of the guide.
         guide_share (float): share of the guide to begin with; 0 for none, and then its density is not needed.
         prior_share (float): share of the model's prior to begin with; 0 for none.
-        widen (float): a.
+        widen (float): the share by which directions that the data determine are widened; 0 for none.
         pilot (int): draws per row on which the shares are refitted; 0 keeps them as they are.
 
     Raises:
@@ -166,7 +168,7 @@ class FittedSampler(ParticleSampler):
         only_first = (torch.arange(len(least), device=rows.device) == 0).to(least.dtype)
         self.shares = torch.where(informed, self.shares, only_first)
         self.log_shares = self.shares.log()
-        strata = 1 if len(least) == 1 else math.ceil(1 / LEAST_SHARE)
+        strata = 1 if len(least) == 1 else STRATA
         self.group_size = max(1, min(strata, rows.num_particles // REPLICATES))
         choice_seed = part_seed(rows.seed, FIRST_STREAM + 1)
         self.choices = Systematic(rows.num_particles, rows.size, self.group_size, 1, choice_seed, rows.device)

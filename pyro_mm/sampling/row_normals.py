@@ -18,10 +18,15 @@ State = tuple[Tensor, Tensor, Tensor, Tensor]
 
 FIRST_RADIUS = 0.5  # of a step of the mean, in units of sqrt(D) deviations; its largest value is 1
 RADIUS_GROWTH = 1.4  # of the radius after a round that did not make the bound worse
+# where the density is quadratic as far as the bound tells, steps may be longer
+FAST_GROWTH = 4.0
+LARGEST_FAST_RADIUS = 4.0
+PREDICTED_SHARE = (0.8, 1.25)  # of the gain that a quadratic density would give
 NARROW = 0.3  # deviations that several Normals start with, in units of the guide's
 LARGEST_FALL = 3.0  # nats by which a round may lower the bound below the row's best before it is taken back
 CURVATURE_RANGE = (0.25, 100.0)  # of the whitened precision in one round
 LEAST_CURVATURE = 0.01  # of it in the step of the mean, where the scale is diagonal
+WIDENED_DIMENSIONS = 20
 DEVIATION_RANGE = (1e-6, 1.1)  # in units of the prior's deviations, which are estimates
 
 
@@ -163,7 +168,9 @@ class _Fit:
         self.prior_deviation = prior_deviation
         self.diagonal = diagonal
         self.largest_radius = math.sqrt(mean.shape[-1])
-        self.radius = torch.full_like(mean[..., 0], FIRST_RADIUS * self.largest_radius)
+        self.radius = torch.full_like(mean[..., 0], FIRST_RADIUS * math.sqrt(mean.shape[-1]))
+        self.last_bound = torch.full_like(self.radius, -math.inf)
+        self.predicted_gain = torch.zeros_like(self.radius)
         self.best: State | None = None
         self.best_bound = torch.full_like(self.radius, -math.inf)
 
@@ -203,10 +210,14 @@ class _Fit:
         """Return to the best state in rows where the bound has fallen far below its own, and adapt the radius."""
         now = (self.mean, self.scale, gradient, hessian)
         if self.best is None:
-            self.best, self.best_bound = now, bound
+            self.best, self.best_bound, self.last_bound = now, bound, bound
             return gradient, hessian
         worse = ~(bound >= self.best_bound - LARGEST_FALL)
-        grown = (RADIUS_GROWTH * self.radius).clamp(max=self.largest_radius)
+        share = (bound - self.last_bound) / self.predicted_gain
+        quadratic = (share > PREDICTED_SHARE[0]) & (share < PREDICTED_SHARE[1]) & (self.predicted_gain > 1)
+        fast = (FAST_GROWTH * self.radius).clamp(max=LARGEST_FAST_RADIUS * self.largest_radius)
+        grown = torch.where(quadratic, fast, (RADIUS_GROWTH * self.radius).clamp(max=self.largest_radius))
+        self.last_bound = torch.where(worse, self.best_bound, bound)
         self.radius = torch.where(worse, 0.5 * self.radius, grown)
         now = _where_rows(worse, self.best, now)
         self.best = _where_rows(bound > self.best_bound, now, self.best)
@@ -216,14 +227,18 @@ class _Fit:
 
     def _step(self, gradient: Tensor, hessian: Tensor) -> None:
         """Take a Newton step of the mean, within the radius, and set the scale by the Hessian."""
-        curvature, axes = torch.linalg.eigh(-hessian)
+        found, axes = torch.linalg.eigh(-hessian)
         # a diagonal scale leaves directions in which the density is far flatter than along the axes
         least = LEAST_CURVATURE if self.diagonal else CURVATURE_RANGE[0]
-        curvature = curvature.clamp(least, CURVATURE_RANGE[1])
-        step = _apply(axes, _apply(axes.mT, gradient) / curvature)
+        curvature = found.clamp(least, CURVATURE_RANGE[1])
+        slope = _apply(axes.mT, gradient)
+        step = slope / curvature
         length = step.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(step.dtype).tiny)
         step = step * (self.radius[..., None] / length).clamp(max=1.0)
-        self.mean = self.mean + _apply(self.scale, step)
+        by_mean = (slope * step - 0.5 * found * step.square()).sum(-1)
+        by_scale = 0.5 * (found * (1 - 1 / curvature) - curvature.log()).sum(-1)
+        self.predicted_gain = by_mean + by_scale
+        self.mean = self.mean + _apply(self.scale, _apply(axes, step))
         if self.diagonal:
             own = (-hessian.diagonal(dim1=-2, dim2=-1)).clamp(*CURVATURE_RANGE)
             relative = self.scale.diagonal(dim1=-2, dim2=-1) * own.rsqrt() / self.prior_deviation
@@ -313,8 +328,14 @@ def _regressed_hessian(white: Tensor, noise: Tensor, ridge: float) -> Tensor:
 
 
 def _widened(scale: Tensor, prior_deviation: Tensor, widen: float) -> Tensor:
-    r"""Widen every principal deviation s, in units of the prior's, by :math:`1 + a (1 - s^2)`."""
-    return _rescaled(scale, prior_deviation, lambda s: s * (1 + widen * (1 - s.square()))) if widen else scale
+    r"""Widen every principal deviation s, in units of the prior's, by :math:`1 + a (1 - s^2)`.
+
+    Here a is ``widen``, and more in fewer than 20 dimensions, where width costs less.
+    """
+    if not widen:
+        return scale
+    a = widen * max(1.0, (WIDENED_DIMENSIONS / scale.shape[-1]) ** 0.5)
+    return _rescaled(scale, prior_deviation, lambda s: s * (1 + a * (1 - s.square()).clamp(min=0)))
 
 
 def _rescaled(scale: Tensor, prior_deviation: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
