@@ -35,13 +35,13 @@ Rows = Annotated[
         "200 for fitted-proposals.",
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, max=2**62, help="Seed; for hirt-*, the first of several.")]
-Seeds = Annotated[int | None, typer.Option(min=1, help="Number of seeds, for hirt-*.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**62, help="Seed; for hirt-* and mfm-*, the first of several.")]
+Seeds = Annotated[int | None, typer.Option(min=1, help="Number of seeds, for hirt-* and mfm-*.")]
 Only = Annotated[
     list[str] | None,
     typer.Option(
-        help='Rows of the tables of hirt-* whose "group, name" contains this text, of fitted-proposals whose "data '
-        'set, recipe, latent" does, or a member of family-* and weak-digits. May be repeated.'
+        help='Rows of the tables of hirt-* and mfm-* whose "group, name" contains this text, of fitted-proposals whose '
+        '"data set, recipe, latent" does, or a member of family-* and weak-digits. May be repeated.'
     ),
 ]
 Full = Annotated[bool, typer.Option("--full", help="Published numbers of epochs and units, for hirt-*.")]
@@ -50,7 +50,7 @@ Course = Annotated[
     typer.Option(
         min=1,
         help="Epochs between two estimates of the first likelihood, which are printed and written to course-SEED.csv; "
-        "for hirt-*, epochs between two printed lines.",
+        "for hirt-* and mfm-*, epochs between two printed lines.",
     ),
 ]
 Compile = Annotated[

@@ -192,6 +192,8 @@ class SiteReducer:
         try:
             kl = kl_divergence(q["fn"], r["fn"])
         except NotImplementedError:
+            if has_atoms(q["fn"]):
+                return -log_r[name]
             _check_gradient(name, q, log_q[name])
             return log_q[name] - log_r[name]
         return self.rows(scale_and_mask(kl, self.scale(q), q["mask"]), q)

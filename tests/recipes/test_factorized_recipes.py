@@ -130,6 +130,18 @@ def test_mfm_trains_on_three_modalities_that_any_row_may_lack():
     assert all(p.grad is None or p.grad.isfinite().all() for m in (model, guide) for p in m.parameters())
 
 
+def test_a_surrogate_may_be_a_mixture_whose_divergence_has_no_closed_form():
+    """In rows that lack a modality the left side is a mixture too, and in whole rows a point."""
+    torch.manual_seed(0)
+    batch = vectors()
+    some = mm.Batch({n: batch[n] for n in batch.names}, {"b": torch.arange(12) % 3 != 0})
+    model, guide, objective = mfm(some, **SMALL)
+    experts = {name: mm.conditionals.Normal(mm.nn.MLP(batch[name].shape[1], 6)) for name in ("a", "b")}
+    guide.posteriors["z"].posterior.partial = mm.posteriors.MixtureOfExperts(experts)
+    objective.differentiable_loss(model, guide, some).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for net in experts.values() for p in net.parameters())
+
+
 def test_only_the_twin_has_likelihoods():
     torch.manual_seed(0)
     batch = vectors()

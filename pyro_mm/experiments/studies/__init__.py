@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from . import identifiable, linear, mnist_usps_word
+from . import factorized, identifiable, known_factors, linear, mnist_usps_word
 from .study import Study
 
 STUDIES: Mapping[str, Study] = {
@@ -11,4 +11,9 @@ STUDIES: Mapping[str, Study] = {
     "hirt-identifiable": identifiable.BIMODAL,
     "hirt-identifiable-multi": identifiable.MULTI,
     "hirt-mnist": mnist_usps_word.MNIST,
+    "mfm-mosi": factorized.MOSI,
+    "mfm-mmmo": factorized.MMMO,
+    "mfm-pom": factorized.POM,
+    "mfm-digits": factorized.DIGITS,
+    "mfm-factors": known_factors.FACTORS,
 }
