@@ -10,9 +10,17 @@ from torch import nn
 
 import pyro_mm as mm
 from pyro_mm.utils.global_state import import_zuko, override_validation
+from tests.support import sequences
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 on_devices = pytest.mark.parametrize("device", DEVICES)
+NETWORKS = {
+    "recurrent": (mm.nn.Recurrent, mm.nn.RecurrentTokens),
+    "attention": (
+        lambda f, o, w, **k: mm.nn.Attention(f, o, w, heads=2, **k),
+        lambda f, v, w: mm.nn.AttentionTokens(f, v, w, heads=2),
+    ),
+}
 
 
 @on_devices
@@ -80,6 +88,25 @@ def test_strings_are_scored_and_drawn(device):
 
     generated = mm.generate(model, guide, batch.to(device), num_samples=3, seed=0)
     assert generated["word"].device.type == device and int(generated["word"].max()) < 5
+
+
+@on_devices
+@pytest.mark.parametrize("networks", NETWORKS)
+def test_sequences_of_unequal_length_train_and_are_scored(device, networks):
+    model, guide = (program.to(device) for program in sequences.pair(*NETWORKS[networks]))
+    batch = sequences.rows()
+    with override_validation(True):
+        mm.fit(
+            model, guide, mm.objectives.mvae(), batch, epochs=1, batch_size=6, seed=0, device=device,
+            compile=device == "cuda", progress=False,
+        )  # fmt: skip
+    here = copy.deepcopy(model).cpu(), copy.deepcopy(guide).cpu()
+    expected = mm.encode(here[1], batch)["z"]
+    torch.testing.assert_close(mm.encode(guide, batch.to(device))["z"].mean.cpu(), expected.mean, rtol=1e-3, atol=1e-3)
+    evidence = mm.log_marginal(model, guide, batch.to(device), num_particles=20, seed=0)
+    assert evidence.log_prob.device.type == device and evidence.log_prob.isfinite().all()
+    samples = mm.generate(model, guide, batch.without("w").to(device), num_samples=2, seed=0)
+    assert samples.lengths["w"].device.type == device
 
 
 @on_devices
