@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "training": ["batch", "conditionals", "handlers", "nn", "scoring"],
     "diagnostics": ["batch", "estimators", "evidence", "objectives", "sampling", "scoring", "training"],
     "recipes": ["batch", "conditionals", "estimators", "models", "nn", "objectives", "posteriors"],
-    "plots": ["diagnostics", "evidence", "training"],
+    "plots": ["diagnostics", "evidence", "metrics", "training"],
     "experiments": [
         "batch", "conditionals", "datasets", "diagnostics", "estimators", "evidence", "metrics", "models", "nn",
         "objectives", "posteriors", "recipes", "sampling", "training",
