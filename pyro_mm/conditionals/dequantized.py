@@ -40,6 +40,9 @@ class Dequantized(nn.Module):
     ``generate``, and no draw from the joint distribution of x and u, so that ``simulate`` refuses it. Density outside
     of [0, 1] belongs to no level, and is lost: take a ``margin`` of 0.
 
+    Noise of many pixels makes weights heavy-tailed: ``log_marginal`` then doubts its rows, and is more likely too low.
+    A fitted proposal is a Normal in all D dimensions, and decodes some 2 D times for each row and round.
+
     Args:
         conditional: a module from the parents to a distribution of real numbers in [0, 1], such as :class:`ImageFlow`.
         levels: L.

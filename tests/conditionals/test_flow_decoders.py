@@ -51,7 +51,7 @@ def grid(low, high, points):
 
 def log_evidence(model, batch):
     """Return log p(x_S) per row by quadrature over z."""
-    z, area = grid(-5.0, 5.0, 241)
+    z, area = grid(-5.0, 5.0, 161)
     log_joint = model.prior(batch).log_prob(z)[:, None]
     for name, decode in model.decoders.items():
         log_p = torch.cat([decode(part[:, None]).log_prob(batch[name]) for part in z.split(2000)])
@@ -68,7 +68,7 @@ def test_two_moons_and_a_label_have_their_evidence_by_quadrature(double):
     model, guide = pair("coupling spline")
     train, test = two_moons(600), two_moons(6)
     mm.fit(
-        model, guide, mm.objectives.elbo(), train, epochs=25, batch_size=100, progress=False,
+        model, guide, mm.objectives.elbo(), train, epochs=20, batch_size=100, progress=False,
         optimizer=lambda parameters: torch.optim.Adam(parameters, 5e-3),
     )  # fmt: skip
     with torch.no_grad():
@@ -78,11 +78,11 @@ def test_two_moons_and_a_label_have_their_evidence_by_quadrature(double):
         both, image, label = (log_evidence(model, rows) for rows in (test, test.only("x"), test.only("y")))
     for rows, exact in ((test, both), (test.only("x"), image), (test.only("y"), label)):
         scheme = mm.Proposal("quasi", prior_share=0.3)
-        evidence = mm.log_marginal(model, guide, rows, num_particles=10_000, proposal=scheme, seed=0)
+        evidence = mm.log_marginal(model, guide, rows, num_particles=5000, proposal=scheme, seed=0)
         assert (evidence.log_prob - exact).mean().abs() < 1e-2
         assert ((evidence.log_prob - exact).abs() < 5 * evidence.standard_error + 2e-3).all()
     given = mm.log_conditional(
-        model, guide, test, target="y", given="x", num_particles=10_000, prior_share=0.3, draws="quasi", seed=0
+        model, guide, test, target="y", given="x", num_particles=5000, prior_share=0.3, draws="quasi", seed=0
     )
     assert ((given.log_prob - (both - image)).abs() < 5 * given.standard_error + 4e-3).all()
 
@@ -91,7 +91,7 @@ def test_two_moons_and_a_label_have_their_evidence_by_quadrature(double):
 def test_draws_agree_with_the_density(name, double):
     torch.manual_seed(1)
     d = decoder(name)(torch.randn(LATENT))
-    x, area = grid(-12.0, 12.0, 481)
+    x, area = grid(-10.0, 10.0, 251)
     weights = d.log_prob(x).exp() * area
     assert weights.sum().item() == pytest.approx(1, abs=5e-3)
     draws = d.sample((20_000,))
@@ -123,14 +123,14 @@ def test_tables_of_terms_are_alike_stacked_and_one_by_one(double):
         losses = []
         for vectorize in (True, False):
             with torch.no_grad():
-                each = [table(vectorize=vectorize).loss(model, guide, batch) for _ in range(60)]
+                each = [table(vectorize=vectorize).loss(model, guide, batch) for _ in range(25)]
             losses.append(torch.tensor(each))
-        # means of 60 losses with draws of their own, five standard errors, seed fixed
-        error = (losses[0].var() / 60 + losses[1].var() / 60).sqrt()
+        # means of 25 losses with draws of their own, five standard errors, seed fixed
+        error = (losses[0].var() / 25 + losses[1].var() / 25).sqrt()
         assert (losses[0].mean() - losses[1].mean()).abs() < 5 * error
 
 
-@pytest.mark.parametrize("name", ["autoregressive", "spline", "coupling spline"])
+@pytest.mark.parametrize("name", ["autoregressive", "spline"])
 def test_a_traced_step_of_a_flow_decoder_is_the_plain_one(name):
     torch.manual_seed(0)
     model, guide = pair(name)
