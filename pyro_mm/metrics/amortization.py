@@ -207,7 +207,7 @@ def amortization_gap(
         )  # fmt: skip
         structure = pair_structure(model, guide, rows)
         own = _guide_family(guide, rows, part_seed(seed, DRAW_PART))
-        fit = NormalFit(rounds, widen=0.0, diagonal=(family or own or "full") == "diagonal")
+        fit = NormalFit(rounds, widen=0.0, settle=True, diagonal=(family or own or "full") == "diagonal")
         sums = _Sums(num_particles)
         for first, part in row_blocks(rows, ROWS_AT_ONCE):
             with temporary_seed(part_seed(seed + 1 + first, FIT_PART), rows.device):

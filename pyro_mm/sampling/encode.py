@@ -110,7 +110,7 @@ def encode(
 def _fit_settings(fitted: Any) -> NormalFit | None:
     """Return the settings of the fit that a caller asks for; None for no fit. Raises a TypeError for another value."""
     if isinstance(fitted, Fitted):
-        return NormalFit(fitted.rounds, fitted.draws, fitted.components, widen=0.0)
+        return NormalFit(fitted.rounds, fitted.draws, fitted.components, widen=0.0, settle=True)
     if not isinstance(fitted, bool):
         raise TypeError(f"expected fitted to be True, False or a pyro_mm.Fitted, got {describe(fitted)}")
-    return NormalFit(ROUNDS, widen=0.0) if fitted else None
+    return NormalFit(ROUNDS, widen=0.0, settle=True) if fitted else None

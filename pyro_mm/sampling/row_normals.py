@@ -25,7 +25,7 @@ PREDICTED_SHARE = (0.8, 1.25)  # of the gain that a quadratic density would give
 NARROW = 0.3  # deviations that several Normals start with, in units of the guide's
 LARGEST_FALL = 3.0  # nats by which a round may lower the bound below the row's best before it is taken back
 CURVATURE_RANGE = (0.25, 100.0)  # of the whitened precision in one round
-LEAST_CURVATURE = 0.01  # of it in the step of the mean, where the scale is diagonal
+LEAST_CURVATURE = 0.05  # of it in the step of the mean, where the scale is diagonal
 WIDENED_DIMENSIONS = 20
 DEVIATION_RANGE = (1e-6, 1.1)  # in units of the prior's deviations, which are estimates
 
@@ -91,6 +91,8 @@ class NormalFit:
         components: S, Normals per row.
         widen: the share by which the directions that the data determine are widened at the end.
         diagonal: True for the best Normals with diagonal covariance, False for full covariance.
+        settle: True to shorten the steps of the second half, one after another, which averages their noise, in rows
+            that have arrived: for a fit that is a result by itself.
     """
 
     rounds: int = 8
@@ -98,6 +100,7 @@ class NormalFit:
     components: int = 1
     widen: float = 0.15
     diagonal: bool = False
+    settle: bool = False
 
     def draws_for(self, dimension: int) -> int:
         """Return M for D coordinates."""
@@ -145,7 +148,8 @@ def fit_row_normals(
     pinned = _pin_inactive(target, start[0], deviation, active)
     fit = _Fit(start, torch.diag_embed(deviation.expand_as(start)), prior_deviation, settings.diagonal)
     rounds = _schedule(settings, start.shape[-1])
-    for num_draws, ridge in rounds:
+    for index, (num_draws, ridge) in enumerate(rounds):
+        fit.step_share = 1 / max(1, index - len(rounds) // 2 + 2) if settings.settle else 1.0
         fit.improve(pinned, _antithetic_directions(num_draws, start), ridge)
 
     failed = ~(fit.found_density & fit.finite)
@@ -167,6 +171,7 @@ class _Fit:
         self.scale = scale
         self.prior_deviation = prior_deviation
         self.diagonal = diagonal
+        self.step_share = 1.0  # of a Newton step that is taken
         self.largest_radius = math.sqrt(mean.shape[-1])
         self.radius = torch.full_like(mean[..., 0], FIRST_RADIUS * math.sqrt(mean.shape[-1]))
         self.last_bound = torch.full_like(self.radius, -math.inf)
@@ -235,17 +240,21 @@ class _Fit:
         step = slope / curvature
         length = step.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(step.dtype).tiny)
         step = step * (self.radius[..., None] / length).clamp(max=1.0)
+        # a row whose step ends at the radius is still on its way
+        step = torch.where(length > self.radius[..., None], 1.0, self.step_share) * step
+
+        own = -hessian.diagonal(dim1=-2, dim2=-1) if self.diagonal else found  # along the axes of the scale
+        narrowing = own.clamp(*CURVATURE_RANGE)
         by_mean = (slope * step - 0.5 * found * step.square()).sum(-1)
-        by_scale = 0.5 * (found * (1 - 1 / curvature) - curvature.log()).sum(-1)
+        by_scale = 0.5 * (own * (1 - 1 / narrowing) - narrowing.log()).sum(-1)
         self.predicted_gain = by_mean + by_scale
         self.mean = self.mean + _apply(self.scale, _apply(axes, step))
         if self.diagonal:
-            own = (-hessian.diagonal(dim1=-2, dim2=-1)).clamp(*CURVATURE_RANGE)
-            relative = self.scale.diagonal(dim1=-2, dim2=-1) * own.rsqrt() / self.prior_deviation
+            relative = self.scale.diagonal(dim1=-2, dim2=-1) * narrowing.rsqrt() / self.prior_deviation
             self.scale = torch.diag_embed(self.prior_deviation * relative.clamp(*DEVIATION_RANGE))
             return
         self.scale = _rescaled(
-            (self.scale @ axes) * curvature.rsqrt()[..., None, :],
+            (self.scale @ axes) * narrowing.rsqrt()[..., None, :],
             self.prior_deviation,
             lambda s: s.clamp(*DEVIATION_RANGE),
         )
