@@ -72,7 +72,9 @@ def evaluations(m, g, b):
             "candidates": {"a": (m, g), "b": (m, g)}, "batch": b, "target": "y", "given": "x", "baseline": "a",
             "seed": 0, "num_particles": 2, "proposal": mm.Proposal(stratify=False),
         },
-        mm.check: pair | {"objective": mm.objectives.elbo(), "num_particles": 2, "repeats": 2, "seed": 0},
+        mm.check: pair | {
+            "objective": mm.objectives.elbo(), "num_particles": 2, "repeats": 2, "seed": 0, "proposal": None,
+        },
         mm.to_arviz: pair | common | {"num_samples": 2, "resample": False, "evidence": None, "prior": False},
         protocols.joint: pair | names,
         protocols.single: pair | names,

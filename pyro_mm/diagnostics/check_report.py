@@ -126,7 +126,9 @@ def _evidence_text(found: Check) -> str:
         for e in found.evidence.values()
         if bool(e.counted.any())
     ]
-    return align_columns(["Guide as a proposal", "nats per row", "median ESS", "doubtful rows"], rows) if rows else ""
+    fitted = any(e.gradients for e in found.evidence.values())
+    title = "Proposal fitted to each row" if fitted else "Guide as a proposal"
+    return align_columns([title, "nats per row", "median ESS", "doubtful rows"], rows) if rows else ""
 
 
 def _gradient_text(gradients: GradientNoise) -> str:
@@ -209,9 +211,12 @@ def _doubtful_text(found: Check) -> str:
         return ""
     quantities = ", ".join(f"{p:.0%} in {quantity}" for p, quantity in many)
     reason = f"k-hat above {PARETO_K_THRESHOLD} or a standard error above {LARGE_STANDARD_ERROR} nats"
+    fitted = any(e.gradients for e in found.evidence.values())
+    cause = "Even a fitted proposal is poor there" if fitted else "The guide is a poor proposal there"
+    remedy = "" if fitted else ' With proposal="fitted" one is fitted to each row.'
     return (
-        f"Estimates of many rows are doubtful, with {reason}: {quantities}. The guide is a poor proposal there; "
-        "likelihoods and gaps are more likely too low than too high."
+        f"Estimates of many rows are doubtful, with {reason}: {quantities}. {cause}; likelihoods and gaps are more "
+        f"likely too low than too high.{remedy}"
     )
 
 

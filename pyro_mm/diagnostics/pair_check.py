@@ -16,6 +16,8 @@ from ..evidence.evidence import Evidence
 from ..evidence.likelihood import log_marginal
 from ..objectives.bounds import AFTER_WARM_UP, Target
 from ..objectives.objective import Objective
+from ..sampling.particle_sampler import ProposalScheme
+from ..sampling.proposals import resolve_proposal
 from ..scoring.audit.sites import Sites
 from ..scoring.evaluation import evaluating
 from ..scoring.prepare_objective import prepare_objective
@@ -47,6 +49,7 @@ def check(
     batch: Batch,
     *,
     num_particles: int = 1000,
+    proposal: ProposalScheme | str | None = None,
     repeats: int = 20,
     seed: int = 0,
     step: int | None = None,
@@ -75,6 +78,9 @@ def check(
             :class:`~pyro_mm.TrainingObjective`: an object or module with ``evaluate``, or a function.
         batch: N rows; a few hundred are enough.
         num_particles: K, draws per row of the log-likelihoods.
+        proposal: the way to draw them: an :class:`mm.Proposal <pyro_mm.Proposal>` from the guide, the default; or an
+            :class:`mm.Fitted <pyro_mm.Fitted>` to each row or ``"fitted"``, by which gaps hold where the guide is a
+            poor proposal, about which the report then says nothing.
         repeats: R, gradients from which the noise is estimated.
         seed: of all draws.
         step: gradient steps taken so far, at which the gradient is taken and an objective of one's own is evaluated.
@@ -99,20 +105,29 @@ def check(
     check_counts(2, repeats=repeats)
     check_seed(seed)
     check_flag("vectorize", vectorize)
+    scheme = resolve_proposal(proposal)
     batch = batch._copy(total=None, _index=None)  # these rows are the data: nothing is scaled up to others
-    return _PairCheck(model, guide, prepared, num_particles, seed, vectorize).run(batch, repeats, step)
+    return _PairCheck(model, guide, prepared, num_particles, scheme, seed, vectorize).run(batch, repeats, step)
 
 
 class _PairCheck:
     """Run of the checks of a pair, which gathers their errors and the log-likelihoods that they share."""
 
     def __init__(
-        self, model: Any, guide: Any, objective: PreparedObjective, num_particles: int, seed: int, vectorize: bool
+        self,
+        model: Any,
+        guide: Any,
+        objective: PreparedObjective,
+        num_particles: int,
+        proposal: ProposalScheme,
+        seed: int,
+        vectorize: bool,
     ):
         self.model = model
         self.guide = guide
         self.objective = objective
         self.num_particles = num_particles
+        self.proposal = proposal
         self.seed = seed
         self.table = table_of(objective)
         self.estimator = estimator_of(objective)
@@ -177,6 +192,7 @@ class _PairCheck:
                 self.guide,
                 batch.only(*(n for n in batch.names if n in names)),
                 num_particles=self.num_particles,
+                proposal=self.proposal,
                 seed=self.seed,
                 vectorize=self.vectorize,
                 audit=False,

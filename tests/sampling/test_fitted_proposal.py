@@ -301,6 +301,20 @@ def test_a_comparison_takes_it(double):
     assert abs(found.candidates[0].mean - found.candidates[1].mean) < 0.1
 
 
+def test_a_check_takes_it_and_its_gaps_then_hold(double):
+    model = linear(2)
+    batch = model.sample(20)
+    guide, elbo = beside(model), mm.objectives.elbo()
+    options = {"num_particles": 200, "repeats": 2}
+    plain = mm.check(model, guide, elbo, batch, **options)
+    found = mm.check(model, guide, elbo, batch, proposal="fitted", **options)
+    assert "Guide as a proposal" in str(plain) and 'With proposal="fitted" one is fitted to each row' in str(plain)
+    assert "Proposal fitted to each row" in str(found) and "doubtful, with" not in str(found)
+    assert (
+        abs(found.elbo.evidence - model.log_prob(batch).mean()) < 0.05 < abs(plain.elbo.evidence - found.elbo.evidence)
+    )
+
+
 def test_the_evidence_says_what_drew_it_and_what_it_cost(double):
     model = linear(2)
     batch = model.sample(5)
