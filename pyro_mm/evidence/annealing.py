@@ -3,7 +3,6 @@ r"""Annealed importance sampling: log-likelihoods of rows on which importance sa
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from ..batch.batch import Batch, check_batch
 from ..sampling.ancestral import SiteValues, simulate
@@ -16,7 +15,7 @@ from ..utils.arguments import check_choice, check_counts, check_flags, check_pro
 from ..utils.seeding import normalize_seed, temporary_seed
 from .accumulator import evidence_from_weights
 from .annealing_schedule import AnnealingSchedule
-from .annealing_target import TemperedDensity
+from .annealing_target import STARTS, Start, TemperedDensity
 from .evidence import Evidence, concatenate
 from .quantity import name_quantity, notes_on_shared, quantity_name, restrict_means
 
@@ -45,7 +44,7 @@ class AnnealingSettings:
     num_chains: int = 16
     temperatures: int = 200
     leapfrog_steps: int = 5
-    start: Literal["guide", "prior"] = "guide"
+    start: Start = "guide"
     pilot_chains: int = 16
     vectorize: bool = True
     pairs_at_once: int = PAIRS_AT_ONCE
@@ -53,8 +52,14 @@ class AnnealingSettings:
     def __post_init__(self) -> None:
         check_counts(num_chains=self.num_chains, temperatures=self.temperatures, leapfrog_steps=self.leapfrog_steps)
         check_counts(2, pilot_chains=self.pilot_chains)
-        check_choice("start", self.start, ("guide", "prior"))
+        check_choice("start", self.start, STARTS)
         check_flags(vectorize=self.vectorize)
+
+    @property
+    def name(self) -> str:
+        """The name of the estimate, for an :class:`Evidence`."""
+        start = {"guide": "the guide", "prior": "the prior", "fitted": "a fitted Normal"}[self.start]
+        return f"annealing from {start} at {self.temperatures} temperatures"
 
     @property
     def rows_at_once(self) -> int:
@@ -75,7 +80,7 @@ def annealed_importance(
     num_chains: int = 16,
     temperatures: int = 200,
     leapfrog_steps: int = 5,
-    start: Literal["guide", "prior"] = "guide",
+    start: Start = "guide",
     pilot_chains: int = 16,
     seed: int | None = None,
     vectorize: bool = True,
@@ -108,7 +113,8 @@ def annealed_importance(
         num_chains (int): C, independent chains per row.
         temperatures (int): T, spaced so that each step adds as much to the variance of the log-weights.
         leapfrog_steps (int): L, of the one move at each temperature.
-        start (str): q_0, ``"guide"`` or ``"prior"``.
+        start (str): q_0, ``"guide"``, ``"prior"``, or ``"fitted"``: the Normal that :class:`~pyro_mm.Fitted` fits to
+            each row, from which a tenth of the temperatures may do.
         pilot_chains (int): chains per row of the run that tunes, two at least.
         seed (int): of all draws; None takes one from torch's generator, which is not otherwise used.
         vectorize (bool): False scores chain by chain, for stories that do not broadcast.
@@ -155,7 +161,7 @@ def bidirectional(
     num_chains: int = 16,
     temperatures: int = 200,
     leapfrog_steps: int = 5,
-    start: Literal["guide", "prior"] = "guide",
+    start: Start = "guide",
     pilot_chains: int = 16,
     seed: int | None = None,
     vectorize: bool = True,
@@ -224,7 +230,9 @@ def estimate_by_annealing(
                 schedule = settings.tune(model, guide, rows)
                 draws = schedule.density.initial_draws(settings.num_chains)
                 shared = schedule.density.has_shared
-                parts.append(evidence_from_weights(schedule.log_weights(draws), "", shared))
+                part = evidence_from_weights(schedule.log_weights(draws), "", shared)
+                cost = schedule.density.num_gradients
+                parts.append(replace(part, proposal=settings.name, evaluations=cost, gradients=cost))
         evidence = name_quantity(parts[0] if len(parts) == 1 else concatenate(parts), model, guide, whole)
         return move_result(evidence, whole, batch)
 

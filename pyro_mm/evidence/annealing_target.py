@@ -10,10 +10,17 @@ from torch import Tensor
 
 from ..batch.batch import Batch
 from ..batch.context import TermStack
+from ..sampling.fitted_proposal import fit_posteriors
+from ..sampling.row_normals import NormalFit
 from ..sampling.unconstrained import UnconstrainedPair, gradient_of
+from ..sampling.weighted import BlockSizes
 from ..scoring.structure import Callback, pair_structure
 from ..scoring.views import TermViews
+from ..utils.arguments import check_choice
 from ..utils.global_state import override_validation
+
+Start = Literal["guide", "prior", "fitted"]
+STARTS = ("guide", "prior", "fitted")
 
 
 @dataclass
@@ -65,36 +72,52 @@ class TemperedDensity(UnconstrainedPair):
     Args:
         model, guide: callables of a batch.
         batch: N rows.
-        start: the density q_0 at beta = 0, the guide or the model's prior.
+        start: the density q_0 at beta = 0: the guide, the model's prior, or a Normal that is fitted to each row here.
         vectorize: True to score all chains in one run of the model.
+
+    Attributes:
+        num_gradients: evaluations of the model's gradient so far, per row.
 
     Raises:
         ValueError: a discrete latent in the guide, one that only the model has, or a story that draws as it is scored.
     """
 
-    def __init__(
-        self, model: Callback, guide: Callback, batch: Batch, start: Literal["guide", "prior"], vectorize: bool = True
-    ):
-        if start not in ("guide", "prior"):
-            raise ValueError(f"expected start 'guide' or 'prior', got {start!r}")
+    def __init__(self, model: Callback, guide: Callback, batch: Batch, start: Start, vectorize: bool = True):
+        check_choice("start", start, STARTS)
         self.start = start
         structure = pair_structure(model, guide, batch)
         view = batch.view({n: batch.presence(n) for n in batch.names}, TermStack({}), {}, batch.rows)
         views = TermViews(view, view, view, structure.nesting, modalities=structure.modalities)
         views = views.given_globals(structure)
         super().__init__(model, guide, views, structure, vectorize)
+        self.num_gradients = 0
+        if start == "fitted":
+            with torch.no_grad():
+                fitted = fit_posteriors(self, NormalFit(), BlockSizes().pairs_to_decode(batch))
+            self.normals = fitted.normals
+            self.num_gradients = fitted.gradients
 
     def initial_draws(self, num_chains: int) -> Tensor:
         """Return coordinates of independent draws from q_0, ``(C, N, D)``, each given latents that all rows share."""
         self.draw_shared(num_chains)
-        return self.prior_draws(num_chains) if self.start == "prior" else self.guide_draws(num_chains)
+        if self.start == "prior":
+            return self.prior_draws(num_chains)
+        if self.start == "guide":
+            return self.guide_draws(num_chains)
+        mean = self.normals.mean[0]
+        noise = torch.randn(num_chains, *mean.shape, dtype=mean.dtype, device=mean.device)
+        return self.normals.transform(noise, noise.new_zeros(noise.shape[:2], dtype=torch.long))
 
     def state_at(self, u: Tensor) -> ChainState:
         """Return the state of chains at coordinates ``(C, N, D)``; gradients are zero where no density depends."""
+        self.num_gradients += len(u)
         with torch.enable_grad(), override_validation(False):
             u = u.detach().requires_grad_()
             densities = self.log_densities(u, guide=self.start == "guide")
             log_p = densities.joint
-            log_q = densities.prior if densities.guide is None else densities.guide
+            if self.start == "fitted":
+                log_q = self.normals.log_prob(u)
+            else:
+                log_q = densities.prior if densities.guide is None else densities.guide
             gradient_q, gradient_p = gradient_of(log_q, u), gradient_of(log_p, u)
         return ChainState(u.detach(), log_q.detach(), log_p.detach(), gradient_q, gradient_p)

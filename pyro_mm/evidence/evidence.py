@@ -287,6 +287,8 @@ class Evidence:
     def _advice(self) -> str:
         """Return the remedies for doubtful rows, the cheapest first."""
         annealing = "annealed_importance on batch[evidence.doubtful]"
+        if self.proposal.startswith("annealing"):
+            return "more temperatures, and then more chains"
         if self.gradients:
             return f"more particles, or {annealing}"
         return f'proposal="fitted", which fits the proposal to each row; if rows stay in doubt, {annealing}'
