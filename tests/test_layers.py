@@ -32,8 +32,8 @@ MAY_IMPORT = {
     "recipes": ["batch", "conditionals", "estimators", "models", "nn", "objectives", "posteriors"],
     "plots": ["diagnostics", "evidence", "metrics", "training"],
     "experiments": [
-        "batch", "conditionals", "datasets", "diagnostics", "estimators", "evidence", "metrics", "models", "nn",
-        "objectives", "posteriors", "recipes", "sampling", "training",
+        "batch", "conditionals", "datasets", "diagnostics", "distributions", "estimators", "evidence", "metrics",
+        "models", "nn", "objectives", "posteriors", "recipes", "sampling", "training",
     ],
     "cli": [
         "batch", "datasets", "estimators", "experiments", "metrics", "objectives", "plots", "recipes",

@@ -35,16 +35,21 @@ Rows = Annotated[
         "200 for fitted-proposals.",
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, max=2**62, help="Seed; for hirt-* and mfm-*, the first of several.")]
-Seeds = Annotated[int | None, typer.Option(min=1, help="Number of seeds, for hirt-* and mfm-*.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**62, help="Seed; for hirt-*, mfm-* and wae-mnist, the first of several.")
+]
+Seeds = Annotated[int | None, typer.Option(min=1, help="Number of seeds, for hirt-*, mfm-* and wae-mnist.")]
 Only = Annotated[
     list[str] | None,
     typer.Option(
-        help='Rows of the tables of hirt-* and mfm-* whose "group, name" contains this text, of fitted-proposals whose '
-        '"data set, recipe, latent" does, or a member of family-* and weak-digits. May be repeated.'
+        help='Rows of the tables of hirt-*, mfm-* and wae-mnist whose "group, name" contains this text, of '
+        'fitted-proposals whose "data set, recipe, latent" does, or a member of family-* and weak-digits. May be '
+        "repeated."
     ),
 ]
-Full = Annotated[bool, typer.Option("--full", help="Published numbers of epochs and units, for hirt-*.")]
+Full = Annotated[
+    bool, typer.Option("--full", help="Published numbers of epochs and units, for hirt-*; all images, for wae-mnist.")
+]
 Course = Annotated[
     int,
     typer.Option(

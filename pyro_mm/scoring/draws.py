@@ -98,6 +98,13 @@ class Draws:
         pair, views = self._pair, self._pair.views
         lead = ((pair.num_particles,) if pair.plated else ()) + ((views.terms,) if views.terms > 1 else ())
         batch_shape = value.shape[: value.dim() - len(event)]
+        if len(batch_shape) > views.nesting + len(lead) and any(
+            n > 1 for n in batch_shape[: -views.nesting - len(lead)]
+        ):
+            raise ValueError(
+                f"latent site {site!r} depends on an enumerated site and has a draw for each of its classes, not one: "
+                "draw that site, or leave statistics of this one out"
+            )
         plates = (1,) * (views.nesting - len(batch_shape)) + tuple(batch_shape)[-views.nesting :]
         inner = plates[:-1]
         whole = value.expand(*lead, *inner, views.decode.size, *event)

@@ -381,3 +381,34 @@ def test_a_term_that_compares_the_prior_with_itself_is_zero_in_the_mean():
         [by_term(MMD("z", PRIOR), model, guide, rows(8), seed)["MMD(z | P; p(z))"] for seed in range(100)]
     )
     assert abs(each.mean()) < 3 * each.std() / 10
+
+
+@pytest.mark.parametrize("depends", [False, True])
+def test_a_latent_beside_an_enumerated_one_is_compared_unless_it_depends_on_it(depends):
+    """The prior of z is a mixture over the class, which the pass sums out and the reference draws."""
+    locs = torch.tensor([[-50.0], [50.0]])
+
+    def model(batch):
+        with batch.plate():
+            y = pyro.sample("y", dist.Categorical(torch.ones(2)))
+            z = pyro.sample("z", dist.Normal(locs[y], 1.0).to_event(1))
+            batch.observe("x", dist.Normal(z, 1.0).to_event(1))
+
+    def guide(batch):
+        with batch.plate():
+            y = pyro.sample("y", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+            pyro.sample("z", dist.Normal(locs[y] if depends else batch["x"], 1.0).to_event(1))
+
+    kernel = Capture()
+    objective = mm.objectives.elbo(E.IWAE(2)) + MMD("z", kernel=kernel)
+    batch = mm.Batch({"x": torch.randn(8, 1)})
+    if depends:
+        with pytest.raises(
+            ValueError, match="'z' depends on an enumerated site and has a draw for each of its classes"
+        ):
+            objective.evaluate(model, guide, batch, step=0)
+        return
+    assert objective.evaluate(model, guide, batch, step=0).total.isfinite()
+    z, prior = kernel.last()
+    assert z.shape == prior.shape == (2, 8, 1) and z.abs().max() < 10
+    assert prior.min() < -40 and prior.max() > 40 and (prior.abs() > 40).all()

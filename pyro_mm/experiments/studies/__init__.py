@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from . import factorized, identifiable, known_factors, linear, mnist_usps_word
+from . import factorized, identifiable, known_factors, linear, mnist_usps_word, wasserstein_autoencoders
 from .study import Study
 
 STUDIES: Mapping[str, Study] = {
@@ -16,4 +16,5 @@ STUDIES: Mapping[str, Study] = {
     "mfm-pom": factorized.POM,
     "mfm-digits": factorized.DIGITS,
     "mfm-factors": known_factors.FACTORS,
+    "wae-mnist": wasserstein_autoencoders.MNIST,
 }
