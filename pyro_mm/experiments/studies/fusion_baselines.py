@@ -34,7 +34,7 @@ def constant_scores(sample: Sample, seed: int) -> Measurements:
 
 
 def regression_scores(sample: Sample, seed: int) -> Measurements:
-    """Score a logistic or ridge regression on the features of all modalities, and one on those of all but each."""
+    """Score a logistic or ridge regression on all modalities and on all but each, and ridge regressions of each."""
     found: dict[str, float] = {}
     for suffix, given in given_sets(sample.train).items():
         scores = _regression(sample, given)
@@ -43,6 +43,38 @@ def regression_scores(sample: Sample, seed: int) -> Measurements:
         validation = Sample(sample.train, sample.truth.validation, sample.truth)
         name, value = next(iter(_regression(validation, modalities(sample.train)).items()))
         found = {f"validation {name}": value, **found}
+    return found | ridge_errors(sample)
+
+
+def ridge_errors(sample: Sample) -> dict[str, float]:
+    """Return how far a ridge regression on the features of the others is from each modality, relative to its mean.
+
+    The penalty is chosen by leave-one-out errors of training rows. Rows that lack any modality are left out, and so are
+    sequences and tokens.
+
+    Returns:
+        ``"error of m"`` -> ratio of sums of squares over test rows, as in
+        :func:`~.prediction_scores.missing_errors`.
+    """
+    with preserve_process_settings():
+        from sklearn.linear_model import RidgeCV
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+    names = modalities(sample.train)
+    train, test = (rows[torch.stack([rows.present[n] for n in names]).all(0)] for rows in (sample.train, sample.test))
+    found = {}
+    for name in names if len(names) > 1 else ():
+        if modality_kind(sample.train, name) not in ("vector", "image", "array"):
+            continue
+        others = [other for other in names if other != name]
+        x, x_test = (np.concatenate([features(rows, o, None) for o in others], 1) for rows in (train, test))
+        y, true = (rows[name].flatten(1).double().cpu().numpy() for rows in (train, test))
+        regression = make_pipeline(StandardScaler(), RidgeCV(np.logspace(0, 6, 7)))
+        regression.fit(x, y)
+        found[f"error of {name}"] = float(
+            np.square(regression.predict(x_test) - true).sum() / np.square(true - y.mean(0)).sum()
+        )
     return found
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ... import metrics, objectives
 from ...batch.batch import Batch
@@ -15,7 +14,6 @@ from ...datasets.simulated import factors
 from ...models import Factorized
 from ...recipes.factorized import mfm
 from ...recipes.networks import Recipe
-from ...sampling.encode import encode
 from .factorized import members
 from .fusion_baselines import constant_scores, regression_scores
 from .prediction_scores import LABEL, Truth, measure, modalities
@@ -38,21 +36,18 @@ def measure_factors(run: Recipe, sample: Sample, seed: int, fitted: bool) -> Mea
 
     Returns:
         Column -> value: ``"margin"``, the accuracy of a linear probe of z for the label, minus the largest of those of
-        the w_m; these accuracies; ``"swap, own"``, the least root mean square change of a modality's expected values,
-        in units of their standard deviation over rows, when its own private factors are those of another row; and
-        ``"swap, others"``, the largest such change of another modality.
+        the w_m; these accuracies; ``"swap, own"``, the least effect of :func:`pyro_mm.metrics.swaps` of a w_m
+        on its modality; and ``"swap, others"``, the largest on another one or on the label.
     """
     found: dict[str, float] = {}
     if isinstance(run.model, Factorized) and run.model.private_priors:
         names = [name for name in modalities(sample.train) if name in run.model.private_priors]
         found |= label_in_latents(run, sample, names, seed)
-        changes = swap_changes(run, sample.test[:SWAPPED], names)
-        found["swap, own"] = min(changes[name][name] for name in names)
-        found["swap, others"] = max(changes[name][other] for name in names for other in changes if other != name)
+        found |= swap_effects(run, sample.test[:SWAPPED], names, seed)
     return {**found, **measure(run, sample, seed, fitted)}
 
 
-def label_in_latents(run: Recipe, sample: Sample, names: Any, seed: int) -> dict[str, float]:
+def label_in_latents(run: Recipe, sample: Sample, names: Sequence[str], seed: int) -> dict[str, float]:
     """Return the accuracies of linear probes for the label: of z, of each w_m, and the margin between them."""
 
     def probe(site: str) -> float:
@@ -63,42 +58,19 @@ def label_in_latents(run: Recipe, sample: Sample, names: Any, seed: int) -> dict
     return {"margin": shared - max(own.values()), "probe of z": shared, **own}
 
 
-@torch.no_grad()
-def swap_changes(run: Recipe, rows: Batch, names: Any) -> Mapping[str, Mapping[str, float]]:
-    """Return how much a swap of one modality's private factors changes the expected values of each modality.
+def swap_effects(run: Recipe, rows: Batch, names: Sequence[str], seed: int) -> dict[str, float]:
+    """Return the least effect of a swap of private factors on their modality, and the largest on any other.
 
     Args:
-        run: a trained recipe with a :class:`~pyro_mm.models.Factorized` story.
+        run: a trained recipe.
         rows: rows to encode; each gets the private factor of the next one.
         names: the modalities with private latents.
-
-    Returns:
-        modality whose factors are swapped -> modality -> root mean square change over the standard deviation over rows.
+        seed: the seed of the draws.
     """
-    assert isinstance(run.model, Factorized)
-    model = run.model
-    latents = {site: d.mean for site, d in encode(run.guide, rows, audit=False).items()}
-    before = model.factors(latents, rows)
-    expected = _expected_values(model, before, rows)
-    changes: dict[str, dict[str, float]] = {}
-    for name in names:
-        after = before | {f"w_{name}": before[f"w_{name}"].roll(1, 0)}
-        swapped = _expected_values(model, after, rows)
-        changes[name] = {
-            other: ((x - expected[other]).square().mean() / expected[other].var(0).mean()).sqrt().item()
-            for other, x in swapped.items()
-        }
-    return changes
-
-
-def _expected_values(model: Factorized, found: Mapping[str, Tensor], rows: Batch) -> dict[str, Tensor]:
-    """Return the mean of each modality; of tokens, the log-probabilities of the rows' own strings, ``(N,)``."""
-    decoded = model.decode(found, rows)
-    means = {}
-    for name in modalities(rows):
-        tokens = not rows[name].is_floating_point()
-        means[name] = decoded[name].log_prob(rows[name]) if tokens else decoded[name].mean
-    return means
+    effects = metrics.swaps(run.model, run.guide, rows, [f"w_{name}" for name in names], seed=seed).effects
+    own = [effects[f"w_{name}"][name] for name in names]
+    others = [effect for name in names for other, effect in effects[f"w_{name}"].items() if other != name]
+    return {"swap, own": min(own), "swap, others": max(others)}
 
 
 def independent(batch: Batch, **settings: Any) -> Recipe:
