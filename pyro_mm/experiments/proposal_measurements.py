@@ -70,13 +70,21 @@ def _likelihoods(names: tuple[str, ...]) -> dict[str, Callable[..., Evidence]]:
     return dict(zip(QUANTITIES, estimators, strict=True))
 
 
-def _timed(likelihood: Callable[..., Evidence], *args: Any, **options: Any) -> tuple[Evidence, float]:
+def _timed(
+    likelihood: Callable[..., Evidence], model: Any, guide: Any, rows: Batch, **options: Any
+) -> tuple[Evidence, float]:
     """Return an estimate and the seconds that it took, those of work queued on a GPU included."""
+    _finish_queued(rows.device)
     start = time.perf_counter()
-    found = likelihood(*args, **options)
-    if found.log_prob.is_cuda:
-        torch.cuda.synchronize(found.log_prob.device)
+    found = likelihood(model, guide, rows, **options)
+    _finish_queued(rows.device)
     return found, time.perf_counter() - start
+
+
+def _finish_queued(device: torch.device) -> None:
+    """Wait for the work that is queued on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _untrusted_rows(fitted: Evidence, guided: Evidence, test: Batch) -> list[dict[str, Any]]:
