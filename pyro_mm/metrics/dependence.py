@@ -123,7 +123,7 @@ def hsic_ratios(
 
     References:
         Tsai et al. 2019 (arXiv:1806.06176), whose kernel :math:`\exp(-r^2 / \sigma^2)` has :math:`h = \sigma / \sqrt 2`
-        and whose r_m is ``shared_to_private``; Gretton et al. 2005 (ALT); Wu et al. 2018 (arXiv:1802.00320).
+        and whose r_m is ``shared_to_private``; Gretton et al. 2005 (ALT).
     """
     check_programs(model=model, guide=guide)
     check_batch(batch)
