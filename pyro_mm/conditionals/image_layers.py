@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -83,7 +82,7 @@ class Coupling(nn.Module):
         """Return the image of x ``(B, C, H, W)``, and the log-determinant ``(B,)``."""
         given, changed = self._split(x)
         log_scale, shift = self._coefficients(given, context)
-        return self._join(given, changed * log_scale.exp() + shift), log_scale.flatten(1).sum(1)
+        return self._join(given, changed * log_scale.exp() + shift), log_scale.sum((1, 2, 3))
 
     def inverse(self, y: Tensor, context: Tensor) -> Tensor:
         """Return x of its image ``(B, C, H, W)``."""
@@ -121,7 +120,7 @@ class Standardize(nn.Module):
     def forward(self, x: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
         """Return the image of x ``(B, C, H, W)``, and the log-determinant ``(B,)``."""
         log_scale, shift = bounded(self.net(given))
-        return x * log_scale.exp() + shift, log_scale.flatten(1).sum(1)
+        return x * log_scale.exp() + shift, log_scale.sum((1, 2, 3))
 
     def inverse(self, y: Tensor, given: Tensor) -> Tensor:
         """Return x of its image ``(B, C, H, W)``."""
@@ -158,8 +157,8 @@ class Scale(nn.Module):
         super().__init__()
         self.inner = 4 * channels
         self.kept = self.inner // 2 if scales > 1 else 0
-        self.context_shape = (context_channels, size[0] // 2, size[1] // 2)
-        self.context = nn.Linear(context, math.prod(self.context_shape))
+        # an affine map to (context_channels, H / 2, W / 2), without a reshape that would depend on a traced layout
+        self.context = nn.ConvTranspose2d(context, context_channels, (size[0] // 2, size[1] // 2))
         self.maps = nn.ModuleList(ChannelMap(self.inner) for _ in range(steps))
         self.couplings = nn.ModuleList(
             Coupling(self.inner, context_channels, hidden, flip=bool(i % 2)) for i in range(steps)
@@ -178,7 +177,7 @@ class Scale(nn.Module):
             context: vectors ``(B, context)``.
         """
         h = nn.functional.pixel_unshuffle(x, 2)
-        features = self.context(context).unflatten(-1, self.context_shape)
+        features = self.context(context[..., None, None])
         total = torch.zeros_like(h[:, 0, 0, 0])
         for channel_map, coupling in zip(self.maps, self.couplings, strict=True):
             h, log_det = channel_map(h)
@@ -196,7 +195,7 @@ class Scale(nn.Module):
 
     def inverse(self, noise: Tensor, context: Tensor) -> Tensor:
         """Return the images ``(B, C, H, W)`` of noise in their shape, given contexts ``(B, context)``."""
-        features = self.context(context).unflatten(-1, self.context_shape)
+        features = self.context(context[..., None, None])
         kept, out = nn.functional.pixel_unshuffle(noise, 2).split((self.kept, self.inner - self.kept), 1)
         if self.next is not None:
             kept = self.next.inverse(kept, context)
