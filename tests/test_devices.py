@@ -51,6 +51,7 @@ def _autoencoder(features=6, latent=2):
 
 @on_devices
 def test_a_sum_with_a_batch_statistic_trains_and_compiles(device):
+    """The last losses, of draws of their own where the step is compiled, are within a tenth of each other."""
     batch = mm.Batch({"a": torch.randn(64, 6)})
     objective = mm.objectives.elbo(kl=0) + 10 * mm.objectives.MMD("z")
     start = _autoencoder()
@@ -59,16 +60,16 @@ def test_a_sum_with_a_batch_statistic_trains_and_compiles(device):
         model, guide = copy.deepcopy(start)
         with override_validation(True):
             history = mm.fit(
-                model, guide, objective, batch, epochs=6, batch_size=32, seed=0, device=device, compile=compiled,
-                progress=False,
+                model, guide, objective, batch, epochs=40, batch_size=32, seed=0, device=device, compile=compiled,
+                optimizer=lambda parameters: torch.optim.Adam(parameters, 1e-2), progress=False,
             )  # fmt: skip
         return torch.tensor(history.to_dict()["loss"]), next(model.parameters())
 
     eager, weight = train(False)
     compiled, _ = train(device == "cuda")
     assert weight.device.type == device
-    assert eager[-1] < eager[0]
-    torch.testing.assert_close(compiled, eager, rtol=2e-2, atol=2e-2)  # one training, up to float32 and its noise
+    assert eager[-5:].mean() < 0.95 * eager[0]
+    torch.testing.assert_close(compiled[-5:].mean(), eager[-5:].mean(), rtol=0.1, atol=0)
 
 
 @on_devices

@@ -10,6 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .spectra import clamp_eigenvalues, clamp_singular_values, widen_singular_values
+
 Target = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Points ``(C, N, D)`` -> (log-densities of the rows there ``(C, N)``, gradients ``(C, N, D)``)."""
 
@@ -232,32 +234,32 @@ class _Fit:
 
     def _step(self, gradient: Tensor, hessian: Tensor) -> None:
         """Take a Newton step of the mean, within the radius, and set the scale by the Hessian."""
-        found, axes = torch.linalg.eigh(-hessian)
         # a diagonal scale leaves directions in which the density is far flatter than along the axes
         least = LEAST_CURVATURE if self.diagonal else CURVATURE_RANGE[0]
-        curvature = found.clamp(least, CURVATURE_RANGE[1])
-        slope = _apply(axes.mT, gradient)
-        step = slope / curvature
+        curvature = clamp_eigenvalues(-hessian, least, CURVATURE_RANGE[1])
+        root, _ = torch.linalg.cholesky_ex(curvature)
+        step = torch.cholesky_solve(gradient[..., None], root)[..., 0]
         length = step.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(step.dtype).tiny)
         step = step * (self.radius[..., None] / length).clamp(max=1.0)
         # a row whose step ends at the radius is still on its way
         step = torch.where(length > self.radius[..., None], 1.0, self.step_share) * step
 
-        own = -hessian.diagonal(dim1=-2, dim2=-1) if self.diagonal else found  # along the axes of the scale
-        narrowing = own.clamp(*CURVATURE_RANGE)
-        by_mean = (slope * step - 0.5 * found * step.square()).sum(-1)
-        by_scale = 0.5 * (own * (1 - 1 / narrowing) - narrowing.log()).sum(-1)
-        self.predicted_gain = by_mean + by_scale
-        self.mean = self.mean + _apply(self.scale, _apply(axes, step))
+        by_mean = (gradient * step + 0.5 * step * _apply(hessian, step)).sum(-1)
+        self.mean = self.mean + _apply(self.scale, step)
         if self.diagonal:
+            own = -hessian.diagonal(dim1=-2, dim2=-1)
+            narrowing = own.clamp(*CURVATURE_RANGE)
+            self.predicted_gain = by_mean + 0.5 * (own * (1 - 1 / narrowing) - narrowing.log()).sum(-1)
             relative = self.scale.diagonal(dim1=-2, dim2=-1) * narrowing.rsqrt() / self.prior_deviation
             self.scale = torch.diag_embed(self.prior_deviation * relative.clamp(*DEVIATION_RANGE))
             return
-        self.scale = _rescaled(
-            (self.scale @ axes) * narrowing.rsqrt()[..., None, :],
-            self.prior_deviation,
-            lambda s: s.clamp(*DEVIATION_RANGE),
-        )
+
+        kept = torch.cholesky_solve(-hessian, root)  # the whitened precision, as narrowing by the root leaves it
+        traces = (-hessian - kept).diagonal(dim1=-2, dim2=-1).sum(-1)
+        self.predicted_gain = by_mean + 0.5 * traces - root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        narrowed = torch.linalg.solve_triangular(root.mT, self.scale, upper=True, left=False)
+        relative = narrowed / self.prior_deviation[..., None]
+        self.scale = self.prior_deviation[..., None] * clamp_singular_values(relative, *DEVIATION_RANGE)
 
 
 def _start(target: Target, guide_draws: Tensor, prior_deviation: Tensor, components: int) -> tuple[Tensor, Tensor]:
@@ -344,20 +346,12 @@ def _widened(scale: Tensor, prior_deviation: Tensor, widen: float) -> Tensor:
     if not widen:
         return scale
     a = widen * max(1.0, (WIDENED_DIMENSIONS / scale.shape[-1]) ** 0.5)
-    return _rescaled(scale, prior_deviation, lambda s: s * (1 + a * (1 - s.square()).clamp(min=0)))
-
-
-def _rescaled(scale: Tensor, prior_deviation: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Change the principal deviations of covariances, in units of the prior's, and return a square root of them."""
-    relative = scale / prior_deviation[..., None]
-    squares, axes = torch.linalg.eigh(relative @ relative.mT)
-    deviations = change(squares.clamp(min=0).sqrt())
-    return prior_deviation[..., None] * axes * deviations[..., None, :]
+    return prior_deviation[..., None] * widen_singular_values(scale / prior_deviation[..., None], a)
 
 
 def _apart(mean: Tensor, scale: Tensor, start: Tensor, deviation: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean and the triangular scale, with inactive coordinates exactly at the start and independent."""
-    triangle = torch.linalg.qr(scale.mT)[1].mT
+    triangle = torch.linalg.qr(scale.mT, mode="r")[1].mT
     triangle = triangle * triangle.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
     both = active[..., None] & active[..., None, :]
     return torch.where(active, mean, start[0]), torch.where(both, triangle, torch.diag_embed(deviation))

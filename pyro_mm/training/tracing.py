@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
@@ -105,6 +105,7 @@ def trace_step(update: Update, inputs: TraceInputs) -> TracedStep:
                 override_validation(False),
                 torch.enable_grad(),
                 _without_mkldnn(),
+                _without_cudnn_recurrence(problem),
                 _pause_collection(),
                 _RefuseReads(),
                 _refuse_python_state(problem, inputs.batch.names),
@@ -147,6 +148,18 @@ def _without_mkldnn() -> Iterator[None]:
         yield
     finally:
         torch._C._set_mkldnn_enabled(enabled)
+
+
+@contextmanager
+def _without_cudnn_recurrence(problem: TrainingProblem) -> Iterator[None]:
+    """Switch cuDNN off for recurrent networks, whose weights it would copy into one storage: no operation of a graph."""
+    recurrent = any(isinstance(m, nn.RNNBase) for network in problem.networks for m in network.modules())
+    enabled = torch._C._get_cudnn_enabled()
+    torch._C._set_cudnn_enabled(enabled and not recurrent)
+    try:
+        yield
+    finally:
+        torch._C._set_cudnn_enabled(enabled)
 
 
 @contextmanager
