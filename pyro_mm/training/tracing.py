@@ -152,7 +152,7 @@ def _without_mkldnn() -> Iterator[None]:
 
 @contextmanager
 def _without_cudnn_recurrence(problem: TrainingProblem) -> Iterator[None]:
-    """Switch cuDNN off for recurrent networks, whose weights it would copy into one storage: no operation of a graph."""
+    """Switch cuDNN off for recurrent networks, whose weights it copies into one storage, which no graph can hold."""
     recurrent = any(isinstance(m, nn.RNNBase) for network in problem.networks for m in network.modules())
     enabled = torch._C._get_cudnn_enabled()
     torch._C._set_cudnn_enabled(enabled and not recurrent)

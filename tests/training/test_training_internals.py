@@ -89,6 +89,29 @@ def test_an_lstm_is_traced_with_its_gradient_while_onednn_is_off():
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.cuda
+def test_a_gru_is_traced_with_its_gradient_while_cudnn_is_off():
+    """_C._get_cudnn_enabled and _C._set_cudnn_enabled, by which a trace leaves out cuDNN's copy of the weights."""
+    gru = nn.GRU(2, 3, batch_first=True).cuda()
+    names = list(dict(gru.named_parameters()))
+    x = torch.randn(4, 5, 2, device="cuda")
+
+    def gradient(x, *weights):
+        held = dict(zip(names, weights, strict=True))
+        out = torch.func.functional_call(gru, held, (x,))[0].sum()
+        return torch.autograd.grad(out, weights)
+
+    enabled = torch._C._get_cudnn_enabled()
+    torch._C._set_cudnn_enabled(False)
+    try:
+        graph = make_fx(gradient)(torch.randn_like(x), *gru.parameters())
+    finally:
+        torch._C._set_cudnn_enabled(enabled)
+    assert torch._C._get_cudnn_enabled() == enabled
+    for one, other in zip(graph(x, *gru.parameters()), gradient(x, *gru.parameters()), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_operations_of_a_graph_say_whether_they_change_their_inputs():
     """_schema.is_mutable of operators, by which constants that something writes to are not folded."""
     assert torch.ops.aten.add_.Tensor._schema.is_mutable
