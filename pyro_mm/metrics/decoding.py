@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Protocol, runtime_checkable
+from inspect import ismethod
+from typing import Any, Protocol, TypeGuard
 
 import pyro.distributions as dist
 import torch
@@ -25,7 +26,6 @@ Callback = Callable[[Batch], Any]
 ROWS_PER_PASS = 256  # bounds the memory: a pass decodes every modality
 
 
-@runtime_checkable
 class StoryOfFactors(Protocol):
     """A story with networks between its latents and the factors that it decodes, such as ``models.Factorized``."""
 
@@ -60,7 +60,7 @@ class Decoded:
         self.deterministic: frozenset[str] = frozenset()
         self.modalities: tuple[str, ...] = ()
         self.values: dict[str, Tensor] = {}
-        if isinstance(model, StoryOfFactors):
+        if _has_factors(model):
             self.values = model.factors(latents, rows)
             self.modalities = tuple(name for name in self._distributions({}) if name in rows)
         else:
@@ -95,7 +95,7 @@ class Decoded:
     def _distributions(
         self, values: Mapping[str, Tensor], record: Callable[[dict[str, Any]], None] | None = None
     ) -> dict[str, Any]:
-        if isinstance(self._model, StoryOfFactors):
+        if _has_factors(self._model):
             decoded = self._model.decode({**self.values, **values}, self.rows)
             return {name: {"fn": fn, "value": None, "cond_indep_stack": ()} for name, fn in decoded.items()}
 
@@ -252,6 +252,11 @@ def choose_factors(sites: Sequence[str] | str | None, decoded: Decoded, *, real:
     if not names:
         raise ValueError("the story has no latent in the plate of the rows whose role could be measured")
     return names
+
+
+def _has_factors(model: Any) -> TypeGuard[StoryOfFactors]:
+    """Return True for a story with the methods ``factors`` and ``decode``; networks of these names are no methods."""
+    return ismethod(getattr(model, "factors", None)) and ismethod(getattr(model, "decode", None))
 
 
 def as_vectors(x: Tensor) -> Tensor:

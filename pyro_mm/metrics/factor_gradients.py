@@ -80,8 +80,9 @@ def gradient_norms(
               \hat x_{nt} = E[x_{nt} | f_n]
 
     with the Frobenius norm of a Jacobian of as many rows as a step has entries, exact by reverse-mode differentiation
-    at one draw of the latents per row from the guide. Factors are those of :func:`hsic_ratios`. A factor that a
-    modality does not depend on has a norm of exactly 0.
+    at one draw of the latents per row from the guide. Factors are those of :func:`hsic_ratios`; other latents are held
+    fixed, and what the story makes of the factor moves with it. A factor that a modality does not depend on has a norm
+    of exactly 0.
 
     A modality with lengths is a sequence, whose steps are those before the end. The mean of a Categorical is its vector
     of probabilities; of a string of :class:`~pyro_mm.conditionals.Tokens` it is the vector of probabilities of each

@@ -355,6 +355,52 @@ def test_swaps_of_strings_share_their_random_numbers(double):
     assert found.effects["w_x"]["text"] == 0 and found.effects["z"]["text"] == 1
 
 
+# -- beside other features --------------------------------------------------------------------------------------------
+
+
+def test_networks_called_factors_and_decode_are_no_methods(double):
+    """A story that is a module, with networks of the names of the methods of a factorised story."""
+
+    class Story(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.factors, self.decode = nn.Linear(2, 2), nn.Linear(2, 3)
+
+        def forward(self, batch):
+            with batch.plate():
+                z = pyro.sample("z", standard(2))
+                batch.observe("x", lambda z: dist.Normal(self.decode(self.factors(z)), 1.0).to_event(1), z)
+
+    model, batch = Story(), mm.Batch({"x": torch.randn(9, 3)})
+    guide = mm.Guide(z=mm.posteriors.ProductOfExperts({"x": mm.conditionals.Normal(nn.Linear(3, 4))}))
+    found = mm.metrics.gradient_norms(model, guide, batch, seed=0)
+    expected = (model.decode.weight @ model.factors.weight).norm().item()
+    assert found.norms["x"].item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["mfm", "mfm_variational", "dmvae", "mmvae_plus", "jmvae_kl"])
+def test_recipes_have_exact_zeros_where_their_stories_have_no_arrow(name):
+    """Images and labels, some missing; deterministic encoders, mixtures and joint encoders; blocks of rows."""
+    torch.manual_seed(0)
+    n = 300
+    values = {
+        "image": (torch.rand(n, 4, 4) > 0.5).float(),
+        "other": torch.rand(n, 3, 3).round(),
+        "label": torch.arange(n) % 3,
+    }
+    batch = mm.Batch(values, {"image": torch.arange(n) % 5 > 0, "label": torch.arange(n) % 4 > 0})
+    pair = getattr(mm.recipes, name)(batch, latent=2, hidden=(4,))[:2]
+    norms = mm.metrics.gradient_norms(*pair, batch, seed=0)
+    effects = mm.metrics.swaps(*pair, batch, seed=0).effects
+    for i, factor in enumerate(norms.factors):
+        for modality in batch:
+            enters = factor == "z" or factor == f"w_{modality}"
+            assert bool(norms.norms[modality][i] > 0) == (effects[factor][modality] > 0) == enters
+    ratios = mm.metrics.hsic_ratios(*pair, batch, seed=0)
+    assert ratios.rows["z"]["image"] == 240 and set(ratios.ratios) == set(norms.factors)
+    assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
+
+
 # -- refusals ---------------------------------------------------------------------------------------------------------
 
 
