@@ -104,8 +104,7 @@ def trace_step(update: Update, inputs: TraceInputs) -> TracedStep:
             with (
                 override_validation(False),
                 torch.enable_grad(),
-                _without_mkldnn(),
-                _without_cudnn_recurrence(problem),
+                _without_fused_recurrence(problem),
                 _pause_collection(),
                 _RefuseReads(),
                 _refuse_python_state(problem, inputs.batch.names),
@@ -140,26 +139,21 @@ def isolated_run(problem: TrainingProblem, device: torch.device) -> Iterator[Non
 
 
 @contextmanager
-def _without_mkldnn() -> Iterator[None]:
-    """Switch oneDNN off, whose LSTM cannot be traced with its gradient."""
-    enabled = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(enabled)
+def _without_fused_recurrence(problem: TrainingProblem) -> Iterator[None]:
+    """Switch oneDNN and cuDNN off where there are recurrent networks, whose fused operations no graph can hold.
 
-
-@contextmanager
-def _without_cudnn_recurrence(problem: TrainingProblem) -> Iterator[None]:
-    """Switch cuDNN off for recurrent networks, whose weights it copies into one storage, which no graph can hold."""
+    oneDNN's LSTM cannot be traced with its gradient, and cuDNN copies the weights into one storage. Other networks keep
+    both, since an operation traced without them may lay its result out in another order than the replay does.
+    """
     recurrent = any(isinstance(m, nn.RNNBase) for network in problem.networks for m in network.modules())
-    enabled = torch._C._get_cudnn_enabled()
-    torch._C._set_cudnn_enabled(enabled and not recurrent)
+    onednn, cudnn = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
+    torch._C._set_mkldnn_enabled(onednn and not recurrent)
+    torch._C._set_cudnn_enabled(cudnn and not recurrent)
     try:
         yield
     finally:
-        torch._C._set_cudnn_enabled(enabled)
+        torch._C._set_mkldnn_enabled(onednn)
+        torch._C._set_cudnn_enabled(cudnn)
 
 
 @contextmanager
