@@ -247,3 +247,16 @@ def test_a_learned_scale_is_one_number_per_feature():
     model = mfm_variational(rows(), **SMALL).model
     assert model.decoders["series"].log_scale.shape == (3,)
     assert isinstance(model.decoders["text"](torch.zeros(2, 5)), dist.TorchDistribution)
+
+
+@pytest.mark.parametrize("recipe", [mfm, mfm_variational])
+def test_a_traced_step_has_the_loss_of_an_eager_one(recipe):
+    torch.manual_seed(0)
+    batch = vectors()
+    some = mm.Batch({n: batch[n] for n in batch.names}, {"b": torch.arange(12) % 3 != 0})
+    model, guide, objective = recipe(some, **SMALL)
+    step = mm.stage(objective, model, guide, some, backend=None)
+    torch.manual_seed(1)
+    found = float(step(some))
+    torch.manual_seed(1)
+    assert found == pytest.approx(objective.loss(model, guide, some), rel=1e-5) and step.reasons == []
