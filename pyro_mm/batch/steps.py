@@ -70,6 +70,8 @@ def count_valid_steps(name: str, d: Any, lengths: Tensor, knows_lengths: bool) -
     if isinstance(d, dist.MaskedDistribution):
         return dist.MaskedDistribution(count_valid_steps(name, d.base_dist, lengths, knows_lengths), d._mask)
     dims = getattr(d, "reinterpreted_batch_ndims", 0) if isinstance(d, torch.distributions.Independent) else 0
+    if dims and d.batch_shape[-1:] not in (lengths.shape, (1,), ()):
+        return d  # too few of its dimensions are those of a row, which another check puts into words
     if dims:
         valid = add_event_dims(valid_steps(lengths, d.event_shape[0]), dims - 1)
         return dist.Independent(d.base_dist.mask(valid), dims, validate_args=False)

@@ -110,7 +110,7 @@ def factors(
     * ``image``, float32 ``(12, 12)``, 0 or 1: Bernoulli with a sigmoid of smooth patterns;
     * ``text``, int64 ``(steps,)`` with ``lengths``: letters 1 to 8, each Categorical by itself, a softmax that depends
       on the place in the string; then the end token 0, which the length counts, and padding 0;
-    * ``series``, float32 ``(steps, 3)`` with ``lengths``: tanh of smooth curves, with Normal noise; then zeros;
+    * ``series``, float32 ``(steps, 3)`` with ``lengths``: tanh of smooth curves, with Normal noise; then padding;
     * ``label``, the class y, int64 ``()``; or a real number, float32 ``()``: the mean of f_y's entries, times
       :math:`\sqrt S`, with the same noise.
 

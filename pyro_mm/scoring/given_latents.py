@@ -10,6 +10,7 @@ from pyro import poutine
 
 from ..batch.batch import Batch
 from ..handlers.rewrite import EditSites
+from ..utils.seeding import generator_state, set_generator_state
 from .structure import Callback, in_data_plate, latent_sites
 
 
@@ -41,7 +42,14 @@ class Given:
 
 @torch.no_grad()
 def draw_global_latents(guide: Callback, batch: Batch) -> dict[str, dict[str, Any]]:
-    """Draw the latents of a guide that lie outside the plate ``"data"``, once for all rows: name -> site."""
+    """Draw the latents of a guide that lie outside the plate ``"data"``, once for all rows: name -> site.
+
+    A guide without any leaves torch's generator as it was, so that its other draws do not depend on this call.
+    """
+    state = generator_state(batch.device)
     with poutine.block(), poutine.trace() as traced:
         guide(batch)
-    return {name: site for name, site in latent_sites(traced.trace).items() if not in_data_plate(site)}
+    shared = {name: site for name, site in latent_sites(traced.trace).items() if not in_data_plate(site)}
+    if not shared:
+        set_generator_state(batch.device, state)
+    return shared

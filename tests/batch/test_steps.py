@@ -195,3 +195,13 @@ def test_a_density_of_whole_sequences_is_refused_unless_it_knows_the_lengths():
         batch.observe("a", knows, z)
     with batch.with_end_marks().plate():
         batch.with_end_marks().observe("a", WholeSequences(), z)
+
+
+def test_a_decoder_that_lacks_the_shape_of_a_row_is_told_so():
+    """A conditional without ``event_shape`` takes the steps of a row for rows, with lengths as without."""
+    decoder = mm.conditionals.Normal(mm.nn.RecurrentDecoder(2, 5, 3), scale=1.0)
+    model = mm.models.SharedLatent(dist.Normal(torch.zeros(2), 1.0).to_event(1), {"s": decoder})
+    guide = mm.Guide(z=lambda rows: dist.Normal(torch.zeros(rows.size, 2), 1.0).to_event(1))
+    batch = mm.Batch({"s": torch.randn(8, 5, 3)}, lengths={"s": torch.full((8,), 4)})
+    with pytest.raises(ValueError, match=r"(?s)site s.*needs \.to_event"):
+        mm.log_marginal(model, guide, batch, num_particles=2)

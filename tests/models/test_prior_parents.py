@@ -418,7 +418,7 @@ def test_a_class_drawn_from_the_prior_passes_no_gradient(in_guide, double):
     batch = mm.Batch({"x": torch.randn(6, 2), "label": torch.arange(6) % 3})
     objective = Objective([Term(PRIOR, ("x",), ("x",))], E.IWAE(2))
     assert math.isfinite(objective.loss(model, pair_guide, batch))
-    with pytest.raises(ValueError, match="encodes PRIOR draws 'y' from the model's prior"):
+    with pytest.raises(ValueError, match=r"encodes PRIOR, .* draws 'y' from the model's prior"):
         objective.differentiable_loss(model, pair_guide, batch)
     model.classes.logits.requires_grad_(False)
     objective.differentiable_loss(model, pair_guide, batch).backward()
