@@ -3,6 +3,7 @@ r"""Probabilities of the classes of a latent that is summed out, by importance s
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -278,16 +279,16 @@ def _classes_of_modality(model: Callback, guide: Callback, batch: Batch, guide_b
     fn = found["fn"]
     while isinstance(fn, dist.MaskedDistribution):
         fn = fn.base_dist
-    try:
-        if not fn.has_enumerate_support:
-            raise NotImplementedError
-        values = fn.enumerate_support(expand=False)
-    except NotImplementedError:
+    values = None
+    if fn.has_enumerate_support:
+        with suppress(NotImplementedError):  # as of a Binomial whose rows have unlike numbers of trials
+            values = fn.enumerate_support(expand=False)
+    if values is None:
         family = type(base_distribution(fn)).__name__
         raise ValueError(
             f"modality {site!r} has no classes: it is a {family} of event shape {tuple(fn.event_shape)}, and not one "
             "discrete value per row"
-        ) from None
+        )
     return values.reshape(len(values), *fn.event_shape)
 
 

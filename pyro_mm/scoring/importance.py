@@ -249,6 +249,11 @@ def propose(pair: TermPair, structure: PairStructure, draw: Callable[[dict[str, 
     pair.log_q = LazyMapping({name: partial(log_prob, site) for name, site in pair.row_latents().items()})
 
 
+def _with_values(sites: Mapping[str, Any], values: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return sites with other values in the place of their own, where there are any."""
+    return {name: site | {"value": values.get(name, site["value"])} for name, site in sites.items()}
+
+
 def score_model(
     pair: TermPair,
     structure: PairStructure,
@@ -289,10 +294,7 @@ def score_model(
     for site in ours.values():
         shape.scale(site)  # which may refuse it, and finds the factor
     stand_ins = stand_ins or {}
-
-    def with_stand_ins(sites: Mapping[str, Any]) -> dict[str, Any]:
-        return {n: site | {"value": stand_ins.get(n, site["value"])} for n, site in sites.items()}
-
+    with_stand_ins = partial(_with_values, values=stand_ins)
     at_stand_ins = {n: partial(shape.log_prob, site) for n, site in with_stand_ins(theirs).items()}
     log_q = LazyMapping(at_stand_ins) if stand_ins else proposal
     inside: set[str] = set()
@@ -338,9 +340,9 @@ def score_model(
     if draws:
         scores.draws = Draws(pair, model_trace)
     if classes_of is not None:
-        others = [x for name, x in prior.items() if name != classes_of]
-        others += [*(-proposal[n] for n in inside - enumerated), *likelihood.values()]
-        scores.log_joint_by_class = split_by_class(ours[classes_of], others, shape)
+        rest = [x for name, x in prior.items() if name != classes_of]
+        rest += [*(-proposal[n] for n in inside - enumerated), *likelihood.values()]
+        scores.log_joint_by_class = split_by_class(ours[classes_of], rest, shape)
     return scores
 
 

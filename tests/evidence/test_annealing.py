@@ -13,6 +13,7 @@ from pyro_mm.evidence.annealing import AnnealingSettings, bound_both_ways, estim
 from pyro_mm.evidence.annealing_schedule import equal_variance_temperatures
 from pyro_mm.evidence.annealing_target import TemperedDensity
 from pyro_mm.evidence.hamiltonian import draw_momenta
+from tests.support.chain import chain
 from tests.support.linear_gaussian import every_pattern, oracle
 
 LONG = bool(os.environ.get("PYRO_MM_LONG"))
@@ -143,25 +144,6 @@ def test_annealing_takes_constrained_latents_and_sums_out_a_label_of_the_model(d
         found = mm.annealed_importance(model, guide, batch, num_chains=1500, temperatures=25, start=start, seed=0)
         assert found.standard_error.max() < 0.02
         assert ((found.log_prob - torch.stack(truth)).abs() < 4 * found.standard_error + 1e-3).all()
-
-
-def chain(vectorised):
-    """A story with a plate within a row and a latent given another one, and its evidence."""
-
-    def model(batch):
-        with batch.plate():
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            with pyro.plate("parts", 3, dim=-2):
-                v = pyro.sample("v", dist.Normal(z, 0.5))
-            batch.observe("x", lambda v: dist.Normal(v.sum(-2, keepdim=vectorised), 1.0), v)
-
-    def guide(batch):
-        with batch.plate():
-            z = pyro.sample("z", dist.Normal(batch["x"] / 4, 0.4))
-            with pyro.plate("parts", 3, dim=-2):
-                pyro.sample("v", dist.Normal(z, 0.4))
-
-    return model, guide
 
 
 @pytest.mark.parametrize("vectorize", [True, False])

@@ -11,6 +11,7 @@ import pyro_mm as mm
 from pyro_mm import protocols
 from pyro_mm.sampling.fitted_proposal import prior_deviations
 from pyro_mm.utils.global_state import override_validation
+from tests.support.chain import chain
 from tests.support.contract import MODELS, POSTERIORS, data, pair
 from tests.support.linear_gaussian import every_pattern, oracle
 
@@ -221,25 +222,6 @@ def test_private_latents_of_missing_modalities_count_nowhere(double):
     assert ((found.log_prob - plain.log_prob).abs() < 4.5 * both).all() or both[3] == 0
     assert found.log_prob[3] == 0 and found.standard_error[3] < 1e-7 and found.ess[:3].min() > 500
     assert found.ess[:3].min() > plain.ess[:3].min() / 20
-
-
-def chain(vectorised):
-    """A story with a plate within a row and a latent given another one, and its guide."""
-
-    def model(batch):
-        with batch.plate():
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            with pyro.plate("parts", 3, dim=-2):
-                v = pyro.sample("v", dist.Normal(z, 0.5))
-            batch.observe("x", lambda v: dist.Normal(v.sum(-2, keepdim=vectorised), 1.0), v)
-
-    def guide(batch):
-        with batch.plate():
-            z = pyro.sample("z", dist.Normal(batch["x"] / 4, 0.4))
-            with pyro.plate("parts", 3, dim=-2):
-                pyro.sample("v", dist.Normal(z, 0.4))
-
-    return model, guide
 
 
 @pytest.mark.parametrize("vectorize", [True, False])

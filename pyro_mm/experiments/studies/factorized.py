@@ -169,27 +169,23 @@ MOSI = Study(
 )
 """The published figures are of aligned sequences, and the best of a search on the test rows: not comparable."""
 
-MMMO = Study(
-    title="Factorised representations of ICT-MMMO videos, a rating from 1 to 5",
-    groups={"rating": partial(ratings, "mmmo")},
-    members=members(latent=32, hidden=(64,), private=16, generation=0.1, mmd=1.0),
-    measure=measure,
-    epochs=20,
-    batch_size=32,
-    optimizer=partial(_adam, 1e-3),
-    known=known("audio", "video"),
-)
 
-POM = Study(
-    title="Factorised representations of POM videos, 17 ratings up to 7",
-    groups={"ratings": partial(ratings, "pom")},
-    members=members(latent=32, hidden=(64,), private=16, generation=0.1, mmd=1.0),
-    measure=measure,
-    epochs=20,
-    batch_size=32,
-    optimizer=partial(_adam, 1e-3),
-    known=known("audio", "video"),
-)
+def _of_ratings(which: Literal["mmmo", "pom"], group: str, title: str) -> Study:
+    """Build the study of a set of videos with ratings."""
+    return Study(
+        title=title,
+        groups={group: partial(ratings, which)},
+        members=members(latent=32, hidden=(64,), private=16, generation=0.1, mmd=1.0),
+        measure=measure,
+        epochs=20,
+        batch_size=32,
+        optimizer=partial(_adam, 1e-3),
+        known=known("audio", "video"),
+    )
+
+
+MMMO = _of_ratings("mmmo", "rating", "Factorised representations of ICT-MMMO videos, a rating from 1 to 5")
+POM = _of_ratings("pom", "ratings", "Factorised representations of POM videos, 17 ratings up to 7")
 
 DIGITS = Study(
     title="Factorised representations of two images of a digit",
