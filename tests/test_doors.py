@@ -36,6 +36,13 @@ def things():
     return model, guide, batch
 
 
+class Logger:
+    """A logger that logs nothing."""
+
+    def log_metrics(self, metrics, step):
+        pass
+
+
 class MixtureOfTwo(models.SharedLatent):
     """A story of one modality, whose prior is a mixture."""
 
@@ -144,6 +151,10 @@ def constructors():
         mm.Fitted: {
             "rounds": 2, "draws": 8, "components": 2, "guide_share": 0.1, "prior_share": 0.1, "widen": 0.1, "pilot": 20,
         },
+        mm.callbacks.EarlyStopping: {"patience": 3, "column": "loss", "maximize": False, "min_delta": 0.1},
+        mm.callbacks.BestWeights: {"column": "loss", "maximize": False},
+        mm.callbacks.WeightAverage: {"decay": 0.9, "start": 1},
+        mm.callbacks.Log: {"logger": Logger(), "every": 10},
         models.SharedLatent: {"prior": prior, "decoders": {"x": part}},
         models.PrivateLatents: {"prior": prior, "private_priors": {"x": prior}, "decoders": {"x": part}},
         models.Factorized: {

@@ -21,8 +21,8 @@ VERSION_0_1 = json.loads((Path(__file__).parent / "support" / "public_names.json
 NAMED_NOW = {"pyro_mm.posterior_draws": {"draws", "stratify", "prior_share"}}
 
 MODULES = [
-    "conditionals", "datasets", "distributions", "estimators", "metrics", "models", "nn", "objectives", "posteriors",
-    "priors", "protocols", "recipes", "plots",
+    "callbacks", "conditionals", "datasets", "distributions", "estimators", "metrics", "models", "nn", "objectives",
+    "posteriors", "priors", "protocols", "recipes", "plots",
 ]  # fmt: skip
 
 
@@ -96,7 +96,9 @@ def test_matplotlib_is_loaded_at_the_first_use_of_plots():
     assert found == ["False", "True", "True", "True"]
 
 
-@pytest.mark.parametrize(("name", "folder"), [("priors", "models"), ("protocols", "evidence")])
+@pytest.mark.parametrize(
+    ("name", "folder"), [("callbacks", "training"), ("priors", "models"), ("protocols", "evidence")]
+)
 def test_a_module_that_moved_is_one_module_under_both_names(name, folder):
     found = run(
         f"import pyro_mm.{name}; from pyro_mm.{name} import __doc__ as text; import pyro_mm.{folder}.{name} as there;"

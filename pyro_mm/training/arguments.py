@@ -47,16 +47,20 @@ def check_rows(train: Any) -> Batch | DataLoader[Any]:
     raise TypeError(f"expected train to be a pyro_mm.Batch or a torch DataLoader of them, got {describe(train)}{hint}")
 
 
-def check_validation(validation: Any, names: Iterable[str]) -> Batch | None:
-    """Return rows for validation, whose modalities are among those of the training rows; or None.
+def check_validation(validation: Any) -> Batch | DataLoader[Any] | None:
+    """Return rows for validation, a loader of them, or None.
 
     Raises:
-        TypeError: no batch.
-        ValueError: no rows, or a modality that the training rows do not have.
+        TypeError: something else.
+        ValueError: no rows.
     """
-    if validation is None:
-        return None
-    check_batch(validation, "validation")
+    if validation is None or isinstance(validation, DataLoader):
+        return validation
+    return check_batch(validation, "validation")
+
+
+def check_validation_names(validation: Batch, names: Iterable[str]) -> None:
+    """Raise a ValueError if rows for validation have a modality that the training rows, of these names, do not have."""
     names = tuple(names)
     if other := [name for name in validation.names if name not in names]:
         listed = ", ".join(map(repr, other))
@@ -64,7 +68,6 @@ def check_validation(validation: Any, names: Iterable[str]) -> Batch | None:
             f"validation has modalities that the training rows do not have: {listed}; those have "
             f"{', '.join(map(repr, names))}"
         )
-    return validation
 
 
 def check_optimizer_factory(optimizer: Any) -> Any:

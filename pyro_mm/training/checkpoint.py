@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..utils.reachable import referenced_modules
 from ..utils.seeding import generator_state, set_generator_state
 from ..utils.tensor_files import describe_mismatch, describe_tensor_mismatch, load_modules, load_tensors, save_tensors
+from .callback_list import CallbackList
 from .checkpoint_checks import (
     FILE_KIND,
     check_entries,
@@ -55,10 +56,12 @@ class Checkpoint:
         device: whose generator makes the draws, besides the CPU's.
         identity: what else has to be the same, such as :func:`data_identity`.
         objective: the objective in words.
+        callbacks: whose states are part of it.
         pace: how often :meth:`after_epoch` writes.
     """
 
     schedule: LRScheduler | None = None
+    stopped_at: int | None = None
 
     def __init__(
         self,
@@ -68,6 +71,7 @@ class Checkpoint:
         device: torch.device,
         identity: Mapping[str, Any],
         objective: str,
+        callbacks: CallbackList,
         pace: Pace = PACE,
     ):
         (update,) = sequence.updates
@@ -82,6 +86,7 @@ class Checkpoint:
         own = {id(p) for m in self._problem.modules for p in m.parameters()}
         self._loose = [p for p in self._problem.parameters if id(p) not in own]
         self._modules_in_functions = referenced_modules(self._problem.model, self._problem.guide)
+        self._callbacks = callbacks
         self._pace = pace
         self._next_write = -math.inf
         self._written_epochs = 0
@@ -130,6 +135,9 @@ class Checkpoint:
                 raise damage_error(self.path, "it does not say of what data it is")
             if text := difference(saved, self.identity):
                 raise mismatch_error(self.path, f"its data, or how they are used, differ: {text}", forcible=True)
+            if (kinds := state.get("callbacks' kinds", [])) != self._callbacks.kinds:
+                names = [", ".join(each) or "none" for each in (kinds, self._callbacks.kinds)]
+                raise mismatch_error(self.path, f"its callbacks are {names[0]}, and not {names[1]}", forcible=True)
         for part, here in self._kind().items():
             if state.get(part) != here:
                 raise mismatch_error(self.path, f"its {part} is {state.get(part)}, and not {here}")
@@ -146,6 +154,11 @@ class Checkpoint:
         self._check_buffers(state)
         check_optimizer_state(self.path, self._optimizer, state["optimizer"])
         check_generators(self.path, self._devices, state["generators"])
+        if self._has_states(state) and (text := self._callbacks.describe_mismatch(state["callbacks"])):
+            raise mismatch_error(self.path, text)
+
+    def _has_states(self, state: dict[str, Any]) -> bool:
+        return bool(self._callbacks.kinds) and state.get("callbacks' kinds") == self._callbacks.kinds
 
     def _check_loose(self, state: dict[str, Any]) -> None:
         """Raise a ValueError unless the parameters outside of modules are those of this training."""
@@ -196,6 +209,9 @@ class Checkpoint:
                     buffer.copy_(state["buffers"][name])
         self._sequence.steps = state["steps"]
         self.columns.update(state["columns"])
+        self.stopped_at = state.get("stopped at")
+        if self._has_states(state):
+            self._callbacks.load(state["callbacks"])
         for device, generator in zip(self._devices, state["generators"], strict=False):
             set_generator_state(device, generator.cpu())
 
@@ -222,10 +238,16 @@ class Checkpoint:
         if time.perf_counter() >= self._next_write:
             self.write(epochs)
 
-    def write(self, epochs: int) -> None:
-        """Replace the file by the present state, unless it holds this epoch already."""
-        if epochs == self._written_epochs:
+    def write(self, epochs: int, stopped_at: int | None = None) -> None:
+        """Replace the file by the present state, unless it holds this epoch already.
+
+        Args:
+            epochs: epochs behind it.
+            stopped_at: the number of epochs asked for, if a callback stopped the training.
+        """
+        if epochs == self._written_epochs and stopped_at == self.stopped_at:
             return
+        self.stopped_at = stopped_at
         start = time.perf_counter()
         state: dict[str, Any] = self._kind() | {
             "format": FORMAT,
@@ -240,6 +262,9 @@ class Checkpoint:
             "steps": self._sequence.steps,
             "columns": self.columns,
             "generators": [generator_state(device) for device in self._devices],
+            "callbacks' kinds": self._callbacks.kinds,
+            "callbacks": self._callbacks.state(),
+            "stopped at": stopped_at,
         }
         save_tensors(self.path, state)
         end = time.perf_counter()

@@ -15,10 +15,12 @@ class History:
 
     Attributes:
         columns: name -> values, one per epoch.
+        stopped: True if a callback stopped the training.
     """
 
     def __init__(self) -> None:
         self.columns: dict[str, list[float]] = {}
+        self.stopped = False
 
     def append(self, entry: dict[str, float]) -> None:
         """Add the entry of an epoch: name -> value. A column that it lacks, or that is new, has NaN in its place."""

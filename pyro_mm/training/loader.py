@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..batch.batch import Batch
 
@@ -97,6 +98,15 @@ class MinibatchLoader:
         if self.drop_last:
             return self.size // world // self.batch_size
         return math.ceil(math.ceil(self.size / world) / self.batch_size)
+
+    def known_length(self) -> int | None:
+        """Return the number of minibatches of an epoch; None if a loader does not say, or not for certain."""
+        if isinstance(self.data, DataLoader) and isinstance(self.data.dataset, IterableDataset):
+            return None
+        try:
+            return len(self)
+        except TypeError:
+            return None
 
     @property
     def ragged(self) -> bool:
@@ -189,6 +199,28 @@ class MinibatchLoader:
             raise ValueError("expected minibatches of one row at least, got one of none from the loader")
         batch = batch.to(self.device, non_blocking=True)
         return batch.part_of(self.size)
+
+
+def generators_of(data: Any) -> list[torch.Generator]:
+    """Return the generators that a loader, its samplers and its dataset hold; none for rows in a batch."""
+    if not isinstance(data, DataLoader):
+        return []
+    batches = data.batch_sampler
+    holders = [data, data.sampler, batches, getattr(batches, "sampler", None), data.dataset]
+    found = [value for held in holders for value in getattr(held, "__dict__", {}).values()]
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+
+@contextmanager
+def preserve_generators(data: Any) -> Iterator[None]:
+    """Restore a loader's own generators afterwards."""
+    generators = generators_of(data)
+    states = [g.get_state() for g in generators]
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 class _Rows(Dataset[Batch]):

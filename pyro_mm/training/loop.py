@@ -14,7 +14,15 @@ from torch.utils.data import DataLoader
 from ..batch.batch import Batch
 from ..scoring.prepare_objective import prepare_objective
 from ..scoring.training_objective import TrainingObjective
-from ..utils.arguments import check_choice, check_flag, check_function, check_integer, check_path, check_seed
+from ..utils.arguments import (
+    check_choice,
+    check_flag,
+    check_function,
+    check_integer,
+    check_number,
+    check_path,
+    check_seed,
+)
 from .arguments import (
     check_device,
     check_gradients,
@@ -22,7 +30,9 @@ from .arguments import (
     check_precision,
     check_rows,
     check_scheduler_factory,
+    check_validation,
 )
+from .callback_list import check_callbacks
 from .history import History
 from .trainer import Trainer, TrainingOptions
 
@@ -33,11 +43,15 @@ def fit(
     objective: TrainingObjective | Any,
     train: Batch | DataLoader[Any],
     *,
-    validation: Batch | None = None,
+    validation: Batch | DataLoader[Any] | None = None,
+    validation_batch_size: int | None = None,
     epochs: int = 10,
     batch_size: int = 128,
     optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer] | None = None,
     scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
+    scheduler_interval: Literal["epoch", "step"] = "epoch",
+    clip_norm: float | None = None,
+    accumulate: int = 1,
     seed: int | None = None,
     device: torch.device | str | None = None,
     precision: str = "32-true",
@@ -50,7 +64,8 @@ def fit(
     checkpoint: str | Path | None = None,
     resume: Literal["strict", "force"] = "strict",
     progress: bool = True,
-    callback: Callable[[int, dict[str, float]], None] | None = None,
+    callback: Callable[[int, dict[str, float]], Any] | None = None,
+    callbacks: Iterable[Any] = (),
     audit: bool = True,
 ) -> History:
     """Train model and guide by minimising an objective's loss per row, by minibatches drawn without replacement.
@@ -67,13 +82,19 @@ def fit(
             and hands the count to the objective, for warm-ups.
         train: all rows, N; ``batch.plate()`` is sized to them, so that a latent outside of it is weighed right. Or a
             ``DataLoader`` of batches, for rows that no memory holds; the plate is sized to the rows of its sampler.
-        validation: rows whose loss is evaluated after every epoch, under one seed.
+        validation: rows whose loss is evaluated after every epoch, under one seed; or a ``DataLoader`` of them.
+        validation_batch_size: rows of a minibatch of them; None is ``batch_size``.
         epochs: passes through the rows.
         batch_size: rows of a minibatch; a ``DataLoader`` has its own.
         optimizer: parameters -> ``torch.optim`` optimiser. It sees the gradient of the loss per row. By default Adam
             with a step size of 0.001, all parameters in one fused update.
         scheduler: optimiser -> ``torch.optim.lr_scheduler`` of its step sizes, moved on after every epoch; one that
             waits for a plateau sees the validation loss, or the loss if there are no rows for validation.
+        scheduler_interval: "step" moves the schedule on after every step of the optimiser instead.
+        clip_norm: the largest norm of the gradient of the loss per row, of all parameters together; a longer one is
+            scaled down to it. None leaves gradients as they are.
+        accumulate: minibatches per step of the optimiser, whose gradient is then that of all their rows. The last
+            minibatch of an epoch ends a group. The objective's count of steps goes on counting minibatches.
         seed: seed of the shuffling and the draws; None goes on with torch's generator.
         device: where to train. None is where the modules are; or CUDA, if there is one and both are modules.
         precision: "bf16-mixed" runs the networks under autocast, with log-probabilities in float32; "32-true" runs
@@ -94,8 +115,12 @@ def fit(
             rows), batch size and seed; "force" accepts others, and those of earlier versions of this package. The
             parameters have to fit in either case.
         progress: True shows a progress bar.
-        callback: called after every epoch with its number and its entry of the history. An error that it raises ends
-            the training, and the checkpoint is of that epoch.
+        callback: called after every epoch with its number and its entry of the history. It stops the training by
+            returning True. An error that it raises ends the training, and the checkpoint is of that epoch.
+        callbacks: objects with ``on_epoch``, ``on_step`` and others of the methods of
+            :class:`pyro_mm.callbacks.Callback`, such as those of :mod:`pyro_mm.callbacks` for early stopping, the best
+            weights, averages of weights and logs. One of them stops the training by returning True. A training that was
+            stopped does not go on from its checkpoint unless it is given another number of epochs.
         audit: False skips the audit of the pair (:mod:`pyro_mm.scoring.audit`) and its errors.
 
     Returns:
@@ -124,6 +149,7 @@ def fit(
     check_function("guide", guide)
     prepared = prepare_objective(objective)
     check_rows(train)
+    check_validation(validation)
     check_integer("epochs", epochs, least=0)
     batch_size = check_integer("batch_size", batch_size, least=1)
     check_optimizer_factory(optimizer)
@@ -131,8 +157,14 @@ def fit(
     seed = check_seed(seed)
     placed = check_device(device)
     check_precision(precision)
+    check_choice("scheduler_interval", scheduler_interval, ("epoch", "step"))
     check_choice("resume", resume, ("strict", "force"))
     check_integer("workers", workers, least=0)
+    check_integer("accumulate", accumulate, least=1)
+    if validation_batch_size is not None:
+        check_integer("validation_batch_size", validation_batch_size, least=1)
+    if clip_norm is not None:
+        check_number("clip_norm", clip_norm, above=0.0)
     for name, flag in (("compile", compile), ("progress", progress)):
         check_flag(name, flag)
     for name, optional in (("validate", validate), ("resident", resident), ("drop_last", drop_last)):
@@ -143,8 +175,9 @@ def fit(
     if callback is not None:
         check_function("callback", callback, ("epoch", "entry"))
     options = TrainingOptions(
-        validation, epochs, batch_size, optimizer, scheduler, seed, placed, precision, compile, validate, resident,
-        workers, drop_last, transform, None if checkpoint is None else check_path("checkpoint", checkpoint),
-        resume == "force", progress, callback, check_flag("audit", audit),
+        validation, validation_batch_size, epochs, batch_size, optimizer, scheduler, scheduler_interval, clip_norm,
+        accumulate, seed, placed, precision, compile, validate, resident, workers, drop_last, transform,
+        None if checkpoint is None else check_path("checkpoint", checkpoint),
+        resume == "force", progress, callback, check_callbacks(callbacks), check_flag("audit", audit),
     )  # fmt: skip
     return Trainer(model, guide, prepared, train, options).run()

@@ -15,6 +15,7 @@ from ..batch.batch import Batch
 from ..handlers.internals import foreach_norm
 from ..scoring.training_objective import Loss
 from ..utils.seeding import generator_state, set_generator_state
+from .gradients import GradientSequence
 from .nonfinite_causes import Cause, advice_from_anomaly, has_nonfinite
 from .nonfinite_report import (
     OVERFLOW_ADVICE,
@@ -30,7 +31,6 @@ from .nonfinite_report import (
 from .pace import PACE, Pace
 from .step import Update
 from .training_state import TrainingState
-from .updates import UpdateSequence
 
 __all__ = ["NonFiniteMonitor", "NotFinite"]
 
@@ -48,6 +48,7 @@ class _RecordedStep:
     number: int  # in its epoch, from 1
     generators: list[Tensor]
     steps: int
+    rates: list[Any]  # step sizes of all groups, which a schedule may move
 
 
 class NonFiniteMonitor:
@@ -66,7 +67,7 @@ class NonFiniteMonitor:
 
     def __init__(
         self,
-        sequence: UpdateSequence,
+        sequence: GradientSequence,
         names: dict[int, str],
         device: torch.device,
         knows_rows: bool,
@@ -80,7 +81,7 @@ class NonFiniteMonitor:
         self._window: list[_RecordedStep] = []
         self._held_bytes = 0
         self._batch_bytes = 0
-        self._saved = TrainingState(sequence.updates)
+        self._saved = TrainingState(sequence.updates, sequence.state_tensors)
         self._unchecked = {id(t) for t in self._tensors() if has_nonfinite(t.detach())}
         self._growth = GrowthRecord(sequence.parameters, names)
 
@@ -93,7 +94,8 @@ class NonFiniteMonitor:
             self._batch_bytes = sum(x.nbytes for x in batch.parts()[1])
         generators = [generator_state(device) for device in self._devices]
         is_first = self._growth.first_gradient is None
-        self._window.append(_RecordedStep(batch, is_first, epoch, number, generators, self._sequence.steps))
+        rates = [_copy_of(group["lr"]) for group in self._groups() if "lr" in group]
+        self._window.append(_RecordedStep(batch, is_first, epoch, number, generators, self._sequence.steps, rates))
         self._held_bytes += self._batch_bytes
 
     def after_step(self, sums: Iterable[Tensor]) -> None:
@@ -102,7 +104,7 @@ class NonFiniteMonitor:
         Args:
             sums: of the losses and their terms, over the epoch so far: once NaN or infinite, they stay so.
         """
-        if self._growth.first_gradient is None:
+        if self._growth.first_gradient is None and any(p.grad is not None for p in self._sequence.parameters):
             self._growth.first_gradient = gradient_norm(self._sequence.parameters)
         full = len(self._window) >= self._pace.check_every or self._held_bytes >= self._pace.max_held_bytes
         if full or self._window[0].is_first:
@@ -186,7 +188,7 @@ class NonFiniteMonitor:
 
     def _retake(self, step: _RecordedStep, error: Exception | None, growths: list[tuple[float, float]]) -> None:
         """Take a step again; if it is not finite, go back to before it and raise."""
-        before = TrainingState(self._sequence.updates)
+        before = TrainingState(self._sequence.updates, self._sequence.state_tensors)
         before.save()
         self._rewind(step)
         factor = self._growth.largest()[1]
@@ -229,6 +231,9 @@ class NonFiniteMonitor:
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         return [update.optimizer for update in self._sequence.updates if update.optimizer is not None]
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self._optimizers() for group in optimizer.param_groups]
 
     def _due(self, step: _RecordedStep) -> list[Update]:
         return [update for update in self._sequence.updates if update.is_due(step.steps)]
@@ -286,3 +291,12 @@ class NonFiniteMonitor:
         for device, generator in zip(self._devices, step.generators, strict=True):
             set_generator_state(device, generator)
         self._sequence.steps = step.steps
+        for group, rate in zip([g for g in self._groups() if "lr" in g], step.rates, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].copy_(rate)
+            else:
+                group["lr"] = rate
+
+
+def _copy_of(rate: Any) -> Any:
+    return rate.clone() if isinstance(rate, Tensor) else rate

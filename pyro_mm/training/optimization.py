@@ -66,16 +66,18 @@ def _check_complete(optimizer: torch.optim.Optimizer, parameters: list[Tensor], 
 
 
 class Schedule:
-    """Step sizes that move on after every epoch, by one of ``torch.optim.lr_scheduler``.
+    """Step sizes that move on after every epoch, or every step, by one of ``torch.optim.lr_scheduler``.
 
     Args:
         scheduler: the schedule; None leaves step sizes as they are.
         history: of the training, whose losses a schedule that waits for a plateau sees.
+        by_step: True moves on after every step of the optimiser.
     """
 
-    def __init__(self, scheduler: LRScheduler | None, history: History):
+    def __init__(self, scheduler: LRScheduler | None, history: History, by_step: bool = False):
         self.scheduler = scheduler
         self._history = history
+        self._by_step = by_step
 
     @classmethod
     def of(
@@ -83,18 +85,32 @@ class Schedule:
         factory: Callable[[torch.optim.Optimizer], LRScheduler] | None,
         optimizer: torch.optim.Optimizer,
         history: History,
+        by_step: bool = False,
     ) -> Schedule:
         """Return the schedule that a user's function makes of an optimiser.
 
         Raises:
             TypeError: it makes something else.
+            ValueError: one that waits for a plateau of a loss, for every step.
         """
-        return cls(None if factory is None else check_schedule(factory(optimizer)), history)
+        if factory is None:
+            return cls(None, history)
+        scheduler = check_schedule(factory(optimizer))
+        if by_step and isinstance(scheduler, ReduceLROnPlateau):
+            raise ValueError(
+                "ReduceLROnPlateau waits for the loss of an epoch, and scheduler_interval is 'step': leave it out"
+            )
+        return cls(scheduler, history, by_step)
+
+    def after_step(self) -> None:
+        """Move on after a step of the optimiser."""
+        if self._by_step and self.scheduler is not None:
+            self.scheduler.step()
 
     def after_epoch(self, epoch: int) -> None:
         """Move on after an epoch, counted from 0."""
         scheduler: Any = self.scheduler
-        if scheduler is None:
+        if scheduler is None or self._by_step:
             return
         if isinstance(scheduler, ReduceLROnPlateau):
             columns = self._history.columns
@@ -102,10 +118,12 @@ class Schedule:
         else:
             scheduler.step()
 
-    def skip(self, epochs: int) -> None:
-        """Move on after the epochs of an earlier run."""
+    def skip(self, epochs: int, steps: int) -> None:
+        """Move on after the epochs of an earlier run, and its steps of the optimiser."""
         with warnings.catch_warnings():
             # the steps that came before were another process's
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)
             for epoch in range(epochs):
                 self.after_epoch(epoch)
+            for _ in range(steps):
+                self.after_step()

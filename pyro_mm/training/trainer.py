@@ -21,33 +21,39 @@ from ..utils.arguments import describe
 from ..utils.locks import lock_path
 from ..utils.modules import preserve_buffers
 from ..utils.seeding import temporary_seed
-from .arguments import check_validation
+from .arguments import check_validation_names
+from .callback_list import CallbackList
+from .callbacks import Training
 from .checkpoint import Checkpoint, data_identity
 from .first_run import build_problem, name_nan_parameters
+from .gradients import GradientSequence
 from .history import History
 from .loader import MinibatchLoader
 from .missing_gradients import MissingGradients
 from .modes import leave_in_evaluation, networks_to_train, set_training
 from .nonfinite import NonFiniteMonitor
-from .nonfinite_report import validation_check
 from .optimization import Schedule, make_optimizer
 from .pace import PACE, Pace
 from .parameter_names import parameter_names
 from .problem import TrainingProblem, programs_of
 from .progress import ProgressBar, progress_bar
 from .step import Update
-from .updates import UpdateSequence
+from .validation import Validation
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
     """The options of :func:`~pyro_mm.fit`, checked by type."""
 
-    validation: Batch | None
+    validation: Batch | DataLoader[Any] | None
+    validation_batch_size: int | None
     epochs: int
     batch_size: int
     optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer] | None
     scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None
+    scheduler_interval: str
+    clip_norm: float | None
+    accumulate: int
     seed: int | None
     device: torch.device | None
     precision: str
@@ -60,7 +66,8 @@ class TrainingOptions:
     checkpoint: Path | None
     force_resume: bool
     progress: bool
-    callback: Callable[[int, dict[str, float]], None] | None
+    callback: Callable[[int, dict[str, float]], Any] | None
+    callbacks: tuple[Any, ...]
     audit: bool
     pace: Pace = PACE
 
@@ -80,7 +87,8 @@ class Trainer:
 
     problem: TrainingProblem
     optimizer: torch.optim.Optimizer
-    sequence: UpdateSequence
+    sequence: GradientSequence
+    callbacks: CallbackList
     monitor: NonFiniteMonitor
     missing_gradients: MissingGradients
     schedule: Schedule
@@ -108,7 +116,7 @@ class Trainer:
         self.loader = MinibatchLoader(
             train, options.batch_size, self.placement.device, options.resident, options.workers, options.drop_last
         )
-        self.validation: Batch | None = None
+        self.validation: Validation | None = None
         self.audit = TrainingAudit()
         self.checkpoint: Checkpoint | None = None
 
@@ -124,11 +132,13 @@ class Trainer:
             first_epoch = self.prepare()
             for epoch in range(first_epoch, options.epochs):
                 entry = self.run_epoch(epoch, is_first=epoch == first_epoch)
-                if self.validation is not None:
-                    entry["validation"] = self.validation_loss(self.validation, epoch)
-                self.record(epoch, entry)
+                if entry is not None:
+                    self.record(epoch, entry)
+                if self.history.stopped:
+                    break
             if self.checkpoint is not None:
-                self.checkpoint.write(options.epochs)
+                self.checkpoint.write(len(self.history), options.epochs if self.history.stopped else None)
+            self.callbacks.end()
         return self.history
 
     # -- before the first step ------------------------------------------------------------------------------------
@@ -138,13 +148,11 @@ class Trainer:
         options = self.options
         head = self.loader.head()
         first = self.transform(head)
-        check_validation(options.validation, head.names)
-        if options.validation is not None:
-            self.validation = options.validation.to(self.placement.device)
+        validation_head = self._prepare_validation(head)
         if options.audit:
             rows = self.train if isinstance(self.train, Batch) and options.transform is None else first
             with name_nan_parameters(self.model, self.guide):
-                self.audit = audit_training(self.model, self.guide, self.objective, rows, self.validation)
+                self.audit = audit_training(self.model, self.guide, self.objective, rows, validation_head)
 
         self.problem = build_problem(
             self.objective, self.model, self.guide, first, self.placement.autocast, self.audit.unrunnable
@@ -154,17 +162,47 @@ class Trainer:
         self._check_single_row()
         self._check_least_rows(head)
         self.missing_gradients = MissingGradients(self.problem, names)
-        self.sequence = UpdateSequence(
+        self.sequence = GradientSequence(
             [Update(self.problem, optimizer=self.optimizer)],
             self.loader,
+            accumulate=options.accumulate,
+            clip_norm=options.clip_norm,
             compile=options.compile,
             validate=options.validate,
         )
+        self.callbacks = CallbackList(options.callbacks, self._training())
+        self.callbacks.start()
         epochs_before = self.resume(head)
         knows_rows = isinstance(self.train, Batch)
         self.monitor = NonFiniteMonitor(self.sequence, names, self.placement.device, knows_rows, options.pace)
         self.bar.skip(epochs_before)
         return epochs_before
+
+    def _prepare_validation(self, head: Batch) -> Batch | None:
+        """Return rows for validation, of a loader some, after placing them; None if there are none."""
+        options = self.options
+        if options.validation is None:
+            return None
+        batch_size = options.validation_batch_size or options.batch_size
+        device = self.placement.device
+        self.validation = Validation(options.validation, batch_size, device, self.placement.autocast)
+        rows = self.validation.head()
+        check_validation_names(rows, head.names)
+        return rows
+
+    def _training(self) -> Training:
+        """Return the state of the training that callbacks are shown."""
+        buffers = [b for network in self.problem.networks for b in network.buffers()]
+        tensors = {id(t): t for t in [*self.sequence.parameters, *buffers]}
+        optimizers = [update.optimizer for update in self.sequence.updates if update.optimizer is not None]
+        return Training(
+            self.model,
+            self.guide,
+            self.history,
+            optimizers,
+            list(tensors.values()),
+            validates=self.validation is not None,
+        )
 
     def resume(self, head: Batch) -> int:
         """Restore the state of a checkpoint, if there is one, and return the number of epochs behind it."""
@@ -180,13 +218,18 @@ class Trainer:
                 self.placement.device,
                 identity,
                 self.objective.describe(head.names),
+                self.callbacks,
                 options.pace,
             )
             epochs_before = self.checkpoint.read(options.epochs, force=options.force_resume)
-        self.schedule = Schedule.of(options.scheduler, self.optimizer, self.history)
+            self.history.stopped = self.checkpoint.stopped_at == options.epochs
+        by_step = options.scheduler_interval == "step"
+        self.schedule = Schedule.of(options.scheduler, self.optimizer, self.history, by_step)
         if self.checkpoint is not None:
             self.checkpoint.schedule = self.schedule.scheduler
-        self.schedule.skip(epochs_before)
+        self.schedule.skip(epochs_before, self.sequence.due_steps(self.sequence.steps))
+        self.callbacks.training.epoch = epochs_before
+        self.callbacks.training.step = self.sequence.steps
         return epochs_before
 
     def _check_single_row(self) -> None:
@@ -217,8 +260,7 @@ class Trainer:
         least = self.objective.least_rows(head.names)
         sizes = {"minibatch": self.loader.smallest}
         if self.validation is not None:
-            rest = self.validation.size % self.options.batch_size
-            sizes["minibatch of the validation rows"] = rest or min(self.options.batch_size, self.validation.size)
+            sizes["minibatch of the validation rows"] = self.validation.smallest
         for what, smallest in sizes.items():
             if 0 < smallest < least:
                 mend = "pass drop_last=True, or another batch_size" if what == "minibatch" else "pass other rows"
@@ -229,16 +271,18 @@ class Trainer:
 
     # -- an epoch -------------------------------------------------------------------------------------------------
 
-    def run_epoch(self, epoch: int, is_first: bool) -> dict[str, float]:
-        """Take the steps of an epoch.
+    def run_epoch(self, epoch: int, is_first: bool) -> dict[str, float] | None:
+        """Take the steps of an epoch, or those until a callback stops the training.
 
         Args:
             epoch: its number, counted from 0.
             is_first: True for the first epoch of this process.
 
         Returns:
-            The loss and the value of each term, per row.
+            The loss and the value of each term, per row; None if the epoch was broken off.
         """
+        if self.history.stopped:  # by a callback, before the checkpoint was written
+            return None
         checks_values = is_first and (self.options.transform is not None or not isinstance(self.train, Batch))
         set_training(self.networks, True)
         sums: dict[tuple[str, ...], Tensor] = {}
@@ -254,7 +298,13 @@ class Trainer:
                 rows += batch.size
                 self.monitor.after_step(sums.values())
                 self.bar.step()
+                self.after_step(labels, values, batch.size)
+                if self.history.stopped:
+                    break
         self.monitor.check(sums.values())
+        if self.history.stopped:
+            set_training(self.networks, False)
+            return None
 
         if rows == 0:
             raise ValueError(f"the loader gave no minibatch in epoch {epoch + 1}: can it be gone through but once?")
@@ -275,6 +325,18 @@ class Trainer:
                 self.monitor.explain_error(error)
                 raise
         return values  # type: ignore[return-value]  # the one update is due at every step
+
+    def after_step(self, labels: tuple[str, ...], values: Tensor, rows: int) -> None:
+        """Move schedule and callbacks on after a step."""
+        moved = self.sequence.was_due(self.sequence.steps - 1)
+        if moved:
+            self.schedule.after_step()
+        training = self.callbacks.training
+        training.step = self.sequence.steps
+        training.moved = moved
+        if self.callbacks.watches_steps:
+            training.step_values = dict(zip(labels, values / rows, strict=True))
+            self.history.stopped = self.callbacks.after_step()
 
     def transform(self, batch: Batch) -> Batch:
         """Return a minibatch as the user's ``transform`` changes it.
@@ -305,35 +367,32 @@ class Trainer:
         with torch.no_grad():
             return self.objective.evaluate(self.model, self.guide, batch, step=step)
 
-    def validation_loss(self, rows: Batch, epoch: int) -> float:
-        """Return the loss per row of the validation rows, under one seed."""
-        total = 0.0
-        step = self.sequence.steps
-        device = self.placement.device
-
-        def evaluate(batch: Batch) -> Loss:
-            return self.evaluate(batch, step)
-
-        with temporary_seed(0, device), self.placement.autocast():
-            for index in torch.arange(rows.size, device=rows.device).split(self.options.batch_size):
-                part = rows.subsample(index)
-                with validation_check(part, evaluate, device, epoch + 1) as check:
-                    loss = float(evaluate(part).total)
-                    check(loss)
-                total += loss * len(index) / rows.size if self.problem.scales_to_data else loss
-        return total / rows.size
-
     def record(self, epoch: int, entry: dict[str, float]) -> None:
-        """Add an epoch to the history, move the schedule on, write the checkpoint, call the callback."""
-        self.history.append(entry)
+        """Validate, add an epoch to the history, move callbacks and schedule on, write the checkpoint."""
+        training = self.callbacks.training
+        training.epoch = epoch + 1
+        failure: BaseException | None = None
+        with self.callbacks.evaluation():
+            if self.validation is not None:
+                step = self.sequence.steps
+                entry["validation"] = self.validation.loss(
+                    lambda batch: self.evaluate(batch, step), self.problem.scales_to_data, epoch + 1
+                )
+            self.history.append(entry)
+            self.bar.show(entry)
+            training.entry = entry
+            try:
+                self.history.stopped = self.callbacks.after_epoch()
+            except BaseException as error:
+                failure = error
         self.schedule.after_epoch(epoch)
-        self.bar.show(entry)
-        if self.checkpoint is not None:
+        if self.checkpoint is not None and not self.history.stopped:
             self.checkpoint.after_epoch(epoch + 1)
-        if self.options.callback is None:
-            return
         try:
-            self.options.callback(epoch + 1, entry)
+            if failure is not None:
+                raise failure
+            if self.options.callback is not None and self.options.callback(epoch + 1, entry) is True:
+                self.history.stopped = True
         except BaseException:
             if self.checkpoint is not None:
                 self.checkpoint.write(epoch + 1)

@@ -17,10 +17,12 @@ class TrainingState:
 
     Args:
         updates: the updates of a training.
+        others: further tensors that its steps change.
     """
 
-    def __init__(self, updates: Sequence[Update]):
+    def __init__(self, updates: Sequence[Update], others: Sequence[Tensor] = ()):
         self._updates = updates
+        self._others = others
         self._tensors: list[Tensor] = []
         self._copies: list[Tensor] = []
         self._numbers: list[tuple[dict[str, Any], str, Any]] = []
@@ -29,7 +31,7 @@ class TrainingState:
     @torch.no_grad()
     def save(self) -> None:
         """Copy the present values, in the place of earlier copies."""
-        tensors: dict[int, Tensor] = {}
+        tensors: dict[int, Tensor] = {id(t): t for t in self._others}
         self._numbers = []
         self._with_moments = set()
         for number, update in enumerate(self._updates):

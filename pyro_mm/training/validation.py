@@ -1,0 +1,87 @@
+"""The loss of rows for validation, after every epoch and under one seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from ..batch.batch import Batch
+from ..scoring.training_objective import Loss
+from ..utils.seeding import temporary_seed
+from .loader import MinibatchLoader, preserve_generators
+from .nonfinite_report import validation_check
+
+
+class Validation:
+    """Rows for validation, and the evaluation of their loss.
+
+    Args:
+        rows: the rows, or a loader of them.
+        batch_size: rows of a minibatch; a loader has its own.
+        device: where they are evaluated.
+        autocast: makes the context of a loss.
+    """
+
+    def __init__(
+        self,
+        rows: Batch | DataLoader[Any],
+        batch_size: int,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ):
+        self._device = device
+        self._autocast = autocast
+        self._batch_size = batch_size
+        self._loader = None if isinstance(rows, Batch) else MinibatchLoader(rows, batch_size, device)
+        self.rows = rows.to(device) if isinstance(rows, Batch) else None
+
+    def head(self) -> Batch:
+        """Return all rows, or a few of the first minibatch of a loader."""
+        if self.rows is not None:
+            return self.rows
+        with temporary_seed(0, self._device), preserve_generators(self._loader.data):  # type: ignore[union-attr]
+            return self._loader.head()  # type: ignore[union-attr]
+
+    @property
+    def smallest(self) -> int:
+        """Rows of the smallest minibatch; 0 if a loader does not say."""
+        if self.rows is None:
+            return self._loader.smallest  # type: ignore[union-attr]
+        return self.rows.size % self._batch_size or min(self._batch_size, self.rows.size)
+
+    def _minibatches(self) -> Iterator[Batch]:
+        if self.rows is None:
+            yield from self._loader  # type: ignore[misc]
+            return
+        for index in torch.arange(self.rows.size, device=self.rows.device).split(self._batch_size):
+            yield self.rows.subsample(index)
+
+    def loss(self, evaluate: Callable[[Batch], Loss], scales_to_data: bool, epoch: int) -> float:
+        """Return the loss per row, with the same draws and, of a loader, the same order of rows after every epoch.
+
+        Args:
+            evaluate: evaluates the loss of some rows.
+            scales_to_data: True if the data plate scales the loss of a subsample up to all rows.
+            epoch: number of the epoch after which this is, counted from 1, for messages.
+
+        Raises:
+            NotFinite: it is NaN or infinite.
+            ValueError: a loader gives no rows.
+        """
+        total = 0.0
+        seen = 0
+        source = self._loader.data if self._loader is not None else None
+        with temporary_seed(0, self._device), preserve_generators(source), self._autocast():
+            for part in self._minibatches():
+                with validation_check(part, evaluate, self._device, epoch) as check:
+                    loss = float(evaluate(part).total)
+                    check(loss)
+                total += loss * part.size / (part.total or part.size) if scales_to_data else loss
+                seen += part.size
+        if seen == 0:
+            raise ValueError("the loader of validation rows gave no minibatch: can it be gone through but once?")
+        return total / seen
