@@ -185,11 +185,10 @@ def class_probabilities(
     ) as rows:
         shown = rows if guide_batch is batch else guide_batch.to(rows.device)
         classes = _find_classes(model, sampled_guide, rows, shown, site)
+        most = settings.rows_at_once(model, sampled_guide, shown)
         parts = [
             _estimate(model, sampled_guide, part, part_shown, settings.for_rows(first), classes)
-            for (first, part), (_, part_shown) in zip(
-                row_blocks(rows, settings.rows_at_once), row_blocks(shown, settings.rows_at_once), strict=True
-            )
+            for (first, part), (_, part_shown) in zip(row_blocks(rows, most), row_blocks(shown, most), strict=True)
         ]
         evidence = name_quantity(concatenate([e for _, _, e in parts]), model, sampled_guide, rows, shown)
         result = ClassProbabilities(

@@ -200,7 +200,7 @@ def estimate_log_marginal(
     guide_batch = batch if guide_batch is None else guide_batch
     with evaluating(model, guide, batch, audit=audit, stacked=settings.stacked, guide_batch=guide_batch) as rows:
         shown = rows if guide_batch is batch else guide_batch.to(rows.device)
-        most = settings.rows_at_once
+        most = settings.rows_at_once(model, guide, shown)
         blocks = zip(row_blocks(rows, most), row_blocks(shown, most), strict=True)
         parts = [
             _accumulate(model, guide, part, settings.for_rows(first), part_seen)

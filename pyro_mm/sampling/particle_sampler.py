@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -116,13 +115,11 @@ class ParticleSampler(ABC):
 
 
 class ProposalScheme(ABC):
-    """Settings by which the particles of an importance sampler are drawn: a value given as ``proposal=``.
+    """Settings by which the particles of an importance sampler are drawn: a value given as ``proposal=``."""
 
-    Attributes:
-        rows_at_once: the most rows that a sampler holds; None for as many as are encoded at once.
-    """
-
-    rows_at_once: ClassVar[int | None] = None
+    def rows_at_once(self, structure: PairStructure, device: torch.device) -> int | None:
+        """Return the most rows that a sampler of this pair holds; None for as many as are encoded at once."""
+        return None
 
     @abstractmethod
     def sampler(self, rows: RowBlock) -> ParticleSampler:

@@ -52,7 +52,7 @@ def resample_latents(
         resampling.num_particles, normalize_seed(None), resampling.proposal, vectorize, resampling.sizes
     )
     parts = []
-    for first, rows in row_blocks(batch, settings.rows_at_once):
+    for first, rows in row_blocks(batch, settings.rows_at_once(model, guide, batch)):
         reservoir = WeightedReservoir(num_samples)
         for block in weighted_blocks(model, guide, rows, settings.for_rows(first)):
             reservoir.add(block.pair, block.log_weights)

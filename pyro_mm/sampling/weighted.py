@@ -22,6 +22,8 @@ from .particle_sampler import ParticleSampler, ProposalScheme, RowBlock, log_wei
 from .proposals import Proposal
 
 DRAWN_PAIRS = 2**16
+CUDA_DRAWN_PAIRS = 2**18  # a GPU takes as long for fewer
+CUDA_DECODED_PAIRS = 2**16
 DECODED_PAIRS = 2**14
 DECODED_NUMBERS = 2**20  # larger arrays leave a CPU's cache, and are allocated anew each time
 
@@ -35,25 +37,28 @@ class BlockSizes:
     Args:
         rows: rows encoded at once.
         drawn_pairs: pairs drawn under one seed. It decides which random numbers a particle gets, and so the digits of a
-            result.
+            result. By default 2^16; on CUDA 2^18.
         decoded_pairs: pairs decoded at once, which bounds the memory and changes a result by rounding alone. By
-            default 2^14, or fewer, so that the widest modality has 2^20 numbers; on CUDA ``drawn_pairs``.
+            default 2^14, or fewer, so that the widest modality has 2^20 numbers; on CUDA 2^16.
     """
 
     rows: int = ROWS
-    drawn_pairs: int = DRAWN_PAIRS
+    drawn_pairs: int | None = None
     decoded_pairs: int | None = None
 
-    def particles_per_seed(self, rows: int) -> int:
-        """Return the number of particles of so many rows that are drawn under one seed."""
-        return max(1, self.drawn_pairs // rows)
+    def particles_per_seed(self, batch: Batch) -> int:
+        """Return the number of particles of the rows of a batch that are drawn under one seed."""
+        pairs = self.drawn_pairs
+        if pairs is None:
+            pairs = CUDA_DRAWN_PAIRS if batch.device.type == "cuda" else DRAWN_PAIRS
+        return max(1, pairs // batch.size)
 
     def pairs_to_decode(self, batch: Batch) -> int:
         """Return the number of (row, particle) pairs of a batch to decode at once."""
         if self.decoded_pairs is not None:
             return self.decoded_pairs
         if batch.device.type == "cuda":
-            return self.drawn_pairs
+            return CUDA_DECODED_PAIRS
         widest = max([1, *(batch[name][0].numel() for name in batch if batch.holds(name))])
         return min(DECODED_PAIRS, max(1, DECODED_NUMBERS // widest))
 
@@ -81,10 +86,14 @@ class ImportanceSampling:
         """True if the model is run on several particles at once."""
         return self.vectorize and self.num_particles > 1
 
-    @property
-    def rows_at_once(self) -> int:
-        """The most rows of a block."""
-        most = self.proposal.rows_at_once
+    def rows_at_once(self, model: Callback, guide: Callback, batch: Batch) -> int:
+        """Return the most rows of a block.
+
+        Args:
+            model, guide: callables of a batch.
+            batch: the rows as the guide sees them.
+        """
+        most = self.proposal.rows_at_once(pair_structure(model, guide, batch), batch.device)
         return self.sizes.rows if most is None else min(self.sizes.rows, most)
 
     def for_rows(self, first_row: int) -> ImportanceSampling:
@@ -137,7 +146,7 @@ def weighted_blocks(
         ValueError: a story that draws while it is scored, if the proposal needs the density of its prior.
     """
     rows = _row_block(model, guide, batch, batch if guide_batch is None else guide_batch, settings)
-    block_size = settings.sizes.particles_per_seed(batch.size) if settings.vectorize else 1
+    block_size = settings.sizes.particles_per_seed(batch) if settings.vectorize else 1
     with temporary_seed(rows.seed, batch.device):
         sampler = settings.proposal.sampler(rows)
 

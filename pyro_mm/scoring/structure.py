@@ -48,6 +48,7 @@ class PairStructure:
         normalises: True if something computed from a latent goes through batch normalisation in training mode.
         global_latents: latents of the guide outside the plate ``"data"``, which all rows share.
         deterministic: latent sites of the guide that are a Delta in some rows.
+        latent_numbers: numbers per row in all latents of the guide, those within plates of a row included.
     """
 
     nesting: int
@@ -63,6 +64,7 @@ class PairStructure:
     normalises: bool = False
     global_latents: frozenset[str] = frozenset()
     deterministic: frozenset[str] = frozenset()
+    latent_numbers: int = 1
 
     @property
     def chained(self) -> bool:
@@ -156,6 +158,7 @@ def _structure(model: Callback, guide: Callback, batch: Batch) -> PairStructure:
         normalises=watch.normalisation.found,
         global_latents=frozenset(name for name, site in in_guide.items() if not in_data_plate(site)),
         deterministic=frozenset(name for name, site in in_guide.items() if has_atoms(site["fn"])),
+        latent_numbers=sum(site["value"].numel() for site in in_guide.values()) // batch.size,
     )
 
 

@@ -10,6 +10,7 @@ import torch
 import pyro_mm as mm
 from pyro_mm import protocols
 from pyro_mm.sampling.fitted_proposal import prior_deviations
+from pyro_mm.scoring.structure import pair_structure
 from pyro_mm.utils.global_state import override_validation
 from tests.support.chain import chain
 from tests.support.contract import MODELS, POSTERIORS, data, pair
@@ -80,7 +81,7 @@ def test_rows_in_any_order_and_in_blocks_agree_within_their_errors(double, monke
     options = {"proposal": "fitted", "num_particles": 300}
     whole = mm.log_marginal(model, guide, batch, seed=0, **options)
     shuffled = mm.log_marginal(model, guide, batch[order], seed=1, **options)
-    monkeypatch.setattr(mm.Fitted, "rows_at_once", 7)
+    monkeypatch.setattr(mm.Fitted, "rows_at_once", lambda self, structure, device: 7)
     blocks = mm.log_marginal(model, guide, batch, seed=2, **options)
     truth = model.log_prob(batch)
     assert within(whole, truth) and within(shuffled, truth[order]) and within(blocks, truth)
@@ -455,3 +456,14 @@ def test_the_prior_has_one_deviation_unless_its_rows_differ():
     draws[:, :20] *= 0.2
     own = prior_deviations(draws)
     assert (own[:20] / torch.tensor([0.2, 0.6]) - 1).abs().max() < 0.2 and own[20:, 0].min() > 0.8
+
+
+@pytest.mark.parametrize(
+    ("device", "latent", "rows"),
+    [("cpu", 2, 256), ("cuda", 2, 4096), ("cuda", 64, 4096), ("cuda", 128, 1024), ("cuda", 5000, 256)],
+)
+def test_more_rows_are_fitted_at_once_on_a_gpu_as_long_as_their_covariances_are_small(device, latent, rows):
+    model = linear(2, latent=latent)
+    structure = pair_structure(model, beside(model), model.sample(3))
+    assert structure.latent_numbers == latent
+    assert mm.Fitted().rows_at_once(structure, torch.device(device)) == rows
