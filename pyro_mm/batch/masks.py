@@ -17,6 +17,7 @@ from ..utils.tensors import constant
 
 Presence = bool | Tensor
 MAX_MODALITIES = 16  # whose subsets are enumerated
+SURROGATE = "surrogate"  # key of a site's infer: a private latent that the guide infers where its modality is missing
 
 
 def subsets(names: Sequence[str]) -> list[tuple[str, ...]]:

@@ -12,6 +12,7 @@ import typer
 
 from ..utils.atomic_files import replace_text
 from .console import markdown, print_table
+from .epoch_choice import BestEpoch
 from .studies.study import Measurements, Sample, Study, build_table
 from .trainings import Progress, RunOptions, seconds_per_epoch, train_recipe
 
@@ -56,8 +57,9 @@ def reproduce_study(study: Study, options: RunOptions, num_seeds: int | None, fu
     for group, rows in runs.items():
         published = {name: text for (of_group, name), text in study.published.items() if of_group == group}
         header, cells = build_table(rows, published)
-        print_table(f"{study.title}; {group}: {epochs} epochs, {num_seeds} seeds", header, cells)
-        texts.append(f"{group}\n\n{markdown(header, cells)}")
+        state = f"{epochs} epochs" if study.validate is None else f"best of {epochs} epochs on validation rows"
+        print_table(f"{study.title}; {group}: {state}, {num_seeds} seeds", header, cells)
+        texts.append(f"{group}: {state}, {num_seeds} seeds\n\n{markdown(header, cells)}")
     replace_text(options.out / "table.md", "\n".join(texts))
 
 
@@ -65,7 +67,7 @@ def _file_name(study: Study, name: str, epochs: int, seed: int, fitted: bool) ->
     """Return the name of the file of a row's measurements; what is known without training depends on the seed alone."""
     if name in study.known:
         return f"measured-{seed}.json"
-    return f"measured-{'fitted-' * fitted}{epochs}-{seed}.json"
+    return f"measured-{'fitted-' * fitted}{'best-of-' * (study.validate is not None)}{epochs}-{seed}.json"
 
 
 def _choose_rows(study: Study, only: Sequence[str]) -> dict[str, dict[str, list[Measurements]]]:
@@ -104,6 +106,13 @@ def _train_and_measure(
     run = study.members[name](sample.train)
     folder = options.out / group / name
     progress = Progress(f"{group}, {name}, seed {options.seed}, ", options, folder, epochs, every=options.course)
-    train_recipe(study, run, sample.train, options, progress)
+    validate = study.validate
+    if validate is None:
+        train_recipe(study, run, sample.train, options, progress)
+        chosen: dict[str, float] = {}
+    else:
+        best = BestEpoch(run, lambda: validate(run, sample, options.seed), folder, options.seed, progress)
+        train_recipe(study, run, sample.train, options, progress, best)
+        chosen = {"epoch": float(best.restore())}
     found = study.measure(run, sample, options.seed, options.fitted)
-    return {**found, "s/epoch": seconds_per_epoch(folder, options.seed)}
+    return {**found, **chosen, "s/epoch": seconds_per_epoch(folder, options.seed)}

@@ -133,6 +133,7 @@ def train_recipe(
     train: Batch,
     options: RunOptions,
     progress: Progress,
+    callback: Callable[[int, dict[str, float]], None] | None = None,
 ) -> None:
     """Train a recipe as an experiment does, going on from its checkpoint if there is one.
 
@@ -142,6 +143,7 @@ def train_recipe(
         train: the training rows.
         options: the options of the run.
         progress: the callback; the checkpoint lies in its folder.
+        callback: another callback, which calls this one; None for this one.
     """
     steps: dict[str, Any] = {"optimizer": experiment.optimizer}
     if isinstance(experiment, Study):
@@ -156,13 +158,18 @@ def train_recipe(
         batch_size=experiment.batch_size,
         **steps,
         transform=experiment.transform,
-        checkpoint=progress.out / f"checkpoint-{options.seed}.pt",
+        checkpoint=checkpoint_path(progress.out, options.seed),
         compile=options.compile and experiment.compile,
         seed=options.seed,
         device=options.device,
         progress=False,
-        callback=progress,
+        callback=progress if callback is None else callback,
     )
+
+
+def checkpoint_path(folder: Path, seed: int) -> Path:
+    """Return the checkpoint of a training in a folder under a seed."""
+    return folder / f"checkpoint-{seed}.pt"
 
 
 def seconds_per_epoch(folder: Path, seed: int) -> float:

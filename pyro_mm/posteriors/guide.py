@@ -11,6 +11,7 @@ from torch import nn
 
 from ..batch.batch import Batch
 from ..batch.keywords import covariates_read_by
+from ..batch.masks import SURROGATE
 from ..handlers.params import register
 from ..utils.arguments import check_attribute, check_function, describe
 
@@ -66,7 +67,8 @@ class Guide(nn.Module):
                 posterior = self.posteriors[site] if site in self.posteriors else self._callables[site]
                 with covariates_read_by(f"the posterior of {site!r}", posterior):
                     distribution = posterior(batch)
-                value = pyro.sample(site, _check_distribution(site, distribution))
+                infer = {SURROGATE: True} if getattr(posterior, "surrogate", False) else {}
+                value = pyro.sample(site, _check_distribution(site, distribution), infer=infer)
                 if site != self._sites[-1]:
                     batch = batch.with_latent(site, value)
 

@@ -10,7 +10,7 @@ from ..batch.batch import Batch
 from ..conditionals.unconditional import as_module
 from ..distributions.gaussian_experts import STANDARD_NORMAL
 from ..distributions.where import Where
-from ..utils.arguments import check_function, check_head, check_name, describe
+from ..utils.arguments import check_flag, check_function, check_head, check_name, describe
 from .set_encoders import SumPooling, apply_head, zero_where_missing
 
 
@@ -23,8 +23,11 @@ class Private(nn.Module):
         name: the modality m. The site of the latent is ``"w_<name>"``.
         encoder: module mapping ``(N, *event)`` to a distribution of event shape ``(D_m,)``.
         missing: :math:`r_m`, a distribution or a module ``batch -> distribution``, such as MMVAE+'s learned auxiliary
-            prior; a standard normal by default. It serves training, where a missing m is decoded: ``generate`` draws
-            w_m from the model's own p(w_m).
+            prior; a standard normal by default. It serves training, where a missing m is decoded.
+        surrogate: False if ``generate`` and ``posterior_draws`` take w_m of a missing m from the model's p(w_m), which
+            is its posterior under a story in which nothing else depends on w_m. True if they take it from ``missing``
+            in rows in which anything is present: for autoencoders, whose codes of different modalities depend on each
+            other. Draws by weight (``resample=True``) are of the story's posterior, and leave it aside.
 
     Raises:
         TypeError: an argument of another kind.
@@ -41,11 +44,18 @@ class Private(nn.Module):
         Palumbo et al. 2023 (MMVAE+, ICLR).
     """
 
-    def __init__(self, name: str, encoder: nn.Module, missing: dist.Distribution | nn.Module = STANDARD_NORMAL):
+    def __init__(
+        self,
+        name: str,
+        encoder: nn.Module,
+        missing: dist.Distribution | nn.Module = STANDARD_NORMAL,
+        surrogate: bool = False,
+    ):
         super().__init__()
         self.name = check_name("name", name)
         self.encoder = check_function("encoder", encoder, ("values",))
         self.missing = as_module("missing", missing)
+        self.surrogate = check_flag("surrogate", surrogate)
 
     def forward(self, batch: Batch) -> dist.Distribution:
         """Return the posterior of w_m: batch shape ``(N,)``, event shape ``(D_m,)``."""

@@ -51,8 +51,9 @@ def mfm(
     Surrogates of z are trained by ``Term(modalities, (), S, freeze_encoder=True)`` for every proper subset S: the code
     of the whole row, held constant, gets a high density given S. With ``reconstruct_missing`` every modality is also
     reconstructed from the others, with the weight :math:`\lambda_m`; this trains the decoders, and the surrogates
-    together with those of each w_m, which nothing else trains. :func:`pyro_mm.generate` draws w_m of a missing m from
-    the prior.
+    together with those of each w_m, which nothing else trains. :func:`pyro_mm.generate` and
+    :func:`pyro_mm.posterior_draws` take w_m of a missing m from its surrogate; without ``reconstruct_missing`` there is
+    none, and w_m comes from the prior.
 
     Likelihoods and other KLs ask for densities that a deterministic encoder does not have, and are refused: take
     :func:`mfm_variational` for these.
@@ -121,7 +122,8 @@ def mfm_variational(
 
     Model and guide: as in :func:`mfm`, with Normal encoders and learned standard deviations. Labels are decoded and not
     encoded, so that a row of labels alone is encoded as the prior. Surrogates of z are trained by the same terms, and
-    w_m of a missing modality comes from its prior, which is its posterior given the others under the story.
+    w_m of a missing modality comes from its prior: under the story this is its posterior given the others, so that a
+    surrogate for it would have nothing to infer.
 
     Args:
         batch: rows from which the modalities, their kinds and sizes are read, as in :func:`mfm`.
@@ -259,7 +261,10 @@ def _guide(
         if infer_missing and others:
             missing = posteriors.Given(others, _joint(batch, others, size, hidden, family), prior)
         encoder = family(encoder_network(batch, name, _outputs(size, family), hidden))
-        found[f"w_{name}"] = posteriors.Private(name, encoder, prior if missing is None else missing)
+        if missing is None:
+            found[f"w_{name}"] = posteriors.Private(name, encoder, prior)
+        else:
+            found[f"w_{name}"] = posteriors.Private(name, encoder, missing, surrogate=True)
     return Guide(**found)
 
 

@@ -11,7 +11,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ..batch.batch import Batch
-from ..batch.masks import Presence, add_event_dims
+from ..batch.masks import SURROGATE, Presence, add_event_dims
 from ..distributions.base import base_distribution
 from ..distributions.support import unwrap
 from ..distributions.token_sequence import TokenSequence
@@ -122,6 +122,7 @@ class AncestralSampler(EditSites):
         batch: N rows.
         modalities: names of the model's modalities.
         mean: True to return means in the place of draws, or the names of the modalities whose means to return.
+        surrogates: True to keep private latents that the guide infers for missing modalities.
 
     Attributes:
         samples: modality -> draws or means, ``(S, N, *plates, *event)``, after a run of the model.
@@ -129,17 +130,22 @@ class AncestralSampler(EditSites):
             which its tokens end.
     """
 
-    def __init__(self, batch: Batch, modalities: frozenset[str], mean: bool | frozenset[str]):
+    def __init__(self, batch: Batch, modalities: frozenset[str], mean: bool | frozenset[str], surrogates: bool = True):
         super().__init__(self._sample_latent, self._sample_modality)
         self.batch = batch
         self.mean = mean
         self.samples: SiteValues = {}
         self.lengths: SiteValues = {}
         self._modalities = modalities
+        self._surrogates = surrogates
 
     def informed_rows(self, site: Any) -> Presence:
-        """Return the rows in which a present modality informs a latent: its own one if the latent is private."""
-        modality = private_modality(site["name"], self._modalities)
+        """Return the rows in which a present modality informs a latent: its own one if the latent is private.
+
+        A private latent that the guide infers from other modalities, by a surrogate, is informed by any of them.
+        """
+        by_any = self._surrogates and site["infer"].get(SURROGATE, False)
+        modality = None if by_any else private_modality(site["name"], self._modalities)
         rows = self.batch.rows if modality is None else self.batch.presence(modality)
         return rows if isinstance(rows, bool) or in_data_plate(site) else True
 

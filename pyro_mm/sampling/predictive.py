@@ -50,7 +50,8 @@ def generate(
     it is cross-modal generation. All modalities of one sample share their latents.
 
     * The private latent :math:`w_m` of a missing modality comes from :math:`p(w_m | z)`, whatever the guide has in its
-      place, and all latents of a row in which nothing is present from the model's prior.
+      place, unless that is a surrogate, as in :func:`pyro_mm.recipes.mfm`: then from the surrogate, without
+      ``resample``. All latents of a row in which nothing is present come from the model's prior.
     * A discrete latent that only the model has comes from its exact posterior given z and what is present.
     * A latent outside the plate ``"data"`` comes from the guide, once per sample: all rows of a sample share it. With
       ``resample`` the others are drawn by weight given it, from K particles for each of the S samples.
@@ -130,8 +131,9 @@ def posterior_draws(
     rows whose weights have a k-hat above 0.7 (``mm.log_marginal(..).pareto_k``): most of their draws are copies of one
     particle. Take K several times the number of different draws that you need.
 
-    The private latent :math:`w_m` of a missing modality comes from the model's :math:`p(w_m | z)`, and so do all
-    latents of a row in which nothing is present. A latent outside the plate ``"data"``, which all rows share, comes
+    The private latent :math:`w_m` of a missing modality comes from the model's :math:`p(w_m | z)`, or without
+    ``resample`` from the guide's surrogate, if it has one (``Private(.., surrogate=True)``), and all latents of a row
+    in which nothing is present from the prior. A latent outside the plate ``"data"``, which all rows share, comes
     from the guide, once per sample; with ``resample`` the others are drawn by weight given it, from K particles for
     each of the S samples.
 
@@ -364,7 +366,9 @@ class _PairRun:
         for name in self.structure.global_latents if settings.prior else ():
             trace.remove_node(name)
 
-        ancestral = AncestralSampler(self.batch, self.structure.modalities, settings.mean)
+        ancestral = AncestralSampler(
+            self.batch, self.structure.modalities, settings.mean, surrogates=settings.resampling is None
+        )
         guide_sites = latent_sites(trace)
         model_sites: dict[str, Any] = {}
         if settings.decode or not all(ancestral.informed_rows(site) is True for site in guide_sites.values()):

@@ -14,7 +14,7 @@ import pyro_mm as mm
 import pyro_mm.experiments.reproduce as command
 from pyro_mm.cli import app
 from pyro_mm.datasets import simulated
-from pyro_mm.experiments.studies import factorized, fusion_baselines, known_factors, prediction_scores
+from pyro_mm.experiments.studies import ablations, factorized, fusion_baselines, known_factors, prediction_scores
 from pyro_mm.experiments.studies.prediction_scores import Truth
 from pyro_mm.experiments.studies.study import Sample
 from pyro_mm.recipes import mfm
@@ -66,12 +66,14 @@ def test_rows_of_a_study_are_trained_and_measured(name, monkeypatch, tmp_path):
     result = CliRunner().invoke(app, ["reproduce", "small", *options])
     assert result.exit_code == 0, result.output
     first = "accuracy" if name == "a class" else "MAE"
+    assert ("best of 1 epochs on validation rows" in result.output) == (small.validate is not None)
     for row in [*small.known, *small.members]:
         (path,) = (tmp_path / "few" / row).glob("measured-*.json")
         found = json.loads(path.read_text())
         assert all(math.isfinite(value) for value in found.values()), row
         assert first in found
         if row in small.members:
+            assert ("epoch" in found) == ("best-of" in path.name) == (small.validate is not None)
             assert (f"error of {names[0]}" in found) == (row != "late fusion")
         assert ("alone" in row or "constant" in row or "most" in row) or f"{first}, no {names[1]}" in found
 
@@ -81,7 +83,10 @@ def test_the_studies_have_the_rows_of_the_paper_and_what_the_library_has_beside_
         assert {"MFM", "missing paths untrained", "variational twin", "late fusion", "no generation"} <= {
             *study.members
         }
+        paper = [name[:3] for name in study.members if name.startswith("M_")]
+        assert paper == ["M_A", "M_C", "M_D"] if study is known_factors.FACTORS else ["M_A", "M_B", "M_C", "M_D"]
         assert study.seeds == 5 and "regression" in study.known
+        assert (study.validate is None) == (study is factorized.MOSI), "MOSI has no clean rows for validation"
 
 
 @pytest.mark.parametrize("row", factorized.members(**SMALL))
@@ -157,7 +162,7 @@ def test_late_fusion_sums_what_the_modalities_say():
 def test_without_a_shared_factor_z_generates_nothing():
     torch.manual_seed(0)
     rows = vectors(8)
-    run = factorized.without_shared_factor(rows, **SMALL)
+    run = ablations.without_shared_factor(rows, **SMALL)
     found = {"z": torch.randn(8, 2), "w_a": torch.randn(8, 2), "w_b": torch.randn(8, 2)}
     before, after = (run.model.decode(found | {"z": z}) for z in (found["z"], found["z"] + 1))
     assert torch.equal(before["a"].mean, after["a"].mean)
@@ -180,3 +185,60 @@ def test_known_factors_are_found_in_a_short_training():
     assert found["margin"] > 0.25
     effects = known_factors.swap_effects(run, test, names, 0)
     assert effects["swap, own"] > 0.1 and effects["swap, others"] == 0
+
+
+def test_the_factors_of_ablations_see_what_the_paper_says():
+    torch.manual_seed(0)
+    rows = vectors(8)
+    rows = mm.Batch({n: rows[n] for n in rows.names})
+    settings = SMALL | {"private": {"a": 3, "b": 5}}
+    first, second = slice(0, 2), slice(2, 6)  # latent 2, and the mean of 3 and 5
+
+    def changed(run, places):
+        """The modalities and labels that change with some factors."""
+        factor = torch.randn(8, run.model.factor.blocks[-1].stop)
+        other = factor.clone()
+        other[:, places] += 1
+        before, after = run.model.decode({"z": factor}), run.model.decode({"z": other})
+        value = {"a": "mean", "b": "mean", "label": "logits"}
+        return {n for n in before if not torch.equal(getattr(before[n], value[n]), getattr(after[n], value[n]))}
+
+    one = ablations.one_generative_factor(rows, **settings)
+    assert changed(one, first) == {"a", "b", "label"} and changed(one, second) == {"a", "b"}
+
+    none = ablations.without_joint_factor(rows, **settings)
+    assert changed(none, slice(0, 3)) == {"a", "label"} and changed(none, slice(3, 8)) == {"b", "label"}
+    before, after = (mm.encode(none.guide, x)["z"].mean for x in (rows, rows.replaced({"a": rows["a"] + 1})))
+    assert (before != after).any(0).tolist() == 3 * [True] + 5 * [False]
+
+    alone = ablations.label_alone(rows, **settings)
+    assert set(alone.model.decoders) == {"label"}
+    assert {term.decode for term in alone.objective.terms} == {("label",), ()}
+    assert not any(term.kind for term in alone.objective.terms)
+
+
+def test_the_mmd_of_codes_side_by_side_is_the_sum_of_theirs():
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 30, 7, dtype=torch.float64)
+    blocks = [slice(0, 3), slice(3, 7)]
+    mmd = partial(mm.distributions.squared_mmd, unbiased=False)
+    each = [mmd(x[:, b], y[:, b], bandwidth=size / 2**0.5) for b, size in zip(blocks, (3, 4), strict=True)]
+    torch.testing.assert_close(mmd(x, y, kernel=ablations.SumOfKernels(blocks)), sum(each))
+
+
+@pytest.mark.parametrize("row", ["MFM", "M_D: M_B without generation and MMD", "variational twin", "late fusion"])
+@pytest.mark.parametrize("kind", ["a class", "ratings"])
+def test_the_validation_score_is_that_of_predictions_from_all_and_from_all_but_each(row, kind, monkeypatch):
+    """Many draws: of the two ways to predict one has all modalities decoded, and draws of its own."""
+    torch.manual_seed(0)
+    scale = None if kind == "a class" else torch.tensor([2.0, 3.0])
+    rows = {"a class": vectors, "ratings": sequences}[kind](30, 2)
+    run = factorized.members(**SMALL)[row](rows)
+    for draws in ("VALIDATION_DRAWS", "DRAWS"):
+        monkeypatch.setattr(prediction_scores, draws, 2000)
+    found = prediction_scores.validation_score(run, Sample(rows, rows, Truth(scale, rows)), 0)
+    each = []
+    for given in prediction_scores.given_sets(rows).values():
+        error = prediction_scores.predict_label(run, rows, given, 0) - rows["label"].numpy()
+        each.append((error == 0).mean() if scale is None else -np.abs(error).mean())
+    assert found == pytest.approx(sum(each) / 3, abs=0.02)

@@ -7,18 +7,18 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ... import conditionals, datasets, posteriors
 from ...batch.batch import Batch
-from ...models import Factorized
 from ...nn import MLP
 from ...recipes.factorized import mfm, mfm_variational
-from ...recipes.modality_networks import encoder_network, likelihood_network
+from ...recipes.modality_networks import encoder_network
 from ...recipes.networks import Recipe
+from . import ablations
 from .fusion_baselines import constant_scores, late_fusion, regression_scores, unimodal_regression
 from .mnist_usps_word import binary
-from .prediction_scores import LABEL, Truth, measure, modalities
+from .prediction_scores import LABEL, Truth, measure, modalities, validation_score
 from .study import Sample, Study
 
 # -- data ----------------------------------------------------------------------------------------------------------
@@ -51,32 +51,6 @@ def digits(seed: int, directory: str | None = None) -> Sample:
 # -- rows ----------------------------------------------------------------------------------------------------------
 
 
-class _Last(nn.Module):
-    """The last entries of a vector, and so the private factor alone of two factors side by side.
-
-    Args:
-        size: their number.
-    """
-
-    def __init__(self, size: int):
-        super().__init__()
-        self.size = size
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x[..., -self.size :]
-
-
-def without_shared_factor(batch: Batch, **settings: Any) -> Recipe:
-    """Build MFM whose decoders see the private factors alone, so that f_y predicts the label and generates nothing."""
-    run = mfm(batch, **settings)
-    assert isinstance(run.model, Factorized)
-    for name, decoder in run.model.decoders.items():
-        size = int(run.model.private_priors[name](batch).event_shape[0])
-        own: Any = likelihood_network(batch, name, size, settings["hidden"], lambda _: 1.0)
-        decoder.net = nn.Sequential(_Last(size), own.net)
-    return run
-
-
 def with_surrogate(kind: str, batch: Batch, **settings: Any) -> Recipe:
     """Build MFM whose surrogate of z pools the modalities that are present in another way.
 
@@ -105,24 +79,31 @@ def with_surrogate(kind: str, batch: Batch, **settings: Any) -> Recipe:
     return run
 
 
-def members(ablate_shared: bool = True, **settings: Any) -> dict[str, Callable[[Batch], Recipe]]:
+def members(blocks: bool = True, **settings: Any) -> dict[str, Callable[[Batch], Recipe]]:
     """Return the rows that are trained: MFM, its ablations, other surrogates, its twin, and late fusion.
 
+    M_A to M_D are the ablations of the paper as its released code has them.
+
     Args:
-        ablate_shared: include the row without a shared factor; not for tokens, whose networks are called step by step.
-        settings: of :func:`pyro_mm.recipes.mfm`, with ``latent`` and ``hidden``.
+        blocks: include the rows whose decoders see some factors of several; not for tokens, whose networks are called
+            step by step.
+        settings: of :func:`pyro_mm.recipes.mfm`, with ``latent``, ``hidden`` and ``private``.
     """
     size = {"latent": settings["latent"], "hidden": settings["hidden"]}
     whole = {name: value for name, value in settings.items() if name in ("latent", "hidden", "private")}
     found: dict[str, Callable[[Batch], Recipe]] = {
         "MFM": partial(mfm, **settings),
         "missing paths untrained": partial(mfm, **settings, reconstruct_missing=False),
-        "no private factors": partial(mfm, **settings | {"private": 0}),
+        "M_A: one generative factor for all modalities": partial(ablations.one_generative_factor, **settings),
+        "M_B: no joint factor, label from those of each modality": partial(ablations.without_joint_factor, **settings),
+        "M_C: no private factors": partial(mfm, **settings | {"private": 0}),
+        "M_D: M_B without generation and MMD": partial(ablations.label_alone, **settings),
+        "no shared factor in decoders": partial(ablations.without_shared_factor, **settings),
         "no generation": partial(mfm, **settings | {"generation": 0.0, "reconstruct_missing": False}),
         "no MMD": partial(mfm, **settings | {"mmd": 0.0}),
     }
-    if ablate_shared:
-        found["no shared factor"] = partial(without_shared_factor, **settings)
+    if not blocks:
+        found = {name: make for name, make in found.items() if not name.startswith(("M_B", "no shared factor"))}
     return found | {
         "surrogate: product of experts": partial(with_surrogate, "product", **settings),
         "surrogate: mixture of experts": partial(with_surrogate, "mixture", **settings),
@@ -177,7 +158,8 @@ def _of_ratings(which: Literal["mmmo", "pom"], group: str, title: str) -> Study:
         groups={group: partial(ratings, which)},
         members=members(latent=32, hidden=(64,), private=16, generation=0.1, mmd=1.0),
         measure=measure,
-        epochs=20,
+        validate=validation_score,
+        epochs=40,
         batch_size=32,
         optimizer=partial(_adam, 1e-3),
         known=known("audio", "video"),
@@ -192,6 +174,7 @@ DIGITS = Study(
     groups={"digit": digits},
     members=members(latent=16, hidden=(256,), private=16, generation=1.0, mmd=1.0),
     measure=measure,
+    validate=validation_score,
     epochs=15,
     batch_size=128,
     optimizer=partial(_adam, 1e-3),

@@ -16,19 +16,20 @@ from ...recipes.factorized import mfm
 from ...recipes.networks import Recipe
 from .factorized import members
 from .fusion_baselines import constant_scores, regression_scores
-from .prediction_scores import LABEL, Truth, measure, modalities
+from .prediction_scores import LABEL, Truth, measure, modalities, validation_score
 from .study import Measurements, Sample, Study
 
-ROWS = (2000, 1000)  # for training, for test
+ROWS = (2000, 1000, 1000)  # for training, for test, for validation
 PRIVATE = 2  # dimensions of the true factors
 SWAPPED = 500  # rows whose private factors are swapped
 INDEPENDENCE = 10.0  # weight of HSIC
 
 
 def simulated(seed: int, directory: str | None = None) -> Sample:
-    """Simulate a story under a seed, with four classes; rows of one story for training and for test."""
-    train, test = (factors(rows, private=PRIVATE, seed=seed, part=part).batch for part, rows in enumerate(ROWS))
-    return Sample(train, test, Truth())
+    """Simulate a story under a seed, with four classes; rows of one story for training, test and validation."""
+    parts = (factors(rows, private=PRIVATE, seed=seed, part=part).batch for part, rows in enumerate(ROWS))
+    train, test, validation = parts
+    return Sample(train, test, Truth(validation=validation))
 
 
 def measure_factors(run: Recipe, sample: Sample, seed: int, fitted: bool) -> Measurements:
@@ -93,8 +94,9 @@ SETTINGS: Mapping[str, Any] = {"latent": 2, "hidden": (64,), "private": PRIVATE,
 FACTORS = Study(
     title="Factorised representations of known factors",
     groups={"image, text, series": simulated},
-    members=members(ablate_shared=False, **SETTINGS) | {"MFM and HSIC": partial(independent, **SETTINGS)},
+    members=members(blocks=False, **SETTINGS) | {"MFM and HSIC": partial(independent, **SETTINGS)},
     measure=measure_factors,
+    validate=validation_score,
     epochs=30,
     batch_size=100,
     optimizer=lambda run, parameters: torch.optim.Adam(parameters, 5e-3),

@@ -45,6 +45,8 @@ class Study:
         measure: ``measure(run, sample, seed, fitted)``, from a trained recipe to column -> value. With ``fitted``
             likelihoods are by proposals fitted to each row, and columns of the guide's draws stand beside them.
         epochs: epochs of training.
+        validate: ``validate(run, sample, seed)``, a score on validation rows after each epoch, the larger the better:
+            the weights of the best epoch are measured, the last of equal ones. None to measure those of the last epoch.
         batch_size: rows per minibatch.
         optimizer: from a recipe and its parameters to an optimiser.
         scheduler: from the optimiser and the number of epochs to a scheduler of step sizes; None for none.
@@ -64,6 +66,7 @@ class Study:
     batch_size: int
     optimizer: Callable[[Recipe, Iterable[Tensor]], torch.optim.Optimizer]
     scheduler: Callable[[torch.optim.Optimizer, int], LRScheduler] | None = None
+    validate: Callable[[Recipe, Sample, int], float] | None = None
     seeds: int = 5
     known: Mapping[str, Callable[[Sample, int], Measurements]] = field(default_factory=dict)
     published: Mapping[tuple[str, str], str] = field(default_factory=dict)
