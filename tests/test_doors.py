@@ -268,6 +268,12 @@ def constructors():
         mm.datasets.spell: {"tokens": [[1, 2]]},
         mm.datasets.word_logits: {"tokens": torch.zeros(2, 6).long()},
         mm.datasets.log_mel: {"waves": torch.zeros(1, 5216)},
+        mm.datasets.caption_text: {"tokens": torch.ones(2, 3).long()},
+        mm.datasets.parse_caption: {"text": "a red seven above a blue disc"},
+        mm.datasets.scenes: {
+            "directory": None, "rows": (2, 1), "side": 16, "source": "digits", "modalities": ("image",), "held_out": 0,
+            "seed": 0,
+        },
         simulated.missing: {"batch": mm.Batch({"x": x, "y": x}), "rate": 0.5, "seed": 0},
         simulated.orthonormal_loadings: {"dims": {"x": 3}, "shared": 2, "private": 1, "seed": 0},
         simulated.factors: {

@@ -20,6 +20,7 @@ A class that is a modality is called ``label``; a class that only says what rows
 ``sequences()``            audio and video of 20 steps, ratings    ``mosi/*_mfn.npz``, or ``mmmo/*.h5`` and so on
 ``mosei()``                text, audio, video, sentiment           ``mosei/mosei_senti_data.pkl``
 ``iemocap()``              text, audio, video, four emotions       ``iemocap/iemocap_data.pkl``
+``scenes()``               digits and shapes, captions, attributes ``mnist/``, or none
 ========================== ======================================= =============================================
 
 Files are read from ``directory=``, or else from the folder named by the environment variable ``PYRO_MM_DATA``;
@@ -36,6 +37,7 @@ from functools import partial
 from typing import Any
 
 from ..utils.arguments import check_name, check_path
+from .captions import caption_text, parse_caption
 from .composites import mnist_photographs, mnist_speech, mnist_svhn, mnist_usps, mnist_usps_word
 from .dequantization import dequantize, quantize
 from .features import mfeat, nutrimouse
@@ -43,15 +45,16 @@ from .image_files import Pictures
 from .images import FILES, SHA256, Split, digits, drawn, fashion, mnist, parse_idx
 from .pairing import paired
 from .published import celeba, celeba_pictures, polymnist, polymnist_pictures, svhn
+from .scenes import scenes
 from .sentiment import iemocap, mosei, mosi, sequences
 from .speech import log_mel
 from .spelling import spell, word_logits, words
 
 __all__ = [
-    "FILES", "SHA256", "Pictures", "celeba", "celeba_pictures", "dequantize", "digits", "drawn", "fashion", "iemocap",
-    "load", "log_mel", "mfeat", "mnist", "mnist_photographs", "mnist_speech", "mnist_svhn", "mnist_usps",
-    "mnist_usps_word", "mosei", "mosi", "nutrimouse", "paired", "parse_idx", "polymnist", "polymnist_pictures",
-    "quantize", "sequences", "spell", "svhn", "word_logits", "words",
+    "FILES", "SHA256", "Pictures", "caption_text", "celeba", "celeba_pictures", "dequantize", "digits", "drawn",
+    "fashion", "iemocap", "load", "log_mel", "mfeat", "mnist", "mnist_photographs", "mnist_speech", "mnist_svhn",
+    "mnist_usps", "mnist_usps_word", "mosei", "mosi", "nutrimouse", "paired", "parse_caption", "parse_idx", "polymnist",
+    "polymnist_pictures", "quantize", "scenes", "sequences", "spell", "svhn", "word_logits", "words",
 ]  # fmt: skip
 
 
@@ -103,6 +106,7 @@ _DATASETS: dict[str, Callable[..., Split]] = {
     "mosi": mosi,
     "mosei": mosei,
     "iemocap": iemocap,
+    "scenes": scenes,
     "mmmo": partial(sequences, "mmmo"),
     "youtube": partial(sequences, "youtube"),
     "pom": partial(sequences, "pom"),
