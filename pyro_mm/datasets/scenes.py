@@ -136,7 +136,7 @@ def _draw(
 
     size = 7 * side // 16  # of a digit with its margin
     patches = [_digit_patches(written["image"], size)[order], _shape_patches(shape, size, rng)]
-    extents = [np.stack([_last(patch.any(1)), _last(patch.any(2))], 1) + 1 for patch in patches]  # width, height
+    extents = [_extents(patch) for patch in patches]
     corners = _place(factors["relation"], extents, side, rng)
     image = np.zeros((rows, 3, side, side), np.float32)
     for patch, corner, colour in zip(patches, corners, ("digit_colour", "shape_colour"), strict=True):
@@ -206,9 +206,11 @@ def _to_corner(ink: np.ndarray) -> np.ndarray:
     return moved
 
 
-def _last(found: np.ndarray) -> np.ndarray:
-    """Return the index of the last True in each row of ``(N, L)``."""
-    return found.shape[1] - 1 - found[:, ::-1].argmax(1)
+def _extents(patches: np.ndarray) -> np.ndarray:
+    """Return width and height of what is drawn into the upper left corner of patches, ``(N, 2)``."""
+    size = patches.shape[1]
+    lines = np.stack([patches.any(1), patches.any(2)], 1)  # columns and rows with ink, (N, 2, size)
+    return size - lines[..., ::-1].argmax(-1)
 
 
 def _place(
