@@ -151,7 +151,7 @@ MOSI = Study(
 """The published figures are of aligned sequences, and the best of a search on the test rows: not comparable."""
 
 
-def _of_ratings(which: Literal["mmmo", "pom"], group: str, title: str) -> Study:
+def _of_ratings(which: Literal["mmmo", "pom"], group: str, title: str, epochs: int) -> Study:
     """Build the study of a set of videos with ratings."""
     return Study(
         title=title,
@@ -159,15 +159,15 @@ def _of_ratings(which: Literal["mmmo", "pom"], group: str, title: str) -> Study:
         members=members(latent=32, hidden=(64,), private=16, generation=0.1, mmd=1.0),
         measure=measure,
         validate=validation_score,
-        epochs=40,
+        epochs=epochs,
         batch_size=32,
         optimizer=partial(_adam, 1e-3),
         known=known("audio", "video"),
     )
 
 
-MMMO = _of_ratings("mmmo", "rating", "Factorised representations of ICT-MMMO videos, a rating from 1 to 5")
-POM = _of_ratings("pom", "ratings", "Factorised representations of POM videos, 17 ratings up to 7")
+MMMO = _of_ratings("mmmo", "rating", "Factorised representations of ICT-MMMO videos, a rating from 1 to 5", 30)
+POM = _of_ratings("pom", "ratings", "Factorised representations of POM videos, 17 ratings up to 7", 20)
 
 DIGITS = Study(
     title="Factorised representations of two images of a digit",
@@ -175,7 +175,7 @@ DIGITS = Study(
     members=members(latent=16, hidden=(256,), private=16, generation=1.0, mmd=1.0),
     measure=measure,
     validate=validation_score,
-    epochs=15,
+    epochs=10,
     batch_size=128,
     optimizer=partial(_adam, 1e-3),
     known=known("mnist", "usps"),
