@@ -60,6 +60,7 @@ def evaluations(m, g, b):
     sampled = {"num_samples": 1, "resample": False, "num_particles": 2}
     likelihood = {"num_particles": 2, "chunk": 4, "stratify": True, "prior_share": 0.0, "draws": "independent"}
     x = torch.randn(20, 2)
+    boxed = mm.Batch({name: b[name] for name in b}, covariates={"boxes": torch.rand(b.size, 4)})
     return {
         mm.log_marginal: pair | common | likelihood | {"proposal": None},
         mm.log_conditional: pair | common | likelihood | {"target": "y", "given": "x", "proposal": None},
@@ -102,6 +103,15 @@ def evaluations(m, g, b):
             "guide": g, "train": b, "test": b, "label": "y", "given": "x", "sites": "z", "regularisation": 1.0,
             "seed": 0, "audit": True,
         },
+        metrics.label_information: {
+            "guide": g, "train": b, "test": b, "label": "y", "given": "x", "sites": "z", "regularisation": 1.0,
+            "seed": 0, "audit": True,
+        },
+        metrics.box_overlap: {
+            "guide": g, "train": boxed, "test": boxed, "boxes": "boxes", "given": "x", "sites": "z",
+            "regularisation": 1.0, "seed": 0, "audit": True,
+        },
+        metrics.intersection_over_union: {"first": torch.zeros(3, 4), "second": torch.zeros(3, 4)},
         metrics.hsic_ratios: pair | {
             "sites": "z", "kernel": "gaussian", "bandwidth": 1.0, "unbiased": True, "seed": 0, "audit": True,
         },

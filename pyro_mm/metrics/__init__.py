@@ -3,7 +3,8 @@
 * Labels predicted by the model: :func:`class_probabilities`, :func:`cross_modal_accuracy`, :func:`confusion_matrix`.
 * Samples judged by a :func:`classifier`: :func:`cross_modal_coherence`, :func:`joint_coherence`. The classifier errs
   too, so report its own accuracy beside them.
-* Posterior means: :func:`linear_probe`.
+* Posterior means: :func:`linear_probe`; :func:`label_information` in nats, and the gain of one model over another;
+  :func:`box_overlap` of bounding boxes, by :func:`intersection_over_union`.
 * Sets of images: :func:`frechet_distance`.
 * Inference: :func:`amortization_gap`, log p(x) minus the ELBO, by its two causes.
 * Latents whose true values are known: :func:`mean_correlation`.
@@ -16,6 +17,7 @@ Proportions have standard errors: :class:`Share`.
 
 from .accuracy import class_probabilities, confusion_matrix, cross_modal_accuracy
 from .amortization import AmortizationGap, amortization_gap
+from .boxes import BoxOverlap, box_overlap, intersection_over_union
 from .classifiers import classifier
 from .coherence import cross_modal_coherence, joint_coherence
 from .corrupted_inputs import Robustness, robustness
@@ -24,12 +26,13 @@ from .factor_gradients import GradientNorms, gradient_norms
 from .factor_swaps import Swaps, swaps
 from .frechet import frechet_distance, gaussian_frechet
 from .identifiability import MeanCorrelation, mean_correlation
-from .probe import linear_probe
+from .probe import LabelInformation, label_information, linear_probe
 from .proportion import Share
 
 __all__ = [
-    "AmortizationGap", "GradientNorms", "HSICRatios", "MeanCorrelation", "Robustness", "Share", "Swaps",
-    "amortization_gap", "class_probabilities", "classifier", "confusion_matrix", "cross_modal_accuracy",
-    "cross_modal_coherence", "frechet_distance", "gaussian_frechet", "gradient_norms", "hsic_ratios", "joint_coherence",
-    "linear_probe", "mean_correlation", "robustness", "swaps",
+    "AmortizationGap", "BoxOverlap", "GradientNorms", "HSICRatios", "LabelInformation", "MeanCorrelation", "Robustness",
+    "Share", "Swaps", "amortization_gap", "box_overlap", "class_probabilities", "classifier", "confusion_matrix",
+    "cross_modal_accuracy", "cross_modal_coherence", "frechet_distance", "gaussian_frechet", "gradient_norms",
+    "hsic_ratios", "intersection_over_union", "joint_coherence", "label_information", "linear_probe",
+    "mean_correlation", "robustness", "swaps",
 ]  # fmt: skip

@@ -1,28 +1,21 @@
-"""Linear probes of posterior means."""
+"""Linear probes of posterior means: the classes that they predict, and the information that they have about these."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..batch.batch import Batch, check_batch
-from ..sampling.encode import encode
-from ..scoring.audit.audit import audit as audited
-from ..scoring.evaluation import evaluating
-from ..utils.arguments import check_flag, check_name, check_names, check_number, check_programs, check_seed
+from ..batch.batch import Batch
+from ..utils.arguments import check_number, describe
 from ..utils.global_state import preserve_process_settings
-from ..utils.seeding import temporary_seed
+from .probe_features import Features, ProbeRows, classes_of, probe_rows
 from .proportion import Share
 
-ROWS_PER_PASS = 1024  # rows encoded at once
-NUM_DRAWS = 100  # draws that estimate the mean of a posterior that has no known mean, such as a flow
 
-
-@torch.no_grad()
 def linear_probe(
     guide: Callable[[Batch], Any],
     train: Batch,
@@ -60,74 +53,123 @@ def linear_probe(
     Raises:
         ValueError: the label is given to the guide or is unknown, a site is unknown, or no row is left.
     """
-    check_programs(guide=guide)
-    check_batch(train, "train")
-    check_batch(test, "test")
-    check_name("label", label, [*train.covariates, *train.names], "modality or covariate")
     check_number("regularisation", regularisation, above=0)
-    check_flag("audit", audit)
-    check_seed(seed)
-    sites = check_names("sites", sites, least=1, what="latent site")
-    names = [n for n in train.names if n != label] if given is None else check_names("given", given, train)
+    first, second = probe_rows(guide, train, test, label, Features(given, sites, seed, audit))
+    classes = classes_of(label, second.targets)
+    return Share.of(torch.from_numpy(_regression(first, label, regularisation).predict(second.means) == classes))
+
+
+class LabelInformation(NamedTuple):
+    r"""Information that a probe of posterior means has about a label, in nats, with its standard error over rows.
+
+    Attributes:
+        value: :math:`\frac1N \sum_n i_n`.
+        standard_error: due to the choice of test rows, with the model and the probe held fixed; NaN for a single row.
+        entropy: H, the mean of :math:`-\log f(y_n)` over the same rows, from which ``value`` says how much is known.
+        per_row: :math:`i_n = \log P(y_n | h_n) - \log f(y_n)`, float64 ``(N,)``.
+
+    >>> found = LabelInformation(1.2, 0.01, 2.3, torch.zeros(500))
+    >>> print(found)
+    1.200 ± 0.010 of 2.300 nats
+    """
+
+    value: float
+    standard_error: float
+    entropy: float
+    per_row: Tensor
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ± {self.standard_error:.3f} of {self.entropy:.3f} nats"
+
+    def gain(self, over: LabelInformation) -> tuple[float, float]:
+        r"""Return the share of the label's entropy that these means know beyond others, and its standard error.
+
+        .. math:: \frac1{N H} \sum_n (i_n - i'_n)
+
+        Rows are compared one by one: what both know of a row does not add to the error.
+
+        Args:
+            over: the information of another model, of the same test rows in the same order: that of a model trained
+                without text, say.
+
+        Raises:
+            TypeError: ``over`` is of another type.
+            ValueError: other rows.
+        """
+        if not isinstance(over, LabelInformation):
+            raise TypeError(f"expected over to be a LabelInformation, got {describe(over)}")
+        if over.per_row.shape != self.per_row.shape or abs(over.entropy - self.entropy) > 1e-6:
+            raise ValueError(
+                f"expected the information of the same rows: {len(self.per_row)} rows with {self.entropy:.4f} nats of "
+                f"labels here, {len(over.per_row)} with {over.entropy:.4f} there"
+            )
+        value, error = _mean_and_error(self.per_row - over.per_row)
+        return value / self.entropy, error / self.entropy
+
+
+def label_information(
+    guide: Callable[[Batch], Any],
+    train: Batch,
+    test: Batch,
+    label: str,
+    given: Sequence[str] | str | None = None,
+    *,
+    sites: Sequence[str] | str = "z",
+    regularisation: float = 1.0,
+    seed: int | None = None,
+    audit: bool = True,
+) -> LabelInformation:
+    r"""Measure how many nats of a label a linear probe of posterior means knows on test rows.
+
+    .. math:: I = \frac1N \sum_n [\log P(y_n | h_n) - \log f(y_n)]
+
+    with the probe P of :func:`linear_probe`, and f the frequencies of the classes among its training rows. But for the
+    choice of rows it is at most the mutual information of label and means plus KL(test frequencies || f), and below 0
+    if the probe is worse than these frequencies. Unlike the accuracy, it says how sure the probe is.
+
+    Args:
+        guide: callable of a batch.
+        train, test: batches; rows that lack the label or a given modality are left out.
+        label: name of a modality or a covariate with one class per row.
+        given: names of the modalities that the guide sees; None for all but the label.
+        sites: names of the latent sites whose means are concatenated.
+        regularisation: C of :func:`linear_probe`.
+        seed: of draws, where means depend on any; None uses torch's generator.
+        audit: False skips the audit of the guide (:mod:`pyro_mm.scoring.audit`).
+
+    Returns:
+        The information, with its standard error; ``found.gain(over=other)`` compares two models.
+
+    Raises:
+        ValueError: as :func:`linear_probe`; or a class of the test rows that no training row has.
+    """
+    check_number("regularisation", regularisation, above=0)
+    first, second = probe_rows(guide, train, test, label, Features(given, sites, seed, audit))
+    classes = classes_of(label, second.targets)
+    regression = _regression(first, label, regularisation)
+    known, counts = np.unique(classes_of(label, first.targets), return_counts=True)
+    if len(unknown := np.setdiff1d(classes, known)):
+        raise ValueError(f"{label!r}: no training row is of class {unknown[0]}, which a test row has")
+
+    places = np.searchsorted(known, classes)
+    log_p = regression.predict_log_proba(second.means)[np.arange(len(classes)), places]
+    log_f = np.log(counts / counts.sum())[places]
+    per_row = torch.from_numpy(log_p - log_f)
+    return LabelInformation(*_mean_and_error(per_row), float(-log_f.mean()), per_row)
+
+
+def _regression(rows: ProbeRows, label: str, regularisation: float) -> Any:
+    """Fit the logistic regression. scikit-learn's C multiplies the sum of log-likelihoods over rows."""
     with preserve_process_settings():
         from sklearn.linear_model import LogisticRegression  # imported here because it takes seconds
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-    if label in names:
-        raise ValueError(f"the label {label!r} is what the probe predicts: it cannot be given to the guide")
-
-    with evaluating(None, guide, train, audit=False) as rows, temporary_seed(seed, rows.device):
-        if audit:
-            audited(None, guide, rows.only(*names), draws=True)
-        means, labels = _features(guide, rows, label, names, sites)
-        test_means, test_labels = _features(guide, test.to(rows.device), label, names, sites)
-
-    # scikit-learn's C multiplies the sum of log-likelihoods over rows, as in the formula
     regression = make_pipeline(StandardScaler(), LogisticRegression(C=regularisation, max_iter=2000))
-    regression.fit(means, labels)
-    return Share.of(torch.from_numpy(regression.predict(test_means) == test_labels))
+    return regression.fit(rows.means, classes_of(label, rows.targets))
 
 
-def _features(
-    guide: Callable[[Batch], Any], batch: Batch, label: str, given: Sequence[str], sites: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return posterior means ``(n, D)`` and labels ``(n,)`` of rows with the label and all given modalities."""
-    if label not in batch.covariates and label not in batch:
-        raise ValueError(f"unknown label {label!r}: expected one of {[*batch.covariates, *batch.names]}")
-    masks = [batch.present[name] for name in given]
-    if label in batch.covariates:
-        labels = batch.covariates[label]
-    else:
-        labels = batch[label]
-        masks.append(batch.present[label])
-    rows = torch.arange(batch.size, device=batch.device)
-    rows = rows[torch.stack(masks).all(0)] if masks else rows
-    if labels.dim() != 1 or len(rows) == 0:
-        raise ValueError(f"expected one class per row and at least one row with all of {[*given, label]}")
-    if labels.is_floating_point():
-        if not torch.equal(labels.long().to(labels.dtype), labels):
-            raise ValueError(f"expected classes of {label!r}, got numbers that are not whole")
-        labels = labels.long()
-    parts = [_means(guide, batch.block(part).only(*given), sites) for part in rows.split(ROWS_PER_PASS)]
-    return torch.cat(parts).numpy(), labels[rows].cpu().numpy()
-
-
-def _means(guide: Callable[[Batch], Any], batch: Batch, sites: Sequence[str]) -> Tensor:
-    """Return the concatenated posterior means of latent sites, ``(N, D)`` in float64 on the CPU."""
-    found = encode(guide, batch, audit=False)
-    if unknown := [site for site in sites if site not in found]:
-        raise ValueError(f"the guide has no site {', '.join(unknown)}: it has {', '.join(found)}")
-    if plated := [site for site in sites if found[site].batch_shape != (batch.size,)]:
-        raise ValueError(
-            f"expected one draw per row of {plated[0]}, got batch shape {tuple(found[plated[0]].batch_shape)}"
-        )
-    return torch.cat([_mean(found[site]).reshape(batch.size, -1) for site in sites], -1).double().cpu()
-
-
-def _mean(d: Any) -> Tensor:
-    """Return the mean of a distribution, estimated from draws where it is not known."""
-    try:
-        return d.mean
-    except NotImplementedError:
-        return d.sample((NUM_DRAWS,)).mean(0)
+def _mean_and_error(x: Tensor) -> tuple[float, float]:
+    """Return the mean of independent values ``(N,)`` and its standard error, NaN for a single one."""
+    error = x.std(correction=1) / len(x) ** 0.5 if len(x) > 1 else torch.tensor(torch.nan)
+    return x.mean().item(), error.item()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pyro_mm import Batch, datasets, metrics
-from pyro_mm.metrics import classifiers, frechet, probe
+from pyro_mm.metrics import classifiers, frechet, probe_features
 
 F64 = {"dtype": torch.float64}
 EXACT = {"rel": 1e-9, "abs": 1e-9}
@@ -188,7 +188,7 @@ def labelled(rows, told=True):
 
 
 def test_a_linear_probe_finds_what_is_linear():
-    train, test = labelled(200), labelled(2 * probe.ROWS_PER_PASS)
+    train, test = labelled(200), labelled(2 * probe_features.ROWS_PER_PASS)
     share = metrics.linear_probe(guide, train, test, "label")
     present = int(test.present["label"].sum())
     assert share == metrics.Share(1.0, 0.0, present)
@@ -207,7 +207,7 @@ def test_a_linear_probe_of_a_flow_takes_the_mean_of_draws():
 
     d = dist.TransformedDistribution(dist.Normal(torch.zeros(5), 0.5), [dist.transforms.ExpTransform()])
     # the error of a mean of 100 draws is 0.06; 5 of them, 1 failure in 350,000 seeds
-    torch.testing.assert_close(probe._mean(d), torch.full((5,), math.exp(1 / 8)), rtol=0, atol=0.3)
+    torch.testing.assert_close(probe_features._mean(d), torch.full((5,), math.exp(1 / 8)), rtol=0, atol=0.3)
     assert metrics.linear_probe(flow, labelled(200), labelled(100), "label", "a").value > 0.95
 
 
