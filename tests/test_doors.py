@@ -124,6 +124,18 @@ def evaluations(m, g, b):
         },
         metrics.mean_correlation: {"latents": x, "estimates": x, "kind": "pearson", "fitted": 10},
         metrics.frechet_distance: {"real": x, "fake": x, "features": None},
+        metrics.kernel_distance: {
+            "real": x, "fake": x, "features": None, "kernel": "gaussian", "bandwidth": 1.0, "paired": True,
+            "permutations": 1, "seed": 0,
+        },
+        metrics.precision_recall: {
+            "real": x, "fake": x, "features": None, "neighbours": 1, "paired": False, "seed": 0
+        },
+        metrics.sample_quality: pair | {
+            "target": "y", "given": "x", "features": lambda y: nn.functional.one_hot(y, 3),
+            "classifier": lambda y: torch.zeros(len(y), 3), "labels": b["y"], "kernel": "gaussian", "neighbours": 1,
+            "permutations": 1, "mean": False, "seed": 0, "audit": True,
+        },
         metrics.confusion_matrix: {"true": b["y"], "predicted": b["y"], "num_classes": 3},
         metrics.classifier: {
             "values": b["x"], "labels": b["y"], "test_values": b["x"], "test_labels": b["y"], "epochs": 1,
@@ -391,6 +403,9 @@ def test_the_tables_name_every_public_function():
         "GradientNorms",
         "Swaps",
         "Robustness",
+        "KernelDistance",
+        "PRDC",
+        "SampleQuality",
         "Share",
         "Conditional",
     }

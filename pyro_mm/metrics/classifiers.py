@@ -42,7 +42,8 @@ def classifier(
 
     Returns:
         (network, accuracy): the network maps ``(B, *event)`` to logits ``(B, C)``, on the device of ``values``, in
-        evaluation mode and with frozen parameters; the accuracy is over the test rows.
+        evaluation mode and with frozen parameters, and its method ``features`` to the last hidden layer
+        ``(B, hidden)``, in which :func:`sample_quality` compares samples; the accuracy is over the test rows.
 
     Raises:
         ValueError: numbers of rows or event shapes that differ, no rows, or labels that are not integers from 0.
@@ -108,8 +109,13 @@ class _Network(nn.Module):
             first = [nn.Flatten(), nn.Linear(event.numel(), hidden), nn.ReLU(), nn.Linear(hidden, hidden)]
         self.layers = nn.Sequential(*first, nn.ReLU(), nn.Linear(hidden, classes))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
+        """Return the last hidden layer, ``(B, hidden)``."""
         if x.shape[1:] != self.event:
             raise ValueError(f"expected values of shape (B, {', '.join(map(str, self.event))}), got {tuple(x.shape)}")
         x = (x.to(self.mean.dtype) - self.mean) / self.deviation
-        return self.layers(x.reshape(len(x), -1, *self.event[-2:]) if self.pictures else x.reshape(len(x), -1))
+        x = x.reshape(len(x), -1, *self.event[-2:]) if self.pictures else x.reshape(len(x), -1)
+        return self.layers[:-1](x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers[-1](self.features(x))

@@ -114,7 +114,7 @@ def cross_modal_coherence(
                 settings = SampleSettings(size, mean=frozenset([target]) if mean else False)
                 sampled = sample_pair(model, guide, whole[part], settings, seed=None, audit=False)
                 samples = Generated(sampled.modalities, sampled.lengths)
-                classes = _classes(classifier, samples, target)
+                classes = judged_classes(classifier, samples, target)
                 hits += (classes == labels[part]).sum(0)
             correct.append(hits / num_samples)
     return Share.of(torch.cat(correct))
@@ -177,7 +177,7 @@ def joint_coherence(
     with evaluating(model, prior, like, audit=audit) as whole, temporary_seed(seed, whole.device):
         for size in _pass_sizes(n):
             samples = generate(model, prior, Batch.empty(size, whole), mean=mean, audit=False)
-            classes = torch.stack([_classes(f, samples, name)[0] for name, f in classifiers.items()])
+            classes = torch.stack([judged_classes(f, samples, name)[0] for name, f in classifiers.items()])
             agreement.append((classes == classes[0]).all(0))
     return Share.of(torch.cat(agreement))
 
@@ -187,7 +187,7 @@ def _pass_sizes(total: int) -> list[int]:
     return [min(SAMPLES_PER_PASS, total - start) for start in range(0, total, SAMPLES_PER_PASS)]
 
 
-def _classes(classifier: Classifier, samples: Generated, name: str) -> Tensor:
+def judged_classes(classifier: Classifier, samples: Generated, name: str) -> Tensor:
     """Classify samples ``(S, N, *event)`` of a modality: return the likeliest class of each, ``(S, N)``.
 
     A classifier with a parameter ``lengths`` gets those of a sequence, ``(S * N,)``.

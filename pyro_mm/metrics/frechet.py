@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-
 import torch
 from torch import Tensor
 
-from ..utils.arguments import check_function, check_tensor, describe
-
-ROWS_PER_PASS = 256  # rows whose features are computed at once
+from ..utils.arguments import check_tensor
+from .feature_rows import Features, Rows, feature_blocks
 
 
 @torch.no_grad()
 def frechet_distance(
-    real: Tensor | Iterable[Tensor],
-    fake: Tensor | Iterable[Tensor],
-    features: Callable[[Tensor], Tensor] | None = None,
+    real: Rows,
+    fake: Rows,
+    features: Features | None = None,
 ) -> float:
     r"""Compute the squared Fréchet distance between normal distributions fitted to features of two data sets.
 
@@ -43,8 +40,6 @@ def frechet_distance(
     >>> frechet_distance(x, x + 3)
     9.0
     """
-    if features is not None:
-        check_function("features", features, ("values",))
     return gaussian_frechet(*_moments(real, features, "real"), *_moments(fake, features, "fake"))
 
 
@@ -97,27 +92,13 @@ def _square_root(covariance: Tensor) -> Tensor:
     return vectors * values.clamp(min=0).sqrt() @ vectors.T
 
 
-def _rows(block: Tensor, what: str) -> Tensor:
-    """Return a tensor of rows. Raises a ValueError for a single number."""
-    if check_tensor(what, block).dim() == 0:
-        raise ValueError(f"expected {what} of shape (N, ..), got a single number")
-    return block
-
-
-def _moments(
-    data: Tensor | Iterable[Tensor], features: Callable[[Tensor], Tensor] | None, what: str
-) -> tuple[Tensor, Tensor]:
+def _moments(data: Rows, features: Features | None, what: str) -> tuple[Tensor, Tensor]:
     """Compute the mean ``(D,)`` and the covariance ``(D, D)`` of features, in float64 and one pass over the data."""
-    if isinstance(data, str | Mapping) or not isinstance(data, Tensor | Iterable):
-        raise TypeError(f"expected {what} to be a tensor (N, ..) or an iterable of them, got {describe(data)}")
-    blocks = [data] if isinstance(data, Tensor) else data
-
     count = 0
     shift = torch.zeros(())
     first_moment = torch.zeros(())
     second_moment = torch.zeros(())
-    for part in (part for block in blocks for part in _rows(block, what).split(ROWS_PER_PASS)):
-        f = (part if features is None else features(part)).flatten(1).double().cpu()
+    for f in feature_blocks(data, features, what):
         if not count:
             shift = f.mean(0)  # sums of squares about 0 would lose precision where the mean is large
         f = f - shift
@@ -127,7 +108,5 @@ def _moments(
 
     if count < 2:
         raise ValueError(f"expected at least two rows of {what} data, got {count}")
-    if not bool(second_moment.isfinite().all()):
-        raise ValueError(f"features of {what} data that are not finite")
     mean = first_moment / count
     return shift + mean, (second_moment - count * torch.outer(mean, mean)) / (count - 1)

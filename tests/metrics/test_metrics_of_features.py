@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pyro_mm import Batch, datasets, metrics
-from pyro_mm.metrics import classifiers, frechet, probe_features
+from pyro_mm.metrics import classifiers, feature_rows, probe_features
 
 F64 = {"dtype": torch.float64}
 EXACT = {"rel": 1e-9, "abs": 1e-9}
@@ -89,7 +89,7 @@ def test_features_are_asked_for_in_chunks():
     seen = []
 
     def features(x):
-        assert len(x) <= frechet.ROWS_PER_PASS and not torch.is_grad_enabled()
+        assert len(x) <= feature_rows.ROWS_PER_PASS and not torch.is_grad_enabled()
         seen.append(len(x))
         return 3 * x[..., None, None]
 
