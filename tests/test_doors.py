@@ -144,7 +144,7 @@ def evaluations(m, g, b):
     }  # fmt: skip
 
 
-NO_RECIPES = {"RECIPES", "Recipe", "jnf_second", "jnf"}
+NO_RECIPES = {"RECIPES", "Networks", "Recipe", "jnf_second", "jnf"}
 
 
 def recipe_of(name):
@@ -155,7 +155,14 @@ def recipe_of(name):
         "vae": {"modality": "image"}, "cvae": {"target": "image", "given": "label", "learn_given": False},
         "mfm": factorised | {"mmd": 1.0, "reconstruct_missing": True}, "mfm_variational": factorised | {"kl": 1.0},
     }  # fmt: skip
-    return {"batch": batch, "latent": 2, "hidden": (2,), "estimator": None, **extra.get(name, {})}
+    return {
+        "batch": batch,
+        "latent": 2,
+        "hidden": (2,),
+        "estimator": None,
+        "networks": {"image": "grey"},
+        **extra.get(name, {}),
+    }
 
 
 def constructors():
@@ -305,6 +312,7 @@ def constructors():
         simulated.clustered: {
             "rows": 5, "latent": 2, "dims": {"x": 3}, "noise": 0.1, "clusters": 2, "seed": 0, "part": 0
         },
+        mm.recipes.Networks: {"encoder": lambda out: net, "decoder": lambda inputs: part, "kind": "vector"},
         **{getattr(mm.recipes, name): recipe_of(name) for name in mm.recipes.__all__ if name not in NO_RECIPES},
     }  # fmt: skip
 

@@ -22,6 +22,8 @@ class _IndependentBernoulli(dist.Independent):
 
     def log_prob(self, value: Tensor) -> Tensor:
         logits = self.base_dist.logits
+        if value.dtype == torch.bool:
+            value = value.to(logits.dtype)
         if (torch.is_grad_enabled() and logits.requires_grad) or value.dtype != logits.dtype:
             return super().log_prob(value)
 
@@ -42,8 +44,9 @@ class _IndependentBernoulli(dist.Independent):
 class Bernoulli(Conditional):
     """Independent binary variables.
 
-    Values are not validated: for grey levels in [0, 1] ``log_prob`` is minus the binary cross-entropy. As in torch, its
-    result has the dtype of the *value*: give float64 values for a float64 result.
+    Values are floats, or booleans. They are not validated: for grey levels in [0, 1] ``log_prob`` is minus the
+    binary cross-entropy. As in torch, its result has the dtype of float *values*: give float64 values for a float64
+    result.
 
     Args:
         net: a module from the parents to the logits, ``(.., D)`` or ``(.., *event_shape)``.

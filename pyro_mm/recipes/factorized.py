@@ -18,8 +18,15 @@ from ..objectives.objective import Objective
 from ..objectives.terms import ALL, Number, Term, check_nonnegative
 from ..posteriors.guide import Guide
 from ..utils.arguments import check_flags, check_integer, check_mapping, check_names, check_number
-from .modality_networks import Scale, encoder_network, likelihood_network
-from .networks import HIDDEN, LATENT, Estimator, Hidden, Recipe, check_recipe_arguments, standard_prior
+from .modality_networks import Hidden, ModalityNetworks, NetworksOf, Scale
+from .networks import (  # fmt: skip
+    HIDDEN,
+    LATENT,
+    Estimator,
+    Recipe,
+    check_recipe_arguments,
+    standard_prior,
+)
 from .private_latents import PRIVATE
 
 SQUARED_ERROR = math.sqrt(0.5)  # the scale under which -log p(x) is the squared error and a constant
@@ -36,6 +43,8 @@ def mfm(
     generation: float | Mapping[str, float] = 0.1,
     mmd: Number = 1.0,
     reconstruct_missing: bool = True,
+    *,
+    networks: NetworksOf = None,
 ) -> Recipe:
     r"""MFM: a deterministic autoencoder with a discriminative factor and one generative factor for each modality.
 
@@ -43,10 +52,11 @@ def mfm(
               + \lambda \Big[ MMD^2(q(z), N(0, I)) + \sum_m MMD^2(q(w_m), N(0, I)) \Big]
 
     per row, which is the loss up to a constant. Model: :class:`pyro_mm.models.Factorized` with standard Normal priors.
-    The error of a binary image or of tokens is their negative log-likelihood, that of a real label its squared error,
-    each per element. Guide: a joint encoder for z and an encoder for each w_m, all :class:`~pyro_mm.conditionals.Delta`
-    and without shared layers; labels are not encoded. In a row that lacks a modality z comes from a surrogate network,
-    a Normal given what is present, and so does w_m, from what else is present.
+    The error of a binary or grey image, of counts or of tokens is their negative log-likelihood, that of a real label
+    its squared error, each per element. Guide: a joint encoder for z and an encoder for each w_m, all
+    :class:`~pyro_mm.conditionals.Delta` and without shared layers; labels are not encoded. In a row that lacks a
+    modality z comes from a surrogate network, a Normal given what is present, and so does w_m, from what else is
+    present.
 
     Surrogates of z are trained by ``Term(modalities, (), S, freeze_encoder=True)`` for every proper subset S: the code
     of the whole row, held constant, gets a high density given S. With ``reconstruct_missing`` every modality is also
@@ -69,6 +79,7 @@ def mfm(
         generation: :math:`\lambda_m`, of all modalities or by modality; one that is not named weighs 1.
         mmd: :math:`\lambda`, a number or a function of the step.
         reconstruct_missing: True to train the reconstruction of a missing modality.
+        networks: modality -> :class:`Networks`, or the name of a kind; None to choose all by kind.
 
     Raises:
         ValueError: no modality besides the labels, or a private latent of a label.
@@ -79,14 +90,15 @@ def mfm(
         f_y and f_m have as many dimensions as z and w_m; their surrogates are points, and they have one for each w_m
         that is trained by its code; their released code does not train the reconstruction of a missing modality.
     """
+    parts = ModalityNetworks(batch, hidden, networks)
     check_flags(reconstruct_missing=reconstruct_missing)
     check_nonnegative("mmd", mmd)
     roles = _roles(batch, labels, private)
     weights = _generation_weights(generation, roles)
     names = roles.modalities
 
-    model = _model(batch, roles, latent, hidden, lambda _: SQUARED_ERROR)
-    guide = _guide(batch, roles, latent, hidden, conditionals.Delta, reconstruct_missing)
+    model = _model(parts, roles, latent, lambda _: SQUARED_ERROR)
+    guide = _guide(parts, roles, latent, conditionals.Delta, reconstruct_missing)
 
     size = {name: batch[name][0].numel() for name in (*names, *roles.labels)}
     likelihood: dict[str, Number] = {name: weights[name] / size[name] for name in names}
@@ -114,6 +126,8 @@ def mfm_variational(
     labels: Sequence[str] | None = None,
     generation: float | Mapping[str, float] = 1.0,
     kl: Number = 1.0,
+    *,
+    networks: NetworksOf = None,
 ) -> Recipe:
     r"""The variational twin of MFM: the same story and networks, Normal encoders, and the ELBO.
 
@@ -134,6 +148,7 @@ def mfm_variational(
         labels: names of the labels; None for every class and real number ``(N,)``, and the modality ``"label"``.
         generation: :math:`\lambda_m`, of all modalities or by modality; with any other than 1 the ELBO bounds nothing.
         kl: weight of the priors' KLs, or a warm-up of it.
+        networks: modality -> :class:`Networks`, or the name of a kind; None to choose all by kind.
 
     Raises:
         ValueError: no modality besides the labels, or a private latent of a label.
@@ -141,6 +156,7 @@ def mfm_variational(
     References:
         Tsai et al. 2019 (arXiv:1806.06176), whose released code has such a twin.
     """
+    parts = ModalityNetworks(batch, hidden, networks)
     roles = _roles(batch, labels, private)
     weights = _generation_weights(generation, roles)
     names = roles.modalities
@@ -148,8 +164,8 @@ def mfm_variational(
     def learned(shape: tuple[int, ...]) -> nn.Parameter:
         return nn.Parameter(torch.zeros(shape))
 
-    model = _model(batch, roles, latent, hidden, learned)
-    guide = _guide(batch, roles, latent, hidden, conditionals.Normal, False)
+    model = _model(parts, roles, latent, learned)
+    guide = _guide(parts, roles, latent, conditionals.Normal, False)
     plain = all(weight == 1 for weight in weights.values())
     joint = Term(names, ALL, likelihood=1.0 if plain else weights, kl=kl)
     return Recipe(model, guide, Objective([joint, *_surrogate_terms(names)], estimator))
@@ -208,59 +224,53 @@ def _surrogate_terms(names: Sequence[str]) -> list[Term]:
     return [Term(tuple(names), (), subset, freeze_encoder=True) for subset in subsets]
 
 
-def _model(batch: Batch, roles: _Roles, latent: int, hidden: Hidden, scale: Scale) -> Factorized:
+def _model(parts: ModalityNetworks, roles: _Roles, latent: int, scale: Scale) -> Factorized:
     """Build the story.
 
     Args:
-        batch: rows from which kinds and sizes are read.
+        parts: makers of networks.
         roles: the parts of modalities and labels.
         latent: dimensions of z and f_y.
-        hidden: sizes of the hidden layers.
         scale: the standard deviation of real values.
     """
     return Factorized(
         standard_prior(latent),
         {name: standard_prior(size) for name, size in roles.private.items()},
-        {
-            name: likelihood_network(batch, name, latent + roles.private.get(name, 0), hidden, scale)
-            for name in roles.modalities
-        },
-        {name: likelihood_network(batch, name, latent, hidden, scale) for name in roles.labels},
-        factor=MLP(latent, latent, hidden),
-        private_factors={name: MLP(size, size, hidden) for name, size in roles.private.items()},
+        {name: parts.decoder(name, latent + roles.private.get(name, 0), scale) for name in roles.modalities},
+        {name: parts.decoder(name, latent, scale) for name in roles.labels},
+        factor=MLP(latent, latent, parts.hidden),
+        private_factors={name: MLP(size, size, parts.hidden) for name, size in roles.private.items()},
     )
 
 
 def _guide(
-    batch: Batch,
+    parts: ModalityNetworks,
     roles: _Roles,
     latent: int,
-    hidden: Hidden,
     family: type[conditionals.Delta] | type[conditionals.Normal],
     infer_missing: bool,
 ) -> Guide:
     """Build the guide: encoders of whole rows, and surrogates for rows that lack a modality.
 
     Args:
-        batch: rows from which kinds and sizes are read.
+        parts: makers of networks.
         roles: the parts of modalities and labels.
         latent: dimensions of z.
-        hidden: sizes of the hidden layers.
         family: of the encoders; surrogates of z are Normal.
         infer_missing: True to infer w_m of a missing modality from the others, by an encoder of the family; False for
             its prior.
     """
     names = roles.modalities
-    surrogate = _joint(batch, names, latent, hidden, conditionals.Normal) if len(names) > 1 else None
-    whole = _joint(batch, names, latent, hidden, family, surrogate)
+    surrogate = _joint(parts, names, latent, conditionals.Normal) if len(names) > 1 else None
+    whole = _joint(parts, names, latent, family, surrogate)
     found: dict[str, nn.Module] = {"z": posteriors.Given(names, whole, standard_prior(latent))}
     for name, size in roles.private.items():
         prior = standard_prior(size)
         others = [other for other in names if other != name]
         missing: nn.Module | None = None
         if infer_missing and others:
-            missing = posteriors.Given(others, _joint(batch, others, size, hidden, family), prior)
-        encoder = family(encoder_network(batch, name, _outputs(size, family), hidden))
+            missing = posteriors.Given(others, _joint(parts, others, size, family), prior)
+        encoder = family(parts.encoder(name, _outputs(size, family)))
         if missing is None:
             found[f"w_{name}"] = posteriors.Private(name, encoder, prior)
         else:
@@ -269,25 +279,26 @@ def _guide(
 
 
 def _joint(
-    batch: Batch,
+    parts: ModalityNetworks,
     names: Sequence[str],
     size: int,
-    hidden: Hidden,
     family: type[conditionals.Delta] | type[conditionals.Normal],
     partial: nn.Module | None = None,
 ) -> posteriors.JointEncoder:
     """Build an encoder of several modalities with a latent of ``size`` dimensions.
 
+    The head has the last of the hidden layers, and each modality's network the others.
+
     Args:
-        batch: rows from which kinds and sizes are read.
+        parts: makers of networks.
         names: the modalities.
         size: dimensions of the latent.
-        hidden: sizes of the hidden layers; the head has the last of them, and each modality's network the others.
         family: of the posterior.
         partial: the posterior of rows that lack a modality; None for zeros in place of its features.
     """
+    hidden = parts.hidden
     width = hidden[-1] if hidden else size
-    features = {name: nn.Sequential(encoder_network(batch, name, width, hidden[:-1]), nn.ReLU()) for name in names}
+    features = {name: nn.Sequential(parts.encoder(name, width, hidden[:-1]), nn.ReLU()) for name in names}
     head = MLP(width * len(names), _outputs(size, family), hidden[-1:])
     return posteriors.JointEncoder(features, family(head), partial)
 

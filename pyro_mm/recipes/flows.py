@@ -19,16 +19,14 @@ from ..objectives.terms import ALL, EACH, Term
 from ..posteriors.guide import Guide
 from ..utils.arguments import check_flags, check_integer, describe
 from ..utils.global_state import import_zuko
-from .networks import (
+from .modality_networks import Hidden, ModalityNetworks, NetworksOf
+from .networks import (  # fmt: skip
     HIDDEN,
     LATENT,
     Estimator,
-    Hidden,
     Recipe,
     check_recipe_arguments,
-    decoder_network,
-    feature_network,
-    is_label,
+    features_after_relu,
     make_joint_encoder,
     shared_latent_model,
     standard_prior,
@@ -45,6 +43,8 @@ def jnf(
     hidden: Hidden = HIDDEN,
     estimator: Estimator = None,
     transforms: int = 2,
+    *,
+    networks: NetworksOf = None,
 ) -> Recipe:
     """JNF, first stage: a joint VAE, with frozen normalizing flows for :func:`jnf_second`.
 
@@ -58,6 +58,7 @@ def jnf(
         hidden: sizes of the hidden layers of every network.
         estimator: estimator of every bound; None for one draw, with KLs in closed form where known (``AnalyticKL()``).
         transforms: number of autoregressive transforms of each flow.
+        networks: modality -> :class:`Networks`, or the name of a kind; None to choose all by kind.
 
     Raises:
         ValueError: three modalities or more. Given some of several, the paper samples a product of flows by Hamiltonian
@@ -67,16 +68,17 @@ def jnf(
         Senellart, Chadebec & Allassonnière 2023 (arXiv:2305.11832), without the features from deep canonical
         correlation of their variant.
     """
+    parts = ModalityNetworks(batch, hidden, networks)
     zuko = import_zuko()
 
     def flow(name: str) -> nn.Module:
-        net = nn.Sequential(feature_network(batch, name, hidden[-1], hidden[:-1]), nn.ReLU())
+        net = features_after_relu(parts, name)
         transform = zuko.flows.MAF(latent, hidden[-1], transforms=transforms, hidden_features=tuple(hidden[-1:]))
         return conditionals.Flow(net, transform)
 
     partial = posteriors.Either({name: flow(name) for name in batch}).requires_grad_(False)
-    guide = Guide(z=make_joint_encoder(batch, latent, hidden, partial))
-    return Recipe(shared_latent_model(batch, latent, hidden), guide, objectives.elbo(estimator))
+    guide = Guide(z=make_joint_encoder(parts, latent, partial))
+    return Recipe(shared_latent_model(parts, latent), guide, objectives.elbo(estimator))
 
 
 def jnf_second(run: Recipe) -> Recipe:
@@ -117,8 +119,10 @@ def vaevae_flow(
     variational: bool = False,
     steps: int = 4,
     channels: int = 32,
+    *,
+    networks: NetworksOf = None,
 ) -> Recipe:
-    """VAEVAE with images decoded by flows and labels by Categoricals: another kind of model for each modality.
+    """VAEVAE with images decoded by flows, and labels and all else by kind: a model of its own for each modality.
 
     Model: one latent behind all modalities, with a standard Normal prior, and for every image dequantisation noise as a
     private latent (``conditionals.Dequantized``), so that its likelihood is a probability of levels. Guide: a product
@@ -134,6 +138,7 @@ def vaevae_flow(
         variational: True for noise by a flow.
         steps: of each scale of a flow. There are two scales where height and width can be halved twice, else one.
         channels: of the flows' networks.
+        networks: modality -> :class:`Networks`, or the name of a kind; None to choose all by kind.
 
     Raises:
         ValueError: an image whose height or width is odd.
@@ -141,6 +146,7 @@ def vaevae_flow(
     References:
         Wu & Goodman 2019 (arXiv:1912.05075); Ho et al. 2019 (Flow++, arXiv:1902.00275).
     """
+    parts = ModalityNetworks(batch, hidden, networks)
     check_flags(variational=variational)
     check_integer("levels", levels, least=2)
 
@@ -153,17 +159,22 @@ def vaevae_flow(
     decoders: dict[str, nn.Module] = {}
     noises: dict[str, Callable[..., Any]] = {}
     for name in batch:
-        if is_label(batch, name):
-            decoders[name] = decoder_network(batch, name, latent, hidden)
+        if parts.has_decoder(name) or not _is_image(parts, name):
+            decoders[name] = parts.decoder(name, latent)
             continue
         shape = batch[name].shape[1:]
         priors[name] = dist.Uniform(torch.zeros(shape), 1.0).to_event(len(shape))
         decoders[name] = conditionals.Dequantized(flow(name, MLP(latent, CONTEXT, hidden)), levels)
         noises[f"w_{name}"] = Unconditional(priors[name])
         if variational:
-            encoder = flow(name, feature_network(batch, name, CONTEXT, hidden))
+            encoder = flow(name, parts.encoder(name, CONTEXT))
             noises[f"w_{name}"] = posteriors.Private(name, encoder, missing=priors[name])
 
-    experts = posteriors.ProductOfExperts(unimodal_encoders(batch, latent, hidden))
+    experts = posteriors.ProductOfExperts(unimodal_encoders(parts, latent))
     guide = Guide(z=experts, **noises)
     return Recipe(PrivateLatents(standard_prior(latent), priors, decoders), guide, objectives.vaevae(estimator))
+
+
+def _is_image(parts: ModalityNetworks, name: str) -> bool:
+    """Return True for floats of shape ``(N, H, W)`` or ``(N, C, H, W)`` that are no sequence."""
+    return parts.kind(name) in ("bits", "grey", "array") and len(parts.event(name)) in (2, 3)

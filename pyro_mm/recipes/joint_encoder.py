@@ -6,11 +6,11 @@ from .. import objectives
 from ..batch.batch import Batch
 from ..objectives.terms import Number
 from ..posteriors.guide import Guide
-from .networks import (
+from .modality_networks import Hidden, ModalityNetworks, NetworksOf
+from .networks import (  # fmt: skip
     HIDDEN,
     LATENT,
     Estimator,
-    Hidden,
     Recipe,
     check_recipe_arguments,
     joint_guide,
@@ -20,7 +20,14 @@ from .networks import (
 
 
 @check_recipe_arguments
-def jmvae_zero(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
+def jmvae_zero(
+    batch: Batch,
+    latent: int = LATENT,
+    hidden: Hidden = HIDDEN,
+    estimator: Estimator = None,
+    *,
+    networks: NetworksOf = None,
+) -> Recipe:
     """JMVAE-zero: a joint encoder with zeros in place of what is missing, on which it is not trained.
 
     Model: one latent behind all modalities, with a standard Normal prior. Guide: a joint encoder without a partial
@@ -31,12 +38,14 @@ def jmvae_zero(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, esti
         latent: dimensions of z.
         hidden: sizes of the hidden layers of every network.
         estimator: estimator of every bound; None for one draw, with KLs in closed form where known (``AnalyticKL()``).
+        networks: modality -> :class:`Networks`, or the name of a kind; None to choose all by kind.
 
     References:
         Suzuki et al. 2016 (arXiv:1611.01891), their baseline. The zeros stand for features, not for values.
     """
-    guide = Guide(z=make_joint_encoder(batch, latent, hidden))
-    return Recipe(shared_latent_model(batch, latent, hidden), guide, objectives.elbo(estimator))
+    parts = ModalityNetworks(batch, hidden, networks)
+    guide = Guide(z=make_joint_encoder(parts, latent))
+    return Recipe(shared_latent_model(parts, latent), guide, objectives.elbo(estimator))
 
 
 @check_recipe_arguments
@@ -47,6 +56,8 @@ def jmvae_kl(
     estimator: Estimator = None,
     alpha: float = 0.1,
     kl: Number = 1.0,
+    *,
+    networks: NetworksOf = None,
 ) -> Recipe:
     """JMVAE-kl: a joint encoder, and unimodal encoders that are drawn near to it.
 
@@ -60,16 +71,25 @@ def jmvae_kl(
         estimator: estimator of every bound; None for one draw, with KLs in closed form where known (``AnalyticKL()``).
         alpha: weight of the KLs from the joint posterior to the unimodal ones.
         kl: weight of the prior's KL, or a warm-up of it.
+        networks: modality -> :class:`Networks`, or the name of a kind; None to choose all by kind.
 
     References:
         Suzuki et al. 2016 (arXiv:1611.01891), who warm ``kl`` up.
     """
+    parts = ModalityNetworks(batch, hidden, networks)
     objective = objectives.jmvae_kl(alpha, estimator, kl=kl)
-    return Recipe(shared_latent_model(batch, latent, hidden), joint_guide(batch, latent, hidden), objective)
+    return Recipe(shared_latent_model(parts, latent), joint_guide(parts, latent), objective)
 
 
 @check_recipe_arguments
-def telbo(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
+def telbo(
+    batch: Batch,
+    latent: int = LATENT,
+    hidden: Hidden = HIDDEN,
+    estimator: Estimator = None,
+    *,
+    networks: NetworksOf = None,
+) -> Recipe:
     """TELBO: a joint encoder trained with the decoders, and unimodal encoders trained against the decoders held fixed.
 
     Model: one latent behind all modalities, with a standard Normal prior. Guide: a joint encoder, and for incomplete
@@ -80,18 +100,25 @@ def telbo(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator
         latent: dimensions of z.
         hidden: sizes of the hidden layers of every network.
         estimator: estimator of every bound; None for one draw, with KLs in closed form where known (``AnalyticKL()``).
+        networks: modality -> :class:`Networks`, or the name of a kind; None to choose all by kind.
 
     References:
         Vedantam et al. 2018 (arXiv:1705.10762). They weigh the likelihoods, and have a product of experts over the
         attributes of an incomplete description.
     """
-    return Recipe(
-        shared_latent_model(batch, latent, hidden), joint_guide(batch, latent, hidden), objectives.telbo(estimator)
-    )
+    parts = ModalityNetworks(batch, hidden, networks)
+    return Recipe(shared_latent_model(parts, latent), joint_guide(parts, latent), objectives.telbo(estimator))
 
 
 @check_recipe_arguments
-def vaevae_joint(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, estimator: Estimator = None) -> Recipe:
+def vaevae_joint(
+    batch: Batch,
+    latent: int = LATENT,
+    hidden: Hidden = HIDDEN,
+    estimator: Estimator = None,
+    *,
+    networks: NetworksOf = None,
+) -> Recipe:
     """VAEVAE with a joint encoder: the evidence of every modality, and of the others given it.
 
     Model: one latent behind all modalities, with a standard Normal prior. Guide: a joint encoder, and for incomplete
@@ -103,10 +130,10 @@ def vaevae_joint(batch: Batch, latent: int = LATENT, hidden: Hidden = HIDDEN, es
         latent: dimensions of z.
         hidden: sizes of the hidden layers of every network.
         estimator: estimator of every bound; None for one draw, with KLs in closed form where known (``AnalyticKL()``).
+        networks: modality -> :class:`Networks`, or the name of a kind; None to choose all by kind.
 
     References:
         Wu & Goodman 2019 (arXiv:1912.05075), without their adversarial and flow likelihoods.
     """
-    return Recipe(
-        shared_latent_model(batch, latent, hidden), joint_guide(batch, latent, hidden), objectives.vaevae(estimator)
-    )
+    parts = ModalityNetworks(batch, hidden, networks)
+    return Recipe(shared_latent_model(parts, latent), joint_guide(parts, latent), objectives.vaevae(estimator))

@@ -1,10 +1,10 @@
-"""Networks of the recipes, chosen by the kind of each modality, and the models and guides made of them."""
+"""Recipes as values, and the priors, stories and guides that several of them share."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec, TypeAlias
 
 import pyro.distributions as dist
@@ -13,14 +13,14 @@ from pyro.infer import ELBO
 from torch import nn
 
 from .. import conditionals, posteriors
-from ..batch.batch import Batch, check_batch
+from ..batch.batch import check_batch
 from ..models import SharedLatent
 from ..nn import MLP
 from ..objectives.objective import Objective
 from ..posteriors.guide import Guide
-from ..utils.arguments import check_counts, check_name, check_shape, describe
+from ..utils.arguments import check_counts, check_shape, describe
+from .modality_networks import ModalityNetworks, check_networks
 
-Hidden: TypeAlias = Sequence[int]
 Estimator: TypeAlias = ELBO | None
 P = ParamSpec("P")
 LATENT = 16
@@ -42,7 +42,7 @@ class Recipe(NamedTuple):
 
 
 def check_recipe_arguments(make: Callable[P, Recipe]) -> Callable[P, Recipe]:
-    """Decorate a recipe with checks of ``batch``, ``latent``, ``hidden`` and ``estimator``.
+    """Decorate a recipe with checks of ``batch``, ``latent``, ``hidden``, ``estimator`` and ``networks``.
 
     Args:
         make: a function with at least these parameters.
@@ -61,44 +61,13 @@ def check_recipe_arguments(make: Callable[P, Recipe]) -> Callable[P, Recipe]:
         check_batch(given.arguments["batch"])
         check_counts(latent=given.arguments["latent"])
         check_shape("hidden", given.arguments["hidden"])
+        check_networks(given.arguments["networks"], given.arguments["batch"])
         estimator = given.arguments["estimator"]
         if estimator is not None and not isinstance(estimator, ELBO):
             raise TypeError(f"expected estimator to be a pyro.infer.ELBO or None, got {describe(estimator)}")
         return make(*args, **kwargs)
 
     return checked
-
-
-# -- kinds of modalities ------------------------------------------------------------------------------------------
-
-
-def is_label(batch: Batch, name: str) -> bool:
-    """Return True for a label, integers of shape ``(N,)``, and False for an image, floats of shape ``(N, H, W)``.
-
-    Raises:
-        ValueError: the modality is of neither kind, unknown, or without values in the batch.
-    """
-    check_batch(batch)
-    check_name("modality", name, batch)
-    if not batch.holds(name):
-        raise ValueError(
-            f"modality {name!r}: the batch holds no values of it, which the networks take their sizes from"
-        )
-    value = batch[name]
-    is_image = value.is_floating_point() and value.dim() > 2
-    if not is_image and (value.is_floating_point() or value.dim() != 1):
-        raise ValueError(
-            f"{name!r} is neither an image, floats of shape (N, H, W), nor a label, integers of shape (N,): it is "
-            f"{value.dtype} of shape {tuple(value.shape)}. A recipe has no networks for it; write the story instead"
-            + (", or make it integers, .long(), if it is a label" if value.dim() == 1 else "")
-        )
-    return not is_image
-
-
-def number_of_classes(batch: Batch, name: str) -> int:
-    """Return the number of classes of a label: one more than its largest value in the batch."""
-    check_name("modality", name, batch)
-    return int(batch[name].max()) + 1
 
 
 # -- priors -------------------------------------------------------------------------------------------------------
@@ -141,110 +110,80 @@ class LearnedClassFrequencies(nn.Module):
         return dist.Categorical(logits=self.logits, validate_args=False)
 
 
-# -- networks of one modality -------------------------------------------------------------------------------------
-
-
-def decoder_network(batch: Batch, name: str, inputs: int, hidden: Hidden) -> nn.Module:
-    """Build p(x_m | z): a Categorical for a label, independent Bernoulli pixels for an image.
-
-    Args:
-        batch: rows from which the kind and the size of the modality are read.
-        name: the modality m.
-        inputs: the size of z, ``(.., inputs)``.
-        hidden: sizes of the hidden layers.
-    """
-    if is_label(batch, name):
-        return conditionals.Categorical(MLP(inputs, number_of_classes(batch, name), hidden))
-    event = batch[name].shape[1:]
-    return conditionals.Bernoulli(MLP(inputs, event.numel(), hidden), event)
-
-
-def feature_network(batch: Batch, name: str, out: int, hidden: Hidden) -> nn.Module:
-    """Build a map from values to features ``(.., out)``: a perceptron for an image, an embedding for a label.
-
-    Args:
-        batch: rows from which the kind and the size of the modality are read.
-        name: the modality.
-        out: the number of features.
-        hidden: sizes of the hidden layers, which an embedding does not have.
-    """
-    if is_label(batch, name):
-        return nn.Embedding(number_of_classes(batch, name), out)
-    return MLP(batch[name][0].numel(), out, hidden)
-
-
 # -- models and guides --------------------------------------------------------------------------------------------
 
 
 def shared_latent_model(
-    batch: Batch, latent: int, hidden: Hidden, prior: dist.Distribution | nn.Module | None = None
+    parts: ModalityNetworks, latent: int, prior: dist.Distribution | nn.Module | None = None
 ) -> SharedLatent:
-    """Build a story with one latent ``(latent,)`` behind all modalities of a batch.
+    """Build a story with one latent ``(latent,)`` behind all modalities.
 
     Args:
-        batch: rows from which kinds and sizes of the modalities are read.
+        parts: makers of networks.
         latent: dimensions of z.
-        hidden: sizes of the hidden layers of each decoder.
         prior: p(z); None for a standard Normal.
     """
     prior = standard_prior(latent) if prior is None else prior
-    return SharedLatent(prior, {name: decoder_network(batch, name, latent, hidden) for name in batch})
+    return SharedLatent(prior, {name: parts.decoder(name, latent) for name in parts.names})
 
 
 def unimodal_encoders(
-    batch: Batch, latent: int, hidden: Hidden, family: type[nn.Module] = conditionals.Normal
+    parts: ModalityNetworks, latent: int, family: type[nn.Module] = conditionals.Normal
 ) -> dict[str, nn.Module]:
-    """Build q(z | x_m) for every modality of a batch.
+    """Build q(z | x_m) for every modality.
 
     Args:
-        batch: rows from which kinds and sizes of the modalities are read.
+        parts: makers of networks.
         latent: dimensions of z.
-        hidden: sizes of the hidden layers.
         family: a conditional with a location and a scale, such as ``conditionals.Laplace``.
     """
-    return {name: family(feature_network(batch, name, 2 * latent, hidden)) for name in batch}
+    return {name: family(parts.encoder(name, 2 * latent)) for name in parts.names}
 
 
-def product_guide(batch: Batch, latent: int, hidden: Hidden) -> Guide:
+def product_guide(parts: ModalityNetworks, latent: int) -> Guide:
     """Build a guide with the product of the experts of all modalities and of the prior expert.
 
     Args:
-        batch: rows from which the modalities, their kinds and sizes are read.
+        parts: makers of networks.
         latent: dimensions of z.
-        hidden: sizes of the hidden layers of every network.
     """
-    return Guide(z=posteriors.ProductOfExperts(unimodal_encoders(batch, latent, hidden)))
+    return Guide(z=posteriors.ProductOfExperts(unimodal_encoders(parts, latent)))
 
 
 def make_joint_encoder(
-    batch: Batch, latent: int, hidden: Hidden, partial: nn.Module | None = None
+    parts: ModalityNetworks, latent: int, partial: nn.Module | None = None, names: tuple[str, ...] | None = None
 ) -> posteriors.JointEncoder:
     """Build a joint encoder whose head has the last of the hidden layers, and whose feature networks have the others.
 
     Args:
-        batch: rows from which kinds and sizes of the modalities are read.
+        parts: makers of networks, with one hidden layer at least.
         latent: dimensions of z.
-        hidden: sizes of the hidden layers, one at least.
         partial: the posterior of rows that lack a modality; None for zeros in place of its features.
+        names: the modalities; None for all.
 
     Raises:
         ValueError: no hidden layer.
     """
+    hidden = parts.hidden
     if not hidden:
         raise ValueError("expected hidden to be the sizes of one layer at least, got none: the head is its last")
     width = hidden[-1]
-    networks = {name: nn.Sequential(feature_network(batch, name, width, hidden[:-1]), nn.ReLU()) for name in batch}
+    networks = {name: features_after_relu(parts, name) for name in (parts.names if names is None else names)}
     head = conditionals.Normal(MLP(width * len(networks), 2 * latent, hidden[-1:]))
     return posteriors.JointEncoder(networks, head, partial)
 
 
-def joint_guide(batch: Batch, latent: int, hidden: Hidden) -> Guide:
+def features_after_relu(parts: ModalityNetworks, name: str) -> nn.Module:
+    """Build the features of a modality, as many as the last hidden layer has units, without that layer."""
+    return nn.Sequential(parts.encoder(name, parts.hidden[-1], parts.hidden[:-1]), nn.ReLU())
+
+
+def joint_guide(parts: ModalityNetworks, latent: int) -> Guide:
     """Build a guide with a joint encoder, and for incomplete rows the product of unimodal encoders, without a prior.
 
     Args:
-        batch: rows from which the modalities, their kinds and sizes are read.
+        parts: makers of networks.
         latent: dimensions of z.
-        hidden: sizes of the hidden layers of every network.
     """
-    unimodal = posteriors.ProductOfExperts(unimodal_encoders(batch, latent, hidden), prior=None)
-    return Guide(z=make_joint_encoder(batch, latent, hidden, unimodal))
+    unimodal = posteriors.ProductOfExperts(unimodal_encoders(parts, latent), prior=None)
+    return Guide(z=make_joint_encoder(parts, latent, unimodal))

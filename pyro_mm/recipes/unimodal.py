@@ -13,19 +13,16 @@ from ..objectives.objective import Objective
 from ..objectives.terms import Number, Term
 from ..posteriors.guide import Guide
 from ..utils.arguments import check_flags
+from .kinds import number_of_classes
+from .modality_networks import Hidden, ModalityNetworks, NetworksOf
 from .networks import (  # fmt: skip
     HIDDEN,
     LATENT,
     Estimator,
-    Hidden,
     LearnedClassFrequencies,
     Recipe,
     check_recipe_arguments,
-    decoder_network,
-    feature_network,
-    is_label,
     make_joint_encoder,
-    number_of_classes,
     standard_prior,
 )
 
@@ -38,6 +35,8 @@ def vae(
     estimator: Estimator = None,
     modality: str = "image",
     kl: Number = 1.0,
+    *,
+    networks: NetworksOf = None,
 ) -> Recipe:
     """VAE of one modality; the others are not in the story, and are not read.
 
@@ -49,18 +48,20 @@ def vae(
         latent: dimensions of z.
         hidden: sizes of the hidden layers of every network.
         estimator: estimator of every bound; None for one draw, with KLs in closed form where known (``AnalyticKL()``).
-        modality: an image or a label.
+        modality: its name.
         kl: weight of the prior's KL, or a warm-up of it.
+        networks: modality -> :class:`Networks`, or the name of a kind; None to choose all by kind.
 
     Raises:
-        ValueError: the modality is unknown, or neither an image nor a label.
+        ValueError: the modality is unknown, or of no kind that there are networks for.
 
     References:
         Kingma & Welling 2014 (arXiv:1312.6114).
     """
-    encoder = conditionals.Normal(feature_network(batch, modality, 2 * latent, hidden))
+    parts = ModalityNetworks(batch, hidden, networks)
+    encoder = conditionals.Normal(parts.encoder(modality, 2 * latent))
     guide = Guide(z=posteriors.ProductOfExperts({modality: encoder}, prior=None))
-    model = SharedLatent(standard_prior(latent), {modality: decoder_network(batch, modality, latent, hidden)})
+    model = SharedLatent(standard_prior(latent), {modality: parts.decoder(modality, latent)})
     return Recipe(model, guide, Objective([Term(modality, modality, kl=kl)], estimator))
 
 
@@ -74,6 +75,8 @@ def cvae(
     given: str = "label",
     learn_given: bool = False,
     kl: Number = 1.0,
+    *,
+    networks: NetworksOf = None,
 ) -> Recipe:
     """CVAE: one modality given a label, which both the decoder and the encoder see.
 
@@ -87,10 +90,11 @@ def cvae(
         latent: dimensions of z.
         hidden: sizes of the hidden layers of every network.
         estimator: estimator of every bound; None for one draw, with KLs in closed form where known (``AnalyticKL()``).
-        target: the modality that is decoded, an image or a label.
+        target: the modality that is decoded.
         given: the label that it is given.
         learn_given: True to train the probabilities of the labels; False for equal ones.
         kl: weight of the prior's KL, or a warm-up of it.
+        networks: modality -> :class:`Networks`, or the name of a kind; None to choose all by kind.
 
     Raises:
         ValueError: ``given`` is not a label.
@@ -99,18 +103,17 @@ def cvae(
         Sohn et al. 2015 (NIPS). Departures: p(z) in place of their p(z | given), a relaxation that they name, and no
         network beside that predicts from p(z | given).
     """
-    if not is_label(batch, given):
-        raise ValueError(f"expected a label to be given, integers of shape (N,), got {given!r}, an image")
-    is_label(batch, target)  # raises for a modality of no known kind
+    parts = ModalityNetworks(batch, hidden, networks)
+    if parts.kind(given) != "class":
+        raise ValueError(f"expected a label to be given, integers of shape (N,); {given!r} is {parts.kind(given)}")
     check_flags(learn_given=learn_given)
 
     classes = number_of_classes(batch, given)
     label_prior = LearnedClassFrequencies(classes) if learn_given else dist.Categorical(logits=torch.zeros(classes))
     prior = standard_prior(latent)
     width = min(classes, hidden[-1])
-    decoders = {target: decoder_network(batch, target, latent + width, hidden)}
+    decoders = {target: parts.decoder(target, latent + width)}
     model = ConditionalLatent(prior, (given, label_prior), nn.Embedding(classes, width), decoders)
 
-    both = Batch({target: batch[target], given: batch[given]})
-    posterior = make_joint_encoder(both, latent, hidden)
+    posterior = make_joint_encoder(parts, latent, names=(target, given))
     return Recipe(model, Guide(z=posteriors.Given(target, posterior, prior)), objectives.elbo(estimator, kl=kl))

@@ -9,7 +9,6 @@ import torch
 import pyro_mm as mm
 from pyro_mm.datasets import simulated
 from pyro_mm.recipes import mfm, mfm_variational
-from pyro_mm.recipes.modality_networks import end_token, modality_kind
 
 SMALL = {"latent": 3, "hidden": (8,), "private": 2}
 
@@ -201,31 +200,6 @@ def test_a_batch_of_one_modality_has_no_surrogate():
 def test_settings_that_fit_no_batch_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         mfm(vectors(), **options)
-
-
-def test_kinds_of_modalities():
-    n = 4
-    values = {
-        "class": torch.arange(n), "tokens": torch.ones(n, 5).long(), "number": torch.rand(n),
-        "vector": torch.rand(n, 3), "image": (torch.rand(n, 3, 3) > 0.5).float(), "array": torch.rand(n, 3, 3),
-        "sequence": torch.rand(n, 5, 2),
-    }  # fmt: skip
-    batch = mm.Batch(values, lengths={"sequence": [5, 2, 3, 1]})
-    assert {name: modality_kind(batch, name) for name in values} == {name: name for name in values}
-    with pytest.raises(ValueError, match="has no networks"):
-        modality_kind(mm.Batch({"cube": torch.zeros(2, 2, 2, 2).long()}), "cube")
-    with pytest.raises(ValueError, match="holds no values"):
-        modality_kind(mm.Batch({"a": None, "b": torch.zeros(2)}), "a")
-
-
-def test_an_end_token_ends_every_string_and_is_nowhere_else():
-    strings = torch.tensor([[3, 1, 0, 0], [2, 0, 0, 0], [1, 1, 2, 0]])
-
-    def found(lengths, tokens=strings):
-        return end_token(mm.Batch({"text": tokens}, lengths=lengths and {"text": lengths}), "text")
-
-    assert found([3, 2, 4]) == 0
-    assert found([2, 1, 3]) is None and found([4, 2, 4]) is None and found(None) is None
 
 
 def test_swapped_private_factors_change_their_modality_and_no_other():

@@ -100,11 +100,6 @@ def test_a_recipe_states_what_it_bounds(name, target, rows):
     assert str(RECIPES[name](rows, **SMALL).objective.bounds(rows.names)) == target
 
 
-def test_a_recipe_names_an_unknown_kind_of_modality():
-    with pytest.raises(ValueError, match="'counts' is neither an image"):
-        mvae(mm.Batch({"counts": torch.ones(4, 3)}))
-
-
 # -- one modality -------------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from ...objectives.objective import Objective
 from ...objectives.terms import Term
 from ...posteriors import JointEncoder
 from ...recipes.factorized import SQUARED_ERROR, mfm
-from ...recipes.modality_networks import encoder_network, likelihood_network
+from ...recipes.modality_networks import ModalityNetworks
 from ...recipes.networks import Recipe
 from .prediction_scores import LABEL, modalities
 
@@ -111,7 +111,8 @@ def without_joint_factor(
     blocks = _places(list(sizes.values()))
     hidden = tuple(hidden)
     run = _with_blocks(batch, blocks, dict(zip(sizes, blocks, strict=True)), hidden=hidden, **settings)
-    codes = {name: encoder_network(batch, name, size, hidden) for name, size in sizes.items()}
+    parts = ModalityNetworks(batch, hidden)
+    codes = {name: parts.encoder(name, size) for name, size in sizes.items()}
     given: Any = run.guide.posteriors["z"]
     given.posterior = JointEncoder(codes, conditionals.Delta(nn.Identity()), given.posterior.partial)
     return run
@@ -143,9 +144,10 @@ def without_shared_factor(batch: Batch, **settings: Any) -> Recipe:
     """
     run = mfm(batch, **settings)
     assert isinstance(run.model, Factorized)
+    parts = ModalityNetworks(batch, settings["hidden"])
     for name, decoder in run.model.decoders.items():
         size = int(run.model.private_priors[name](batch).event_shape[0])
-        own: Any = likelihood_network(batch, name, size, settings["hidden"], lambda _: SQUARED_ERROR)
+        own: Any = parts.decoder(name, size, lambda _: SQUARED_ERROR)
         decoder.net = nn.Sequential(Entries(slice(-size, None)), own.net)
     return run
 
@@ -174,11 +176,12 @@ def _with_blocks(
     run = mfm(batch, latent=size, hidden=hidden, private=0, mmd=0.0, **settings)
     assert isinstance(run.model, Factorized)
     widths = [block.stop - block.start for block in blocks]
+    parts = ModalityNetworks(batch, hidden)
     run.model.factor = Blocks(blocks, [MLP(width, width, hidden) for width in widths])
     for name, places in reads.items():
         decoder: Any = run.model.labels[name] if name in run.model.labels else run.model.decoders[name]
         width = places.stop - places.start
-        own: Any = likelihood_network(batch, name, width, hidden, lambda _: SQUARED_ERROR)
+        own: Any = parts.decoder(name, width, lambda _: SQUARED_ERROR)
         decoder.net = nn.Sequential(Entries(places), own.net)
 
     terms: Any = run.objective.terms

@@ -13,7 +13,7 @@ from ... import conditionals, datasets, posteriors
 from ...batch.batch import Batch
 from ...nn import MLP
 from ...recipes.factorized import mfm, mfm_variational
-from ...recipes.modality_networks import encoder_network
+from ...recipes.modality_networks import ModalityNetworks
 from ...recipes.networks import Recipe
 from . import ablations
 from .fusion_baselines import constant_scores, late_fusion, regression_scores, unimodal_regression
@@ -62,15 +62,16 @@ def with_surrogate(kind: str, batch: Batch, **settings: Any) -> Recipe:
     run = mfm(batch, **settings)
     latent, hidden = settings["latent"], settings["hidden"]
     names = modalities(batch)
+    parts = ModalityNetworks(batch, hidden)
 
     def expert(name: str) -> nn.Module:
-        return conditionals.Normal(encoder_network(batch, name, 2 * latent, hidden))
+        return conditionals.Normal(parts.encoder(name, 2 * latent))
 
     makers: Mapping[str, Callable[[], nn.Module]] = {
         "product": lambda: posteriors.ProductOfExperts({name: expert(name) for name in names}),
         "mixture": lambda: posteriors.MixtureOfExperts({name: expert(name) for name in names}),
         "set": lambda: posteriors.SumPooling(
-            {name: encoder_network(batch, name, hidden[-1], hidden) for name in names},
+            {name: parts.encoder(name, hidden[-1]) for name in names},
             conditionals.Normal(MLP(hidden[-1], 2 * latent, hidden)),
             size=hidden[-1],
         ),

@@ -17,8 +17,9 @@ from ...objectives.objective import Objective
 from ...objectives.terms import Term
 from ...posteriors import Given, JointEncoder
 from ...posteriors.guide import Guide
-from ...recipes.modality_networks import encoder_network, modality_kind
-from ...recipes.networks import Hidden, Recipe, number_of_classes, standard_prior
+from ...recipes.kinds import modality_kind, number_of_classes
+from ...recipes.modality_networks import Hidden, ModalityNetworks
+from ...recipes.networks import Recipe, standard_prior
 from ...utils.global_state import preserve_process_settings
 from .prediction_scores import LABEL, given_sets, label_scores, labelled, modalities, valid_entries
 from .study import Measurements, Sample
@@ -65,7 +66,7 @@ def ridge_errors(sample: Sample) -> dict[str, float]:
     train, test = (rows[torch.stack([rows.present[n] for n in names]).all(0)] for rows in (sample.train, sample.test))
     found = {}
     for name in names if len(names) > 1 else ():
-        if modality_kind(sample.train, name) not in ("vector", "image", "array"):
+        if modality_kind(sample.train, name) in ("class", "number", "tokens", "sequence"):
             continue
         others = [other for other in names if other != name]
         x, x_test = (np.concatenate([features(rows, o, None) for o in others], 1) for rows in (train, test))
@@ -159,12 +160,13 @@ def late_fusion(batch: Batch, latent: int, hidden: Hidden) -> Recipe:
         hidden: sizes of the hidden layers.
     """
     names = modalities(batch)
+    parts = ModalityNetworks(batch, hidden)
     is_class = modality_kind(batch, LABEL) == "class"
     event = tuple(batch[LABEL].shape[1:])
     size = number_of_classes(batch, LABEL) if is_class else max(1, batch[LABEL][0].numel())
 
     def network(name: str) -> nn.Module:
-        code = encoder_network(batch, name, latent, hidden)
+        code = parts.encoder(name, latent)
         return nn.Sequential(code, MLP(latent, latent, hidden), nn.ReLU(), MLP(latent, size, hidden))
 
     networks = {name: network(name) for name in names}

@@ -22,7 +22,8 @@ from ...nn import MLP
 from ...objectives.objective import Objective
 from ...posteriors import Given
 from ...posteriors.guide import Guide
-from ...recipes.networks import Recipe, number_of_classes
+from ...recipes.kinds import number_of_classes
+from ...recipes.networks import Recipe
 from ...sampling.encode import encode
 from ..estimates import estimate
 from .quadrature import posterior as exact

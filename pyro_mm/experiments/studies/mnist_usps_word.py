@@ -19,7 +19,8 @@ from ...models import SharedLatent
 from ...nn import MLP
 from ...objectives.objective import Objective
 from ...posteriors.guide import Guide
-from ...recipes.networks import Hidden, Recipe, standard_prior
+from ...recipes.modality_networks import Hidden
+from ...recipes.networks import Recipe, standard_prior
 from ..estimates import FITTED, estimate
 from .set_posteriors import OBJECTIVES, POSTERIORS, PooledExperts, SetPosterior, rectifier
 from .study import Measurements, Number, Sample, Study
