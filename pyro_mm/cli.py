@@ -39,7 +39,7 @@ from .objectives.objective import Objective
 from .recipes import RECIPES, Recipe
 from .sampling.encode import encode
 from .sampling.predictive import generate
-from .training.history import History
+from .training.history import History, raise_if_interrupted
 from .training.loop import fit
 from .training.weights import save
 from .utils.locks import lock_path
@@ -362,6 +362,7 @@ def _train(
         device=device,
         checkpoint=checkpoint,
     )
+    raise_if_interrupted(history)
     return run, history, test.to(device), time.perf_counter() - start
 
 

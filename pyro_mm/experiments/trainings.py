@@ -19,6 +19,7 @@ import typer
 from ..batch.batch import Batch
 from ..evidence.evidence import Evidence
 from ..recipes import Recipe
+from ..training.history import raise_if_interrupted
 from ..training.loop import fit
 from ..utils.atomic_files import replace_text
 from .families import Family
@@ -151,7 +152,7 @@ def train_recipe(
         if experiment.scheduler is not None:
             scheduler = experiment.scheduler
             steps["scheduler"] = lambda optimizer: scheduler(optimizer, progress.epochs)
-    fit(
+    history = fit(
         *run,
         train,
         epochs=progress.epochs,
@@ -165,6 +166,7 @@ def train_recipe(
         progress=False,
         callback=progress if callback is None else callback,
     )
+    raise_if_interrupted(history)
 
 
 def checkpoint_path(folder: Path, seed: int) -> Path:

@@ -1,4 +1,4 @@
-"""Checkpoints: a training that was stopped goes on from the end of its latest epoch."""
+"""Checkpoints: a training that was stopped goes on from the end of its latest epoch, or from a step within one."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ..utils.tensor_files import describe_mismatch, describe_tensor_mismatch, lo
 from .callback_list import CallbackList
 from .checkpoint_checks import (
     FILE_KIND,
+    check_accumulated,
     check_entries,
     check_generators,
     check_optimizer_state,
@@ -29,29 +30,34 @@ from .checkpoint_checks import (
     difference,
     mismatch_error,
 )
+from .gradients import GradientSequence
+from .loader import MinibatchLoader
 from .nonfinite_report import generator_devices
 from .pace import PACE, Pace
-from .updates import UpdateSequence
+from .position import Position, loader_states, restore_loader
 
 __all__ = ["Checkpoint", "data_identity", "difference", "load_weights"]
 
-FORMAT = 2
+FORMAT = 3
+READABLE_FORMATS = (2, FORMAT)  # 2 has no place within an epoch, and no callbacks
 
 
 class Checkpoint:
     """One file with everything that decides how a training goes on: the numbers are those of one without a stop.
 
     It holds weights and buffers of the modules, parameters outside of modules, buffers of modules that a function
-    holds, the optimiser's state, the count of steps, the history's columns and the states of torch's generators; a
-    loader's own generator is not in it. It names the objective, the kind of optimiser, the data, the batch size and the
-    seed. The versions of the package and of torch, the optimiser's settings and the schedule are noted under ``notes``,
-    for people: settings of the optimiser, such as its step size, are those of the caller.
+    holds, the optimiser's state, the count of steps, the history's columns, the states of torch's generators, of a
+    loader's own and of callbacks, and the place within an epoch that was broken off. It names the objective, the kind
+    of optimiser, the data, the batch size and the seed. The versions of the package and of torch, the optimiser's
+    settings and the schedule are noted under ``notes``, for people: settings of the optimiser, such as its step size,
+    are those of the caller.
 
     The file is replaced as a whole, so a stop while it is written leaves the one before.
 
     Args:
         path: the file.
         sequence: the steps of the training, made up of one update.
+        loader: the source of its minibatches.
         columns: of the history; filled by :meth:`read`.
         device: whose generator makes the draws, besides the CPU's.
         identity: what else has to be the same, such as :func:`data_identity`.
@@ -62,11 +68,13 @@ class Checkpoint:
 
     schedule: LRScheduler | None = None
     stopped_at: int | None = None
+    position: Position | None = None
 
     def __init__(
         self,
         path: str | Path,
-        sequence: UpdateSequence,
+        sequence: GradientSequence,
+        loader: MinibatchLoader,
         columns: dict[str, list[float]],
         device: torch.device,
         identity: Mapping[str, Any],
@@ -79,6 +87,8 @@ class Checkpoint:
         self.columns = columns
         self.identity = dict(identity)
         self._sequence = sequence
+        self._loader = loader
+        self._device = device
         self._problem = update.loss
         self._optimizer: Any = update.optimizer
         self._objective = re.sub(r" at 0x[0-9a-f]+", "", objective)  # where an object lies, if it says so
@@ -89,7 +99,7 @@ class Checkpoint:
         self._callbacks = callbacks
         self._pace = pace
         self._next_write = -math.inf
-        self._written_epochs = 0
+        self._written: tuple[Any, ...] = (0, 0, None)  # epochs, steps of the next one, epochs asked for if stopped
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -112,17 +122,20 @@ class Checkpoint:
         state = load_tensors(self.path, FILE_KIND)
         check_entries(self.path, state)
         self._check_identity(state, force)
-        if state["epochs"] > epochs:
-            raise ValueError(f"{self.path} is of {state['epochs']} epochs, more than the {epochs} asked for")
+        begun = state.get("position") is not None
+        if state["epochs"] + begun > epochs:
+            more = " and a part of the next" * begun
+            raise ValueError(f"{self.path} is of {state['epochs']} epochs{more}, more than the {epochs} asked for")
         self._check_tensors(state)
         self._restore(state)
-        self._written_epochs = state["epochs"]
-        return self._written_epochs
+        steps = 0 if self.position is None else self.position.number
+        self._written = (state["epochs"], steps, self.stopped_at)
+        return state["epochs"]
 
     def _check_identity(self, state: dict[str, Any], force: bool) -> None:
         """Raise a ValueError unless data, batch size, seed, objective and kind of optimiser are the same."""
         version = state.get("format", 1)
-        if version != FORMAT and not force:
+        if version not in READABLE_FORMATS and not force:
             raise mismatch_error(
                 self.path,
                 f"its format is {version}, of another version of pyro_mm, and not {FORMAT}, so that it cannot be told "
@@ -154,6 +167,7 @@ class Checkpoint:
         self._check_buffers(state)
         check_optimizer_state(self.path, self._optimizer, state["optimizer"])
         check_generators(self.path, self._devices, state["generators"])
+        check_accumulated(self.path, self._sequence.state_tensors, state.get("gradients", []))
         if self._has_states(state) and (text := self._callbacks.describe_mismatch(state["callbacks"])):
             raise mismatch_error(self.path, text)
 
@@ -210,6 +224,11 @@ class Checkpoint:
         self._sequence.steps = state["steps"]
         self.columns.update(state["columns"])
         self.stopped_at = state.get("stopped at")
+        if state.get("position") is not None:
+            self.position = Position.of_state(state["position"], self._device)
+        restore_loader(self._loader, state.get("loader", []))
+        for sums, saved in zip(self._sequence.state_tensors, state.get("gradients", []), strict=False):
+            sums.copy_(saved)
         if self._has_states(state):
             self._callbacks.load(state["callbacks"])
         for device, generator in zip(self._devices, state["generators"], strict=False):
@@ -238,16 +257,17 @@ class Checkpoint:
         if time.perf_counter() >= self._next_write:
             self.write(epochs)
 
-    def write(self, epochs: int, stopped_at: int | None = None) -> None:
-        """Replace the file by the present state, unless it holds this epoch already.
+    def write(self, epochs: int, position: Position | None = None, stopped_at: int | None = None) -> None:
+        """Replace the file by the present state, unless it holds that already.
 
         Args:
             epochs: epochs behind it.
+            position: the place in the next one, if that was broken off.
             stopped_at: the number of epochs asked for, if a callback stopped the training.
         """
-        if epochs == self._written_epochs and stopped_at == self.stopped_at:
+        place = (epochs, 0 if position is None else position.number, stopped_at)
+        if place == self._written:
             return
-        self.stopped_at = stopped_at
         start = time.perf_counter()
         state: dict[str, Any] = self._kind() | {
             "format": FORMAT,
@@ -265,11 +285,14 @@ class Checkpoint:
             "callbacks' kinds": self._callbacks.kinds,
             "callbacks": self._callbacks.state(),
             "stopped at": stopped_at,
+            "loader": loader_states(self._loader),
+            "gradients": self._sequence.state_tensors,
+            "position": None if position is None else position.state_dict(),
         }
         save_tensors(self.path, state)
         end = time.perf_counter()
         self._next_write = end + self._pace.write_share * (end - start)
-        self._written_epochs = epochs
+        self._written = place
 
     def _moments(self) -> dict[str, Any]:
         """Return the optimiser's state without its settings, which need not be of types that can be read again."""

@@ -13,6 +13,7 @@ from ..batch.batch import Batch
 from ..utils.arguments import check_seed
 from ..utils.tensor_files import describe_tensor_mismatch
 from .fingerprint import describe_contents, rows_hash
+from .position import describe_damage
 
 FILE_KIND = "a checkpoint of mm.fit"
 ENTRY_TYPES = {
@@ -61,7 +62,11 @@ def check_entries(path: Path, state: dict[str, Any]) -> None:
         numbers = isinstance(column, list) and all(isinstance(x, int | float) for x in column)
         if not (isinstance(name, str) and numbers and len(column) == state["epochs"]):
             raise damage_error(path, f"expected {state['epochs']} numbers in the column {name!r} of its history")
-    if state["epochs"] < 1 or state["steps"] < 0 or "loss" not in columns:
+    position = state.get("position")
+    if position is not None and (text := describe_damage(position)):
+        raise damage_error(path, text)
+    begun = state["epochs"] == 0 and position is not None
+    if not begun and (state["epochs"] < 1 or state["steps"] < 0 or "loss" not in columns):
         raise damage_error(
             path, f"it is of {state['epochs']} epochs, {state['steps']} steps and {len(columns)} columns"
         )
@@ -178,6 +183,22 @@ def _example_moments(optimizer: torch.optim.Optimizer, group: dict[str, Any]) ->
     except (RuntimeError, TypeError, ValueError):
         return {}
     return dict(example.state[p])
+
+
+def check_accumulated(path: Path, here: Sequence[Tensor], saved: Any) -> None:
+    """Raise a ValueError unless saved sums of gradients fit those of a training that accumulates them.
+
+    Args:
+        path: the file, for the message.
+        here: the sums of the training; none if it steps on every minibatch.
+        saved: those of the file.
+    """
+    if not isinstance(saved, list) or not all(isinstance(t, Tensor) for t in saved):
+        raise damage_error(path, "its sums of gradients are not tensors")
+    if any(t.any() for t in saved[-1:]) and list(map(torch.Tensor.size, saved)) != list(map(torch.Tensor.size, here)):
+        raise mismatch_error(
+            path, "it lies between two steps of an optimiser that accumulates gradients: pass accumulate as before"
+        )
 
 
 def check_generators(path: Path, devices: Sequence[torch.device], states: list[Any]) -> None:

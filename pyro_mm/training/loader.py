@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -161,10 +161,28 @@ class MinibatchLoader:
         return part[_diverse_rows(part)]
 
     def __iter__(self) -> Iterator[Batch]:
+        return self.epoch()
+
+    def epoch(self, number: int = 0, skip: int = 0, after_skip: Callable[[], None] | None = None) -> Iterator[Batch]:
+        """Yield the minibatches of an epoch.
+
+        Args:
+            number: the epoch, counted from 0, which a loader's sampler or dataset with ``set_epoch`` is given.
+            skip: minibatches to leave out at its start.
+            after_skip: called when all is as it was after these, and before another one is fetched.
+        """
         if isinstance(self.data, DataLoader):
-            yield from map(self._as_part, self.data)
+            _set_epoch(self.data, number)
+            items = iter(self.data)
+            for _ in range(skip):
+                next(items, None)
+            if after_skip is not None:
+                after_skip()
+            yield from map(self._as_part, items)
             return
-        minibatches = self._minibatches(torch.randperm(self.size, device=self.data.device))
+        minibatches = self._minibatches(torch.randperm(self.size, device=self.data.device))[skip:]
+        if after_skip is not None:
+            after_skip()
         if self.resident:
             yield from map(self.data.subsample, minibatches)
             return
@@ -199,6 +217,14 @@ class MinibatchLoader:
             raise ValueError("expected minibatches of one row at least, got one of none from the loader")
         batch = batch.to(self.device, non_blocking=True)
         return batch.part_of(self.size)
+
+
+def _set_epoch(data: DataLoader[Any], number: int) -> None:
+    """Give the number of the epoch to samplers and datasets that shuffle by it."""
+    batches = data.batch_sampler
+    for holder in (data.sampler, batches, getattr(batches, "sampler", None), data.dataset):
+        if callable(getattr(holder, "set_epoch", None)):
+            holder.set_epoch(number)  # type: ignore[union-attr]
 
 
 def generators_of(data: Any) -> list[torch.Generator]:

@@ -110,7 +110,9 @@ def fit(
             the device before every step, to draw binary pixels anew, for instance.
         checkpoint: a file, written after every epoch, or after some and the last if epochs are short, so that writing
             takes a twentieth of the time at most. If it exists, training goes on after the epochs that it holds, with
-            the same numbers as without a stop. While it runs no other training may write to the file.
+            the same numbers as without a stop; a loader's own generator is part of it. Ctrl-C ends the step at hand,
+            and the training goes on from there; without a checkpoint it just ends. While it runs no other training may
+            write to the file.
         resume: "strict" accepts only a checkpoint of the same data (size, names, shapes, dtypes, and a hash of some
             rows), batch size and seed; "force" accepts others, and those of earlier versions of this package. The
             parameters have to fit in either case.
@@ -124,8 +126,9 @@ def fit(
         audit: False skips the audit of the pair (:mod:`pyro_mm.scoring.audit`) and its errors.
 
     Returns:
-        The history. Modules, also those that a function refers to, are left in ``eval`` mode, however the training
-        ends; frozen ones that a function refers to stay in the mode that they were in.
+        The history; ``interrupted`` is True if Ctrl-C ended it early, which also warns. Modules, also those that a
+        function refers to, are left in ``eval`` mode, however the training ends; frozen ones that a function refers to
+        stay in the mode that they were in.
 
     Raises:
         TrainingError: a parameter without gradient in the first epoch, or one that the optimiser does not have; a

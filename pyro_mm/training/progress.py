@@ -23,10 +23,10 @@ class ProgressBar:
         self._steps = steps
         self._task = None if progress is None else progress.add_task("", total=epochs)
 
-    def skip(self, epochs: int) -> None:
-        """Move on by epochs of an earlier run."""
+    def skip(self, epochs: int, steps: int = 0) -> None:
+        """Move on by epochs of an earlier run, and by steps of the epoch after them."""
         if self._progress is not None:
-            self._progress.advance(self._task, epochs)
+            self._progress.advance(self._task, epochs + steps / self._steps)
 
     def step(self) -> None:
         """Move on by a step."""

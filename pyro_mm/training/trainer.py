@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..scoring.training_objective import Loss, PreparedObjective
 from ..utils.arguments import describe
 from ..utils.locks import lock_path
 from ..utils.modules import preserve_buffers
-from ..utils.seeding import temporary_seed
+from ..utils.seeding import generator_state, set_generator_state, temporary_seed
 from .arguments import check_validation_names
 from .callback_list import CallbackList
 from .callbacks import Training
@@ -28,13 +29,16 @@ from .checkpoint import Checkpoint, data_identity
 from .first_run import build_problem, name_nan_parameters
 from .gradients import GradientSequence
 from .history import History
+from .interruption import Interruption
 from .loader import MinibatchLoader
 from .missing_gradients import MissingGradients
 from .modes import leave_in_evaluation, networks_to_train, set_training
 from .nonfinite import NonFiniteMonitor
+from .nonfinite_report import generator_devices
 from .optimization import Schedule, make_optimizer
 from .pace import PACE, Pace
 from .parameter_names import parameter_names
+from .position import Position
 from .problem import TrainingProblem, programs_of
 from .progress import ProgressBar, progress_bar
 from .step import Update
@@ -119,6 +123,8 @@ class Trainer:
         self.validation: Validation | None = None
         self.audit = TrainingAudit()
         self.checkpoint: Checkpoint | None = None
+        self.interruption = Interruption()
+        self.position: Position | None = None
 
     def run(self) -> History:
         """Train for all epochs, or for those that a checkpoint leaves, and return the history."""
@@ -130,16 +136,39 @@ class Trainer:
             progress_bar(options.progress, options.epochs, len(self.loader)) as self.bar,
         ):
             first_epoch = self.prepare()
-            for epoch in range(first_epoch, options.epochs):
-                entry = self.run_epoch(epoch, is_first=epoch == first_epoch)
-                if entry is not None:
-                    self.record(epoch, entry)
-                if self.history.stopped:
-                    break
-            if self.checkpoint is not None:
-                self.checkpoint.write(len(self.history), options.epochs if self.history.stopped else None)
-            self.callbacks.end()
+            with self.interruption:
+                for epoch in range(first_epoch, options.epochs):
+                    if self.is_over:
+                        break
+                    entry = self.run_epoch(epoch, is_first=epoch == first_epoch)
+                    if entry is not None:
+                        self.record(epoch, entry)
+                self.finish()
         return self.history
+
+    @property
+    def is_over(self) -> bool:
+        """True if a callback has stopped the training, or Ctrl-C has been pressed."""
+        return self.history.stopped or self.interruption.requested
+
+    def finish(self) -> None:
+        """Write the checkpoint, leave the weights that callbacks put in place, and say so if it was interrupted."""
+        epochs = len(self.history)
+        self.history.interrupted = self.interruption.requested and not self.history.stopped
+        self.history.interrupted &= epochs < self.options.epochs
+        if self.checkpoint is not None:
+            self.checkpoint.write(epochs, self.position, self.options.epochs if self.history.stopped else None)
+        self.callbacks.end()
+        if not self.history.interrupted:
+            return
+        place = f"after epoch {epochs}"
+        if self.position is not None:
+            place = f"after step {self.position.number} of epoch {epochs + 1}"
+        path = self.options.checkpoint
+        mend = "fit(.., checkpoint=..) would have kept its state"
+        if path is not None:
+            mend = f"its state is in {path}, and the same call goes on from there"
+        warnings.warn(f"the training was interrupted {place} of {self.options.epochs} epochs: {mend}", stacklevel=4)
 
     # -- before the first step ------------------------------------------------------------------------------------
 
@@ -175,7 +204,8 @@ class Trainer:
         epochs_before = self.resume(head)
         knows_rows = isinstance(self.train, Batch)
         self.monitor = NonFiniteMonitor(self.sequence, names, self.placement.device, knows_rows, options.pace)
-        self.bar.skip(epochs_before)
+        steps_before = 0 if self.position is None else self.position.number
+        self.bar.skip(epochs_before, steps_before)
         return epochs_before
 
     def _prepare_validation(self, head: Batch) -> Batch | None:
@@ -214,6 +244,7 @@ class Trainer:
             self.checkpoint = Checkpoint(
                 options.checkpoint,
                 self.sequence,
+                self.loader,
                 self.history.columns,
                 self.placement.device,
                 identity,
@@ -223,6 +254,7 @@ class Trainer:
             )
             epochs_before = self.checkpoint.read(options.epochs, force=options.force_resume)
             self.history.stopped = self.checkpoint.stopped_at == options.epochs
+            self.position = self.checkpoint.position
         by_step = options.scheduler_interval == "step"
         self.schedule = Schedule.of(options.scheduler, self.optimizer, self.history, by_step)
         if self.checkpoint is not None:
@@ -281,38 +313,68 @@ class Trainer:
         Returns:
             The loss and the value of each term, per row; None if the epoch was broken off.
         """
-        if self.history.stopped:  # by a callback, before the checkpoint was written
-            return None
         checks_values = is_first and (self.options.transform is not None or not isinstance(self.train, Batch))
+        devices = generator_devices(self.placement.device)
+        begun = self.position
+        position = begun or Position.at_start(devices, self.loader)
         set_training(self.networks, True)
-        sums: dict[tuple[str, ...], Tensor] = {}
-        rows = 0
-        with self.monitor.guard(sums):
-            for number, batch in enumerate(map(self.transform, self.loader), 1):
+        with self.monitor.guard(position.sums):
+            for batch in self.minibatches(epoch, begun):
                 if checks_values:
                     self.audit.check(batch)
-                self.monitor.before_step(batch, epoch + 1, number)
+                self.monitor.before_step(batch, epoch + 1, position.number + 1)
                 labels, values = self.take_step(batch)
                 self.missing_gradients.after_step(batch, self.sequence.steps)
-                sums[labels] = sums[labels] + values if labels in sums else values
-                rows += batch.size
-                self.monitor.after_step(sums.values())
+                position.add(labels, values, batch.size)
+                self.monitor.after_step(position.sums.values())
                 self.bar.step()
                 self.after_step(labels, values, batch.size)
-                if self.history.stopped:
+                if self.is_over:
                     break
-        self.monitor.check(sums.values())
-        if self.history.stopped:
-            set_training(self.networks, False)
+        self.monitor.check(position.sums.values())
+        set_training(self.networks, False)
+        if self.is_over:
+            self.position = position if position.number else None
             return None
 
-        if rows == 0:
+        self.position = None
+        if position.rows == 0:
             raise ValueError(f"the loader gave no minibatch in epoch {epoch + 1}: can it be gone through but once?")
         if not self.problem.all_in_plate:
-            self.loader.check_rows(rows)
-        self.missing_gradients.after_epoch(self.loader.modalities)
-        set_training(self.networks, False)
-        return _per_row(sums, rows)
+            self.loader.check_rows(position.rows)
+        if begun is None:
+            self.missing_gradients.after_epoch(self.loader.modalities)
+        return _per_row(position.sums, position.rows)
+
+    def minibatches(self, epoch: int, begun: Position | None) -> Iterator[Batch]:
+        """Yield the minibatches of an epoch, transformed, or those that are left of one that was begun.
+
+        Args:
+            epoch: its number, counted from 0.
+            begun: the place in it that a checkpoint holds.
+        """
+        devices = generator_devices(self.placement.device)
+        states = [generator_state(device) for device in devices]
+
+        def return_to_step() -> None:
+            for device, state in zip(devices, states, strict=True):
+                set_generator_state(device, state)
+
+        if begun is None:
+            iterator = self.loader.epoch(epoch)
+        else:
+            begun.rewind(devices, self.loader)
+            iterator = self.loader.epoch(epoch, begun.number, return_to_step)
+        while True:
+            try:
+                batch = next(iterator, None)
+            except RuntimeError:
+                if self.interruption.requested:  # it has ended the loader's processes as well
+                    return
+                raise
+            if batch is None:
+                return
+            yield self.transform(batch)
 
     def take_step(self, batch: Batch) -> tuple[tuple[str, ...], Tensor]:
         """Take a step; return labels and values of the loss and its terms, summed over rows."""

@@ -1,6 +1,7 @@
 """Callbacks, stopping, averages of weights, clipped and accumulated gradients, schedules, rows for validation."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -325,3 +326,14 @@ def test_a_log_is_given_epochs_and_steps():
     assert logger.entries[1][1] == {**{name: c[0] for name, c in columns.items()}, "epoch": 1}
     assert set(logger.entries[0][1]) == {"step/loss", "step/log p"}
     assert math.isfinite(logger.entries[0][1]["step/loss"])
+
+
+def test_a_history_is_a_data_frame(monkeypatch):
+    pandas = pytest.importorskip("pandas")
+    history, _ = train(2)
+    frame = history.to_dataframe()
+    assert list(frame.index) == [1, 2] and frame.index.name == "epoch"
+    assert frame.to_dict("list") == history.to_dict() and isinstance(frame, pandas.DataFrame)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match="needs pandas, which is not installed"):
+        history.to_dataframe()

@@ -264,7 +264,7 @@ def test_a_checkpoint_of_format_1_goes_on_when_forced(tmp_path):
     fit(*pair(), ROWS, path)
     for version, state in (
         (1, earlier(torch.load(path, weights_only=True))),
-        (3, torch.load(path, weights_only=True) | {"format": 3}),
+        (4, torch.load(path, weights_only=True) | {"format": 4}),
     ):
         torch.save(state, path)
         with pytest.raises(ValueError, match=rf"its format is {version}, of another version .*resume=\"force\""):
