@@ -65,8 +65,15 @@ ESTIMATORS: Mapping[str, Callable[..., ELBO]] = {
     "stick-the-landing": estimators.StickTheLanding,
     "renyi": partial(estimators.Renyi, 0.5),
 }
-OTHER_RECIPES = ("vae", "cvae", "jnf", "mfm-variational")  # one modality, conditional, two stages, no encoded label
-TRAINED = {name: recipe for name, recipe in RECIPES.items() if name not in OTHER_RECIPES}
+REFUSED = {
+    "vae": "it has one modality, and these data have an image and a label",
+    "cvae": "it has a label as covariate, and no likelihood of it",
+    "jnf": "it is trained in two stages",
+    "mfm": "it is a deterministic autoencoder without likelihoods, which this command estimates; mfm-variational has "
+    "them, and pyro-mm reproduce mfm-digits trains both",
+}  # recipe -> the reason why it is not trained here
+TRAINED = {name: recipe for name, recipe in RECIPES.items() if name not in REFUSED}
+LABEL_IS_NOT_ENCODED = ("mfm-variational",)  # images of a class are drawn by weight, the guide alone would ignore it
 COMPARED = ("mvae", "jmvae-kl", "mmvae", "mopoe")
 COLUMNS = ("log_prob", "standard_error", "ess", "pareto_k")
 PREDICTIONS = 100  # draws of z per predicted label
@@ -189,9 +196,9 @@ def train(
                 run, history, test, seconds = _train(settings, place, run, batches, where / CHECKPOINT)
                 lines, likelihoods = _evaluate(run, test, settings)
                 probabilities, accuracy = _predict(run, test, settings)
-                _write(
-                    where, settings, run, history, likelihoods, _draw_figures(run, test, history, probabilities, seed)
-                )
+                by_weight = settings.recipe in LABEL_IS_NOT_ENCODED
+                figures = _draw_figures(run, test, history, probabilities, seed, by_weight)
+                _write(where, settings, run, history, likelihoods, figures)
             except KeyboardInterrupt:
                 interrupted[0] = save_interrupted(where, run.model, run.guide, settings)
                 raise
@@ -297,6 +304,11 @@ def _key(choices: Mapping[str, Any], name: str, what: str) -> str:
 
 def _check_choices(settings: Settings) -> None:
     """Raise a BadParameter for an unknown name, or for a folder of data files that the data set does not need."""
+    if settings.recipe in REFUSED:
+        raise typer.BadParameter(
+            f"recipe {settings.recipe!r}: {REFUSED[settings.recipe]}. Train it in Python, by mm.fit, or take one of "
+            f"{', '.join(TRAINED)}"
+        )
     _key(TRAINED, settings.recipe, "recipe")
     if settings.objective is not None:
         _key(OBJECTIVES, settings.objective, "objective")
@@ -413,15 +425,28 @@ def _column_cells(line: Line) -> list[tuple[str, str]]:
     return cells
 
 
-def _draw_figures(run: Recipe, test: Batch, history: History, probabilities: Tensor, seed: int) -> dict[str, Any]:
-    """Draw the figures of a run: name -> matplotlib figure."""
+def _draw_figures(
+    run: Recipe, test: Batch, history: History, probabilities: Tensor, seed: int, by_weight: bool
+) -> dict[str, Any]:
+    """Draw the figures of a run: name -> matplotlib figure.
+
+    Args:
+        run: the trained recipe.
+        test: test rows.
+        history: the history of its training.
+        probabilities: of the classes given the image, ``(N, C)``.
+        seed: of the draws.
+        by_weight: draw images given the label by importance weights.
+    """
     from . import metrics, plots
 
     label = test["label"]
     classes = probabilities.shape[-1]
     first = torch.cat([(label == c).nonzero()[:1, 0] for c in range(classes)])  # the first row of each class
     with temporary_seed(seed, test.device):
-        draws = generate(run.model, run.guide, test[first].only("label"), SAMPLES_PER_CLASS, mean=True)
+        draws = generate(
+            run.model, run.guide, test[first].only("label"), SAMPLES_PER_CLASS, mean=True, resample=by_weight
+        )
     images = draws["image"].transpose(0, 1)
     points = encode(run.guide, test)["z"].mean
     matrix = metrics.confusion_matrix(label, probabilities.argmax(-1), classes)

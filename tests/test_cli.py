@@ -107,6 +107,18 @@ def test_train_takes_another_objective_and_estimator(tmp_path):
     assert "IWAE(num_particles=3); lower bound on log p(image, label)" in result.output
 
 
+def test_images_of_a_class_are_drawn_by_weight_if_the_guide_does_not_encode_labels(tmp_path, monkeypatch):
+    settings = []
+    monkeypatch.setattr(cli, "generate", lambda *_, **options: settings.append(options) or mm.generate(*_, **options))
+    for recipe in ("mfm-variational", "jmvae-kl"):
+        options = ["--recipe", recipe, "--latent", 2, "--no-fitted", "--out", tmp_path / recipe]
+        result = run("train", "digits", *FAST, *options)
+        assert result.exit_code == 0, result.output
+        assert {path.name for path in (tmp_path / recipe).iterdir()} == FILES
+        assert "label accuracy given the image" in result.output
+    assert [each["resample"] for each in settings] == [True, False]
+
+
 def test_compare_prints_side_by_side():
     result = run("compare", "digits", *FAST)
     assert result.exit_code == 0, result.output
@@ -119,7 +131,9 @@ def test_compare_prints_side_by_side():
     "arguments, words",
     [
         (["train", "digit"], "unknown data set 'digit': expected one of digits, mnist, fashion"),
-        (["train", "digits", "--recipe", "vae"], "unknown recipe 'vae'"),
+        (["train", "digits", "--recipe", "va"], "unknown recipe 'va'"),
+        (["train", "digits", "--recipe", "vae"], "recipe 'vae': it has one modality"),
+        (["train", "digits", "--recipe", "mfm"], "deterministic autoencoder without likelihoods"),
         (["train", "digits", "--objective", "elb"], "unknown objective 'elb'"),
         (["train", "digits", "--estimator", "iw"], "unknown estimator 'iw'"),
         (["train", "digits", "--device", "abacus"], "no device 'abacus'"),
