@@ -25,7 +25,7 @@ from .sampling.fitted_proposal import Fitted
 from .sampling.predictive import generate, posterior_draws
 from .sampling.proposals import Proposal
 from .scoring.importance import log_weights
-from .scoring.training_objective import Loss, TrainingObjective
+from .scoring.training_objective import Loss, Player, TrainingObjective
 from .training import callbacks
 from .training.compile import stage
 from .training.history import History
@@ -36,11 +36,11 @@ __version__ = "0.2.0"
 
 __all__ = [
     "Batch", "Calibration", "Check", "ClassProbabilities", "Comparison", "Evidence", "Fitted", "FittedPosterior",
-    "Guide", "History", "Loss", "Proposal", "TrainingObjective", "annealed_importance", "bidirectional", "calibration",
-    "callbacks", "check", "class_probabilities", "compare", "conditionals", "datasets", "distributions", "encode",
-    "estimators", "fit", "generate", "load", "log_conditional", "log_marginal", "log_weights", "metrics", "models",
-    "nn", "objectives", "plots", "posterior_draws", "posteriors", "priors", "protocols", "recipes", "save", "simulate",
-    "stage", "to_arviz",
+    "Guide", "History", "Loss", "Player", "Proposal", "TrainingObjective", "annealed_importance", "bidirectional",
+    "calibration", "callbacks", "check", "class_probabilities", "compare", "conditionals", "datasets",
+    "distributions", "encode", "estimators", "fit", "generate", "load", "log_conditional", "log_marginal",
+    "log_weights", "metrics", "models", "nn", "objectives", "plots", "posterior_draws", "posteriors", "priors",
+    "protocols", "recipes", "save", "simulate", "stage", "to_arviz",
 ]  # fmt: skip
 
 # Modules that have moved into a folder, under the names that they are known by.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import pyro.infer
@@ -16,7 +16,16 @@ from ..handlers.elbos import traceable_form
 from ..handlers.params import announce_gradient
 from ..handlers.plates import KnownPlates
 from ..utils.arguments import describe
-from .training_objective import Layout, Loss, PreparedObjective, Program, StepWeights, detach_values, plain_attributes
+from .training_objective import (
+    Layout,
+    Loss,
+    Player,
+    PreparedObjective,
+    Program,
+    StepWeights,
+    detach_values,
+    plain_attributes,
+)
 
 WANTED = "expected objective to be an objective, such as pyro_mm.objectives.elbo(), or a pyro.infer.ELBO"
 PROTOCOL = (
@@ -176,6 +185,10 @@ class _UserObjective(PreparedObjective):
         with KnownPlates():  # or a sequential plate would read its indices, which no trace of a step can
             value = self.function(model, guide, batch, step=step)
         return _checked_loss(value, self.estimator_name)
+
+    def players(self, model: Program, guide: Program, batch: Batch) -> Sequence[Player]:
+        function = getattr(self.objective, "players", None)
+        return () if function is None else function(model, guide, batch)
 
     def step_weights(self, names: tuple[str, ...], step: int) -> StepWeights:
         modules = [module for root in self.modules for module in root.modules()]

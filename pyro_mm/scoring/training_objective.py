@@ -3,7 +3,7 @@ r"""The contract between an objective and the code that trains, compiles and che
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -41,6 +41,33 @@ class StepWeights:
     values: tuple[float, ...] = ()
     fixed: Mapping[int, float] = field(default_factory=dict)
     form: Hashable = ()
+
+
+@dataclass(frozen=True)
+class Player:
+    """A further player of a training: parameters that minimise a loss of their own, such as those of a critic.
+
+    ``fit`` makes the updates of the players in their order, and then that of the objective, on every minibatch. What a
+    player moves, the objective's update leaves as it is: its loss is no function of these parameters, or their
+    gradient is not taken.
+
+    Attributes:
+        name: the column of its loss in the history, per row; not "loss" or "validation".
+        loss: an objective, or anything else that ``fit`` trains by. Its loss is minimised, summed over rows.
+        parameters: the tensors that it moves, which no other player moves. Those of modules are saved with the modules
+            of model, guide and objective, so a network of the player itself belongs to
+            :attr:`PreparedObjective.modules`.
+        optimizer: parameters -> ``torch.optim`` optimiser; None for that of the training.
+        every: its update is made at every so many steps, the first one included.
+        diagnose: called after an epoch with its entry of the history; returns a warning in words, or None.
+    """
+
+    name: str
+    loss: Any
+    parameters: Sequence[Tensor]
+    optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer] | None = None
+    every: int = 1
+    diagnose: Callable[[Mapping[str, float]], str | None] | None = None
 
 
 class Layout(NamedTuple):
@@ -138,6 +165,15 @@ class PreparedObjective(ABC):
     def decoding_all(self) -> PreparedObjective:
         """Return the objective that decodes all modalities, if this one decodes a random choice of them."""
         return self
+
+    def players(self, model: Program, guide: Program, batch: Batch) -> Sequence[Player]:
+        """Return the further players of a training, in the order of their updates.
+
+        Args:
+            model, guide: callables of a batch.
+            batch: a few rows, by which parameters can be found.
+        """
+        return ()
 
     def least_rows(self, names: tuple[str, ...]) -> int:
         """Return the fewest rows of a batch that it can be evaluated on, for modalities of these names."""

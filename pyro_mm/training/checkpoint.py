@@ -46,7 +46,7 @@ class Checkpoint:
     """One file with everything that decides how a training goes on: the numbers are those of one without a stop.
 
     It holds weights and buffers of the modules, parameters outside of modules, buffers of modules that a function
-    holds, the optimiser's state, the count of steps, the history's columns, the states of torch's generators, of a
+    holds, the optimisers' states, the count of steps, the history's columns, the states of torch's generators, of a
     loader's own and of callbacks, and the place within an epoch that was broken off. It names the objective, the kind
     of optimiser, the data, the batch size and the seed. The versions of the package and of torch, the optimiser's
     settings and the schedule are noted under ``notes``, for people: settings of the optimiser, such as its step size,
@@ -56,7 +56,7 @@ class Checkpoint:
 
     Args:
         path: the file.
-        sequence: the steps of the training, made up of one update.
+        sequence: the steps of the training, by the objective's update and those of further players.
         loader: the source of its minibatches.
         columns: of the history; filled by :meth:`read`.
         device: whose generator makes the draws, besides the CPU's.
@@ -82,7 +82,7 @@ class Checkpoint:
         callbacks: CallbackList,
         pace: Pace = PACE,
     ):
-        (update,) = sequence.updates
+        (update,) = [update for update in sequence.updates if not update.name]
         self.path = Path(path)
         self.columns = columns
         self.identity = dict(identity)
@@ -94,7 +94,9 @@ class Checkpoint:
         self._objective = re.sub(r" at 0x[0-9a-f]+", "", objective)  # where an object lies, if it says so
         self._devices = generator_devices(device)
         own = {id(p) for m in self._problem.modules for p in m.parameters()}
-        self._loose = [p for p in self._problem.parameters if id(p) not in own]
+        every = {id(p): p for p in (*self._problem.parameters, *sequence.parameters)}
+        self._loose = [p for key, p in every.items() if key not in own]
+        self._players: dict[str, Any] = {update.name: update.optimizer for update in sequence.updates if update.name}
         self._modules_in_functions = referenced_modules(self._problem.model, self._problem.guide)
         self._callbacks = callbacks
         self._pace = pace
@@ -151,6 +153,9 @@ class Checkpoint:
             if (kinds := state.get("callbacks' kinds", [])) != self._callbacks.kinds:
                 names = [", ".join(each) or "none" for each in (kinds, self._callbacks.kinds)]
                 raise mismatch_error(self.path, f"its callbacks are {names[0]}, and not {names[1]}", forcible=True)
+        if (saved_players := list(state.get("players", {}))) != list(self._players):
+            names = [", ".join(each) or "none" for each in (saved_players, list(self._players))]
+            raise mismatch_error(self.path, f"its further players are {names[0]}, and not {names[1]}")
         for part, here in self._kind().items():
             if state.get(part) != here:
                 raise mismatch_error(self.path, f"its {part} is {state.get(part)}, and not {here}")
@@ -166,6 +171,9 @@ class Checkpoint:
         self._check_loose(state)
         self._check_buffers(state)
         check_optimizer_state(self.path, self._optimizer, state["optimizer"])
+        saved = state.get("players", {})
+        for name, optimizer in self._players.items():
+            check_optimizer_state(self.path, optimizer, saved[name])
         check_generators(self.path, self._devices, state["generators"])
         check_accumulated(self.path, self._sequence.state_tensors, state.get("gradients", []))
         if self._has_states(state) and (text := self._callbacks.describe_mismatch(state["callbacks"])):
@@ -208,12 +216,16 @@ class Checkpoint:
                 raise mismatch_error(self.path, f"buffer {name} is {text}")
 
     def _restore(self, state: dict[str, Any]) -> None:
-        before = self._optimizer.state_dict()
+        saved = [(self._optimizer, state["optimizer"])]
+        saved += [(optimizer, state["players"][name]) for name, optimizer in self._players.items()]
+        before = [optimizer.state_dict() for optimizer, _ in saved]
         try:
-            self._restore_optimizer(state["optimizer"])
+            for optimizer, own in saved:
+                _restore_optimizer(optimizer, own)
             load_modules(self._problem.modules, state["modules"])
         except Exception as error:
-            self._optimizer.load_state_dict(before)
+            for (optimizer, _), moments in zip(saved, before, strict=True):
+                optimizer.load_state_dict(moments)
             raise mismatch_error(self.path, str(error)) from error
         with torch.no_grad():
             for p, saved in zip(self._loose, state["loose"], strict=True):
@@ -233,19 +245,6 @@ class Checkpoint:
             self._callbacks.load(state["callbacks"])
         for device, generator in zip(self._devices, state["generators"], strict=False):
             set_generator_state(device, generator.cpu())
-
-    def _restore_optimizer(self, state: dict[str, Any]) -> None:
-        """Load the moments, and keep the caller's settings, by which torch also decides the device of the moments."""
-        groups = [
-            {**here, "params": saved["params"]}
-            for here, saved in zip(self._optimizer.param_groups, state["param_groups"], strict=True)
-        ]
-        self._optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
-        for p, moments in self._optimizer.state.items():
-            for name, x in moments.items():
-                if isinstance(x, Tensor) and x.shape == p.shape:
-                    # laid out as the weights are now: a fused optimiser walks both in the order of the memory
-                    moments[name] = torch.empty_like(p, dtype=x.dtype).copy_(x)
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -278,7 +277,8 @@ class Checkpoint:
             "loose": [p.detach() for p in self._loose],
             "loose names": self._loose_names(),
             "buffers": self._buffers(),
-            "optimizer": self._moments(),
+            "optimizer": _moments(self._optimizer),
+            "players": {name: _moments(optimizer) for name, optimizer in self._players.items()},
             "steps": self._sequence.steps,
             "columns": self.columns,
             "generators": [generator_state(device) for device in self._devices],
@@ -294,13 +294,9 @@ class Checkpoint:
         self._next_write = end + self._pace.write_share * (end - start)
         self._written = place
 
-    def _moments(self) -> dict[str, Any]:
-        """Return the optimiser's state without its settings, which need not be of types that can be read again."""
-        state = self._optimizer.state_dict()
-        return {"state": state["state"], "param_groups": [{"params": g["params"]} for g in state["param_groups"]]}
-
     def _kind(self) -> dict[str, str]:
-        return {"optimizer's kind": type(self._optimizer).__name__, "objective": self._objective}
+        kinds = {f"kind of the optimizer of {name}": type(own).__name__ for name, own in self._players.items()}
+        return {"optimizer's kind": type(self._optimizer).__name__, "objective": self._objective, **kinds}
 
     def _notes(self) -> dict[str, str]:
         groups = [{k: v for k, v in group.items() if k != "params"} for group in self._optimizer.param_groups]
@@ -324,6 +320,26 @@ class Checkpoint:
             for name, buffer in module.named_buffers()
             if name in module.state_dict()
         }
+
+
+def _restore_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
+    """Load the moments, and keep the caller's settings, by which torch also decides the device of the moments."""
+    groups = [
+        {**here, "params": saved["params"]}
+        for here, saved in zip(optimizer.param_groups, state["param_groups"], strict=True)
+    ]
+    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+    for p, moments in optimizer.state.items():
+        for name, x in moments.items():
+            if isinstance(x, Tensor) and x.shape == p.shape:
+                # laid out as the weights are now: a fused optimiser walks both in the order of the memory
+                moments[name] = torch.empty_like(p, dtype=x.dtype).copy_(x)
+
+
+def _moments(optimizer: Any) -> dict[str, Any]:
+    """Return an optimiser's state without its settings, which need not be of types that can be read again."""
+    state = optimizer.state_dict()
+    return {"state": state["state"], "param_groups": [{"params": g["params"]} for g in state["param_groups"]]}
 
 
 def load_weights(path: Path, modules: Sequence[nn.Module]) -> tuple[dict[str, list[float]], int]:

@@ -86,6 +86,14 @@ def stage(
     if optimizer is not None:
         check_optimizer(optimizer)
     _check_autocast(autocast)
+    few = batch[: min(2, batch.size)]
+    with torch.enable_grad(), temporary_seed(0, batch.device):
+        if players := prepared.players(model, guide, few):
+            names = ", ".join(repr(player.name) for player in players)
+            raise ValueError(
+                f"stage makes one update, and the objective brings further players, {names}: use fit(compile=True), "
+                "which compiles an update for each"
+            )
     problem = _run_a_few_rows(prepared, model, guide, batch, autocast)
     return CompiledStep(Update(problem, optimizer=optimizer), backend)
 
@@ -197,7 +205,7 @@ class CompiledStep:
                 "staged, and would not train them: add them by optimizer.add_param_group, or stage a step with an "
                 "optimiser of the present parameters"
             )
-        self._start(Update(new, old.parameters, old.optimizer, old.every, old.reduce_gradients))
+        self._start(Update(new, old.parameters, old.optimizer, old.every, old.reduce_gradients, old.name))
 
     def _build(self, inputs: TraceInputs) -> tuple[Any, TracedStep] | None:
         """Return a step that runs a new graph, and its trace; None if there is none, after a warning."""

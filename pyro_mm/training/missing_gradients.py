@@ -8,7 +8,8 @@ from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, S
 from torch import Tensor, nn
 
 from ..batch.batch import Batch
-from .problem import TrainingError, TrainingProblem
+from .problem import TrainingError
+from .step import Update
 
 MAX_LISTED = 5  # names in a message
 
@@ -19,22 +20,31 @@ class MissingGradients:
     One minibatch is not enough to judge: it may lack a rare modality, or rows that reach some network.
 
     Args:
-        problem: the training problem.
+        update: the update that is to give the gradients.
         names: identity of a parameter -> its name in messages.
     """
 
-    def __init__(self, problem: TrainingProblem, names: dict[int, str]):
-        self._problem = problem
+    def __init__(self, update: Update, names: dict[int, str]):
+        self._update = update
+        self._problem = update.loss
         self._names = names
-        self._pending: dict[int, Tensor] = {key: p for key, p in problem.required_parameters.items() if p.requires_grad}
+        required = {id(p): p for p in update.targets} if update.name else update.loss.own_required_parameters
+        self._pending: dict[int, Tensor] = {key: p for key, p in required.items() if p.requires_grad}
         self._modalities: tuple[str, ...] = ()
         self._absent: set[str] = set()
         self._seen_structures: set[Hashable] = set()
+        self._was_made = False
 
     def after_step(self, batch: Batch, step: int) -> None:
-        """Record the gradients of a step on a batch."""
+        """Record the gradients of a step on a batch.
+
+        Args:
+            batch: the minibatch.
+            step: steps taken so far, this one included.
+        """
         if not self._pending:
             return
+        self._was_made |= self._update.is_due(step - 1)
         self._pending = {key: p for key, p in self._pending.items() if p.grad is None}
         structure, _ = batch.parts()
         if not self._pending or structure in self._seen_structures:
@@ -58,7 +68,7 @@ class MissingGradients:
         Raises:
             TrainingError: naming the parameters, and what mends it.
         """
-        if self._pending and not self._absent & set(could_have or ()):
+        if self._pending and self._was_made and not self._absent & set(could_have or ()):
             raise TrainingError(self._message())
 
     def _message(self) -> str:
@@ -74,7 +84,10 @@ class MissingGradients:
             problem.objective.estimator_name,
             "of the epoch",
         )
-        return f"no gradient reaches {', '.join(names[:MAX_LISTED])}{more} in an epoch. {' '.join(sentences)}"
+        of_player = f" of the player {self._update.name!r}" if self._update.name else ""
+        return (
+            f"no gradient{of_player} reaches {', '.join(names[:MAX_LISTED])}{more} in an epoch. {' '.join(sentences)}"
+        )
 
 
 def explain_missing_gradients(

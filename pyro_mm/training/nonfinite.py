@@ -208,15 +208,17 @@ class NonFiniteMonitor:
     def _explain(self, step: _RecordedStep, values: list[Tensor], growths: list[tuple[float, float]]) -> NotFinite:
         cause = self._find_cause(step)
         losses = [float(x.flatten()[0]) for x in values]
-        nonfinite = [loss for loss in losses if not math.isfinite(loss)]
+        players = [update.name for update in self._due(step)]
+        nonfinite = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
         if nonfinite:
-            head = f"the loss is {nonfinite[0]}"
+            head = f"the loss{_of_player(players[nonfinite[0]])} is {losses[nonfinite[0]]}"
             divergence = self._growth.explain(self._optimizers(), growths)
         else:
-            gradients, advice = self._nonfinite_gradients(step)
+            gradients, advice, player = self._nonfinite_gradients(step)
             if gradients:
-                head = "a gradient is NaN or infinite"
-                text = f"The gradient of {list_names(gradients)} is not finite, while the loss is {losses[0]:.6g}"
+                head = f"a gradient{_of_player(player)} is NaN or infinite"
+                loss = losses[players.index(player)]
+                text = f"The gradient of {list_names(gradients)} is not finite, while the loss is {loss:.6g}"
                 cause = Cause([text], advice)
                 divergence = self._growth.explain(self._optimizers(), growths)
             else:
@@ -255,8 +257,8 @@ class NonFiniteMonitor:
                 return cause
         return Cause()
 
-    def _nonfinite_gradients(self, step: _RecordedStep) -> tuple[list[str], str]:
-        """Return the names of the parameters whose gradient is not finite, and advice."""
+    def _nonfinite_gradients(self, step: _RecordedStep) -> tuple[list[str], str, str]:
+        """Return the names of the parameters whose gradient is not finite, advice, and the name of the player."""
         for update in self._due(step):
             rows = self._sequence.rows(update, step.batch)
             self._rewind(step)
@@ -271,8 +273,8 @@ class NonFiniteMonitor:
                     update.differentiate(step.batch, rows, step.steps)
             except RuntimeError as error:
                 advice = advice_from_anomaly(error) or advice
-            return [self._names[id(p)] for p in nonfinite], advice
-        return [], ""
+            return [self._names[id(p)] for p in nonfinite], advice, update.name
+        return [], "", ""
 
     def _error(self, head: str, step: _RecordedStep, cause: Cause) -> NotFinite:
         for p in self._sequence.parameters:
@@ -296,6 +298,11 @@ class NonFiniteMonitor:
                 group["lr"].copy_(rate)
             else:
                 group["lr"] = rate
+
+
+def _of_player(name: str) -> str:
+    """Return the words that say whose loss or gradient it is, of a further player."""
+    return f" of the player {name!r}" if name else ""
 
 
 def _copy_of(rate: Any) -> Any:

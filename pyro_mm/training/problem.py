@@ -41,6 +41,7 @@ class TrainingProblem:
         all_in_plate: True if every site lies in the data plate.
         discrete_sites: latent sites that are enumerated or have no pathwise gradient.
         autocast: makes the context in which the networks run.
+        of_players: identities of the parameters that further players of the training move, and this loss does not.
         possible_leaves: leaves that the loss of other rows may have: those of distributions that the first rows mask,
             and parameters that the programs ask Pyro's store for.
     """
@@ -54,6 +55,7 @@ class TrainingProblem:
     discrete_sites: tuple[str, ...] = ()
     autocast: ContextFactory = nullcontext
     possible_leaves: dict[int, Tensor] = field(default_factory=dict)
+    of_players: frozenset[int] = frozenset()
 
     @cached_property
     def programs(self) -> dict[str, Any]:
@@ -93,6 +95,16 @@ class TrainingProblem:
                 "nothing to train: neither model nor guide depends on a parameter that requires a gradient"
             )
         return list((self.required_parameters | self.possible_leaves | reached).values())
+
+    @property
+    def own_parameters(self) -> list[Tensor]:
+        """The parameters to train, without those of further players."""
+        return [p for p in self.parameters if id(p) not in self.of_players]
+
+    @property
+    def own_required_parameters(self) -> dict[int, Tensor]:
+        """The parameters that have to get a gradient, by identity, without those of further players."""
+        return {key: p for key, p in self.required_parameters.items() if key not in self.of_players}
 
     @property
     def normalises_batches(self) -> bool:

@@ -25,6 +25,7 @@ class Update:
         parameters: the parameters to move; None for all parameters of the loss.
         optimizer: their optimiser; None leaves the gradients in the parameters.
         every: the update is made at every so many steps, the first one included.
+        name: of a further player; empty for the update by the training's objective.
         reduce_gradients: called with the gradients, before the optimiser's step, to change them in place: their mean
             over several processes, say.
     """
@@ -34,6 +35,7 @@ class Update:
     optimizer: torch.optim.Optimizer | None = None
     every: int = 1
     reduce_gradients: Callable[[list[Tensor]], object] | None = None
+    name: str = ""
 
     def __post_init__(self) -> None:
         if self.every < 1:

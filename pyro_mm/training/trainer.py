@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from ..batch.batch import Batch
 from ..scoring.audit.training import TrainingAudit, audit_training
 from ..scoring.program_errors import explain_index_errors
-from ..scoring.training_objective import Loss, PreparedObjective
+from ..scoring.training_objective import Loss, Player, PreparedObjective
 from ..utils.arguments import describe
 from ..utils.locks import lock_path
 from ..utils.modules import preserve_buffers
@@ -26,6 +26,7 @@ from .arguments import check_validation_names
 from .callback_list import CallbackList
 from .callbacks import Training
 from .checkpoint import Checkpoint, data_identity
+from .epoch_values import join_values, step_values, values_per_row
 from .first_run import build_problem, name_nan_parameters
 from .gradients import GradientSequence
 from .history import History
@@ -38,6 +39,7 @@ from .nonfinite_report import generator_devices
 from .optimization import Schedule, make_optimizer
 from .pace import PACE, Pace
 from .parameter_names import parameter_names
+from .players import check_every, player_updates, players_of, warn_of_players
 from .position import Position
 from .problem import TrainingProblem, programs_of
 from .progress import ProgressBar, progress_bar
@@ -94,7 +96,7 @@ class Trainer:
     sequence: GradientSequence
     callbacks: CallbackList
     monitor: NonFiniteMonitor
-    missing_gradients: MissingGradients
+    missing_gradients: list[MissingGradients]
     schedule: Schedule
     bar: ProgressBar
 
@@ -125,6 +127,8 @@ class Trainer:
         self.checkpoint: Checkpoint | None = None
         self.interruption = Interruption()
         self.position: Position | None = None
+        self.players: list[Player] = []
+        self.warned: set[str] = set()
 
     def run(self) -> History:
         """Train for all epochs, or for those that a checkpoint leaves, and return the history."""
@@ -177,6 +181,7 @@ class Trainer:
         options = self.options
         head = self.loader.head()
         first = self.transform(head)
+        self.players = players_of(self.objective, self.model, self.guide, first)
         validation_head = self._prepare_validation(head)
         if options.audit:
             rows = self.train if isinstance(self.train, Batch) and options.transform is None else first
@@ -186,13 +191,12 @@ class Trainer:
         self.problem = build_problem(
             self.objective, self.model, self.guide, first, self.placement.autocast, self.audit.unrunnable
         )
-        names = parameter_names(self.problem)
-        self.optimizer = make_optimizer(options.optimizer, self.problem, names)
+        updates, names = self._make_updates()
         self._check_single_row()
         self._check_least_rows(head)
-        self.missing_gradients = MissingGradients(self.problem, names)
+        self.missing_gradients = [MissingGradients(update, names) for update in updates]
         self.sequence = GradientSequence(
-            [Update(self.problem, optimizer=self.optimizer)],
+            updates,
             self.loader,
             accumulate=options.accumulate,
             clip_norm=options.clip_norm,
@@ -207,6 +211,20 @@ class Trainer:
         steps_before = 0 if self.position is None else self.position.number
         self.bar.skip(epochs_before, steps_before)
         return epochs_before
+
+    def _make_updates(self) -> tuple[list[Update], dict[int, str]]:
+        """Return the updates of a step, those of further players first, and the names of parameters by identity."""
+        options = self.options
+        problem = self.problem
+        problem.of_players = frozenset(id(p) for player in self.players for p in player.parameters)
+        updates, names = player_updates(self.players, problem, options.optimizer)
+        check_every(updates, options.accumulate)
+        names |= parameter_names(problem)
+        own = problem.own_parameters
+        required = list(problem.own_required_parameters.values())
+        self.optimizer = make_optimizer(options.optimizer, own, required, names, of_players=problem.of_players)
+        updates.append(Update(problem, own if self.players else None, self.optimizer))
+        return updates, names
 
     def _prepare_validation(self, head: Batch) -> Batch | None:
         """Return rows for validation, of a loader some, after placing them; None if there are none."""
@@ -256,9 +274,9 @@ class Trainer:
             self.history.stopped = self.checkpoint.stopped_at == options.epochs
             self.position = self.checkpoint.position
         by_step = options.scheduler_interval == "step"
-        self.schedule = Schedule.of(options.scheduler, self.optimizer, self.history, by_step)
+        self.schedule = Schedule.of(options.scheduler, self.callbacks.training.optimizers, self.history, by_step)
         if self.checkpoint is not None:
-            self.checkpoint.schedule = self.schedule.scheduler
+            self.checkpoint.schedule = next(iter(self.schedule.schedulers), None)
         self.schedule.skip(epochs_before, self.sequence.due_steps(self.sequence.steps))
         self.callbacks.training.epoch = epochs_before
         self.callbacks.training.step = self.sequence.steps
@@ -324,7 +342,8 @@ class Trainer:
                     self.audit.check(batch)
                 self.monitor.before_step(batch, epoch + 1, position.number + 1)
                 labels, values = self.take_step(batch)
-                self.missing_gradients.after_step(batch, self.sequence.steps)
+                for missing in self.missing_gradients:
+                    missing.after_step(batch, self.sequence.steps)
                 position.add(labels, values, batch.size)
                 self.monitor.after_step(position.sums.values())
                 self.bar.step()
@@ -343,8 +362,9 @@ class Trainer:
         if not self.problem.all_in_plate:
             self.loader.check_rows(position.rows)
         if begun is None:
-            self.missing_gradients.after_epoch(self.loader.modalities)
-        return _per_row(position.sums, position.rows)
+            for missing in self.missing_gradients:
+                missing.after_epoch(self.loader.modalities)
+        return values_per_row(position.sums, position.rows)
 
     def minibatches(self, epoch: int, begun: Position | None) -> Iterator[Batch]:
         """Yield the minibatches of an epoch, transformed, or those that are left of one that was begun.
@@ -380,13 +400,12 @@ class Trainer:
         """Take a step; return labels and values of the loss and its terms, summed over rows."""
         with explain_index_errors({"model": self.model, "guide": self.guide}, batch.size, "a minibatch of {} rows"):
             try:
-                (values,) = self.sequence(batch)
+                return join_values(self.sequence(batch), batch.size)
             except torch.OutOfMemoryError:
                 raise
             except (ValueError, RuntimeError, ArithmeticError) as error:
                 self.monitor.explain_error(error)
                 raise
-        return values  # type: ignore[return-value]  # the one update is due at every step
 
     def after_step(self, labels: tuple[str, ...], values: Tensor, rows: int) -> None:
         """Move schedule and callbacks on after a step."""
@@ -397,7 +416,7 @@ class Trainer:
         training.step = self.sequence.steps
         training.moved = moved
         if self.callbacks.watches_steps:
-            training.step_values = dict(zip(labels, values / rows, strict=True))
+            training.step_values = step_values(labels, values, rows)
             self.history.stopped = self.callbacks.after_step()
 
     def transform(self, batch: Batch) -> Batch:
@@ -441,6 +460,7 @@ class Trainer:
                     lambda batch: self.evaluate(batch, step), self.problem.scales_to_data, epoch + 1
                 )
             self.history.append(entry)
+            warn_of_players(self.players, entry, self.warned)
             self.bar.show(entry)
             training.entry = entry
             try:
@@ -473,15 +493,6 @@ class Placement:
         if self.precision == "32-true":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
-
-
-def _per_row(sums: dict[tuple[str, ...], Tensor], rows: int) -> dict[str, float]:
-    """Return label -> value per row, of sums of an epoch by their labels."""
-    entry: dict[str, float] = {}
-    for labels, totals in sums.items():
-        for label, total in zip(labels, totals.tolist(), strict=True):
-            entry[label] = entry.get(label, 0.0) + total / rows
-    return entry
 
 
 def _training_device(networks: list[nn.Module], device: torch.device | None, model: Any, guide: Any) -> torch.device:

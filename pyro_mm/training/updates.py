@@ -20,7 +20,7 @@ class StepValues(NamedTuple):
     """Values of an update's loss at one step, summed over the rows of the minibatch.
 
     Attributes:
-        labels: ``"loss"``, and the label of each of T terms.
+        labels: ``"loss"``, or the name of the player, and the label of each of T terms.
         values: the loss and the terms, ``(1 + T,)``.
     """
 
@@ -114,7 +114,10 @@ class _Player:
         self._is_first = False
         terms = [value.to(loss.total.device) for value in loss.by_term.values()]
         values = torch.stack([loss.total, *terms]).double()
-        return StepValues(("loss", *loss.by_term), values * (share * batch.size / rows))
+        labels = ("loss", *loss.by_term)
+        if name := self.update.name:
+            labels = (name, *(f"{name} {label}" for label in loss.by_term))
+        return StepValues(labels, values * (share * batch.size / rows))
 
     def _differentiate(self, batch: Batch, rows: int, step: int) -> tuple[Loss, float]:
         """Make the update; return the loss, and a factor that undoes the effect of padding on it."""
