@@ -13,19 +13,23 @@ from ..evidence.annealing import annealed_importance
 from ..evidence.evidence import PARETO_K_THRESHOLD, Evidence
 from ..evidence.likelihood import log_conditional, log_marginal
 from ..recipes import Recipe
-from .estimates import FITTED, summarize
+from ..sampling.fitted_proposal import Fitted
+from .estimates import summarize
 from .proposals import IMAGE, JOINT, LABEL, Limits
 
 FIRST_ROWS = 2  # rows of a first call, which is not timed: it inspects the pair
 QUANTITIES = (JOINT, IMAGE, LABEL, "log p(image | label)", "log p(label | image)")
 
 
-def measure_proposals(run: Recipe, test: Batch, num_particles: int, seed: int) -> tuple[list[dict[str, Any]], Any]:
+def measure_proposals(
+    run: Recipe, test: Batch, fit: Fitted, num_particles: int, seed: int
+) -> tuple[list[dict[str, Any]], Any]:
     """Estimate the five likelihoods of images and labels by the guide and by fitted proposals.
 
     Args:
         run: the trained recipe.
         test: test rows, on the device of the recipe.
+        fit: the settings of the fitted proposals.
         num_particles: draws per row.
         seed: the seed of all draws.
 
@@ -38,10 +42,10 @@ def measure_proposals(run: Recipe, test: Batch, num_particles: int, seed: int) -
     fitted_evidence: dict[str, Evidence] = {}
     for quantity, likelihood in _likelihoods(test.names).items():
         options: dict[str, Any] = {"num_particles": num_particles, "seed": seed}
-        for proposal in (None, FITTED):
+        for proposal in (None, fit):
             likelihood(model, guide, test[:FIRST_ROWS], proposal=proposal, **options)
         guided, guide_seconds = _timed(likelihood, model, guide, test, **options)
-        fitted, fitted_seconds = _timed(likelihood, model, guide, test, proposal=FITTED, **options)
+        fitted, fitted_seconds = _timed(likelihood, model, guide, test, proposal=fit, **options)
         fitted_evidence[quantity] = fitted
         lines.append({
             "quantity": quantity, "rows": test.size, "num_particles": num_particles,

@@ -11,6 +11,7 @@ import typer
 
 from ..batch.batch import Batch
 from ..recipes import Recipe
+from ..sampling.fitted_proposal import Fitted
 from ..training.weights import load, save
 from ..utils.atomic_files import replace_text
 from .console import format_share, markdown, print_table
@@ -54,9 +55,11 @@ def compare_proposals(comparison: ProposalComparison, options: RunOptions, only:
     rows = options.rows or comparison.rows
     particles = options.particles or comparison.num_particles
     epochs = options.epochs or comparison.epochs
+    settings = {pair.recipe: pair.proposal for pair in pairs if pair.proposal != Fitted()}
+    others = "".join(f"; {recipe} by {proposal!r}" for recipe, proposal in settings.items())
     title = (
         f"{comparison.title}: {epochs} epochs of {comparison.train_rows} rows, seed {options.seed}; {rows} test rows, "
-        f"K = {particles}, on {options.device.type}. Time is that of fitted over that of the guide's"
+        f"K = {particles}, on {options.device.type}. Time is that of fitted over that of the guide's{others}"
     )
     cells = [_format(line) for line in lines]
     print_table(title, HEADER, cells)
@@ -83,7 +86,7 @@ def _measured(comparison: ProposalComparison, pair: TrainedPair, options: RunOpt
         train, test = comparison.data[pair.dataset](**({"directory": options.data} if options.data else {}))
         test = test[:rows].to(options.device)
         run = _trained(comparison, pair, train[: comparison.train_rows], options, epochs)
-        lines, fitted = measure_proposals(run, test, particles, options.seed)
+        lines, fitted = measure_proposals(run, test, pair.proposal, particles, options.seed)
         annealed = test[: min(comparison.annealed_rows, test.size)]
         agreement = measure_agreement(run, annealed, fitted, comparison.annealing, options.seed)
         found = [

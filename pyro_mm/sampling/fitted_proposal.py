@@ -63,9 +63,11 @@ class Fitted(ProposalScheme):
     Where all rows share latents, outside the plate ``"data"``, the fit is to the mean of :math:`\log p` over draws of
     these from the guide.
 
-    **When it is weak.** Where posteriors have several modes, as fits from one start find one of them: take
-    ``components`` above 1. Where they have tails heavier than a Normal's: the shares of guide and prior bound the
-    weights, but the effective size falls. As with any proposal, k-hat says so, unless all parts miss a mode.
+    **When it is weak.** Where posteriors are skewed, as under a Laplace prior: more rounds and draws, and more width
+    (``rounds=24, draws=128, widen=0.4``), brought the rows in doubt from 45 % to 10 % on Fashion-MNIST. Where they have
+    several modes, as fits from one start find one of them: take ``components`` above 1. Where they have tails heavier
+    than a Normal's: the shares of guide and prior bound the weights, but the effective size falls. As with any
+    proposal, k-hat says so, unless all parts miss a mode.
 
     It is passed as ``proposal=`` wherever an :class:`mm.Proposal <pyro_mm.Proposal>` is, and ``proposal="fitted"`` is
     ``proposal=mm.Fitted()``. Discrete latents are summed out: those that only the model has, and those that the guide
