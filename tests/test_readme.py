@@ -1,4 +1,4 @@
-"""The Python of the README runs as it is typed, and so does that of version 0.1: nothing public broke.
+"""The Python of README and documentation runs as it is typed, and so does that of version 0.1: nothing public broke.
 
 The text is run unchanged, on few rows, for one epoch and without a C++ compiler, so that it takes seconds.
 """
@@ -16,6 +16,10 @@ from pyro_mm.training.compile import CompiledStep
 TESTS = Path(__file__).parent
 README = TESTS.parent / "README.md"
 VERSION_0_1 = TESTS / "support" / "readme_0_1.md"
+PAGES = sorted(
+    path for path in (README.parent / "docs").glob("*.md") if "```python" in path.read_text(encoding="utf-8")
+)
+FRAGMENTS = {"architecture.md"}  # shows a function of the package as it is written there
 
 TRAIN_ROWS, TEST_ROWS = 96, 16
 FEW = {
@@ -70,7 +74,7 @@ def run(blocks: tuple[str, ...]) -> dict:
     """Run blocks one after the other, as one script, and return the names that they leave."""
     namespace: dict = {}
     for block in blocks:
-        if namespace:
+        if "train" in namespace:
             namespace.update(names_of_the_reader(block, namespace))
         exec(compile(block, "README.md", "exec"), namespace)
     return namespace
@@ -82,6 +86,17 @@ def test_the_python_of_the_readme_runs_as_typed(path, few):
     assert blocks
     names = run(tuple(blocks))
     assert isinstance(names["evidence"], mm.Evidence) and len(names["history"].columns["loss"]) == 1
+
+
+@pytest.mark.parametrize("path", [p for p in PAGES if p.name not in FRAGMENTS], ids=lambda path: path.stem)
+def test_the_python_of_the_documentation_runs_as_typed(path, few):
+    run(tuple(python_blocks(path)))
+
+
+def test_the_readme_is_short_and_its_code_ten_lines():
+    lines = README.read_text(encoding="utf-8").splitlines()
+    (block,) = python_blocks(README)
+    assert len(lines) <= 150 and sum(map(bool, block.splitlines())) == 10
 
 
 def test_version_0_1_had_seven_blocks():
