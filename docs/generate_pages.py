@@ -72,7 +72,7 @@ RECIPES_OF: Mapping[str, tuple[str, ...]] = {
 }
 """Objective -> recipes that train it; the others come without a recipe."""
 
-NOT_ON_THE_COMMAND_LINE = ("vae", "cvae", "jnf", "mfm-variational")
+NOT_ON_THE_COMMAND_LINE = ("vae", "cvae", "jnf")
 
 RUNS_OF: Mapping[str, tuple[str, ...]] = {
     "jmvae_kl": ("jmvae-mnist", "jmvae-fashion"),

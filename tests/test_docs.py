@@ -63,7 +63,9 @@ def test_every_objective_story_posterior_and_estimator_has_a_page():
 
 def test_every_recipe_stands_on_the_page_of_the_objective_that_it_trains():
     listed = [name for names in generate_pages.RECIPES_OF.values() for name in names]
-    assert sorted(listed) == sorted(set(mm.recipes.__all__) - {"RECIPES", "Recipe"})
+    assert sorted(listed) == sorted(
+        name for name in mm.recipes.__all__ if inspect.isfunction(getattr(mm.recipes, name))
+    )
 
 
 def test_every_run_and_recipe_on_a_page_is_one_of_the_command_line():
