@@ -117,6 +117,8 @@ def trace_step(update: Update, inputs: TraceInputs) -> TracedStep:
 
     _check_shapes(graph)
     _fold_constants(graph)
+    if _has_recurrence(problem):
+        _reshape_in_any_layout(graph)
     uses_step = _remove_unused_step(graph)
     traced = TracedStep(graph, labels, places, uses_step)
     _check_values(update, traced, inputs)
@@ -145,7 +147,7 @@ def _without_fused_recurrence(problem: TrainingProblem) -> Iterator[None]:
     oneDNN's LSTM cannot be traced with its gradient, and cuDNN copies the weights into one storage. Other networks keep
     both, since an operation traced without them may lay its result out in another order than the replay does.
     """
-    recurrent = any(isinstance(m, nn.RNNBase) for network in problem.networks for m in network.modules())
+    recurrent = _has_recurrence(problem)
     onednn, cudnn = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
     torch._C._set_mkldnn_enabled(onednn and not recurrent)
     torch._C._set_cudnn_enabled(cudnn and not recurrent)
@@ -154,6 +156,23 @@ def _without_fused_recurrence(problem: TrainingProblem) -> Iterator[None]:
     finally:
         torch._C._set_mkldnn_enabled(onednn)
         torch._C._set_cudnn_enabled(cudnn)
+
+
+def _has_recurrence(problem: TrainingProblem) -> bool:
+    """Return True if any network of a problem is recurrent."""
+    return any(isinstance(m, nn.RNNBase) for network in problem.networks for m in network.modules())
+
+
+def _reshape_in_any_layout(graph: GraphModule) -> None:
+    """Make a graph's views reshapes, which copy if need be, in place.
+
+    A convolution beside a recurrent network is traced without oneDNN. With it, in the replay, the result may have its
+    channels last in memory, and what was a view then is none any more.
+    """
+    for node in graph.graph.nodes:
+        if node.target is torch.ops.aten.view.default:
+            node.target = torch.ops.aten.reshape.default
+    graph.recompile()
 
 
 @contextmanager
