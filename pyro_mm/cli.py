@@ -455,8 +455,8 @@ def _draw_figures(
         "generated": plots.image_grid(
             images, rows=label[first].tolist(), title="mean image given z, z given the label"
         ),
-        "confusion": plots.confusion(matrix, title="label given the image"),
-        "latent": plots.latent_view(points, label, title="posterior means given image and label"),
+        "confusion": plots.confusion(matrix, title="label given the image").figure,
+        "latent": plots.latent_view(points, label, title="posterior means given image and label").figure,
     }
 
 

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "training": ["batch", "conditionals", "handlers", "nn", "scoring"],
     "diagnostics": ["batch", "estimators", "evidence", "objectives", "sampling", "scoring", "training"],
     "recipes": ["batch", "conditionals", "estimators", "models", "nn", "objectives", "posteriors"],
-    "plots": ["diagnostics", "evidence", "metrics", "training"],
+    "plots": ["batch", "diagnostics", "evidence", "metrics", "sampling", "training"],
     "experiments": [
         "batch", "conditionals", "datasets", "diagnostics", "distributions", "estimators", "evidence", "metrics",
         "models", "nn", "objectives", "posteriors", "recipes", "sampling", "training",

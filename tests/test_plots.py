@@ -38,14 +38,14 @@ def test_image_grid_has_a_cell_for_each(tmp_path):
 
 
 def test_confusion_writes_counts_and_survives_an_absent_class(tmp_path):
-    ax = rendered(plots.confusion(np.array([[3, 1], [0, 0]]), classes=["cat", "dog"]), tmp_path)[0]
+    ax = rendered(plots.confusion(np.array([[3, 1], [0, 0]]), classes=["cat", "dog"]).figure, tmp_path)[0]
     assert sorted(t.get_text() for t in ax.texts) == ["1", "3"]
 
 
 @pytest.mark.parametrize("size", [1, 4])
 def test_latent_view_finds_the_plane_of_most_variance(tmp_path, size):
     points = torch.randn(40, size, generator=torch.Generator().manual_seed(0)) * torch.tensor([9.0, 3, 0.1, 0.1][:size])
-    ax = rendered(plots.latent_view(points, torch.arange(40) % 3), tmp_path)[0]
+    ax = rendered(plots.latent_view(points, torch.arange(40) % 3).figure, tmp_path)[0]
     assert len(ax.collections) == 3
     first = torch.cat([torch.as_tensor(c.get_offsets().data[:, 0]) for c in ax.collections])
     assert first.std() == pytest.approx(points[:, 0].std().item(), rel=0.05)
@@ -66,12 +66,12 @@ def test_ranks_have_a_panel_for_each_coordinate_with_its_band(tmp_path, size):
     assert len(shown) == min(20, size + 1)
     first = found.findings["z[0]" if size > 1 else "z"]
     assert shown[0].get_title(loc="left").endswith(f", {p_text(first.adjusted, 1)}\ntoo high and wide")
-    assert shown[0].lines[-1].get_color() == "tab:red" and first.verdict != "uniform"
+    assert shown[0].lines[-1].get_color() == "#D55E00" and first.verdict != "uniform"
     (note,) = figure.legends
     assert [t.get_text() for t in note.get_texts()] == ["95 % band, one curve", f"95 % band, all {size + 1} curves"]
     assert bool(figure.get_suptitle()) == (size == 30)
     if size == 4:
-        assert shown[1].lines[-1].get_color() == "tab:blue"
+        assert shown[1].lines[-1].get_color() == "#0072B2"
         x, difference = shown[1].lines[-1].get_data()
         ecdf = [(found.ranks["z"][:, 1] < i).double().mean() for i in range(22)]
         np.testing.assert_allclose(difference, np.array(ecdf) - np.arange(22) / 21, atol=1e-12)

@@ -82,7 +82,7 @@ def test_swaps_show_the_row_its_swaps_and_the_other_row(tmp_path):
     image = lines[4][1].get_images()[0].get_array()
     assert torch.equal(torch.as_tensor(image.data), found.truth["image"][found.partners[2]])
     assert [len(line.get_ydata()) for line in lines[0][3].lines] == [3, 3]  # two dimensions of a series of 3 steps
-    spelled = "".join(plots.factors.SYMBOLS[t] for t in found.truth["text"][0])
+    spelled = "".join(plots.cells.SYMBOLS[t] for t in found.truth["text"][0])
     assert lines[0][4].texts[0].get_text() == lines[1][4].texts[0].get_text() == spelled
     assert lines[0][6].texts[0].get_text() == "ab" and lines[1][11].texts[0].get_text() == "2"
     assert len(plots.swaps(found, (1,), "label", symbols="?").axes) == 5

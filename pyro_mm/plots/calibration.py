@@ -11,12 +11,13 @@ import numpy as np
 from ..diagnostics.rank_tests import RankTest, band, p_text
 from ..diagnostics.sbc import Calibration
 from ..utils.arguments import check_names, describe
-from .figure import make_figure
+from .figure import PALETTE, SMALL, make_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+OFF = PALETTE[1]
 MOST_PANELS = 20  # coordinates whose ranks are shown by default
 
 
@@ -26,7 +27,7 @@ def ranks(calibration: Calibration, names: Sequence[str] | None = None, title: s
     The ranks of an exact posterior stay in the grey band with probability 95 %: in the dark one for a single curve, in
     the light one for the curves of all coordinates together (Bonferroni). A curve above zero shows draws of the guide
     that are too high, one below zero draws that are too low; first above and then below, too narrow; first below and
-    then above, too wide. A red curve is off, by the p-value in its title. Panels have vertical scales of their own.
+    then above, too wide. An orange curve is off, by the p-value in its title. Panels have vertical scales of their own.
 
     Args:
         calibration: result of :func:`pyro_mm.calibration`.
@@ -55,8 +56,8 @@ def ranks(calibration: Calibration, names: Sequence[str] | None = None, title: s
     for i, (ax, name) in enumerate(zip(panels.flat, shown, strict=False)):
         _rank_panel(ax, name, calibration, len(tests))
         is_lowest = i + columns >= len(shown)
-        ax.tick_params(labelsize=8, labelbottom=is_lowest)
-        ax.set_xlabel(f"(rank + 1) / {calibration.num_draws + 1}" if is_lowest else "", fontsize=8)
+        ax.tick_params(labelsize=SMALL, labelbottom=is_lowest)
+        ax.set_xlabel(f"(rank + 1) / {calibration.num_draws + 1}" if is_lowest else "", fontsize=SMALL)
     for ax in panels.flat[len(shown) :]:
         ax.set_axis_off()
 
@@ -64,7 +65,7 @@ def ranks(calibration: Calibration, names: Sequence[str] | None = None, title: s
     handles, labels = panels[0, 0].get_legend_handles_labels()
     note = f"p: adjusted by Holm's method for all {len(tests)} coordinates" if len(tests) > 1 else None
     place: dict[str, Any] = {"loc": "outside lower center", "ncols": 2, "frameon": False}
-    figure.legend(handles[::-1], labels[::-1], title=note, fontsize=8, title_fontsize=8, **place)
+    figure.legend(handles[::-1], labels[::-1], title=note, fontsize=SMALL, title_fontsize=SMALL, **place)
     if title:
         figure.suptitle(title, fontsize=10)
     return figure
@@ -89,9 +90,9 @@ def _rank_panel(ax: Axes, name: str, calibration: Calibration, num_curves: int) 
     is_off = test.verdict != "uniform"
     difference = np.append(0, calibration.counts[name].cumsum()) / test.rows - x
     ax.axhline(0, color="0.5", linewidth=0.6)
-    ax.plot(x, difference, color="tab:red" if is_off else "tab:blue", linewidth=1.2)
+    ax.plot(x, difference, color=OFF if is_off else PALETTE[0], linewidth=1.2)
     limit = max(limit, 1.1 * abs(difference).max())
     ax.set(ylim=(-limit, limit), xlim=(0, 1), xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"])
     text = f"{name}, {p_text(test.adjusted, 1)}\n{test.verdict if is_off else ''}"
-    ax.set_title(text, fontsize=8, loc="left", color="tab:red" if is_off else "black")
+    ax.set_title(text, fontsize=SMALL, loc="left", color=OFF if is_off else "black")
     ax.spines[["top", "right"]].set_visible(False)

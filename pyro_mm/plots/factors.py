@@ -13,17 +13,12 @@ from ..metrics.dependence import HSICRatios
 from ..metrics.factor_gradients import GradientNorms
 from ..metrics.factor_swaps import Swaps
 from ..utils.arguments import check_integer, check_names, describe
-from .figure import CHARACTER, LEGEND_ABOVE, PALETTE, axes_or_new, make_figure
+from .cells import HEIGHT, SYMBOLS, Cells
+from .figure import CHARACTER, LEGEND_ABOVE, PALETTE, SMALL, axes_or_new, make_figure, set_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-HEIGHT = 0.62  # inches, of a cell of a grid of swaps
-CHANGED, UNCHANGED = "#D55E00", "0.8"  # colours of frames
-SYMBOLS = "·abcdefghijklmnopqrstuvwxyz"
-LEAST_SIDE = 4  # pixels, of values that are shown as an image
-ANNOTATED = 24  # cells of a heat map up to which each has its number
 
 
 def gradient_norms(norms: GradientNorms, modalities: Sequence[str] | str | None = None, title: str = "") -> Figure:
@@ -71,13 +66,13 @@ def _heat_map(ax: Axes, values: np.ndarray, errors: np.ndarray) -> None:
         for i, (value, error) in enumerate(zip(values[:, 0], errors[:, 0], strict=True)):
             dark = value < 0.6 * largest
             text = f"{value:.2g}" if not error > 0 else f"{value:.2g}\n± {error:.1g}"
-            ax.text(0, i, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+            ax.text(0, i, text, ha="center", va="center", fontsize=SMALL, color="white" if dark else "black")
     else:
         every = max(1, -(-steps // 8))
-        ax.set_xticks(range(0, steps, every), [str(t) for t in range(0, steps, every)], fontsize=8)
+        ax.set_xticks(range(0, steps, every), [str(t) for t in range(0, steps, every)], fontsize=SMALL)
         ax.set_xlabel("step", fontsize=9)
         bar = ax.figure.colorbar(picture, ax=ax, pad=0.02, fraction=0.08)
-        bar.ax.tick_params(labelsize=8)
+        bar.ax.tick_params(labelsize=SMALL)
 
 
 def hsic_ratios(ratios: HSICRatios, *, ax: Axes | None = None) -> Axes:
@@ -109,8 +104,52 @@ def hsic_ratios(ratios: HSICRatios, *, ax: Axes | None = None) -> Axes:
     ax.set_xticks(range(len(modalities)), modalities)
     ax.set_xlabel("reconstruction")
     ax.set_ylabel("normalised HSIC (± 2 s.e.)")
-    ax.spines[["top", "right"]].set_visible(False)
     ax.legend(**LEGEND_ABOVE | {"ncols": min(4, len(factors)), "fontsize": 9})
+    return ax
+
+
+def swap_effects(found: Swaps, title: str = "", *, ax: Axes | None = None) -> Axes:
+    """Draw the effects of swapped factors as a heat map: factors from top to bottom, modalities from left to right.
+
+    A cell has the share of a change of all factors, with its standard error over rows; a grey one has no rows.
+
+    Args:
+        found: result of :func:`pyro_mm.metrics.swaps`.
+        title: title of the axes.
+        ax: axes to draw in; None for those of a new figure, ``ax.figure``.
+
+    Returns:
+        The axes.
+
+    Raises:
+        TypeError: something else than swaps.
+        ValueError: swaps without effects.
+    """
+    if not isinstance(found, Swaps):
+        raise TypeError(f"expected found to be what metrics.swaps returned, got {describe(found)}")
+    if not found.effects:
+        raise ValueError("expected swaps with effects, got none")
+    factors = list(found.effects)
+    modalities = list(found.effects[factors[0]])
+    values, errors = (
+        np.array([[table[factor][name] for name in modalities] for factor in factors])
+        for table in (found.effects, found.errors)
+    )
+
+    width = max(0.95, CHARACTER * max(map(len, modalities)) + 0.2) * len(modalities)
+    ax = axes_or_new(ax, width + CHARACTER * max(map(len, factors)) + 1.2, 0.5 * len(factors) + 0.9)
+    picture = ax.imshow(values, cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    ax.set_facecolor("0.85")
+    for (i, j), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            text = f"{value:.2f}\n± {errors[i, j]:.2f}" if errors[i, j] > 0 else f"{value:.2f}"
+            color = "white" if value < 0.6 else "black"
+            ax.text(j, i, text, ha="center", va="center", fontsize=SMALL, color=color)
+    ax.set_xticks(range(len(modalities)), modalities)
+    ax.set_yticks(range(len(factors)), factors)
+    ax.set_xlabel("reconstruction")
+    ax.figure.colorbar(picture, ax=ax, label="share of a change of all")
+    set_title(ax, title)
     return ax
 
 
@@ -123,8 +162,9 @@ def swaps(
 ) -> Figure:
     """Draw rows, their reconstructions, and these with single factors of other rows, with the truth of both beside.
 
-    An image is grey, a sequence of numbers has a curve per dimension, tokens and classes are letters and numbers; of
-    probabilities the likeliest is shown. A frame is orange where a swap has changed something, and grey elsewhere.
+    An image is grey or in colour, a sequence of numbers has a curve per dimension, tokens and classes are letters and
+    numbers; of probabilities the likeliest is shown. A frame is orange where a swap has changed something, and grey
+    elsewhere.
 
     Args:
         found: result of :func:`pyro_mm.metrics.swaps`.
@@ -143,7 +183,7 @@ def swaps(
     shown = [check_integer("rows", row, 0, len(found.partners) - 1) for row in rows]
     if not shown:
         raise ValueError("expected rows to be one at least, got none")
-    cells = {name: _Cells(found, name, symbols) for name in names}
+    cells = {name: Cells(found.truth[name], found.lengths.get(name), symbols) for name in names}
     lines: list[tuple[str, Mapping[str, Tensor], bool]] = [
         ("row", found.truth, False),
         ("reconstruction", found.reconstructions, False),
@@ -169,64 +209,3 @@ def swaps(
     if title:
         figure.suptitle(title, fontsize=10)
     return figure
-
-
-class _Cells:
-    """The cells of one modality.
-
-    Args:
-        found: the swaps.
-        name: the modality.
-        symbols: the characters of tokens.
-    """
-
-    def __init__(self, found: Swaps, name: str, symbols: str):
-        self.truth = found.truth[name]
-        self.lengths = found.lengths.get(name)
-        self.symbols = symbols
-        shape = self.truth.shape[1:]
-        self.whole = not self.truth.is_floating_point()
-        pixels = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
-        self.image = not self.whole and self.lengths is None and len(pixels) == 2 and min(pixels) >= LEAST_SIDE
-        self.pixels = tuple(pixels)
-        if self.whole:
-            self.width = max(0.4, 0.075 * (shape[0] if shape else 1) + 0.15)
-        else:
-            self.width = HEIGHT * pixels[1] / pixels[0] if self.image else 1.1
-        self.limits = (float(self.truth.min()), float(self.truth.max()))
-
-    def draw(self, ax: Axes, value: Tensor, row: int, changed: bool) -> None:
-        """Draw a value in axes.
-
-        Args:
-            ax: the axes.
-            value: ``(*event)``, or class probabilities ``(*event, C)``.
-            row: the row whose length it has.
-            changed: True for a frame in the colour of change.
-        """
-        ax.set_xticks([])
-        ax.set_yticks([])
-        ax.spines[:].set(color=CHANGED if changed else UNCHANGED, linewidth=1.6 if changed else 0.8)
-        x = value.detach().cpu()
-        length = None if self.lengths is None else int(self.lengths[row])
-        if self.whole:
-            ax.text(0.5, 0.5, self._text(x, length), ha="center", va="center", fontsize=8, family="monospace")
-        elif self.image:
-            ax.imshow(x.reshape(self.pixels).numpy(), cmap="gray_r", vmin=0, vmax=max(1.0, self.limits[1]))
-        else:
-            curves = x[:length].reshape(len(x[:length]), -1).numpy() if x.dim() else x.reshape(1, 1).numpy()
-            for curve, color in zip(curves.T, PALETTE, strict=False):
-                ax.plot(curve, color=color, linewidth=1.1, marker="." if len(curve) == 1 else None)
-            margin = 0.08 * max(self.limits[1] - self.limits[0], 1e-6)
-            ax.set_ylim(self.limits[0] - margin, self.limits[1] + margin)
-            ax.set_xlim(-0.5, max(1, self.truth.shape[1] if self.truth.dim() > 1 else 1) - 0.5)
-
-    def _text(self, x: Tensor, length: int | None) -> str:
-        """Return tokens as characters, and a class as its number."""
-        is_draw = x.shape == self.truth.shape[1:]
-        tokens = x.long() if is_draw else x.argmax(-1)
-        if not tokens.dim():
-            return str(int(tokens))
-        cut = tokens.flatten() if length is None or is_draw else tokens[:length].flatten()
-        text = "".join(self.symbols[t] if t < len(self.symbols) else f"[{t}]" for t in cut.tolist())
-        return text.rstrip(self.symbols[:1]) if length is not None else text

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..evidence.evidence import Evidence
 from ..utils.arguments import describe
-from .figure import LEGEND_ABOVE, NATS, make_figure
+from .figure import LEGEND_ABOVE, NATS, SMALL, make_figure, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +45,7 @@ def convergence(
 
     panels = 2 if len(rows) else 1
     figure = make_figure(4.8 * panels, 3.8)
-    axes = figure.subplots(1, panels, squeeze=False)[0]
+    axes = [tidy(ax) for ax in figure.subplots(1, panels, squeeze=False)[0]]
     counts = {one.rows_text for one in several.values()}
     what = f"mean of {counts.pop() if len(counts) == 1 else 'rows'} ± 2 s.e."
     visible: tuple[list[Any], list[Any]] = [], [np.zeros(1)]  # values that the scale of each panel has to show
@@ -66,9 +66,8 @@ def convergence(
         ax.set_xscale("log", base=2)
         ax.set_xlabel("particles")
         ax.xaxis.set_major_formatter("{x:.0f}")
-        ax.spines[["top", "right"]].set_visible(False)
         note = what if ax is axes[0] and len(several) > 1 else None
-        ax.legend(fontsize=8, title=note, title_fontsize=8, alignment="left", **LEGEND_ABOVE)
+        ax.legend(fontsize=SMALL, title=note, title_fontsize=SMALL, **LEGEND_ABOVE)
     if title:
         figure.suptitle(title, fontsize=10)
     return figure
