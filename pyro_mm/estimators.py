@@ -123,16 +123,16 @@ class PerRow(ELBO, PreparedObjective):
 
     # -- as a pyro.infer.ELBO ---------------------------------------------------------------------------------------
 
-    def differentiable_loss(self, model: Callback, guide: Callback, batch: Batch) -> Tensor:  # type: ignore[override]
+    def differentiable_loss(self, model: Callback, guide: Callback, batch: Batch) -> Tensor:
         """Return minus the bound, summed over rows and scaled by the data plate; differentiable."""
         return self._loss(model, guide, batch)
 
-    def loss(self, model: Callback, guide: Callback, batch: Batch) -> float:  # type: ignore[override]
+    def loss(self, model: Callback, guide: Callback, batch: Batch) -> float:
         """Return minus the bound, as a number."""
         with torch.no_grad():
             return self.evaluate(model, guide, batch).total.item()
 
-    def loss_and_grads(self, model: Callback, guide: Callback, batch: Batch) -> float:  # type: ignore[override]
+    def loss_and_grads(self, model: Callback, guide: Callback, batch: Batch) -> float:
         """Return minus the bound, as a number, and add its gradient to the parameters'."""
         return self.evaluate_with_gradient(model, guide, batch, step=0).total.item()
 
@@ -452,7 +452,7 @@ def _likelihood(scores: Scores, weight: Weight) -> Tensor:
                 "give one likelihood weight, or draw the site"
             )
         return sum(weight.get(name, 1.0) * x for name, x in scores.likelihood.items())  # type: ignore[return-value]
-    return weight * sum(scores.likelihood.values())  # type: ignore[return-value,operator]
+    return weight * sum(scores.likelihood.values())  # type: ignore[return-value]
 
 
 def _path_gradient(

@@ -291,7 +291,7 @@ def _read_hdf5_files(which: str, folder: Path, required: list[str], texts: list[
         if modality == "y" and x.ndim == rank + 1 and x.shape[-1] == 1:
             x = found[name] = x[..., 0]
         fits = x.ndim == rank and len(x) == sizes.setdefault(part, len(x))
-        fits = fits and x.shape[1:] == sizes.setdefault(modality, x.shape[1:])  # type: ignore[comparison-overlap, arg-type]
+        fits = fits and x.shape[1:] == sizes.setdefault(modality, x.shape[1:])  # type: ignore[arg-type]
         if not fits:
             raise BadFile(f"{folder / name}.h5: an array of shape {x.shape} does not fit the others: {sizes}")
     return found

@@ -59,7 +59,7 @@ class Composite(TorchDistribution):
         super().__init__(batch_shape, parts[0].event_shape, validate_args=False)
 
     @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
+    def has_rsample(self) -> bool:
         return all(part.has_rsample for part in self._parts)
 
     @constraints.dependent_property

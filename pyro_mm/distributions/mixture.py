@@ -93,7 +93,7 @@ class Mixture(Composite):
         return self._log_weights.expand(self.batch_shape + (self.num_components,))
 
     @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
+    def has_rsample(self) -> bool:
         return super().has_rsample and (not self._log_weights.requires_grad or self._has_normal_components)
 
     @property

@@ -83,20 +83,21 @@ class Where(Composite):
         return self.choose(p, q)
 
 
-@register_kl(Where, Distribution)
+@register_kl(Where, Distribution)  # type: ignore[untyped-decorator]
 def _kl_where_left(p: Where, q: Distribution) -> Tensor:
     kl = torch.where(p.condition, kl_divergence(p.p, q), kl_divergence(p.q, q))
     return expand_to(kl, p.batch_shape)
 
 
-@register_kl(Delta, Where)  # else this would tie with (Delta, Distribution), which Pyro registers
-@register_kl(Distribution, Where)
+# Without the first one, this would tie with (Delta, Distribution), which Pyro registers.
+@register_kl(Delta, Where)  # type: ignore[untyped-decorator]
+@register_kl(Distribution, Where)  # type: ignore[untyped-decorator]
 def _kl_where_right(p: Distribution, q: Where) -> Tensor:
     kl = torch.where(q.condition, kl_divergence(p, q.p), kl_divergence(p, q.q))
     return expand_to(kl, q.batch_shape)
 
 
-@register_kl(Where, Where)
+@register_kl(Where, Where)  # type: ignore[untyped-decorator]
 def _kl_where_where(p: Where, q: Where) -> Tensor:
     if p.condition is not q.condition:
         return expand_to(_kl_where_left(p, q), q.batch_shape)

@@ -79,7 +79,7 @@ def traceable_form(estimator: ELBO) -> ELBO:
         estimator: a ``pyro.infer.Trace_ELBO``, a ``TraceMeanField_ELBO`` or any other.
     """
     forms = {Trace_ELBO: _Trace, TraceMeanField_ELBO: _MeanField}
-    form = forms.get(type(estimator))  # type: ignore[type-abstract]
+    form = forms.get(type(estimator))
     if form is None:
         return estimator
     new = object.__new__(form)

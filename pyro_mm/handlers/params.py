@@ -43,4 +43,4 @@ def announce_gradient() -> None:
     message = dict(type="param", name=GRADIENT, fn=lambda: leaf, args=(), kwargs={}, infer={})
     message |= dict(is_observed=False, scale=1.0, mask=None, cond_indep_stack=(), done=False, stop=False)
     message |= dict(value=None, continuation=None, obs=None)
-    apply_stack(message)  # type: ignore[arg-type]
+    apply_stack(message)

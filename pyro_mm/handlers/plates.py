@@ -25,9 +25,7 @@ class FixedPlate(pyro.plate):
     """
 
     @staticmethod
-    def _subsample(  # type: ignore[override]
-        name: str, size: int, *_: Any
-    ) -> tuple[int, int, None]:
+    def _subsample(name: str, size: int, *_: Any) -> tuple[int, int, None]:
         return size, size, None
 
 
@@ -42,7 +40,7 @@ class PlateIndices(LazyTensor):
     _size: int
 
     @staticmethod
-    def __new__(cls, size: int, device: torch.device | str) -> PlateIndices:  # type: ignore[override]
+    def __new__(cls, size: int, device: torch.device | str) -> PlateIndices:
         new: Any = LazyTensor.__new__(cls, lambda: torch.arange(size, device=device))
         new._size = size
         return new
@@ -53,7 +51,7 @@ class PlateIndices(LazyTensor):
     def __len__(self) -> int:
         return self._size
 
-    def size(self, dim: int | None = None) -> Any:  # type: ignore[override]
+    def size(self, dim: int | None = None) -> Any:
         return torch.Size([self._size]) if dim is None else self._size
 
 

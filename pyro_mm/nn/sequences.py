@@ -333,7 +333,7 @@ def add_recurrence(module: nn.Module, recurrence: Any, in_features: int, hidden:
     """
     if not isinstance(recurrence, type) or not issubclass(recurrence, nn.RNNBase) or recurrence is nn.RNNBase:
         raise TypeError(f"expected recurrence to be nn.GRU, nn.LSTM or nn.RNN itself, got {describe(recurrence)}")
-    network = recurrence(in_features, hidden, layers, batch_first=True)  # type: ignore[arg-type, call-arg]
+    network = recurrence(in_features, hidden, layers, batch_first=True)  # type: ignore[arg-type]
     name = recurrence.__name__.lower()
     module.add_module(name, network)
     return name

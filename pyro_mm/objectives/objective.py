@@ -70,9 +70,9 @@ class Objective(ELBO, PreparedObjective):
         self.by_term: dict[str, Tensor] = {}
         self._names: tuple[str, ...] | None = None
 
-    def __call__(self, model: Callback, guide: Callback) -> torch.nn.Module:  # type: ignore[override]
+    def __call__(self, model: Callback, guide: Callback) -> torch.nn.Module:
         """Return the loss as a module that holds model and guide, and is called with a batch."""
-        return super().__call__(model, guide)  # type: ignore[arg-type]
+        return super().__call__(model, guide)
 
     def __repr__(self) -> str:
         return self.describe(self._names)
@@ -269,21 +269,21 @@ class Objective(ELBO, PreparedObjective):
 
     # -- as a pyro.infer.ELBO, with a counter of its own -----------------------------------------------------------
 
-    def differentiable_loss(self, model: Callback, guide: Callback, batch: Batch) -> Tensor:  # type: ignore[override]
+    def differentiable_loss(self, model: Callback, guide: Callback, batch: Batch) -> Tensor:
         """Return the loss at the object's own step, to be differentiated."""
         loss = self.evaluate(model, guide, batch, step=self.steps)
         self._note(loss, batch)
         self.steps += torch.is_grad_enabled()
         return loss.total
 
-    def loss(self, model: Callback, guide: Callback, batch: Batch) -> float:  # type: ignore[override]
+    def loss(self, model: Callback, guide: Callback, batch: Batch) -> float:
         """Return the loss at the object's own step, as a number."""
         with torch.no_grad():
             loss = self.evaluate(model, guide, batch, step=self.steps)
         self._note(loss, batch)
         return float(loss.total)
 
-    def loss_and_grads(self, model: Callback, guide: Callback, batch: Batch) -> float:  # type: ignore[override]
+    def loss_and_grads(self, model: Callback, guide: Callback, batch: Batch) -> float:
         """Return the loss at the object's own step, as a number, and add its gradient to the parameters'."""
         loss = self.evaluate_with_gradient(model, guide, batch, step=self.steps)
         self._note(loss, batch)

@@ -117,7 +117,7 @@ class PreparedELBO(PreparedObjective):
             return Loss(as_total(self.elbo.loss(model, guide, batch)))
         if not self.differentiable:
             raise TypeError(f"{self.estimator_name} takes its gradient itself, by evaluate_with_gradient")
-        loss = traceable_form(self.elbo).differentiable_loss(model, guide, batch)  # type: ignore[attr-defined]
+        loss = traceable_form(self.elbo).differentiable_loss(model, guide, batch)
         return Loss(as_total(loss))
 
     def evaluate_with_gradient(self, model: Program, guide: Program, batch: Batch, *, step: int) -> Loss:

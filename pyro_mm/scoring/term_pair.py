@@ -169,7 +169,7 @@ class TermPair:
             return otherwise()
         if mask is True:
             return of_prior
-        return torch.where(add_event_dims(mask, event_dim), of_prior, otherwise())  # type: ignore[arg-type]
+        return torch.where(add_event_dims(mask, event_dim), of_prior, otherwise())
 
     def _draw_missing(self, name: str, d: Any, plates: tuple[int, ...]) -> Tensor:
         of_prior, _ = self.missing_of_prior.get(name, (None, 0))

@@ -188,7 +188,7 @@ class MinibatchLoader:
             return
         loader: Any = DataLoader(
             _Rows(self.data),
-            batch_sampler=[index.tolist() for index in minibatches],  # type: ignore[arg-type]
+            batch_sampler=[index.tolist() for index in minibatches],
             collate_fn=_identity,
             num_workers=self.workers,
             generator=torch.Generator(),  # or an epoch would take a number from the one that draws the latents

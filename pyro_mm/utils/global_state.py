@@ -61,7 +61,7 @@ def import_zuko() -> ModuleType:
         if isinstance(own, type) and issubclass(own, Distribution) and own.__module__.startswith("zuko."):
             own._validate_args = False
             if own.arg_constraints is Distribution.arg_constraints:
-                own.arg_constraints = {}  # type: ignore[assignment, misc]
+                own.arg_constraints = {}  # type: ignore[assignment]
     return zuko
 
 

@@ -72,7 +72,7 @@ def encode_rows(
     blocks = zip(value.split(ROWS), _split(keywords, value.shape[0]), strict=True)
     if is_composition(network):
         outputs = [_output(what, network, block, given) for block, given in blocks]
-        return network.distribution(torch.cat(outputs))  # type: ignore[attr-defined]
+        return network.distribution(torch.cat(outputs))
 
     first = apply_network(what, network, *next(blocks))
     if not isinstance(first, Tensor) and _joinable_parameters(first) is None:

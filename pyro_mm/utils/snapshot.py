@@ -205,7 +205,7 @@ class Snapshot:
 
     def _find_settings(self) -> list[Any]:
         """Return which dropouts draw and which tensors require gradients."""
-        dropouts = [module().p > 0 for module in self._dropouts]  # type: ignore[union-attr, operator]
+        dropouts = [module().p > 0 for module in self._dropouts]  # type: ignore[union-attr]
         return dropouts + [reference().requires_grad for reference in self._tensors]  # type: ignore[union-attr]
 
 

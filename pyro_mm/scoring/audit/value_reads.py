@@ -47,7 +47,7 @@ class _RecordingDict(dict[str, Any]):
                 self.reads.unknown.setdefault(key)
         return known
 
-    def get(self, key: str, default: Any = None) -> Any:  # type: ignore[override]
+    def get(self, key: str, default: Any = None) -> Any:
         return self[key] if key in self else default  # noqa: SIM401  # which is this very method
 
     def __or__(self, other: Any) -> Any:
