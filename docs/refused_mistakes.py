@@ -258,7 +258,17 @@ def markdown() -> str:
         for mistake in MISTAKES:
             if mistake.kind == kind:
                 code = ["```python", mistake.code.strip(), "```", ""]
-                parts += [f"### {mistake.sentence}", "", *code, "```text", message(mistake), "```", ""]
+                parts += [
+                    f"### {mistake.sentence.removesuffix('.')}",
+                    "",
+                    *code,
+                    "```{code-block} text",
+                    ":class: message",
+                    "",
+                    message(mistake),
+                    "```",
+                    "",
+                ]
     return "\n".join(parts)
 
 
