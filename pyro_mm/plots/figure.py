@@ -49,7 +49,7 @@ def tidy(ax: Any) -> Axes:
     """Give axes the look of all figures: curves in the palette's colours, and no frame above and on the right."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.set_prop_cycle(color=PALETTE)
-    return ax  # type: ignore[no-any-return]
+    return ax
 
 
 def set_title(ax: Axes, title: str, legend: Any = None) -> None:
