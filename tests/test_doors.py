@@ -213,6 +213,7 @@ def constructors():
             "context_channels": 1, "bounds": (0.0, 1.0), "margin": 0.0,
         },
         conditionals.Dequantized: {"conditional": part, "levels": 4},
+        conditionals.Implicit: {"generator": mm.nn.MLP(6, 4, ()), "noise": 4, "event_shape": (2, 2)},
         conditionals.Tokens: {"net": mm.nn.RecurrentTokens(2, 3), "steps": 4, "end": 0},
         posteriors.ProductOfExperts: {"experts": {"x": part}, "prior": normal},
         posteriors.MixtureOfExperts: {"experts": {"x": part}, "weights": None},

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "sampling": ["batch", "distributions", "handlers", "scoring"],
     "evidence": ["batch", "distributions", "sampling", "scoring"],
     "metrics": ["batch", "distributions", "evidence", "handlers", "sampling", "scoring"],
-    "training": ["batch", "conditionals", "handlers", "nn", "scoring"],
+    "training": ["batch", "conditionals", "distributions", "handlers", "nn", "scoring"],
     "diagnostics": ["batch", "estimators", "evidence", "objectives", "sampling", "scoring", "training"],
     "recipes": ["batch", "conditionals", "estimators", "models", "nn", "objectives", "posteriors"],
     "plots": ["batch", "diagnostics", "evidence", "metrics", "sampling", "training"],

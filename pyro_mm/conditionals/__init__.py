@@ -20,9 +20,10 @@ from .deterministic import Delta
 from .discrete import Bernoulli, Categorical, NegativeBinomial, Poisson
 from .flows import Flow
 from .image_flow import ImageFlow
+from .implicit import Implicit
 from .tokens import Tokens
 
 __all__ = [
-    "Bernoulli", "Categorical", "Conditional", "Delta", "Dequantized", "Flow", "ImageFlow", "Laplace",
-    "MultivariateNormal", "NegativeBinomial", "Normal", "NormalMixture", "Poisson", "Tokens",
+    "Bernoulli", "Categorical", "Conditional", "Delta", "Dequantized", "Flow", "ImageFlow", "Implicit",
+    "Laplace", "MultivariateNormal", "NegativeBinomial", "Normal", "NormalMixture", "Poisson", "Tokens",
 ]  # fmt: skip

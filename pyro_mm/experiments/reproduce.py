@@ -36,13 +36,14 @@ Rows = Annotated[
     ),
 ]
 Seed = Annotated[
-    int, typer.Option(min=0, max=2**62, help="Seed; for hirt-*, mfm-* and wae-mnist, the first of several.")
+    int,
+    typer.Option(min=0, max=2**62, help="Seed; for hirt-*, mfm-* and other studies, the first of several."),
 ]
-Seeds = Annotated[int | None, typer.Option(min=1, help="Number of seeds, for hirt-*, mfm-* and wae-mnist.")]
+Seeds = Annotated[int | None, typer.Option(min=1, help="Number of seeds, for hirt-*, mfm-* and other studies.")]
 Only = Annotated[
     list[str] | None,
     typer.Option(
-        help='Rows of the tables of hirt-*, mfm-* and wae-mnist whose "group, name" contains this text, of '
+        help='Rows of the tables of hirt-*, mfm-* and other studies whose "group, name" contains this text, of '
         'fitted-proposals whose "data set, recipe, latent" does, or a member of family-* and weak-digits. May be '
         "repeated."
     ),

@@ -148,7 +148,7 @@ def train_recipe(
     """
     steps: dict[str, Any] = {"optimizer": experiment.optimizer}
     if isinstance(experiment, Study):
-        steps = {"optimizer": partial(experiment.optimizer, run)}
+        steps = {"optimizer": partial(experiment.optimizer, run), "callbacks": experiment.callbacks()}
         if experiment.scheduler is not None:
             scheduler = experiment.scheduler
             steps["scheduler"] = lambda optimizer: scheduler(optimizer, progress.epochs)

@@ -10,6 +10,7 @@ one's own, of Terms, may have negative ones. Other arguments raise a ``ValueErro
 """
 
 from .concrete_terms import TermKind
+from .critics import Critic
 from .discrepancies import HSIC, MMD, SlicedWasserstein
 from .objective import Objective
 from .tables import (
@@ -34,7 +35,35 @@ from .tables import (
 from .terms import ALL, EACH, EVERY, OTHERS, PRIOR, Random, Symbol, Term
 
 __all__ = [
-    "ALL", "EACH", "EVERY", "HSIC", "MMD", "OTHERS", "PRIOR", "Objective", "Random", "SlicedWasserstein", "Symbol",
-    "Term", "TermKind", "beta_vae", "dmvae", "elbo", "jmvae_kl", "masked", "mixture_mean", "mmjsd", "mmvae", "mmvm",
-    "mopoe", "mvae", "mvtcae", "subset_mean", "telbo", "unimodal_mean", "vaevae", "warm_up",
+    "ALL",
+    "EACH",
+    "EVERY",
+    "HSIC",
+    "MMD",
+    "OTHERS",
+    "PRIOR",
+    "Critic",
+    "Objective",
+    "Random",
+    "SlicedWasserstein",
+    "Symbol",
+    "Term",
+    "TermKind",
+    "beta_vae",
+    "dmvae",
+    "elbo",
+    "jmvae_kl",
+    "masked",
+    "mixture_mean",
+    "mmjsd",
+    "mmvae",
+    "mmvm",
+    "mopoe",
+    "mvae",
+    "mvtcae",
+    "subset_mean",
+    "telbo",
+    "unimodal_mean",
+    "vaevae",
+    "warm_up",
 ]  # fmt: skip

@@ -39,7 +39,8 @@ class Target:
 
     Attributes:
         kind: ``"lower bound"``, ``"approximate"`` (a lower bound only where q(z | x_C) is the exact posterior for every
-            C that a term is given) or ``"surrogate"``.
+            C that a term is given), ``"estimate"`` (by critics, of a bound and of entropies of the data) or
+            ``"surrogate"``.
         text: the quantity in words.
         log_evidence: set of modalities -> weight of its log-evidence; empty if their names are not known.
         conditional: (targets, given) -> weight of a log-conditional; empty if names are not known.
@@ -55,6 +56,8 @@ class Target:
     def __str__(self) -> str:
         if self.kind == "surrogate":
             return "surrogate: not a bound"
+        if self.kind == "estimate":
+            return self.text
         text = f"lower bound on {self.text}"
         return text + (" only where q(z | x_C) is the exact posterior" if self.kind == "approximate" else "")
 

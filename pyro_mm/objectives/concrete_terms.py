@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,6 +28,8 @@ class TermKind(ABC):
         needs_draws: True if the values come from ``scores.draws``, which a pass makes only if it is asked to.
         as_pair: True if the term is the ELBO of a (model, guide) pair, which Pyro's own estimators can evaluate.
         only_loosens: True if the values are never above 0 for weights that are not negative, so that a bound stays one.
+        ratios: modality -> function in the place of its log-density, as in ``TermViews``. A term whose kind has some
+            gets a pass of its own.
         least_rows: fewest rows of a batch that it can be computed of.
     """
 
@@ -36,6 +38,10 @@ class TermKind(ABC):
     as_pair: bool = False
     only_loosens: bool = False
     least_rows: int = 1
+
+    @property
+    def ratios(self) -> Mapping[str, Callable[[Any, Any], Tensor]]:
+        return {}
 
     def describe(self, encode: str, decode: str, given: str) -> str:
         """Return a term of this kind in words, its label in ``by_term``.

@@ -21,10 +21,13 @@ from ..batch.context import Cache
 from ..estimators import AnalyticKL, PerRow, check_pairing, stacks_particles
 from ..scoring.prepare_objective import untraceable_reason
 from ..scoring.structure import Callback, PairStructure, pair_structure
-from ..scoring.training_objective import Layout, Loss, PreparedObjective, StepWeights, plain_attributes
+from ..scoring.training_objective import Layout, Loss, Player, PreparedObjective, StepWeights, plain_attributes
 from ..utils.arguments import check_flag, check_function, describe
 from . import pyro_elbos, subsampling
 from .bounds import Target, is_linear, is_lower_bound, target
+from .critic_players import critic_players
+from .critic_terms import target_by_critics
+from .critics import Critic, check_critics, module_dict
 from .evaluation import Evaluation, combine
 from .expansion import expand
 from .plan import PlanCache
@@ -51,6 +54,7 @@ class Objective(ELBO, PreparedObjective):
     the (single, positive) likelihood weight taken out of the logarithm.
 
     Attributes:
+        critics: modality -> critic; see :meth:`with_critics`.
         steps: gradient evaluations so far, the argument of weights that are functions of the step.
         by_term: label -> value of each term in the latest evaluation (higher is better; summed over rows). Pyro's own
             estimators know only the sum of terms that they evaluate in one pass; ``vectorize=False`` tells them apart.
@@ -65,6 +69,7 @@ class Objective(ELBO, PreparedObjective):
         self.estimator = AnalyticKL() if estimator is None else _check_estimator(estimator)
         self.vectorize = check_flag("vectorize", vectorize)
         self.subsample = subsample
+        self.critics: dict[str, Critic] = {}
         subsampling.check_subsample(subsample, self.estimator_text, self.linear)
         self.steps = 0
         self.by_term: dict[str, Tensor] = {}
@@ -83,7 +88,8 @@ class Objective(ELBO, PreparedObjective):
         rows = [f"  {term!r}" for term in self._table(names)] if not table else [table]
         some = "" if self.subsample is None else f", modalities subsampled: {self.subsample} decoded per step"
         head = f"Objective, {self.estimator_text}{some}; {self._target_text(names)}"
-        return "\n".join([head, "  (encode, decode, given)", *rows])
+        critics = [f"  critic of {name} {critic.settings}" for name, critic in self.critics.items()]
+        return "\n".join([head, "  (encode, decode, given)", *rows, *critics])
 
     @property
     def estimator_text(self) -> str:
@@ -107,7 +113,9 @@ class Objective(ELBO, PreparedObjective):
             present: those that the rows in question have; None for all.
         """
         names = None if names is None else tuple(names)
-        return target(self._table(names), names, lower=self.lower, linear=self.linear, present=present)
+        table = self._table(names)
+        found = target(table, names, lower=self.lower, linear=self.linear, present=present)
+        return target_by_critics(found, table, self.critics)
 
     @property
     def lower(self) -> bool:
@@ -143,6 +151,53 @@ class Objective(ELBO, PreparedObjective):
         new.subsample = modalities
         return new
 
+    def with_critics(self, critics: Mapping[str, Critic]) -> Objective:
+        r"""Return the objective with critics in the place of the likelihoods of implicit modalities.
+
+        .. math:: \log p(x_m | z) \approx \log p_d(x_m) + T_G(x_m, z) - T_S(x_m, z)
+
+        Up to the entropy :math:`H(x_m)` of the data, which is a constant, the value is that of the table. ``fit``
+        trains critics and generators as further players, with columns ``"critic <name>"``, its ``accuracy`` (0.5 if it
+        cannot tell values of the data and generated ones apart), and ``"generator <name>"`` in the history. In a loop
+        by hand their losses are those of :meth:`players`. A critic stays with the objective: its networks are saved in
+        checkpoints, and trained further by a second ``fit``.
+
+        Args:
+            critics: modality -> :class:`~pyro_mm.objectives.Critic`.
+
+        Raises:
+            TypeError, ValueError: something else; in use, a modality that has a density, an estimator of Pyro, an
+                enumerated latent, a generator that shares networks with other decoders, a term that cannot have a
+                critic against the prior.
+
+        Example:
+            >>> import torch, pyro, pyro_mm as mm
+            >>> rows = mm.Batch({"x": torch.randn(64, 2), "y": torch.arange(64) % 3})
+            >>> decoders = {
+            ...     "x": mm.conditionals.Implicit(mm.nn.MLP(2 + 4, 2, (8,)), noise=4),
+            ...     "y": mm.conditionals.Categorical(mm.nn.MLP(2, 3, ())),
+            ... }
+            >>> encoders = {"x": mm.nn.MLP(2, 4, (8,)), "y": torch.nn.Embedding(3, 4)}
+            >>> prior = pyro.distributions.Normal(torch.zeros(2), 1.0).to_event(1)
+            >>> model = mm.models.SharedLatent(prior, decoders)
+            >>> experts = {name: mm.conditionals.Normal(net) for name, net in encoders.items()}
+            >>> guide = mm.Guide(z=mm.posteriors.ProductOfExperts(experts))
+            >>> critic = mm.objectives.Critic(mm.nn.MLP(2 + 2, 3, (8,)))
+            >>> objective = mm.objectives.elbo().with_critics({"x": critic})
+            >>> history = mm.fit(model, guide, objective, rows, epochs=1, seed=0, progress=False)
+            >>> list(history.columns)
+            ['loss', '(*, *, P)', 'critic x', 'critic x accuracy', 'generator x']
+        """
+        new = copy.copy(self)
+        new.critics = check_critics(critics)
+        return new
+
+    def _with_terms(self, terms: Terms) -> Objective:
+        """Return an objective of other terms, with the settings of this one."""
+        new = Objective(terms, self.estimator, vectorize=self.vectorize, subsample=self.subsample)
+        new.critics = self.critics
+        return new
+
     def __add__(self, other: Any) -> Objective:
         """Return the sum of two objectives; see :mod:`pyro_mm.objectives.sums`."""
         from .sums import add, as_objective
@@ -175,7 +230,7 @@ class Objective(ELBO, PreparedObjective):
             new_terms: Terms = scaled_terms
         else:
             new_terms = [term.scaled(weight) for term in terms]
-        return Objective(new_terms, self.estimator, vectorize=self.vectorize, subsample=self.subsample)
+        return self._with_terms(new_terms)
 
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
@@ -296,7 +351,19 @@ class Objective(ELBO, PreparedObjective):
 
     def least_rows(self, names: tuple[str, ...]) -> int:
         """Return the fewest rows of a batch that it can be evaluated on, for modalities of these names."""
-        return max((term.kind.least_rows for term in self._table(names) if term.kind is not None), default=1)
+        own = [term.kind.least_rows for term in self._table(names) if term.kind is not None]
+        return max([*own, 2 if any(critic.form.has_other for critic in self.critics.values()) else 1])
+
+    @property
+    def modules(self) -> list[torch.nn.Module]:
+        """The critics."""
+        return [torch.nn.ModuleDict({"critics": module_dict(self.critics)})] if self.critics else []
+
+    def players(self, model: Callback, guide: Callback, batch: Batch) -> Sequence[Player]:
+        """Return the players of critics and generators; see :meth:`with_critics`."""
+        if not self.critics:
+            return ()
+        return critic_players(self, [(self._table, self.critics)], self.critics, model, guide, batch)
 
     # -- evaluation -----------------------------------------------------------------------------------------------
 
@@ -326,7 +393,7 @@ class Objective(ELBO, PreparedObjective):
 
         table = self._table(batch.names)
         plans = PlanCache() if callable(self.terms) else _plans.setdefault(self, PlanCache())
-        passes = plans.get(table, self.estimator, batch, structure, self.vectorize)
+        passes = plans.get(table, self.estimator, batch, structure, self.vectorize, self.critics)
         if any(term.has_step_weights for term in table):
             at_step = [term.evaluated(weight_at) for term in table]
             passes = [each.with_weights(at_step) for each in passes]

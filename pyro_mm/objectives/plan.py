@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from pyro.infer import ELBO
 from torch import Tensor
@@ -13,13 +13,23 @@ from ..scoring.structure import PairStructure
 from ..scoring.training_objective import plain_attributes
 from . import pyro_elbos
 from .concrete_terms import ConcreteTerm
+from .critic_terms import assign_critics, check_ratio_estimator
+from .critics import Critic
 from .evaluation import PerRowPass, TermPass
 from .expansion import expand
 from .terms import Term, check_modalities
 
+NO_CRITICS: Mapping[str, Critic] = {}
+
 
 def plan(
-    table: Sequence[Term], estimator: ELBO, batch: Batch, structure: PairStructure, *, vectorize: bool = True
+    table: Sequence[Term],
+    estimator: ELBO,
+    batch: Batch,
+    structure: PairStructure,
+    *,
+    vectorize: bool = True,
+    critics: Mapping[str, Critic] = NO_CRITICS,
 ) -> list[TermPass]:
     """Return the passes that evaluate a table on a batch, with all weights 1.
 
@@ -29,6 +39,7 @@ def plan(
         batch: N rows.
         structure: structure of the pair on batches like this one.
         vectorize: False gives each term a pass of its own.
+        critics: modality -> critic that stands for its likelihood.
 
     Raises:
         ValueError: a model whose log joint has a factor that no term of the table counts; or an estimator that cannot
@@ -40,7 +51,8 @@ def plan(
             "PRIOR that decode something count such a site, and this table has none: take one that does (elbo, vaevae, "
             "masked), or leave the site out of the story"
         )
-    terms = expand(table, batch, bool(structure.factors))
+    terms = assign_critics(expand(table, batch, bool(structure.factors)), critics)
+    check_ratio_estimator(terms, estimator)
     for term in terms:
         if term.frozen and not term.kind.as_pair:
             raise ValueError(f"{term.label}: freeze_decoder is of terms that are densities")
@@ -69,33 +81,46 @@ class PlanCache:
         self._plans: dict[Hashable, tuple[tuple[object, ...], list[TermPass]]] = {}
 
     def get(
-        self, table: Sequence[Term], estimator: ELBO, batch: Batch, structure: PairStructure, vectorize: bool
+        self,
+        table: Sequence[Term],
+        estimator: ELBO,
+        batch: Batch,
+        structure: PairStructure,
+        vectorize: bool,
+        critics: Mapping[str, Critic] = NO_CRITICS,
     ) -> list[TermPass]:
         """Return the plan of these arguments, which are those of :func:`plan`."""
         presence = tuple([batch.presence(name) for name in batch.names])
         if any(isinstance(mask, Tensor) for mask in presence) or any(term.is_random for term in table):
-            return self._make(table, estimator, batch, structure, vectorize)
-        owners = (table, estimator, structure)
+            return self._make(table, estimator, batch, structure, vectorize, critics)
+        owners = (table, estimator, structure, critics)
         key = (batch.names, presence, vectorize, plain_attributes(estimator), *map(id, owners))
         if key not in self._plans:
             if len(self._plans) >= self.MOST:
                 self._plans.clear()
             # the owners are kept, so that no other objects get their identities
-            self._plans[key] = owners, self._make(table, estimator, batch, structure, vectorize)
+            self._plans[key] = owners, self._make(table, estimator, batch, structure, vectorize, critics)
         return self._plans[key][1]
 
     @staticmethod
     def _make(
-        table: Sequence[Term], estimator: ELBO, batch: Batch, structure: PairStructure, vectorize: bool
+        table: Sequence[Term],
+        estimator: ELBO,
+        batch: Batch,
+        structure: PairStructure,
+        vectorize: bool,
+        critics: Mapping[str, Critic],
     ) -> list[TermPass]:
         check_modalities(table, batch.names, structure.modalities)
-        made = plan(table, estimator, batch, structure, vectorize=vectorize)
+        made = plan(table, estimator, batch, structure, vectorize=vectorize, critics=critics)
         return made if any(term.has_step_weights for term in table) else [each.with_weights(table) for each in made]
 
 
 def _groups(terms: Sequence[ConcreteTerm], estimator: ELBO, structure: PairStructure) -> list[list[ConcreteTerm]]:
     """Return the terms by the pass that evaluates them: one for all, but for those that cannot share it."""
     apart: list[Callable[[ConcreteTerm], object]] = [lambda term: term.frozen_encoder]
+    if any(term.kind.ratios for term in terms):
+        apart.append(lambda term: id(term) if term.kind.ratios else None)
     if structure.deterministic:  # a pass in which a KL is computed has to have a density of all draws
         apart.append(lambda term: term.kind.as_pair and term.has_kl)
     if isinstance(estimator, PerRow):

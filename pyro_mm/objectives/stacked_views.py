@@ -26,7 +26,7 @@ def stack_views(
     What holds for whole terms stays a boolean of Python; a tensor is made only where rows of the data differ.
 
     Args:
-        terms: T terms, whose encoders are all frozen or all live.
+        terms: T terms, whose encoders are all frozen or all live; one term, if its kind has ratios.
         batch: N rows.
         structure: structure of the pair.
         cache: for results of encoders, shared by the passes of a step.
@@ -58,6 +58,7 @@ def stack_views(
         joint=_flags([term.joint for term in terms], batch, nesting),
         prior_terms=frozenset(t for t, term in enumerate(terms) if term.encode_prior),
         freeze_encoder=terms[0].frozen_encoder,
+        ratios=terms[0].kind.ratios,
     )
 
 

@@ -7,19 +7,22 @@ passes of their own, and share what encoders compute in a step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from pyro.infer import ELBO
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..batch.batch import Batch
 from ..batch.context import Cache
 from ..estimators import AnalyticKL
 from ..scoring.structure import Callback
-from ..scoring.training_objective import Layout, Loss, StepWeights
+from ..scoring.training_objective import Layout, Loss, Player, StepWeights
 from ..utils.arguments import describe
 from .bounds import Target, target
+from .critic_players import critic_players
+from .critic_terms import target_by_critics
+from .critics import Critic, module_dict
 from .objective import Objective
 from .terms import ALL, Number, Term
 
@@ -58,9 +61,40 @@ class ObjectiveSum(Objective):
         names = None if names is None else tuple(names)
         tables = [part._table(names) for part in self.parts]
         linear = [part.linear for part, table in zip(self.parts, tables, strict=True) for _ in table]
-        return target(
-            [term for table in tables for term in table], names, lower=self.lower, linear=linear, present=present
-        )
+        table = [term for each in tables for term in each]
+        found = target(table, names, lower=self.lower, linear=linear, present=present)
+        return target_by_critics(found, table, self.all_critics)
+
+    @property
+    def all_critics(self) -> dict[str, Critic]:
+        """Modality -> critic of all parts."""
+        return {name: critic for part in self.parts for name, critic in part.critics.items()}
+
+    def with_critics(self, critics: Mapping[str, Critic]) -> Objective:
+        """Return the sum of the parts with these critics, whose networks they share where terms are equal."""
+        return ObjectiveSum([part.with_critics(critics) for part in self.parts])
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        critics = self.all_critics
+        return [nn.ModuleDict({"critics": module_dict(critics)})] if critics else []
+
+    def players(self, model: Callback, guide: Callback, batch: Batch) -> Sequence[Player]:
+        critics = self.all_critics
+        for part in self.parts:
+            for name, critic in part.critics.items():
+                if critics[name] is not critic:
+                    raise ValueError(
+                        f"two parts of a sum have critics of their own for {name!r}: add the objectives first, and "
+                        "give the sum one, (a + b).with_critics({..})"
+                    )
+        if not critics:
+            return ()
+        tables = [(part._table, part.critics) for part in self.parts]
+        return critic_players(self, tables, critics, model, guide, batch)
+
+    def least_rows(self, names: tuple[str, ...]) -> int:
+        return max(part.least_rows(names) for part in self.parts)
 
     @property
     def lower(self) -> bool:
@@ -173,16 +207,20 @@ def _join(first: Objective, second: Objective) -> Objective | None:
         return None
     if _draws_sets(first) and _draws_sets(second):
         return None  # sets of one index would share a draw
-    if _is_statistic(second):
+    if _is_statistic(second) and not second.critics:
         owner = first
-    elif _is_statistic(first):
+    elif _is_statistic(first) and not first.critics:
         owner = second
-    elif first.vectorize == second.vectorize and _are_equal(first.estimator, second.estimator):
+    elif (
+        first.critics == second.critics
+        and first.vectorize == second.vectorize
+        and _are_equal(first.estimator, second.estimator)
+    ):
         owner = first
     else:
         return None
     terms = _join_tables([first.terms, second.terms])
-    return Objective(terms, owner.estimator, vectorize=owner.vectorize, subsample=owner.subsample)
+    return owner._with_terms(terms)
 
 
 def _join_tables(tables: Sequence[Any]) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ..distributions.base import base_distribution, has_atoms
+from ..distributions.pushforward import find_pushforward
 from .term_pair import TermPair
 
 
@@ -100,8 +101,21 @@ def refuse_atoms(site: dict[str, Any]) -> None:
         )
 
 
+def refuse_implicit(site: dict[str, Any]) -> None:
+    """Raise a ValueError if the density of an implicit modality is asked for."""
+    if find_pushforward(site["fn"]) is not None:
+        name = site["name"]
+        raise ValueError(
+            f"modality {name!r} is implicit (conditionals.Implicit): its generator gives draws, and it has no density, "
+            "which objectives, likelihoods, weights, comparisons and calibration need. Train it by a critic, "
+            f"objective.with_critics({{{name!r}: mm.objectives.Critic(net)}}); for the other modalities alone, pass "
+            f"batch.without({name!r})"
+        )
+
+
 def _density(site: dict[str, Any]) -> Tensor:
     """Return log p of a site's value. Raises a ValueError for a distribution without a density."""
+    refuse_implicit(site)
     refuse_atoms(site)
     try:
         return site["fn"].log_prob(site["value"])
@@ -122,7 +136,9 @@ class SiteReducer:
 
     def log_prob(self, site: dict[str, Any], scaled: bool = True) -> Tensor:
         """Return a site's log-probability: masked, scaled but not by the data plate, summed over other plates."""
-        scale, log_prob = self.scale(site) if scaled else 1.0, _density(site)
+        ratio = self.pair.views.ratios.get(site["name"])
+        scale = self.scale(site) if scaled else 1.0
+        log_prob = _density(site) if ratio is None else ratio(site, self.pair)
         if "_enumerate_dim" not in site["infer"] or site["mask"] is None:
             return self.rows(scale_and_mask(log_prob, scale, site["mask"]), site)
         # a masked site is to weigh nothing, and it is summed over: its classes share a weight of one

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
 
 from ..batch.batch import Batch
 from ..batch.context import Cache, TermStack
@@ -28,6 +31,8 @@ class TermViews:
         given_latents: latents outside the plate ``"data"`` that are given, draw by draw, and not scored; None where
             such latents are refused.
         freeze_encoder: True if the guide given A is held constant: no gradient reaches what it depends on.
+        ratios: modality -> function of its site and of the pair that is run to the logarithm of a ratio of densities,
+            of the batch shape of the site's distribution, which counts in the place of its log-density.
     """
 
     encode: Batch
@@ -43,6 +48,7 @@ class TermViews:
     prior_terms: frozenset[int] = frozenset()
     given_latents: frozenset[str] | None = None
     freeze_encoder: bool = False
+    ratios: Mapping[str, Callable[[Any, Any], Tensor]] = field(default_factory=dict)
 
     def given_globals(self, structure: PairStructure) -> TermViews:
         """Return these views for an evaluation that takes draws of the guide's global latents as given.

@@ -9,6 +9,7 @@ from typing import Any
 from pyro import poutine
 
 from ..batch.batch import Batch
+from ..distributions.pushforward import find_pushforward
 from ..scoring.program_errors import ExplainedError, explain_error
 from ..scoring.training_objective import PreparedObjective
 from ..utils.global_state import override_validation
@@ -95,7 +96,7 @@ def _find_nonfinite(model: Any, guide: Any, batch: Batch) -> Cause:
             guide(batch)
         with poutine.block(), poutine.trace() as modelled, poutine.replay(trace=guided.trace):
             model(batch)
-        modelled.trace.compute_log_prob()
+        modelled.trace.compute_log_prob(lambda name, site: find_pushforward(site["fn"]) is None)
 
     try:
         with override_validation(False):

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from ..batch.batch import Batch
 from ..conditionals.unconditional import tensors_of
+from ..distributions.pushforward import find_pushforward
 from ..handlers.internals import BatchNorm
 from ..scoring.training_objective import Loss, PreparedObjective
+from ..utils.graph import graph_leaves
 from ..utils.modules import preserve_buffers
 from ..utils.reachable import ReachableObjects
 from ..utils.seeding import temporary_seed
@@ -143,7 +145,7 @@ class TrainingProblem:
             return set(self.leaves)
         with temporary_seed(0, batch.device), preserve_buffers(*self.networks), self.autocast():
             loss = full.evaluate(self.model, self.guide, batch, step=step)
-        return set(_leaves([loss.total]))
+        return set(graph_leaves([loss.total]))
 
 
 def programs_of(objective: PreparedObjective, model: Program, guide: Program) -> dict[str, Any]:
@@ -182,7 +184,7 @@ def problem_from_run(
             roots.append(objective.evaluate(model, guide, batch, step=step).total)
 
     for trace in (guided.trace, modelled.trace):
-        trace.compute_log_prob()
+        trace.compute_log_prob(lambda name, site: find_pushforward(site["fn"]) is None)
         stored = [site["value"] for site in trace.nodes.values() if site["type"] == "param"]
         possible += [getattr(value, "unconstrained", lambda value=value: value)() for value in stored]
         for site in (site for site in trace.nodes.values() if site["type"] == "sample"):
@@ -199,30 +201,10 @@ def problem_from_run(
         objective,
         model,
         guide,
-        leaves=_leaves(roots),
+        leaves=graph_leaves(roots),
         scales_to_data=scales_to_data,
         all_in_plate=all_in_plate,
         discrete_sites=tuple(discrete),
         autocast=autocast,
-        possible_leaves=_leaves(possible),
+        possible_leaves=graph_leaves(possible),
     )
-
-
-def _leaves(roots: list[Any]) -> dict[int, Tensor]:
-    """Return the leaves of the autograd graphs of those roots that are tensors with one, by identity."""
-    leaves: dict[int, Tensor] = {}
-    stack = [x.grad_fn or x for x in roots if getattr(x, "requires_grad", False)]
-    # the nodes themselves, not only their ids: torch wraps a node anew whenever Python asks for one that no variable
-    # holds, and the id of a wrapper that is gone is given to the next
-    seen: dict[int, Any] = {}
-    while stack:
-        node = stack.pop()
-        if node is None or id(node) in seen:
-            continue
-        seen[id(node)] = node
-        leaf = node if isinstance(node, Tensor) else getattr(node, "variable", None)
-        if leaf is not None:
-            leaves[id(leaf)] = leaf
-        else:
-            stack += [parent for parent, _ in node.next_functions]
-    return leaves

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pyro_mm as mm
-from pyro_mm.training.problem import _leaves
+from pyro_mm.utils.graph import graph_leaves
 
 
 def random_graph(seed):
@@ -29,7 +29,7 @@ def test_leaves_of_a_loss_are_the_tensors_that_get_a_gradient():
         leaves, results = random_graph(seed)
         gradients = torch.autograd.grad(sum(results), leaves, allow_unused=True)
         expected = {id(x) for x, g in zip(leaves, gradients, strict=True) if g is not None}
-        assert set(_leaves(results)) == expected
+        assert set(graph_leaves(results)) == expected
 
 
 class Wrapper:
@@ -67,7 +67,7 @@ def test_leaves_are_found_where_nodes_die_when_released():
         requires_grad = True
         grad_fn = Wrapper.of("sum 0", parents)
 
-    assert set(_leaves([Root()])) == {id(x) for x in LEAVES.values()}
+    assert set(graph_leaves([Root()])) == {id(x) for x in LEAVES.values()}
 
 
 @pytest.mark.parametrize("depth", [1, 12])

@@ -54,6 +54,7 @@ class Study:
         known: name -> function from (sample, seed) to column -> value: rows of the table that need no training.
         published: (group, member) -> the published figure.
         compile: trace and compile the training step.
+        callbacks: makes the callbacks of a training, such as an average of the weights.
         transform: none; every kind of reproduction has this attribute.
         full: the study at its published size, if that differs (``--full``).
     """
@@ -71,6 +72,7 @@ class Study:
     known: Mapping[str, Callable[[Sample, int], Measurements]] = field(default_factory=dict)
     published: Mapping[tuple[str, str], str] = field(default_factory=dict)
     compile: bool = False
+    callbacks: Callable[[], Sequence[Any]] = tuple
     transform: None = None
     full: Study | None = None
 

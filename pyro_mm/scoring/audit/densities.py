@@ -9,6 +9,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ...batch.batch import Batch
+from ...distributions.pushforward import find_pushforward
 from ...utils.seeding import temporary_seed
 from ..structure import latent_sites, observed_sites
 
@@ -32,6 +33,7 @@ def densities(trace: Any) -> dict[str, Tensor]:
     latents = latent_sites(trace)
     draws = {f"{name}'s value": _summed_value(site) for name, site in latents.items()}
     sites = {**latents, **observed_sites(trace)}
+    sites = {name: site for name, site in sites.items() if find_pushforward(site["fn"]) is None}
     return draws | {name: site["fn"].log_prob(site["value"]) for name, site in sites.items()}
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...batch.batch import Batch
 from ...batch.context import TermStack
+from ...distributions.pushforward import find_pushforward
 from ...handlers.rewrite import EditSites
 from ...utils.seeding import generator_state, temporary_seed
 from ..structure import PairStructure, latent_sites, observed_sites, pair_structure
@@ -101,7 +102,8 @@ def _run_two_particles(model: Any, guide: Any, shown: Batch, structure: PairStru
         with poutine.trace() as trace, poutine.replay(trace=pair.trace):
             pair.model()
     for site in observed_sites(trace.trace).values():
-        _log_prob(site)  # errors of a density are those of a run
+        if find_pushforward(site["fn"]) is None:
+            _log_prob(site)  # errors of a density are those of a run
     return pair, trace.trace
 
 
@@ -149,7 +151,8 @@ def _densities_at(model: Any, guide: Any, shown: Batch, values: dict[str, Tensor
             model(view)
     for trace in (in_guide.trace, in_model.trace):
         for name, site in {**latent_sites(trace), **observed_sites(trace)}.items():
-            yield name, _log_prob(site)
+            if find_pushforward(site["fn"]) is None:
+                yield name, _log_prob(site)
 
 
 def _fixed_latents(values: dict[str, Tensor]) -> EditSites:
