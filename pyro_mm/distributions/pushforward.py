@@ -51,7 +51,7 @@ class Pushforward(TorchDistribution):
         return 1 if self._shape is None else len(self._shape)
 
     @property
-    def event_shape(self) -> Size:  # type: ignore[override]
+    def event_shape(self) -> Size:
         if self._shape is not None:
             return self._shape
         if "event_shape" not in self._known:

@@ -37,7 +37,7 @@ class RatioDensity(Density):
         self.replaces_kl = any(critic.form.replaces_kl for critic in critics.values())
 
     @cached_property
-    def ratios(self) -> Mapping[str, Callable[[Any, Any], Tensor]]:  # type: ignore[override]
+    def ratios(self) -> Mapping[str, Callable[[Any, Any], Tensor]]:
         return {name: partial(self._log_ratio, name, critic) for name, critic in self.critics.items()}
 
     def _log_ratio(self, name: str, critic: Critic, site: Any, pair: Any) -> Tensor:
