@@ -4,6 +4,9 @@ import sys
 from importlib import import_module
 from typing import Any
 
+from .utils import quiet_import  # noqa: F401  # before anything else imports Pyro
+
+# isort: split
 from . import conditionals, datasets, distributions, estimators, metrics, models, nn, objectives, posteriors, recipes
 from .batch.batch import Batch
 from .diagnostics.check_report import Check

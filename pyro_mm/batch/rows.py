@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..utils.arguments import check_integer, check_mapping, describe
 from .context import Context
+from .html import batch_html
 from .indexing import read_device, read_rows_key
 from .keywords import Covariates, MissingCovariate
 from .masks import Presence, all_of, any_of
@@ -129,6 +130,9 @@ class Rows:
             return f"{name}{shape} present: {there}"
 
         return f"Batch(size={self.size}, {', '.join(map(text, self._masks))})"
+
+    def _repr_html_(self) -> str:
+        return batch_html(self)
 
     # -- other rows ---------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from ..scoring.audit.sites import Sites
 from ..utils.text import align_columns, plus_minus, wrap_remark
 from .bound_gap import Gap, ObjectiveValue
 from .gradient_noise import GradientNoise, GroupNoise
+from .html import check_html
 from .site_checks import site_findings
 
 MANY_DOUBTFUL = 0.1  # proportion of doubtful rows above which there is a finding
@@ -48,6 +49,9 @@ class Check:
     findings: tuple[str, ...]
     remark: str = ""
     value: ObjectiveValue | None = field(default=None)
+
+    def _repr_html_(self) -> str:
+        return check_html(self)
 
     def __repr__(self) -> str:
         sections = [

@@ -16,6 +16,7 @@ from ..evidence.likelihood import log_conditional, log_marginal
 from ..utils.arguments import check_mapping, check_names, check_seed
 from ..utils.arviz import compare_log_likelihoods
 from ..utils.text import align_columns, plus_minus, wrap_remark
+from .html import comparison_html
 
 MANY_UNTRUSTED = 0.1  # proportion of rows with k-hat > 0.7 above which there is a remark
 CLOSE_Z = 2.0  # standard errors within which a difference counts as close
@@ -97,6 +98,9 @@ class Comparison:
             None if self.reference == self.candidates[0].name else self.reference,
             **options,
         )
+
+    def _repr_html_(self) -> str:
+        return comparison_html(self)
 
     def __repr__(self) -> str:
         heavy = f"k-hat > {PARETO_K_THRESHOLD}"

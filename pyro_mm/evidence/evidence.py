@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..utils.arguments import check_integer
 from ..utils.arviz import build_inference_data
+from .html import evidence_html
 from .pareto import MIN_TAIL_LENGTH, tail_length
 
 PARETO_K_THRESHOLD = 0.7  # of k-hat (Vehtari et al. 2024): the variance of heavier tails is too large, or infinite
@@ -204,6 +205,9 @@ class Evidence:
     def doubtful(self) -> Tensor:
         """Rows not to be trusted, boolean ``(N,)``: k-hat above 0.7, or a standard error above 0.5 nats or NaN."""
         return (self.pareto_k > PARETO_K_THRESHOLD) | ~(self.standard_error <= LARGE_STANDARD_ERROR)
+
+    def _repr_html_(self) -> str:
+        return evidence_html(self)
 
     def __repr__(self) -> str:
         mean, error = self.mean()

@@ -30,6 +30,7 @@ from .critic_terms import target_by_critics
 from .critics import Critic, check_critics, module_dict
 from .evaluation import Evaluation, combine
 from .expansion import expand
+from .html import objective_html
 from .plan import PlanCache
 from .terms import Number, Term, check_nonnegative, check_table, step_weight
 
@@ -81,6 +82,9 @@ class Objective(ELBO, PreparedObjective):
 
     def __repr__(self) -> str:
         return self.describe(self._names)
+
+    def _repr_html_(self) -> str:
+        return objective_html(self, self._names)
 
     def describe(self, names: tuple[str, ...] | None) -> str:
         """Return estimator, target and terms in words, for modalities of these names; None if they are not known."""

@@ -171,11 +171,11 @@ class Term:
         if self.kind is not None and self.kind.settings:
             text += f" {self.kind.settings}"
         if isinstance(self.likelihood, Mapping) or callable(self.likelihood) or self.likelihood != 1:
-            text += f" likelihood {_weight_text(self.likelihood)}"
+            text += f" likelihood {weight_text(self.likelihood)}"
         if callable(self.kl) or self.kl != 1:
-            text += f" kl {_weight_text(self.kl)}"
+            text += f" kl {weight_text(self.kl)}"
         if callable(self.weight) or self.weight != 1:
-            text += f" weight {_weight_text(self.weight)}"
+            text += f" weight {weight_text(self.weight)}"
         text += " decoders frozen" if self.freeze_decoder else ""
         return text + (" encoder frozen" if self.freeze_encoder else "")
 
@@ -264,7 +264,7 @@ def _product(first: Number, second: Number) -> Number:
         each = [weight(step) if callable(weight) else weight for weight in (first, second)]
         return each[0] * each[1]
 
-    product.__name__ = " ".join(_weight_text(weight).removesuffix("(step)") for weight in (first, second))
+    product.__name__ = " ".join(weight_text(weight).removesuffix("(step)") for weight in (first, second))
     return product
 
 
@@ -308,7 +308,7 @@ def check_weights(argument: str, value: Any) -> Number | Mapping[str, Number]:
 
 def step_weight(weight: Callable[[int], Any], step: int) -> float:
     """Return a function's weight at a step. Raises a TypeError or a ValueError for what is no finite number."""
-    return check_number(f"the weight {_weight_text(weight)} at step {step}", weight(step))
+    return check_number(f"the weight {weight_text(weight)} at step {step}", weight(step))
 
 
 def check_table(terms: Any) -> tuple[Term, ...]:
@@ -398,7 +398,8 @@ def _text(names: Names) -> str:
     return repr(names) if isinstance(names, Symbol) else "+".join(names) or "-"
 
 
-def _weight_text(weight: Any) -> str:
+def weight_text(weight: Any) -> str:
+    """Return a weight in words: a number, a function by its name, or several by modality."""
     if isinstance(weight, Mapping):
-        return "{" + ", ".join(f"{n}: {_weight_text(w)}" for n, w in weight.items()) + "}"
+        return "{" + ", ".join(f"{n}: {weight_text(w)}" for n, w in weight.items()) + "}"
     return f"{getattr(weight, '__name__', repr(weight))}(step)" if callable(weight) else f"{weight:g}"

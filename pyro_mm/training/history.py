@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.global_state import preserve_process_settings
+from .html import history_html
 
 
 class History:
@@ -61,6 +62,9 @@ class History:
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), []))
+
+    def _repr_html_(self) -> str:
+        return history_html(self)
 
     def __repr__(self) -> str:
         last = ", ".join(f"{name} {values[-1]:.4g}" for name, values in self.columns.items()) if len(self) else "empty"
