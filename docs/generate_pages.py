@@ -89,6 +89,7 @@ SECTIONS: tuple[tuple[str, ModuleType | str, str], ...] = (
     ("distributions", mm.distributions, "Distributions and statistics"),
     ("datasets", mm.datasets, "Data sets"),
     ("metrics", mm.metrics, "Metrics"),
+    ("callbacks", mm.callbacks, "Callbacks of a training"),
     ("protocols", mm.protocols, "Protocols of papers"),
     ("plots", mm.plots, "Figures"),
 )

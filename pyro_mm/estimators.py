@@ -146,7 +146,14 @@ class AnalyticKL(PerRow):
     .. math:: \frac1K \sum_k \log p(x \mid z_k) - KL(q \| r)
 
     A site whose KL has no closed form, any story with an enumerated site, and a guide that samples the model's
-    sites in another order take the KL from the same K draws. Kingma & Welling 2014 (arXiv:1312.6114).
+    sites in another order take the KL from the same K draws.
+
+    Args:
+        num_particles: K, the draws from the guide for every row.
+        vectorize_particles: False runs them one after another, for stories that do not broadcast.
+
+    References:
+        Kingma & Welling 2014 (arXiv:1312.6114).
     """
 
     def bound(self, scores: Scores, likelihood: Weight = 1.0, kl: Weight = 1.0) -> Tensor:
@@ -182,7 +189,17 @@ class IWAE(PerRow):
     would not, all particles are differentiated, with a warning that gives the reason: dropout or batch normalisation in
     decoders (in training mode), a latent that only the model has, a missing modality that is the parent of another one.
 
-    References: Burda et al. 2016 (arXiv:1509.00519); Shi et al. 2019 (arXiv:1911.03393).
+    Args:
+        num_particles: K, the draws from the guide for every row; of a stratified mixture from every component.
+        stratified: ``"inside"`` or ``"outside"``, for a mixture posterior; None draws from the mixture as a whole.
+        resample: True to differentiate one particle drawn by its weight in the place of all K.
+        vectorize_particles: False runs them one after another, for stories that do not broadcast.
+
+    Raises:
+        TypeError, ValueError: an argument of another kind or outside of its range.
+
+    References:
+        Burda et al. 2016 (arXiv:1509.00519); Shi et al. 2019 (arXiv:1911.03393).
     """
 
     def __init__(
@@ -262,8 +279,18 @@ class Renyi(PerRow):
     .. math:: \frac{1}{1 - \alpha} \log \frac1K \sum_k w_k^{1 - \alpha}
 
     A lower bound for every alpha >= 0 (alpha = 0 is :class:`IWAE`); for alpha < 0 no bound at all. Unlike
-    ``pyro.infer.RenyiELBO`` it keeps the scale of a subsampled plate outside of the logarithm. Li & Turner 2016
-    (arXiv:1602.02311).
+    ``pyro.infer.RenyiELBO`` it keeps the scale of a subsampled plate outside of the logarithm.
+
+    Args:
+        alpha: the order, any number but 1.
+        num_particles: K, the draws from the guide for every row.
+        vectorize_particles: False runs them one after another, for stories that do not broadcast.
+
+    Raises:
+        ValueError: alpha is 1, where the bound is the evidence lower bound.
+
+    References:
+        Li & Turner 2016 (arXiv:1602.02311).
     """
 
     def __init__(self, alpha: float, num_particles: int = 10, *, vectorize_particles: bool = True):
@@ -288,8 +315,14 @@ class StickTheLanding(PerRow):
     The value is :math:`\frac1K \sum_k \log w_k`; the gradient with respect to the guide's parameters is only that
     through the latent values, :math:`\partial \log w / \partial z \cdot dz / d\phi`. It vanishes, draw by draw,
     where the guide is the exact posterior. What it leaves out is :math:`-b \, \nabla_\phi \log q_\phi(z)` at z held
-    fixed, whose mean is 0 whatever the weight b of the KL, so that no weight makes it biased. Roeder et al. 2017
-    (arXiv:1703.09194).
+    fixed, whose mean is 0 whatever the weight b of the KL, so that no weight makes it biased.
+
+    Args:
+        num_particles: K, the draws from the guide for every row.
+        vectorize_particles: False runs them one after another, for stories that do not broadcast.
+
+    References:
+        Roeder et al. 2017 (arXiv:1703.09194).
     """
 
     needs = ("pathwise",)
@@ -328,8 +361,14 @@ class DReG(PerRow):
     :math:`-b \sum_k \tilde w_k (1 - \tilde w_k) \, \partial \log w_k / \partial z_k \cdot d z_k / d\phi`.
 
     z_k stands for all latents of particle k: a guide that samples a latent given another one is handled whole. The draw
-    of one particle must not change the weight of another, as it does under batch normalisation over particles. Tucker
-    et al. 2019 (arXiv:1810.04152), who have b = 1.
+    of one particle must not change the weight of another, as it does under batch normalisation over particles.
+
+    Args:
+        num_particles: K, the draws from the guide for every row.
+        vectorize_particles: False runs them one after another, for stories that do not broadcast.
+
+    References:
+        Tucker et al. 2019 (arXiv:1810.04152), who have b = 1.
     """
 
     needs = ("pathwise",)

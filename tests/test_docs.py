@@ -61,6 +61,14 @@ def test_every_objective_story_posterior_and_estimator_has_a_page():
     assert "arXiv:1611.01891" in pages["objectives/jmvae_kl"] and "jmvae-mnist" in pages["objectives/jmvae_kl"]
 
 
+def test_every_public_module_is_in_the_reference():
+    modules = {name for name in mm.__all__ if inspect.ismodule(getattr(mm, name))}
+    kinds = {"models", "posteriors", "objectives", "estimators", "recipes"}
+    assert modules == kinds | {"nn" if name == "networks" else name for name, *_ in generate_pages.SECTIONS}
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    assert all(f"_generated/reference/{name}" in index for name, *_ in generate_pages.SECTIONS)
+
+
 def test_every_recipe_stands_on_the_page_of_the_objective_that_it_trains():
     listed = [name for names in generate_pages.RECIPES_OF.values() for name in names]
     assert sorted(listed) == sorted(

@@ -93,3 +93,4 @@ def test_a_public_function_of_three_parameters_documents_each(name, thing):
     init = inspect.getdoc(getattr(thing, "__init__", None)) or ""
     missing = [n for n in names if not re.search(rf"\b{n}\b", text + init)]
     assert not missing, missing
+    assert re.search(r"^(Args|Attributes):$", text + init, re.M) or hasattr(thing, "_fields"), "no section Args"

@@ -257,11 +257,24 @@ class Objective(ELBO, PreparedObjective):
         return None if isinstance(self.estimator, PerRow) else untraceable_reason(self.estimator)
 
     def evaluate(self, model: Callback, guide: Callback, batch: Batch, *, step: int | Tensor) -> Loss:
-        """Return minus the objective: summed over rows, averaged over particles, scaled by a subsampled data plate."""
+        """Return minus the objective: summed over rows, averaged over particles, scaled by a subsampled data plate.
+
+        Args:
+            model, guide: callables of a batch.
+            batch: rows, any of whose modalities may be missing.
+            step: the gradient step, from 0, at which weights that depend on it are taken.
+
+        Returns:
+            The loss in nats, a scalar to be differentiated, and minus the weighted sum of each term.
+        """
         return self._evaluate(model, guide, batch, _at_step(step))
 
     def evaluate_with_gradient(self, model: Callback, guide: Callback, batch: Batch, *, step: int) -> Loss:
-        """Return the loss without a graph, after its gradient was added to the parameters'."""
+        """Return the loss without a graph, after its gradient was added to the parameters'.
+
+        Args:
+            model, guide, batch, step: as for :meth:`evaluate`.
+        """
         if self.differentiable:
             return super().evaluate_with_gradient(model, guide, batch, step=step)
         return self._evaluate(model, guide, batch, _at_step(step), takes_gradient=True)
@@ -329,7 +342,11 @@ class Objective(ELBO, PreparedObjective):
     # -- as a pyro.infer.ELBO, with a counter of its own -----------------------------------------------------------
 
     def differentiable_loss(self, model: Callback, guide: Callback, batch: Batch) -> Tensor:
-        """Return the loss at the object's own step, to be differentiated."""
+        """Return the loss at the object's own step, to be differentiated.
+
+        Args:
+            model, guide, batch: as for :meth:`evaluate`. The object counts the steps by itself.
+        """
         loss = self.evaluate(model, guide, batch, step=self.steps)
         self._note(loss, batch)
         self.steps += torch.is_grad_enabled()
