@@ -265,7 +265,7 @@ class Objective(ELBO, PreparedObjective):
             step: the gradient step, from 0, at which weights that depend on it are taken.
 
         Returns:
-            The loss in nats, a scalar to be differentiated, and minus the weighted sum of each term.
+            The loss in nats, a scalar to be differentiated, and the value of each term, of which higher is better.
         """
         return self._evaluate(model, guide, batch, _at_step(step))
 
