@@ -28,6 +28,7 @@ class Training:
         optimizers: the optimisers, one for each player.
         tensors: parameters that are trained, and buffers; all that a weight average or a copy is made of.
         validates: True if there are rows for validation.
+        is_main: True in the one process that prints and writes, of several that train together.
         epoch: epochs that are complete.
         step: steps taken so far; one for each minibatch.
         moved: True if the optimisers stepped at the latest step; False while gradients accumulate.
@@ -40,6 +41,7 @@ class Training:
     optimizers: list[torch.optim.Optimizer]
     tensors: list[Tensor]
     validates: bool = False
+    is_main: bool = True
     epoch: int = 0
     step: int = 0
     moved: bool = False
@@ -311,15 +313,16 @@ class Log(Callback):
         self.every = None if every is None else check_integer("every", every, least=1)
 
     def on_step(self, training: Training) -> None:
-        if self.every is not None and training.step % self.every == 0:
+        if self.every is not None and training.is_main and training.step % self.every == 0:
             values = {f"step/{name}": value for name, value in training.values.items()}
             self.logger.log_metrics(values, step=training.step)
 
     def on_epoch(self, training: Training) -> None:
-        self.logger.log_metrics({**training.entry, "epoch": training.epoch}, step=training.step)
+        if training.is_main:
+            self.logger.log_metrics({**training.entry, "epoch": training.epoch}, step=training.step)
 
     def on_end(self, training: Training) -> None:
-        if callable(getattr(self.logger, "finalize", None)):
+        if training.is_main and callable(getattr(self.logger, "finalize", None)):
             self.logger.finalize("success")
 
 

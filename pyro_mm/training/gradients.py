@@ -1,4 +1,4 @@
-"""Steps of an optimiser on gradients that are accumulated over minibatches and clipped."""
+"""Steps of an optimiser on gradients that are accumulated over minibatches, summed over processes and clipped."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..batch.batch import Batch
+from ..utils.processes import Processes
 from .loader import MinibatchLoader
 from .step import Update
 from .updates import StepValues, UpdateSequence
@@ -19,14 +20,19 @@ class GradientSequence(UpdateSequence):
 
     Of minibatches of :math:`b_1, .., b_k` rows with gradients :math:`g_i` per row, an optimiser sees
     :math:`\sum_i b_i g_i / \sum_i b_i`, as of one minibatch of them all. The last minibatch of an epoch ends a group,
-    so that no epoch goes on with gradients of the one before.
+    so that no epoch goes on with gradients of the one before. Minibatches of several processes count likewise.
 
     Args:
         updates: as for :class:`UpdateSequence`.
         loader: the source of the minibatches.
         accumulate: minibatches per step of the optimisers, k.
         clip_norm: the largest norm of the gradient of an update; None leaves it as it is.
+        processes: the processes that take each step together.
         options: those of :class:`UpdateSequence`.
+
+    Attributes:
+        votes_to_stop: True if this process is to stop.
+        stop_agreed: True if some process was to stop at the latest step of the optimisers.
     """
 
     def __init__(
@@ -36,14 +42,18 @@ class GradientSequence(UpdateSequence):
         *,
         accumulate: int = 1,
         clip_norm: float | None = None,
+        processes: Processes | None = None,
         **options: Any,
     ):
+        self.processes = processes or Processes()
         self.accumulate = accumulate
+        self.votes_to_stop = False
+        self.stop_agreed = False
         self.minibatch_rows = 0
         self._minibatches = loader.known_length()
         self.gradients = [GradientGroup(update, self, clip_norm) for update in updates]
         for group in self.gradients:
-            if accumulate > 1 or clip_norm is not None:
+            if accumulate > 1 or clip_norm is not None or self.processes.world > 1:
                 group.update.reduce_gradients = group
         super().__init__(updates, loader, **options)
 
@@ -106,10 +116,10 @@ class GradientGroup:
         """Replace the parameters' gradients by those that the optimiser is to see: none, if it is not due."""
         if any(g.is_sparse for g in gradients):
             raise ValueError(
-                "a parameter has a sparse gradient, which is neither accumulated nor clipped: leave out accumulate and "
-                "clip_norm, or make the module with sparse=False"
+                "a parameter has a sparse gradient, which is neither accumulated nor clipped nor summed over processes: "
+                "leave out accumulate, clip_norm and further processes, or make the module with sparse=False"
             )
-        if self._sequence.accumulate > 1:
+        if self._sequence.accumulate > 1 or self._sequence.processes.world > 1:
             self._accumulate()
         if self._clip_norm is not None:
             torch.nn.utils.clip_grad_norm_([p for p in self._targets if p.grad is not None], self._clip_norm)
@@ -122,13 +132,32 @@ class GradientGroup:
                 sums[place].add_(p.grad, alpha=rows)
                 self._found[place] = True
         self._rows += rows
+        if not self._sequence.is_due:
+            for p in self._targets:
+                p.grad = None  # without gradients an optimiser leaves parameters and moments as they are
+            return
 
-        is_due = self._sequence.is_due
+        if self._sequence.processes.world > 1:
+            self._sum_over_processes(sums)
         for place, p in enumerate(self._targets):
-            # without gradients an optimiser leaves parameters and moments as they are
-            p.grad = sums[place] / float(self._rows) if is_due and self._found[place] else None
-        if is_due:
-            for total in sums:
-                total.zero_()
-            self._found.zero_()
-            self._rows.zero_()
+            p.grad = sums[place] / float(self._rows) if self._found[place] else None
+        for total in sums:
+            total.zero_()
+        self._found.zero_()
+        self._rows.zero_()
+
+    def _sum_over_processes(self, sums: list[Tensor]) -> None:
+        """Sum gradients and rows over all processes; a parameter has a gradient if it has one in some of them."""
+        sequence = self._sequence
+        counts = torch.cat([torch.stack([self._rows, self._rows.new_tensor(sequence.votes_to_stop)]), self._found])
+        sequence.processes.sum_(counts)
+        self._rows.copy_(counts[0])
+        sequence.stop_agreed = bool(counts[1] > 0)
+        self._found.copy_(counts[2:] > 0)
+        by_kind: dict[tuple[Any, ...], list[Tensor]] = {}
+        for total in sums:
+            by_kind.setdefault((total.dtype, total.device), []).append(total)
+        for totals in by_kind.values():
+            flat = sequence.processes.sum_(torch.cat([total.flatten() for total in totals]))
+            for total, part in zip(totals, flat.split([total.numel() for total in totals]), strict=True):
+                total.copy_(part.view(total.shape))

@@ -9,7 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
 
 from ..batch.batch import Batch
 
@@ -32,13 +40,15 @@ class MinibatchLoader:
         drop_last: leave out the last minibatch of an epoch if it is a smaller one; None keeps it. A loader has its own.
         shard: ``(rank, world)`` gives the rows of one of several processes, whose torch generators are in the same
             state. Together the shards are the one permutation of the unsharded loader, in equally many minibatches;
-            ``drop_last`` leaves out what does not fill one in every shard. A loader is sharded by its own sampler.
+            ``drop_last`` leaves out what does not fill one in every shard. A loader's sampler is replaced by a
+            ``DistributedSampler``, unless it is one.
 
     Attributes:
         size: number of rows that an epoch draws from: of the data, or of a loader's sampler.
+        order: generator of the permutations of rows; None is torch's own, of the device of the rows.
 
     Raises:
-        ValueError: no rows; ``drop_last`` or ``shard`` for a loader; or shards that cannot have equally many
+        ValueError: no rows; ``drop_last`` for a loader; a loader that cannot be sharded; or shards that cannot have equally many
             minibatches.
         TypeError: a loader whose sampler and dataset have no length.
     """
@@ -57,6 +67,7 @@ class MinibatchLoader:
         self.workers = workers
         self.data = data
         self.shard = shard
+        self.order: torch.Generator | None = None
         if isinstance(data, Batch):
             if data.size == 0:
                 raise ValueError("expected a batch of one row at least to train on, got one of none")
@@ -72,8 +83,8 @@ class MinibatchLoader:
         if drop_last is not None:
             raise ValueError("expected drop_last=None for a loader, which has a drop_last of its own: pass it there")
         if shard is not None:
-            raise ValueError("expected shard=None for a loader: give it a sampler of this process's rows")
-        self.size = _rows_of(data)
+            self.data = data = shard_loader(data, *shard)
+        self.size = len(data.dataset) if shard is not None else _rows_of(data)  # type: ignore[arg-type]
         if self.size == 0:
             raise ValueError("expected a loader of one row at least to train on, got one of none")
         self.batch_size = data.batch_size or getattr(data.batch_sampler, "batch_size", 0) or 0
@@ -138,7 +149,7 @@ class MinibatchLoader:
         Args:
             seen: rows that the epoch gave. It may lack the smaller minibatch that ``drop_last`` leaves out.
         """
-        if not isinstance(self.data, DataLoader):
+        if not isinstance(self.data, DataLoader) or self.shard is not None:
             return
         # of an iterable dataset every worker leaves out a rest of its own
         dropped = self.batch_size * max(1, self.data.num_workers) if self.drop_last else 1
@@ -180,7 +191,7 @@ class MinibatchLoader:
                 after_skip()
             yield from map(self._as_part, items)
             return
-        minibatches = self._minibatches(torch.randperm(self.size, device=self.data.device))[skip:]
+        minibatches = self._minibatches(self._permutation())[skip:]
         if after_skip is not None:
             after_skip()
         if self.resident:
@@ -196,6 +207,14 @@ class MinibatchLoader:
         )
         for batch in loader:
             yield batch.to(self.device, non_blocking=True)
+
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """The generators that decide the order of rows, apart from torch's own: that of permutations, or a loader's."""
+        return generators_of(self.data) if self.order is None else [self.order]
+
+    def _permutation(self) -> Tensor:
+        return torch.randperm(self.size, device=self.data.device, generator=self.order)  # type: ignore[union-attr]
 
     def _minibatches(self, order: Tensor) -> list[Tensor]:
         """Return the rows of every minibatch of this shard, from a permutation of all rows."""
@@ -217,6 +236,43 @@ class MinibatchLoader:
             raise ValueError("expected minibatches of one row at least, got one of none from the loader")
         batch = batch.to(self.device, non_blocking=True)
         return batch.part_of(self.size)
+
+
+def shard_loader(data: DataLoader[Any], rank: int, world: int) -> DataLoader[Any]:
+    """Return a loader of the rows of one of several processes, made alike.
+
+    Args:
+        data: a loader of all rows; one whose sampler is a ``DistributedSampler`` is returned as it is.
+        rank: the number of the process.
+        world: the number of processes.
+
+    Raises:
+        ValueError: its sampler, or its dataset, cannot be shared out.
+    """
+    if isinstance(data.sampler, DistributedSampler):
+        return data
+    standard = type(data.sampler) in (RandomSampler, SequentialSampler) and type(data.batch_sampler) is BatchSampler
+    if isinstance(data.dataset, IterableDataset) or not standard:
+        raise ValueError(
+            f"the rows of this loader cannot be shared out among {world} processes: give it a map-style dataset, and "
+            "torch.utils.data.DistributedSampler as its sampler"
+        )
+    shuffle = isinstance(data.sampler, RandomSampler)
+    sampler = DistributedSampler(data.dataset, world, rank, shuffle=shuffle, drop_last=data.drop_last)
+    return DataLoader(
+        data.dataset,
+        batch_size=data.batch_size,
+        sampler=sampler,
+        num_workers=data.num_workers,
+        collate_fn=data.collate_fn,
+        pin_memory=data.pin_memory,
+        drop_last=data.drop_last,
+        timeout=data.timeout,
+        worker_init_fn=data.worker_init_fn,
+        multiprocessing_context=data.multiprocessing_context,
+        prefetch_factor=data.prefetch_factor,
+        persistent_workers=data.persistent_workers,
+    )
 
 
 def _set_epoch(data: DataLoader[Any], number: int) -> None:

@@ -74,6 +74,7 @@ class NonFiniteMonitor:
         pace: Pace = PACE,
     ):
         self._sequence = sequence
+        self._processes = sequence.processes
         self._names = names
         self._knows_rows = knows_rows
         self._pace = pace
@@ -106,7 +107,9 @@ class NonFiniteMonitor:
         """
         if self._growth.first_gradient is None and any(p.grad is not None for p in self._sequence.parameters):
             self._growth.first_gradient = gradient_norm(self._sequence.parameters)
-        full = len(self._window) >= self._pace.check_every or self._held_bytes >= self._pace.max_held_bytes
+        full = len(self._window) >= self._pace.check_every
+        if self._processes.world == 1:  # several check at the same steps
+            full |= self._held_bytes >= self._pace.max_held_bytes
         if full or self._window[0].is_first:
             self.check(sums)
 
@@ -133,7 +136,7 @@ class NonFiniteMonitor:
         Raises:
             NotFinite: with the state put back to before the first step that is not finite.
         """
-        if self._window and not self._is_finite(sums):
+        if self._window and self._processes.any(not self._is_finite(sums)):
             self._locate()
         self._window = []
         self._held_bytes = 0
@@ -166,9 +169,10 @@ class NonFiniteMonitor:
         if "CUDA error" in str(error):
             return  # the device answers no more in this process
         *earlier, latest = self._window
-        self._restore(self._saved)
-        for step in earlier:
-            self._retake(step, error, [])
+        if self._processes.world == 1:  # the others do not take the steps again, and wait at the present one
+            self._restore(self._saved)
+            for step in earlier:
+                self._retake(step, error, [])
         cause = self._find_cause(latest)
         self._rewind(latest)
         if cause:
@@ -199,11 +203,11 @@ class NonFiniteMonitor:
             if cause := self._find_cause(step):
                 raise self._error(UNCOMPUTED, step, cause) from failure
             raise
-        if self._is_finite(values):
+        if not self._processes.any(not self._is_finite(values)):
             growths.append((float(gradient_norm(self._sequence.parameters)), factor))
             return
         self._restore(before)
-        raise self._explain(step, values, growths) from error
+        raise self._agree(self._explain(step, values, growths)) from error
 
     def _explain(self, step: _RecordedStep, values: list[Tensor], growths: list[tuple[float, float]]) -> NotFinite:
         cause = self._find_cause(step)
@@ -230,6 +234,15 @@ class NonFiniteMonitor:
             cause.where.append(divergence[0])
             cause.advice = divergence[1]
         return self._error(head, step, cause)
+
+    def _agree(self, own: NotFinite) -> NotFinite:
+        """Return the error of the process that knows most: of a loss that is not finite, rather than a parameter."""
+        texts = self._processes.gather(str(own))
+        for start in ("the loss", "a gradient"):
+            for rank, text in enumerate(texts):
+                if text.startswith(start):
+                    return own if rank == self._processes.rank else NotFinite(text)
+        return own
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         return [update.optimizer for update in self._sequence.updates if update.optimizer is not None]

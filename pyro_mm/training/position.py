@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..utils.seeding import generator_state, set_generator_state
-from .loader import MinibatchLoader, generators_of
+from .loader import MinibatchLoader
 
 ENTRIES = {"number": int, "rows": int, "labels": list, "sums": list, "generators": list, "loader": list}
 
@@ -89,10 +89,10 @@ def describe_damage(state: Any) -> str:
 
 def loader_states(loader: MinibatchLoader) -> list[Tensor]:
     """Return the states of a loader's own generators."""
-    return [generator.get_state() for generator in generators_of(loader.data)]
+    return [generator.get_state() for generator in loader.generators]
 
 
 def restore_loader(loader: MinibatchLoader, states: Sequence[Tensor]) -> None:
     """Set a loader's own generators to states of :func:`loader_states`."""
-    for generator, state in zip(generators_of(loader.data), states, strict=False):
+    for generator, state in zip(loader.generators, states, strict=False):
         generator.set_state(state.cpu())

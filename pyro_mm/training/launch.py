@@ -1,0 +1,165 @@
+"""A training on several processes of this machine, forked from the one that asks for it."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as distributed
+
+from ..utils.processes import ProcessGroup, Processes, current_processes
+from .problem import TrainingError
+
+Result = TypeVar("Result")
+OTHERS_FAILED = 1  # exit code of a child whose own error has been reported
+
+
+def run_on_devices(devices: int, act: Callable[[Processes], Result]) -> Result:
+    """Run a function on several processes, and return the result of this one, which is rank 0 of them.
+
+    The others are forked from it, so that they have its objects, closures included; they end with the function, and
+    what they change is lost. Under torchrun, the processes that there are run it.
+
+    Args:
+        devices: number of processes.
+        act: the function, of the group of processes.
+
+    Raises:
+        ValueError: processes cannot be forked here.
+        TrainingError: a process was killed, or its error could not be handed over.
+        Exception: the error of the first process that failed.
+    """
+    if devices == 1:
+        return act(current_processes())
+    _check_fork(devices)
+    with tempfile.TemporaryDirectory() as folder:
+        store = os.path.join(folder, "store")
+        children = [_fork(rank, devices, store, act) for rank in range(1, devices)]
+        try:
+            _join(store, 0, devices)
+            result = act(ProcessGroup())
+        except BaseException as error:
+            _end(children, error)
+            raise
+        finally:
+            if distributed.is_initialized():
+                distributed.destroy_process_group()
+        _end(children, None)
+    return result
+
+
+def _check_fork(devices: int) -> None:
+    """Raise a ValueError unless processes can be forked, and are not there already."""
+    if not distributed.is_available() or not hasattr(os, "fork"):
+        raise ValueError(f"devices={devices} forks processes, which this system or this build of torch cannot")
+    if distributed.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            f"devices={devices} forks processes, and this is one of several already, of torchrun say: leave devices out"
+        )
+    if torch.cuda.is_available():
+        raise ValueError(
+            f"devices={devices} forks processes, which CUDA does not allow: run the script by "
+            f"torchrun --nproc-per-node={devices} and leave devices out, or hide the GPUs by CUDA_VISIBLE_DEVICES="
+        )
+
+
+def _join(store: str, rank: int, world: int) -> None:
+    distributed.init_process_group("gloo", store=distributed.FileStore(store, world), rank=rank, world_size=world)
+
+
+class _Child:
+    """A forked process, and the end of a pipe that its error comes from."""
+
+    def __init__(self, rank: int, pid: int, pipe: int):
+        self.rank = rank
+        self.pid = pid
+        self.pipe = pipe
+
+    def wait(self) -> BaseException | None:
+        """Return the error of the process after its end; None if it had none."""
+        with os.fdopen(self.pipe, "rb") as file:
+            report = file.read()
+        _, status = os.waitpid(self.pid, 0)
+        if report:
+            return _unpickle(report, self.rank)
+        if os.WIFSIGNALED(status):
+            name = signal.Signals(os.WTERMSIG(status)).name
+            return TrainingError(f"process {self.rank} of the training was killed by {name}")
+        return None
+
+
+def _fork(rank: int, world: int, store: str, act: Callable[[Processes], Any]) -> _Child:
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads, which the child does not use
+        pid = os.fork()
+    if pid:
+        os.close(write)
+        return _Child(rank, pid, read)
+
+    code = 0
+    try:
+        os.close(read)
+        warnings.simplefilter("ignore")  # rank 0 gives them
+        torch.set_num_threads(1)  # the threads of the parent are not here
+        _join(store, rank, world)
+        act(ProcessGroup())
+        distributed.destroy_process_group()
+    except BaseException as error:
+        code = OTHERS_FAILED
+        with suppress(OSError):
+            os.write(write, _pickle(error))
+    finally:
+        os._exit(code)
+
+
+def _end(children: list[_Child], error: BaseException | None) -> None:
+    """Wait for the children; raise the error of one that failed, unless this process has an error of its own.
+
+    Args:
+        children: the processes.
+        error: the error of this process. One of torch's communication tells that another process failed first.
+    """
+    lost = isinstance(error, RuntimeError) and not isinstance(error, ValueError)
+    if error is not None and not lost:
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGKILL)
+    errors = [child.wait() for child in children]
+    if error is not None and not lost:
+        return
+    own = [found for found in errors if found is not None and not _is_of_communication(found)]
+    if own:
+        raise own[0] from error
+    if error is None and any(errors):
+        raise next(found for found in errors if found is not None)
+
+
+def _is_of_communication(error: BaseException) -> bool:
+    return type(error) in (RuntimeError, distributed.DistBackendError, distributed.DistNetworkError)
+
+
+def _pickle(error: BaseException) -> bytes:
+    text = "".join(traceback.format_exception(error))
+    try:
+        whole = pickle.dumps((error, text))
+        pickle.loads(whole)
+    except Exception:
+        return pickle.dumps((None, text))
+    return whole
+
+
+def _unpickle(report: bytes, rank: int) -> BaseException:
+    error, text = pickle.loads(report)
+    if error is None:
+        return TrainingError(f"process {rank} of the training failed:\n{text}")
+    error.add_note(f"in process {rank} of the training:\n{text}")
+    return error
