@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..utils.processes import Processes
 from ..utils.reachable import referenced_modules
 from ..utils.seeding import generator_state, set_generator_state
 from ..utils.tensor_files import describe_mismatch, describe_tensor_mismatch, load_modules, load_tensors, save_tensors
@@ -64,6 +65,7 @@ class Checkpoint:
         objective: the objective in words.
         callbacks: whose states are part of it.
         pace: how often :meth:`after_epoch` writes.
+        processes: the processes that train together, of which rank 0 reads and writes.
     """
 
     schedule: LRScheduler | None = None
@@ -81,6 +83,7 @@ class Checkpoint:
         objective: str,
         callbacks: CallbackList,
         pace: Pace = PACE,
+        processes: Processes | None = None,
     ):
         (update,) = [update for update in sequence.updates if not update.name]
         self.path = Path(path)
@@ -100,6 +103,7 @@ class Checkpoint:
         self._modules_in_functions = referenced_modules(self._problem.model, self._problem.guide)
         self._callbacks = callbacks
         self._pace = pace
+        self._processes = processes or Processes()
         self._next_write = -math.inf
         self._written: tuple[Any, ...] = (0, 0, None)  # epochs, steps of the next one, epochs asked for if stopped
 
@@ -119,10 +123,9 @@ class Checkpoint:
             ValueError: the file is damaged or of another training; the message says which part does not fit. Nothing
                 has been changed then.
         """
-        if not self.path.exists():
+        state = self._load()
+        if state is None:
             return 0
-        state = load_tensors(self.path, FILE_KIND)
-        check_entries(self.path, state)
         self._check_identity(state, force)
         begun = state.get("position") is not None
         if state["epochs"] + begun > epochs:
@@ -133,6 +136,26 @@ class Checkpoint:
         steps = 0 if self.position is None else self.position.number
         self._written = (state["epochs"], steps, self.stopped_at)
         return state["epochs"]
+
+    def _load(self) -> dict[str, Any] | None:
+        """Return what the file holds for this process, after rank 0 has read it; None if there is no file.
+
+        Raises:
+            ValueError: it is damaged.
+            OSError: it cannot be read.
+        """
+        found: Any = None
+        if self._processes.is_main and self.path.exists():
+            try:
+                found = load_tensors(self.path, FILE_KIND)
+                check_entries(self.path, found)
+            except (OSError, ValueError) as error:
+                found = error
+        found = self._processes.broadcast(found)
+        if isinstance(found, Exception):
+            raise found
+        of_ranks = (found or {}).get("of ranks", [])
+        return {**found, **of_ranks[self._processes.rank]} if self._processes.rank < len(of_ranks) else found
 
     def _check_identity(self, state: dict[str, Any], force: bool) -> None:
         """Raise a ValueError unless data, batch size, seed, objective and kind of optimiser are the same."""
@@ -253,7 +276,7 @@ class Checkpoint:
 
         If an epoch takes milliseconds, the file may be some epochs behind.
         """
-        if time.perf_counter() >= self._next_write:
+        if self._processes.broadcast(time.perf_counter() >= self._next_write):
             self.write(epochs)
 
     def write(self, epochs: int, position: Position | None = None, stopped_at: int | None = None) -> None:
@@ -268,31 +291,39 @@ class Checkpoint:
         if place == self._written:
             return
         start = time.perf_counter()
-        state: dict[str, Any] = self._kind() | {
-            "format": FORMAT,
-            "identity": self.identity,
-            "notes": self._notes(),
-            "epochs": epochs,
-            "modules": [m.state_dict() for m in self._problem.modules],
-            "loose": [p.detach() for p in self._loose],
-            "loose names": self._loose_names(),
-            "buffers": self._buffers(),
-            "optimizer": _moments(self._optimizer),
-            "players": {name: _moments(optimizer) for name, optimizer in self._players.items()},
-            "steps": self._sequence.steps,
-            "columns": self.columns,
+        of_ranks = self._processes.gather(self._own_state(position))
+        if self._processes.is_main:
+            state: dict[str, Any] = self._kind() | {
+                "format": FORMAT,
+                "identity": self.identity,
+                "notes": self._notes(),
+                "epochs": epochs,
+                "modules": [m.state_dict() for m in self._problem.modules],
+                "loose": [p.detach() for p in self._loose],
+                "loose names": self._loose_names(),
+                "buffers": self._buffers(),
+                "optimizer": _moments(self._optimizer),
+                "players": {name: _moments(optimizer) for name, optimizer in self._players.items()},
+                "steps": self._sequence.steps,
+                "columns": self.columns,
+                "callbacks' kinds": self._callbacks.kinds,
+                "callbacks": self._callbacks.state(),
+                "stopped at": stopped_at,
+                "of ranks": of_ranks[1:] and of_ranks,
+            }
+            save_tensors(self.path, state | of_ranks[0])
+        end = time.perf_counter()
+        self._next_write = end + self._pace.write_share * (end - start)
+        self._written = place
+
+    def _own_state(self, position: Position | None) -> dict[str, Any]:
+        """Return the part of the state that each of several processes has for itself."""
+        return {
             "generators": [generator_state(device) for device in self._devices],
-            "callbacks' kinds": self._callbacks.kinds,
-            "callbacks": self._callbacks.state(),
-            "stopped at": stopped_at,
             "loader": loader_states(self._loader),
             "gradients": self._sequence.state_tensors,
             "position": None if position is None else position.state_dict(),
         }
-        save_tensors(self.path, state)
-        end = time.perf_counter()
-        self._next_write = end + self._pace.write_share * (end - start)
-        self._written = place
 
     def _kind(self) -> dict[str, str]:
         kinds = {f"kind of the optimizer of {name}": type(own).__name__ for name, own in self._players.items()}

@@ -101,7 +101,7 @@ def difference(saved: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     Two minibatches of a loader may lack different modalities, so that only those of both are compared.
     """
     for part, value in here.items():
-        found = saved.get(part)
+        found = saved.get(part, 1 if part == "processes" else None)  # which earlier files do not have
         if found == value:
             continue
         if part == "values":

@@ -31,8 +31,8 @@ class GradientSequence(UpdateSequence):
         options: those of :class:`UpdateSequence`.
 
     Attributes:
-        votes_to_stop: True if this process is to stop.
-        stop_agreed: True if some process was to stop at the latest step of the optimisers.
+        votes: flags of this process, which go to all with its gradients: it is to stop; it was interrupted.
+        agreed: True for each flag that some process had at the latest step of the optimisers.
     """
 
     def __init__(
@@ -47,9 +47,10 @@ class GradientSequence(UpdateSequence):
     ):
         self.processes = processes or Processes()
         self.accumulate = accumulate
-        self.votes_to_stop = False
-        self.stop_agreed = False
+        self.votes = (False, False)
+        self.agreed = (False, False)
         self.minibatch_rows = 0
+        self._loader = loader
         self._minibatches = loader.known_length()
         self.gradients = [GradientGroup(update, self, clip_norm) for update in updates]
         for group in self.gradients:
@@ -58,7 +59,7 @@ class GradientSequence(UpdateSequence):
         super().__init__(updates, loader, **options)
 
     def __call__(self, batch: Batch) -> list[StepValues | None]:
-        self.minibatch_rows = batch.size
+        self.minibatch_rows = self._loader.count(batch)
         return super().__call__(batch)
 
     @property
@@ -116,8 +117,8 @@ class GradientGroup:
         """Replace the parameters' gradients by those that the optimiser is to see: none, if it is not due."""
         if any(g.is_sparse for g in gradients):
             raise ValueError(
-                "a parameter has a sparse gradient, which is neither accumulated nor clipped nor summed over processes: "
-                "leave out accumulate, clip_norm and further processes, or make the module with sparse=False"
+                "a parameter has a sparse gradient, which is neither accumulated nor clipped nor summed over "
+                "processes: leave out accumulate, clip_norm and devices, or make the module with sparse=False"
             )
         if self._sequence.accumulate > 1 or self._sequence.processes.world > 1:
             self._accumulate()
@@ -149,11 +150,12 @@ class GradientGroup:
     def _sum_over_processes(self, sums: list[Tensor]) -> None:
         """Sum gradients and rows over all processes; a parameter has a gradient if it has one in some of them."""
         sequence = self._sequence
-        counts = torch.cat([torch.stack([self._rows, self._rows.new_tensor(sequence.votes_to_stop)]), self._found])
+        counts = torch.cat([self._rows[None], self._rows.new_tensor(sequence.votes), self._found])
         sequence.processes.sum_(counts)
         self._rows.copy_(counts[0])
-        sequence.stop_agreed = bool(counts[1] > 0)
-        self._found.copy_(counts[2:] > 0)
+        stop, interrupt = (counts[1:3] > 0).tolist()
+        sequence.agreed = (stop, interrupt)
+        self._found.copy_(counts[3:] > 0)
         by_kind: dict[tuple[Any, ...], list[Tensor]] = {}
         for total in sums:
             by_kind.setdefault((total.dtype, total.device), []).append(total)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as distributed
 
-from ..utils.processes import ProcessGroup, Processes, current_processes
+from ..utils.processes import Processes, ProcessGroup, current_processes
 from .problem import TrainingError
 
 Result = TypeVar("Result")
@@ -43,16 +43,18 @@ def run_on_devices(devices: int, act: Callable[[Processes], Result]) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         store = os.path.join(folder, "store")
         children = [_fork(rank, devices, store, act) for rank in range(1, devices)]
+        error: BaseException | None = None
         try:
             _join(store, 0, devices)
             result = act(ProcessGroup())
-        except BaseException as error:
-            _end(children, error)
-            raise
-        finally:
-            if distributed.is_initialized():
-                distributed.destroy_process_group()
-        _end(children, None)
+        except BaseException as found:
+            error = found
+            if _is_of_communication(error):
+                # or its frames would keep the group alive, whose threads a process that is forked later would wait for
+                traceback.clear_frames(error.__traceback__)
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+        _end(children, error)
     return result
 
 
@@ -122,29 +124,28 @@ def _fork(rank: int, world: int, store: str, act: Callable[[Processes], Any]) ->
 
 
 def _end(children: list[_Child], error: BaseException | None) -> None:
-    """Wait for the children; raise the error of one that failed, unless this process has an error of its own.
+    """Wait for the children, and raise the error that came first.
 
     Args:
         children: the processes.
         error: the error of this process. One of torch's communication tells that another process failed first.
     """
-    lost = isinstance(error, RuntimeError) and not isinstance(error, ValueError)
+    lost = error is not None and _is_of_communication(error)
     if error is not None and not lost:
         for child in children:
             with suppress(ProcessLookupError):
                 os.kill(child.pid, signal.SIGKILL)
-    errors = [child.wait() for child in children]
+    errors = [found for child in children if (found := child.wait()) is not None]
     if error is not None and not lost:
-        return
-    own = [found for found in errors if found is not None and not _is_of_communication(found)]
-    if own:
-        raise own[0] from error
-    if error is None and any(errors):
-        raise next(found for found in errors if found is not None)
+        raise error
+    first = [found for found in errors if not _is_of_communication(found)]
+    if first or errors or error is not None:
+        raise [*first, *errors, *([] if error is None else [error])][0] from None
 
 
 def _is_of_communication(error: BaseException) -> bool:
-    return type(error) in (RuntimeError, distributed.DistBackendError, distributed.DistNetworkError)
+    """Return True for an error of torch's communication, for lack of an answer from another process."""
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "Connection", "peer"))
 
 
 def _pickle(error: BaseException) -> bytes:

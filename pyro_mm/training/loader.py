@@ -46,10 +46,10 @@ class MinibatchLoader:
     Attributes:
         size: number of rows that an epoch draws from: of the data, or of a loader's sampler.
         order: generator of the permutations of rows; None is torch's own, of the device of the rows.
+        idle: the minibatch with which this process takes part in the last one of the others, and which does not count.
 
     Raises:
-        ValueError: no rows; ``drop_last`` for a loader; a loader that cannot be sharded; or shards that cannot have equally many
-            minibatches.
+        ValueError: no rows; ``drop_last`` for a loader; a loader that cannot be sharded; or shards without a minibatch.
         TypeError: a loader whose sampler and dataset have no length.
     """
 
@@ -68,6 +68,7 @@ class MinibatchLoader:
         self.data = data
         self.shard = shard
         self.order: torch.Generator | None = None
+        self.idle: Batch | None = None
         if isinstance(data, Batch):
             if data.size == 0:
                 raise ValueError("expected a batch of one row at least to train on, got one of none")
@@ -94,12 +95,10 @@ class MinibatchLoader:
     def _check_shard(self, rank: int, world: int) -> None:
         if not 0 <= rank < world:
             raise ValueError(f"expected shard to be a rank and the number of processes, got {(rank, world)}")
-        smallest_shard = self._shard_minibatches(torch.arange(self.size), world - 1, world)
-        if len(self) == 0 or any(len(minibatch) == 0 for minibatch in smallest_shard):
-            mend = "a smaller batch_size" if self.drop_last else "drop_last=True, or another batch_size"
+        if len(self) == 0:
             raise ValueError(
-                f"{self.size} rows cannot be shared out among {world} processes in equally many minibatches of "
-                f"{self.batch_size} rows at most: pass {mend}"
+                f"{self.size} rows cannot be shared out among {world} processes in whole minibatches of "
+                f"{self.batch_size} rows: pass a smaller batch_size, or drop_last=False"
             )
 
     def __len__(self) -> int:
@@ -132,7 +131,8 @@ class MinibatchLoader:
         if not self.batch_size:
             return 0
         if self.shard is not None:
-            return min(map(len, self._minibatches(torch.arange(self.size))))
+            minibatches = self._minibatches(torch.arange(self.size))
+            return min(map(len, minibatches[:-1] if self._is_idle_at_the_end() else minibatches), default=1)
         rest = self.size % self.batch_size
         return rest if rest and not self.drop_last else min(self.batch_size, self.size)
 
@@ -194,8 +194,16 @@ class MinibatchLoader:
         minibatches = self._minibatches(self._permutation())[skip:]
         if after_skip is not None:
             after_skip()
+        is_idle = self._is_idle_at_the_end()
+        for number, batch in enumerate(self._fetch(minibatches), 1):
+            if is_idle and number == len(minibatches):
+                self.idle = batch
+            yield batch
+
+    def _fetch(self, minibatches: list[Tensor]) -> Iterator[Batch]:
+        """Yield minibatches of these rows."""
         if self.resident:
-            yield from map(self.data.subsample, minibatches)
+            yield from map(self.data.subsample, minibatches)  # type: ignore[union-attr]
             return
         loader: Any = DataLoader(
             _Rows(self.data),
@@ -224,9 +232,22 @@ class MinibatchLoader:
 
     def _shard_minibatches(self, order: Tensor, rank: int, world: int) -> list[Tensor]:
         minibatches = list(order[rank::world].split(self.batch_size)[: len(self)])
-        if len(minibatches) < len(self):  # one row fewer than other shards, where it is a minibatch of its own
-            minibatches[-1:] = minibatches[-1].tensor_split(2)
+        minibatches = [rows for rows in minibatches if len(rows)]
+        if len(minibatches) < len(self):  # the others have one more, of one row each
+            minibatches.append(order[:1])
         return minibatches
+
+    def _is_idle_at_the_end(self) -> bool:
+        """Return True if this shard has no rows for the last minibatch of the others."""
+        if self.shard is None or isinstance(self.data, DataLoader):
+            return False
+        rank, world = self.shard
+        own = len(range(rank, self.size, world))
+        return math.ceil(own / self.batch_size) < len(self)
+
+    def count(self, batch: Batch) -> int:
+        """Return the rows of a minibatch; none of one that a process takes part in without rows of its own."""
+        return 0 if batch is self.idle else batch.size
 
     def _as_part(self, batch: Any) -> Batch:
         """Return a minibatch of the loader, on the device, as a subsample of all rows."""
@@ -258,7 +279,7 @@ def shard_loader(data: DataLoader[Any], rank: int, world: int) -> DataLoader[Any
             "torch.utils.data.DistributedSampler as its sampler"
         )
     shuffle = isinstance(data.sampler, RandomSampler)
-    sampler = DistributedSampler(data.dataset, world, rank, shuffle=shuffle, drop_last=data.drop_last)
+    sampler: Any = DistributedSampler(data.dataset, world, rank, shuffle=shuffle, drop_last=data.drop_last)
     return DataLoader(
         data.dataset,
         batch_size=data.batch_size,

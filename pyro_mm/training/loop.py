@@ -34,6 +34,7 @@ from .arguments import (
 )
 from .callback_list import check_callbacks
 from .history import History
+from .launch import run_on_devices
 from .trainer import Trainer, TrainingOptions
 
 
@@ -66,6 +67,7 @@ def fit(
     progress: bool = True,
     callback: Callable[[int, dict[str, float]], Any] | None = None,
     callbacks: Iterable[Any] = (),
+    devices: int = 1,
     audit: bool = True,
 ) -> History:
     """Train model and guide by minimising an objective's loss per row, by minibatches drawn without replacement.
@@ -123,6 +125,10 @@ def fit(
             :class:`pyro_mm.callbacks.Callback`, such as those of :mod:`pyro_mm.callbacks` for early stopping, the best
             weights, averages of weights and logs. One of them stops the training by returning True. A training that was
             stopped does not go on from its checkpoint unless it is given another number of epochs.
+        devices: processes that train together on this machine's CPU, forked for the time of the training. Each takes
+            ``batch_size`` rows of every minibatch, from one permutation; the gradient is that of all of them, and draws
+            are each process's own. Model and guide are trained in the calling process, which alone prints and writes.
+            Run by torchrun, a script trains on the processes that there are, on several machines too; leave it at 1.
         audit: False skips the audit of the pair (:mod:`pyro_mm.scoring.audit`) and its errors.
 
     Returns:
@@ -164,6 +170,7 @@ def fit(
     check_choice("resume", resume, ("strict", "force"))
     check_integer("workers", workers, least=0)
     check_integer("accumulate", accumulate, least=1)
+    devices = check_integer("devices", devices, least=1)
     if validation_batch_size is not None:
         check_integer("validation_batch_size", validation_batch_size, least=1)
     if clip_norm is not None:
@@ -181,6 +188,7 @@ def fit(
         validation, validation_batch_size, epochs, batch_size, optimizer, scheduler, scheduler_interval, clip_norm,
         accumulate, seed, placed, precision, compile, validate, resident, workers, drop_last, transform,
         None if checkpoint is None else check_path("checkpoint", checkpoint),
-        resume == "force", progress, callback, check_callbacks(callbacks), check_flag("audit", audit),
+        resume == "force", progress, callback, check_callbacks(callbacks), devices,
+        check_flag("audit", audit),
     )  # fmt: skip
-    return Trainer(model, guide, prepared, train, options).run()
+    return run_on_devices(devices, lambda processes: Trainer(model, guide, prepared, train, options, processes).run())

@@ -21,6 +21,7 @@ from ..scoring.training_objective import Loss, Player, PreparedObjective
 from ..utils.arguments import describe
 from ..utils.locks import lock_path
 from ..utils.modules import preserve_buffers
+from ..utils.processes import Processes
 from ..utils.seeding import generator_state, set_generator_state, temporary_seed
 from .arguments import check_validation_names
 from .callback_list import CallbackList
@@ -38,6 +39,7 @@ from .nonfinite import NonFiniteMonitor
 from .nonfinite_report import generator_devices
 from .optimization import Schedule, make_optimizer
 from .pace import PACE, Pace
+from .parallel import check_parallel, merge_sums, synchronise
 from .parameter_names import parameter_names
 from .players import check_every, player_updates, players_of, warn_of_players
 from .position import Position
@@ -74,6 +76,7 @@ class TrainingOptions:
     progress: bool
     callback: Callable[[int, dict[str, float]], Any] | None
     callbacks: tuple[Any, ...]
+    devices: int
     audit: bool
     pace: Pace = PACE
 
@@ -86,6 +89,7 @@ class Trainer:
         objective: as ``prepare_objective`` returns it.
         train: the rows, or a loader of them.
         options: the options of :func:`~pyro_mm.fit`.
+        processes: the processes that train together, each on a part of every minibatch.
 
     Attributes:
         history: the losses of every epoch so far.
@@ -107,7 +111,9 @@ class Trainer:
         objective: PreparedObjective,
         train: Batch | DataLoader[Any],
         options: TrainingOptions,
+        processes: Processes | None = None,
     ):
+        self.processes = processes or Processes()
         self.model = model
         self.guide = guide
         self.objective = objective
@@ -120,12 +126,19 @@ class Trainer:
         for network in self.networks:
             network.to(self.placement.device)
         self.loader = MinibatchLoader(
-            train, options.batch_size, self.placement.device, options.resident, options.workers, options.drop_last
+            train,
+            options.batch_size,
+            self.placement.device,
+            options.resident,
+            options.workers,
+            options.drop_last,
+            (self.processes.rank, self.processes.world) if self.processes.world > 1 else None,
         )
         self.validation: Validation | None = None
         self.audit = TrainingAudit()
         self.checkpoint: Checkpoint | None = None
         self.interruption = Interruption()
+        self.interruption_agreed = False
         self.position: Position | None = None
         self.players: list[Player] = []
         self.warned: set[str] = set()
@@ -135,9 +148,9 @@ class Trainer:
         options = self.options
         with (
             leave_in_evaluation(self.networks),
-            lock_path(options.checkpoint),
+            lock_path(options.checkpoint if self.processes.is_main else None),
             temporary_seed(options.seed, self.placement.device),
-            progress_bar(options.progress, options.epochs, len(self.loader)) as self.bar,
+            progress_bar(options.progress and self.processes.is_main, options.epochs, len(self.loader)) as self.bar,
         ):
             first_epoch = self.prepare()
             with self.interruption:
@@ -153,17 +166,29 @@ class Trainer:
     @property
     def is_over(self) -> bool:
         """True if a callback has stopped the training, or Ctrl-C has been pressed."""
-        return self.history.stopped or self.interruption.requested
+        return self.history.stopped or self.is_interrupted
+
+    @property
+    def is_interrupted(self) -> bool:
+        """True if Ctrl-C has been pressed; of several processes, if all of them know."""
+        return self.interruption.requested if self.processes.world == 1 else self.interruption_agreed
+
+    def agree_to_stop(self) -> None:
+        """Stop, or end by an interruption, if one of several processes does."""
+        if self.processes.world > 1:
+            flags = self.processes.gather((self.history.stopped, self.interruption.requested))
+            self.history.stopped = any(stopped for stopped, _ in flags)
+            self.interruption_agreed = any(requested for _, requested in flags)
 
     def finish(self) -> None:
         """Write the checkpoint, leave the weights that callbacks put in place, and say so if it was interrupted."""
         epochs = len(self.history)
-        self.history.interrupted = self.interruption.requested and not self.history.stopped
+        self.history.interrupted = self.is_interrupted and not self.history.stopped
         self.history.interrupted &= epochs < self.options.epochs
         if self.checkpoint is not None:
             self.checkpoint.write(epochs, self.position, self.options.epochs if self.history.stopped else None)
         self.callbacks.end()
-        if not self.history.interrupted:
+        if not self.history.interrupted or not self.processes.is_main:
             return
         place = f"after epoch {epochs}"
         if self.position is not None:
@@ -191,6 +216,7 @@ class Trainer:
         self.problem = build_problem(
             self.objective, self.model, self.guide, first, self.placement.autocast, self.audit.unrunnable
         )
+        check_parallel(self.problem, head.names, self.processes)
         updates, names = self._make_updates()
         self._check_single_row()
         self._check_least_rows(head)
@@ -200,11 +226,13 @@ class Trainer:
             self.loader,
             accumulate=options.accumulate,
             clip_norm=options.clip_norm,
+            processes=self.processes,
             compile=options.compile,
             validate=options.validate,
         )
         self.callbacks = CallbackList(options.callbacks, self._training())
         self.callbacks.start()
+        synchronise(self.processes, self.callbacks.training.tensors, self.loader)
         epochs_before = self.resume(head)
         knows_rows = isinstance(self.train, Batch)
         self.monitor = NonFiniteMonitor(self.sequence, names, self.placement.device, knows_rows, options.pace)
@@ -250,6 +278,7 @@ class Trainer:
             optimizers,
             list(tensors.values()),
             validates=self.validation is not None,
+            is_main=self.processes.is_main,
         )
 
     def resume(self, head: Batch) -> int:
@@ -259,6 +288,7 @@ class Trainer:
         epochs_before = 0
         if options.checkpoint is not None:
             identity = data_identity(self.train, head, loader.size, loader.batch_size, len(loader), options.seed)
+            identity = {"processes": self.processes.world, **identity}
             self.checkpoint = Checkpoint(
                 options.checkpoint,
                 self.sequence,
@@ -269,6 +299,7 @@ class Trainer:
                 self.objective.describe(head.names),
                 self.callbacks,
                 options.pace,
+                self.processes,
             )
             epochs_before = self.checkpoint.read(options.epochs, force=options.force_resume)
             self.history.stopped = self.checkpoint.stopped_at == options.epochs
@@ -344,7 +375,8 @@ class Trainer:
                 labels, values = self.take_step(batch)
                 for missing in self.missing_gradients:
                     missing.after_step(batch, self.sequence.steps)
-                position.add(labels, values, batch.size)
+                rows = self.loader.count(batch)
+                position.add(labels, values * (rows / batch.size), rows)
                 self.monitor.after_step(position.sums.values())
                 self.bar.step()
                 self.after_step(labels, values, batch.size)
@@ -364,7 +396,7 @@ class Trainer:
         if begun is None:
             for missing in self.missing_gradients:
                 missing.after_epoch(self.loader.modalities)
-        return values_per_row(position.sums, position.rows)
+        return values_per_row(*merge_sums(self.processes, position.sums, position.rows))
 
     def minibatches(self, epoch: int, begun: Position | None) -> Iterator[Batch]:
         """Yield the minibatches of an epoch, transformed, or those that are left of one that was begun.
@@ -389,12 +421,12 @@ class Trainer:
             try:
                 batch = next(iterator, None)
             except RuntimeError:
-                if self.interruption.requested:  # it has ended the loader's processes as well
+                if self.is_interrupted:  # it has ended the loader's processes as well
                     return
                 raise
             if batch is None:
                 return
-            yield self.transform(batch)
+            yield batch if batch is self.loader.idle else self.transform(batch)
 
     def take_step(self, batch: Batch) -> tuple[tuple[str, ...], Tensor]:
         """Take a step; return labels and values of the loss and its terms, summed over rows."""
@@ -418,6 +450,11 @@ class Trainer:
         if self.callbacks.watches_steps:
             training.step_values = step_values(labels, values, rows)
             self.history.stopped = self.callbacks.after_step()
+        if self.processes.world > 1:
+            # the flags go to the others with the gradients of the next step
+            stops = self.history.stopped or self.sequence.votes[0]
+            self.sequence.votes = (stops, self.interruption.requested)
+            self.history.stopped, self.interruption_agreed = self.sequence.agreed
 
     def transform(self, batch: Batch) -> Batch:
         """Return a minibatch as the user's ``transform`` changes it.
@@ -468,6 +505,7 @@ class Trainer:
             except BaseException as error:
                 failure = error
         self.schedule.after_epoch(epoch)
+        self.agree_to_stop()
         if self.checkpoint is not None and not self.history.stopped:
             self.checkpoint.after_epoch(epoch + 1)
         try:
@@ -476,9 +514,10 @@ class Trainer:
             if self.options.callback is not None and self.options.callback(epoch + 1, entry) is True:
                 self.history.stopped = True
         except BaseException:
-            if self.checkpoint is not None:
+            if self.checkpoint is not None and self.processes.world == 1:
                 self.checkpoint.write(epoch + 1)
             raise
+        self.agree_to_stop()
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ def linear_pair(seed=0):
 
 def log_likelihood(model, guide, batch, *, step):
     """Minus log p of the rows, scaled up as a subsampled data plate does."""
-    log_p = model.log_prob(batch).sum()
-    return mm.Loss(-log_p * ((batch.total or batch.size) / batch.size), {"log p": log_p.detach()})
+    log_p = model.log_prob(batch).sum() * ((batch.total or batch.size) / batch.size)
+    return mm.Loss(-log_p, {"log p": log_p.detach()})
 
 
 def rows(n=100, seed=0, missing=True):

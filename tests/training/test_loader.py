@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from itertools import zip_longest
 
 import pyro
 import pyro.distributions as dist
@@ -341,7 +342,7 @@ SHARDS = [(64, 8, 2), (65, 8, 2), (63, 16, 4), (33, 16, 2), (20, 3, 3), (7, 2, 3
 def drawn_rows(loader):
     """The rows of an epoch under one seed, minibatch by minibatch."""
     torch.manual_seed(2)
-    return [batch["row"][:, 0].long().tolist() for batch in loader]
+    return [batch["row"][:, 0].long().tolist() for batch in loader if batch is not loader.idle]
 
 
 def numbered(size):
@@ -359,8 +360,11 @@ def test_shards_are_a_partition_of_the_one_permutation(size, batch_size, world, 
         assert [row for rows in shard for row in rows] == whole[rank::world]
         assert all(1 <= len(rows) <= batch_size for rows in shard)
         assert min(map(len, shard)) == loaders[rank].smallest
-    assert {len(shard) for shard in shards} == {math.ceil(math.ceil(size / world) / batch_size)}
-    assert {len(loader) for loader in loaders} == {len(shards[0])}
+    number = math.ceil(math.ceil(size / world) / batch_size)
+    assert {len(loader) for loader in loaders} == {len(list(loader)) for loader in loaders} == {number}
+    for together in zip_longest(*shards, fillvalue=[]):  # the minibatch of one process
+        size_of_one = min(world * batch_size, len(whole))
+        assert sorted(row for rows in together for row in rows) == sorted(whole.pop(0) for _ in range(size_of_one))
     assert sorted(row for shard in shards for rows in shard for row in rows) == list(range(size))
 
 
@@ -374,15 +378,34 @@ def test_shards_without_smaller_minibatches_are_of_full_ones(size, batch_size, w
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize(("size", "batch_size"), [(5, 1), (1, 1)])
-def test_rows_that_cannot_be_shared_out_are_refused_in_every_process(size, batch_size, rank):
-    with pytest.raises(ValueError, match=r"cannot be shared out among 2 processes.*drop_last=True"):
-        MinibatchLoader(numbered(size), batch_size, torch.device("cpu"), shard=(rank, 2))
+def test_rows_that_cannot_be_shared_out_are_refused_in_every_process(rank):
+    with pytest.raises(ValueError, match=r"cannot be shared out among 2 processes.*drop_last=False"):
+        MinibatchLoader(numbered(5), 4, torch.device("cpu"), drop_last=True, shard=(rank, 2))
 
 
-def test_a_shard_is_a_rank_of_rows_and_not_of_a_loader():
+def test_a_shard_of_a_loader_has_a_distributed_sampler():
     with pytest.raises(ValueError, match=r"expected shard to be a rank and the number of processes, got \(2, 2\)"):
         MinibatchLoader(numbered(8), 2, torch.device("cpu"), shard=(2, 2))
-    loader = torch.utils.data.DataLoader([numbered(4)], batch_size=None)
-    with pytest.raises(ValueError, match="expected shard=None for a loader"):
-        MinibatchLoader(loader, 2, torch.device("cpu"), shard=(0, 2))
+    rows = numbered(10)
+    loader = torch.utils.data.DataLoader(range(10), 2, shuffle=True, collate_fn=lambda i: rows[torch.tensor(i)])
+    shards = [MinibatchLoader(loader, 2, torch.device("cpu"), shard=(rank, 2)) for rank in range(2)]
+    epochs = [[batch for shard in shards for batch in shard.epoch(number)] for number in range(2)]
+    found = [[row for batch in epoch for row in batch["row"][:, 0].tolist()] for epoch in epochs]
+    assert found[0] != found[1] and sorted(found[0]) == sorted(found[1]) == list(range(10))
+    assert {batch.total for batch in epochs[0]} == {10}
+    again = MinibatchLoader(shards[0].data, 2, torch.device("cpu"), shard=(0, 2))
+    assert again.data is shards[0].data
+    for other in (torch.utils.data.DataLoader([numbered(4)], batch_size=None), loader_of_a_stream()):
+        with pytest.raises(ValueError, match=r"cannot be shared out among 2 processes.*DistributedSampler"):
+            MinibatchLoader(other, 2, torch.device("cpu"), shard=(0, 2))
+
+
+def loader_of_a_stream():
+    class Stream(torch.utils.data.IterableDataset):
+        def __len__(self):
+            return 4
+
+        def __iter__(self):
+            return iter(range(4))
+
+    return torch.utils.data.DataLoader(Stream(), 2)
