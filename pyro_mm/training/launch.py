@@ -74,7 +74,7 @@ def _check_fork(devices: int) -> None:
 
 
 def _join(store: str, rank: int, world: int) -> None:
-    distributed.init_process_group("gloo", store=distributed.FileStore(store, world), rank=rank, world_size=world)
+    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
 
 
 class _Child:

@@ -206,7 +206,7 @@ class MinibatchLoader:
             yield from map(self.data.subsample, minibatches)  # type: ignore[union-attr]
             return
         loader: Any = DataLoader(
-            _Rows(self.data),
+            _Rows(self.data),  # type: ignore[arg-type]
             batch_sampler=[index.tolist() for index in minibatches],
             collate_fn=_identity,
             num_workers=self.workers,
