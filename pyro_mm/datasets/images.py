@@ -30,6 +30,7 @@ import numpy as np
 import torch
 
 from ..batch.batch import Batch
+from ..utils.arguments import check_flag
 from ..utils.global_state import preserve_process_settings
 from .files import data_folder, read_decompressed
 
@@ -71,11 +72,14 @@ SHA256 = {
 SEEDS = (0, 1)  # of the static binarisation, train and test
 
 
-def digits() -> Split:
+def digits(*, grey: bool = False) -> Split:
     """Load handwritten digits of 8 x 8 pixels, which scikit-learn ships; no file is needed.
 
     Modalities: ``image``, float32 ``(8, 8)``, 1 if the pixel is above 7 of 16, else 0; ``label``, int64 ``()``, 0 to
     9. The split is fixed, and stratified by label. Licence: CC BY 4.0.
+
+    Args:
+        grey: True for the grey levels, sixteenths from 0 to 1.
 
     Returns:
         (train, test), 1,437 and 360 rows.
@@ -91,7 +95,8 @@ def digits() -> Split:
         from sklearn.model_selection import train_test_split
 
     data = load_digits()
-    image = torch.from_numpy((data.images > 7).astype(np.float32))
+    pixels = data.images / 16 if check_flag("grey", grey) else data.images > 7
+    image = torch.from_numpy(pixels.astype(np.float32))
     label = torch.from_numpy(data.target.astype(np.int64))
     train, test = train_test_split(np.arange(len(label)), test_size=360, random_state=0, stratify=data.target)
     return Batch({"image": image[train], "label": label[train]}), Batch({"image": image[test], "label": label[test]})

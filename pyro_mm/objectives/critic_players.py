@@ -207,7 +207,10 @@ class ClassificationLoss(_CriticLoss):
             loss = loss + critic.penalty / 2 * (slopes[0] + slopes[1])
 
         is_right = (form.realness(of_joint) > 0).to(loss.dtype) + (form.realness(of_fake) < 0).to(loss.dtype)
-        accuracy = _sum_rows(is_right.detach() / 2, rows) * run.factor
+        share = _sum_rows(is_right.detach() / 2, rows) / rows.sum().clamp(min=1)  # of the rows that count
+        shown = programs.batch.rows
+        size = shown.sum() if isinstance(shown, Tensor) else programs.batch.size
+        accuracy = share * size * run.factor
         return Loss(_sum_rows(loss, rows) * run.factor, {"accuracy": accuracy})
 
 

@@ -34,7 +34,8 @@ class RatioDensity(Density):
     def __init__(self, critics: Mapping[str, Critic], label: str):
         self.critics = dict(critics)
         self.label = label
-        self.replaces_kl = any(critic.form.replaces_kl for critic in critics.values())
+        self.of_kl = [name for name, critic in critics.items() if critic.form.replaces_kl]
+        self.replaces_kl = bool(self.of_kl)
 
     @cached_property
     def ratios(self) -> Mapping[str, Callable[[Any, Any], Tensor]]:
@@ -50,15 +51,16 @@ class RatioDensity(Density):
         return torch.where(mask, ratio, torch.zeros_like(ratio)) if isinstance(mask, Tensor) else ratio
 
     def check(self, term: ConcreteTerm, batch: Batch, structure: PairStructure) -> None:
-        names = ", ".join(map(repr, self.critics))
         if structure.enumerates:
+            everything = ", ".join(map(repr, self.critics))
             raise ValueError(
-                f"{term.label}: a critic of {names} compares draws of all latents, and a latent is enumerated: let the "
-                "guide draw it"
+                f"{term.label}: a critic of {everything} compares draws of all latents, and a latent is enumerated: "
+                "let the guide draw it"
             )
         if not self.replaces_kl:
             return
-        if len(self.critics) > 1:
+        names = ", ".join(map(repr, self.of_kl))
+        if len(self.of_kl) > 1:
             raise ValueError(
                 f"{term.label}: critics of {names} against the prior would each count the KL of the term: let all but "
                 "one stand against the posterior, or join the modalities into one"
@@ -69,7 +71,7 @@ class RatioDensity(Density):
                 "and the term has none: let it stand against the posterior"
             )
         for site in structure.latents:
-            if (own := private_modality(site, structure.modalities)) is not None and own not in self.critics:
+            if (own := private_modality(site, structure.modalities)) is not None and own not in self.of_kl:
                 raise ValueError(
                     f"{term.label}: a critic of {names} against the prior would count the KL of latent site {site!r}, "
                     f"which is private to {own!r}: let it stand against the posterior"
@@ -79,7 +81,7 @@ class RatioDensity(Density):
         if not self.replaces_kl:
             return super().values(terms, scores, estimator)
         (term,) = terms
-        weight = _weight_of(term, next(iter(self.critics)))
+        weight = _weight_of(term, self.of_kl[0])
         if not _equal(weight, term.kl):
             raise ValueError(
                 f"{term.label}: a critic against the prior stands for likelihood and KL together, and they weigh "

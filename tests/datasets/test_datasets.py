@@ -55,6 +55,9 @@ def test_digits_are_split_into_disjoint_parts_with_equal_shares_of_each_label():
     rows = lambda image, label: sorted(map(tuple, np.column_stack([image.reshape(len(label), -1), label])))  # noqa: E731
     both = [torch.cat([train[name], test[name]]).numpy() for name in ("image", "label")]
     assert rows(*both) == rows((data.images > 7).astype(np.float32), data.target)
+    grey = datasets.digits(grey=True)
+    levels = torch.cat([part["image"] for part in grey]).numpy() * 16
+    assert rows(levels, both[1]) == rows(data.images, data.target)
     counts = torch.bincount(torch.as_tensor(data.target)) * 360 / 1797
     assert (torch.bincount(test["label"]) - counts).abs().max() < 1
 

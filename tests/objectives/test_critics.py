@@ -3,13 +3,15 @@
 import math
 import warnings
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
 from torch import nn
 
 import pyro_mm as mm
-from pyro_mm.objectives import ALL, Critic, Objective, Term, elbo, jmvae_kl, mvae
+from pyro_mm.objectives import ALL, MMD, Critic, Objective, Term, elbo, jmvae_kl, masked, mvae, vaevae
 from pyro_mm.objectives.critic_forms import TwoWay
 from pyro_mm.objectives.critic_players import next_row
 from tests.support.implicit_pair import OFFSET, SCALE, WEIGHT, ExactLogits, Quadratic, pair, rows
@@ -19,6 +21,9 @@ OPTIONS = {"batch_size": 32, "seed": 0, "progress": False}
 
 def perceptron(outputs=3):
     return mm.nn.MLP(4, outputs, (8,))
+
+
+PRIOR_CRITIC = lambda: Critic(perceptron(1), "prior")  # noqa: E731
 
 
 def gradients(loss, parameters):
@@ -268,6 +273,85 @@ def test_other_precisions_train(change):
     assert math.isfinite(history.columns["critic x"][0])
 
 
+class Chain(nn.Module):
+    """x is generated from z and y."""
+
+    def __init__(self):
+        super().__init__()
+        self.x = mm.conditionals.Implicit(nn.Linear(3 + 2, 2), 2)
+        self.y = mm.conditionals.Normal(nn.Linear(2, 1), scale=0.5)
+
+    def forward(self, batch):
+        with batch.plate():
+            z = pyro.sample("z", standard_normal())
+            y = batch.observe("y", self.y, z)
+            batch.observe("x", self.x, z, y)
+
+
+class OfCovariates(nn.Module):
+    """A generator that is given a covariate."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2 + 2 + 1, 2)
+
+    def forward(self, parents, covariates):
+        return self.linear(torch.cat([parents, covariates["u"].expand(*parents.shape[:-1], 1)], -1))
+
+
+def standard_normal():
+    return dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+
+def private_pair():
+    """A pair with a latent that is private to x."""
+    decoders = {"x": mm.conditionals.Implicit(nn.Linear(6, 2), 2), "y": pair()[0].decoders["y"]}
+    model = mm.models.PrivateLatents(standard_normal(), {"x": standard_normal()}, decoders)
+    private = mm.posteriors.Private("x", mm.conditionals.Normal(nn.Linear(2, 4)))
+    return model, mm.Guide(z=pair()[1].posteriors["z"], w_x=private)
+
+
+def with_decoders(**decoders):
+    model, guide = pair()
+    return mm.models.SharedLatent(standard_normal(), {**model.decoders, **decoders}), guide
+
+
+STORIES = {
+    "a private latent": (private_pair, lambda: elbo().with_critics({"x": Critic(mm.nn.MLP(6, 3, (8,)))})),
+    "of the prior": (private_pair, lambda: elbo().with_critics({"x": Critic(mm.nn.MLP(6, 1, ()), "prior")})),
+    "a modality as parent": (
+        lambda: (Chain(), pair()[1]),
+        lambda: elbo().with_critics({"x": Critic(mm.nn.MLP(5, 3, ()))}),
+    ),
+    "a covariate": (
+        lambda: with_decoders(x=mm.conditionals.Implicit(OfCovariates(), 2)),
+        lambda: vaevae().with_critics({"x": Critic(perceptron())}),
+    ),
+    "two implicit modalities": (
+        lambda: with_decoders(y=mm.conditionals.Implicit(nn.Linear(4, 1), 2)),
+        lambda: elbo().with_critics({"x": PRIOR_CRITIC(), "y": Critic(mm.nn.MLP(3, 3, ()))}),
+    ),
+    "random sets": (pair, lambda: masked().with_critics({"x": Critic(perceptron())})),
+    "subsampled modalities": (pair, lambda: elbo().subsampled(1).with_critics({"x": Critic(perceptron())})),
+    "a statistic": (pair, lambda: (elbo(kl=0) + MMD("z")).with_critics({"x": Critic(perceptron())})),
+}
+
+
+@pytest.mark.parametrize("story", STORIES)
+def test_critics_meet_other_features(story):
+    """Rows of which the first ones lack x, a few y; the accuracy is of the rows that have x."""
+    programs, objective = STORIES[story]
+    batch = mm.Batch(
+        {name: rows()[name] for name in "xy"},
+        {"x": torch.arange(64) >= 8, "y": torch.arange(64) % 5 != 3},
+        covariates={"u": torch.ones(64, 1)},
+    )
+    model, guide = programs()
+    history = mm.fit(model, guide, objective(), batch, epochs=1, **OPTIONS | {"batch_size": 16})
+    assert all(math.isfinite(column[0]) for column in history.columns.values())
+    assert 0.2 < history.columns["critic x accuracy"][0] < 0.9
+
+
 def test_each_term_has_a_critic_of_its_own():
     model, guide = pair()
     critic = Critic(perceptron())
@@ -327,9 +411,6 @@ def test_sums_and_multiples_keep_critics():
     other = elbo(mm.estimators.IWAE(2)).with_critics({"x": Critic(perceptron())})
     with pytest.raises(ValueError, match="two parts of a sum have critics of their own for 'x'"):
         mm.fit(model, guide, elbo().with_critics(critics) + other, rows(), epochs=1, **OPTIONS)
-
-
-PRIOR_CRITIC = lambda: Critic(perceptron(1), "prior")  # noqa: E731
 
 
 @pytest.mark.parametrize(

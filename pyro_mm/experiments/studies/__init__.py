@@ -2,11 +2,21 @@
 
 from collections.abc import Mapping
 
-from . import critics, factorized, identifiable, known_factors, linear, mnist_usps_word, wasserstein_autoencoders
+from . import (
+    critics,
+    digits_critics,
+    factorized,
+    identifiable,
+    known_factors,
+    linear,
+    mnist_usps_word,
+    wasserstein_autoencoders,
+)
 from .study import Study
 
 STUDIES: Mapping[str, Study] = {
     "critics-gaussian": critics.GAUSSIAN,
+    "critics-digits": digits_critics.DIGITS,
     "hirt-linear": linear.study("Linear-Gaussian, shared and private latents", 5, linear.QUOTED),
     "hirt-linear-dense": linear.study("Linear-Gaussian, shared latents only", 0, linear.QUOTED),
     "hirt-identifiable": identifiable.BIMODAL,
