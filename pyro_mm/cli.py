@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,9 @@ from torch import Tensor
 
 from . import __version__, datasets, estimators, objectives
 from .batch.batch import Batch
+from .diagnostics.comparison import Comparison
+from .diagnostics.comparison import compare as compare_models
+from .evidence.evidence import Evidence
 from .experiments.console import format_share, parse_device, print_table, report_errors
 from .experiments.estimates import FITTED_TEXT, Estimates
 from .experiments.evaluation import Line, evaluate_recipe, format_lines
@@ -75,6 +78,7 @@ REFUSED = {
 TRAINED = {name: recipe for name, recipe in RECIPES.items() if name not in REFUSED}
 LABEL_IS_NOT_ENCODED = ("mfm-variational",)  # images of a class are drawn by weight, the guide alone would ignore it
 COMPARED = ("mvae", "jmvae-kl", "mmvae", "mopoe")
+COMPARISON_FILES = ("table.csv", "comparison.txt", "forest.png")
 COLUMNS = ("log_prob", "standard_error", "ess", "pareto_k")
 PREDICTIONS = 100  # draws of z per predicted label
 SAMPLES_PER_CLASS = 8  # generated images in generated.png
@@ -258,35 +262,70 @@ def evaluate(
 @app.command()
 def compare(
     dataset: Dataset,
+    recipes: Annotated[
+        str, typer.Option(help=f"Recipes to compare, two at least, separated by commas. Any of {_names(TRAINED)}.")
+    ] = ",".join(COMPARED),
     epochs: Epochs = None,
     batch_size: BatchSize = 128,
     lr: Rate = 3e-3,
     seed: Seed = 0,
     data: Data = None,
     device: Device = None,
+    out: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder of the results. By default runs/DATASET-compare.")
+    ] = None,
     rows: Rows = 1000,
     evidence_particles: EvidenceParticles = 1000,
     fitted: Fitted = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace a comparison that is in the folder already.")] = False,
 ) -> None:
-    """Train MVAE, JMVAE-kl, MMVAE and MoPoE with the same settings and print a table of them; nothing is written."""
+    """Train several recipes with the same settings, print a table of them, and write it with a plot to a folder.
+
+    The folder gets the table (table.csv), the differences of the joint log-likelihood with their errors
+    (comparison.txt), and a plot of these (forest.png).
+    """
     place = parse_device(device)
-    columns: list[list[tuple[str, str]]] = []
-    for recipe in COMPARED:
-        settings = Settings(
-            _key(EPOCHS, dataset, "data set"), recipe, None, None, None, epochs or EPOCHS[dataset], batch_size, lr,
-            seed, 16, str(data) if data else None, rows, evidence_particles, fitted=fitted,
-        )  # fmt: skip
-        with report_errors(lambda: f"{len(columns)} of {len(COMPARED)} recipes were trained, and nothing was written"):
+    names = [name.strip() for name in recipes.split(",")]
+    each = [
+        Settings(
+            _key(EPOCHS, dataset, "data set"), name, None, None, None, epochs or EPOCHS[dataset], batch_size, lr, seed,
+            16, str(data) if data else None, rows, evidence_particles, fitted=fitted,
+        )
+        for name in names
+    ]  # fmt: skip
+    for settings in each:
+        _check_choices(settings)
+    if len(set(names)) < max(2, len(names)):
+        raise typer.BadParameter(f"--recipes: expected two different recipes at least, got {recipes}")
+    where = out or Path("runs") / f"{dataset}-compare"
+    if held := [name for name in COMPARISON_FILES if (where / name).exists() and not force]:
+        raise typer.BadParameter(
+            f"{where} holds a comparison already ({', '.join(held)}). Give --force to replace it, or another folder by "
+            "--out"
+        )
+
+    columns: dict[str, dict[tuple[str, str], str]] = {}
+    evidence: dict[str, Evidence] = {}
+    for settings in each:
+        with report_errors(lambda: f"{len(columns)} of {len(names)} recipes were trained, and nothing was written"):
             batches = _load(settings)
             run, _, test, seconds = _train(settings, place, _build(settings, batches[0]), batches)
-            lines, _ = _evaluate(run, test, settings)
+            lines, likelihoods = _evaluate(run, test, settings)
             _, accuracy = _predict(run, test, settings)
-        column = [cell for line in lines if line.comparable for cell in _column_cells(line)]
-        columns.append([*column, ("label accuracy", f"{accuracy:.1%}"), ("training, seconds", f"{seconds:.0f}")])
+        column = {(ln.quantity, name): cell for ln in lines if ln.comparable for name, cell in _column_cells(ln)}
+        columns[settings.recipe] = column | {
+            ("", "label accuracy"): f"{accuracy:.1%}",
+            ("", "training, seconds"): f"{seconds:.0f}",
+        }
+        evidence[settings.recipe] = likelihoods[0].evidence
     title = f"{dataset}: {test.size} test rows, {settings.epochs} epochs each; nats per row ± standard error"
-    table = [(row[0][0], *(value for _, value in row)) for row in zip(*columns, strict=True)]
-    print_table(title, ("", *COMPARED), table)
+    keys = dict.fromkeys(key for column in columns.values() for key in column)
+    table = [(key[1], *(column.get(key, "") for column in columns.values())) for key in keys]
+    print_table(title, ("", *columns), table)
     typer.echo(_proposals_text(settings))
+    with report_errors(lambda: f"the recipes were trained, and {where} could not be written"):
+        _write_comparison(where, ("", *columns), table, compare_models(evidence), title)
+    typer.echo(f"written to {where}")
 
 
 app.command()(reproduce)
@@ -423,6 +462,27 @@ def _column_cells(line: Line) -> list[tuple[str, str]]:
         cells.append(("  by the guide", f"{line.by_guide.value:.3f} ± {line.by_guide.error:.3f}"))
         cells.append(("  by the guide, rows with k-hat > 0.7", format_share(line.by_guide.untrusted)))
     return cells
+
+
+def _write_comparison(
+    out: Path, header: Sequence[str], rows: Sequence[Sequence[str]], comparison: Comparison, title: str
+) -> None:
+    """Write the files of a comparison: its table, the differences with their errors, and a plot of these.
+
+    Args:
+        out: the folder.
+        header, rows: the table as it was printed.
+        comparison: of the joint log-likelihoods.
+        title: of the table.
+    """
+    from . import plots
+
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / COMPARISON_FILES[0], "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *([cell.strip() for cell in row] for row in rows)])
+    (out / COMPARISON_FILES[1]).write_text(f"{title}\n\n{comparison!r}\n", encoding="utf-8")
+    figure: Any = plots.forest(comparison).figure
+    figure.savefig(out / COMPARISON_FILES[2], dpi=120)
 
 
 def _draw_figures(

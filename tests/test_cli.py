@@ -119,12 +119,27 @@ def test_images_of_a_class_are_drawn_by_weight_if_the_guide_does_not_encode_labe
     assert [each["resample"] for each in settings] == [True, False]
 
 
-def test_compare_prints_side_by_side():
-    result = run("compare", "digits", *FAST)
+def test_compare_prints_side_by_side_and_writes_its_table_and_plot(tmp_path):
+    options = ["--recipes", "mvae, mfm-variational,jmvae-kl", "--out", tmp_path]
+    result = run("compare", "digits", *FAST, *options)
     assert result.exit_code == 0, result.output
-    words = ("mvae", "jmvae-kl", "mmvae", "mopoe", "log p(image | label)", "label accuracy", "seconds")
+    words = ("mvae", "jmvae-kl", "mfm-variational", "log p(image | label)", "label accuracy", "seconds")
     for word in (*words, "by the guide", "by the guide, rows with k-hat > 0.7", "a proposal fitted to each row"):
         assert word in result.output
+    assert {path.name for path in tmp_path.iterdir()} == {"table.csv", "comparison.txt", "forest.png"}
+    with open(tmp_path / "table.csv", encoding="utf-8", newline="") as file:
+        header, *lines = csv.reader(file)
+    assert header == ["", "mvae", "mfm-variational", "jmvae-kl"]
+    joint = next(line for line in lines if line[0] == "log p(image, label)")
+    means = [float(cell.split()[0]) for cell in joint[1:]]
+    text = (tmp_path / "comparison.txt").read_text(encoding="utf-8")
+    best = max(zip(means, header[1:], strict=True))
+    assert re.search(rf"{best[1]} +{best[0]:.3f} ± [\d.]+ +reference", text)
+    assert (tmp_path / "forest.png").stat().st_size > 2000
+
+    again = run("compare", "digits", *FAST, *options)
+    assert again.exit_code == 2
+    assert "holds a comparison already (table.csv, comparison.txt, forest.png). Give --force" in text_of(again)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +154,9 @@ def test_compare_prints_side_by_side():
         (["train", "digits", "--device", "abacus"], "no device 'abacus'"),
         (["train", "digits", "--epochs", "1", "--estimator", "iwae-stratified"], "needs a mixture posterior"),
         (["evaluate", "nowhere"], "expected a folder that train wrote"),
+        (["compare", "digits", "--recipes", "mvae"], "expected two different recipes at least, got mvae"),
+        (["compare", "digits", "--recipes", "mvae,mvae"], "expected two different recipes at least"),
+        (["compare", "digits", "--recipes", "mvae,jnf"], "recipe 'jnf': it is trained in two stages"),
     ],
 )
 def test_errors_of_the_command_line_are_short_and_without_a_traceback(arguments, words):

@@ -36,8 +36,8 @@ MAY_IMPORT = {
         "models", "nn", "objectives", "posteriors", "recipes", "sampling", "training",
     ],
     "cli": [
-        "batch", "datasets", "estimators", "experiments", "metrics", "objectives", "plots", "recipes",
-        "sampling", "training",
+        "batch", "datasets", "diagnostics", "estimators", "evidence", "experiments", "metrics", "objectives", "plots",
+        "recipes", "sampling", "training",
     ],
 }  # fmt: skip
 
