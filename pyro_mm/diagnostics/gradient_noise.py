@@ -154,8 +154,11 @@ def gradient_noise(
         temporary_seed(seed, batch.device),
         preserve_buffers(model, guide, *prepared.modules),
     ):
-        problem = problem_from_run(prepared, model, guide, batch[: min(2, batch.size)], step=step)
-        tensors = list(_named_tensors(problem))
+        few = batch[: min(2, batch.size)]
+        players = prepared.players(model, guide, few)
+        of_players = {id(p) for player in players for p in player.parameters}  # whose losses are others
+        problem = problem_from_run(prepared, model, guide, few, step=step)
+        tensors = [p for p in _named_tensors(problem) if id(p.tensor) not in of_players]
         parameters = [p for p in tensors if p.tensor.requires_grad]
         for count in range(1, repeats + 1):
             gradients = _gradient(prepared, problem, batch, [p.tensor for p in parameters], step)

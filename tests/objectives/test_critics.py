@@ -119,7 +119,7 @@ def test_nobody_moves_what_is_anothers():
 # -- critics that learn ---------------------------------------------------------------------------------------------
 
 
-def best_critic(critic, model, guide, batch, steps=60):
+def best_critic(critic, model, guide, batch, steps=40):
     """Minimise the critic's loss on all rows, with the same draws at every evaluation."""
     (player, *_) = elbo().with_critics({"x": critic}).players(model, guide, batch)
     optimizer = torch.optim.LBFGS(player.parameters, max_iter=steps, line_search_fn="strong_wolfe")
@@ -147,7 +147,10 @@ def log_data_density(x):
 
 
 def test_on_gaussians_the_ratio_is_recovered():
-    """20,000 rows: the root mean square error of log p(x | z) - log p_d(x), whose spread is 1 nat, is 0.04."""
+    """log p(x | z) - log p_d(x), of a spread of 4.5 nats: root mean square error 0.09 with 20,000 rows, 0.2 with 8,000.
+
+    Errors fall as the root of the number of rows; the seed is fixed, and the bound is twice the error.
+    """
     model, guide = pair()
     critic = best_critic(Critic(Quadratic(4, 3)), model, guide, rows(20_000))
     x, z = pairs_of(guide, rows(2000, seed=9))
@@ -156,8 +159,8 @@ def test_on_gaussians_the_ratio_is_recovered():
         found = critic.form.log_ratio(critic.logits(label, x, z, 1))
     likelihood = torch.distributions.Normal(z @ model_weight(model).T + model_offset(model), 0.5).log_prob(x).sum(-1)
     truth = likelihood - log_data_density(x)
-    assert truth.std() > 0.5
-    assert (found - truth).square().mean().sqrt() < 0.12
+    assert truth.std() > 4
+    assert (found - truth).square().mean().sqrt() < 0.18
 
 
 def model_weight(model):
@@ -169,7 +172,7 @@ def model_offset(model):
 
 
 def test_between_equal_distributions_the_ratio_is_zero():
-    """A generator that ignores z and gives the data's distribution: 20,000 rows, root mean square 0.03."""
+    """A generator that ignores z and gives the data's distribution: root mean square 0.031 with 20,000 rows."""
     model, guide = pair()
     covariance = model_weight(model) @ model_weight(model).T + 0.25 * torch.eye(2)
     with torch.no_grad():
@@ -178,11 +181,14 @@ def test_between_equal_distributions_the_ratio_is_zero():
     x, z = pairs_of(guide, rows(2000, seed=9))
     with torch.no_grad():
         found = critic.form.log_ratio(critic.logits(critic.labels[0], x, z, 1))
-    assert found.square().mean().sqrt() < 0.1
+    assert found.square().mean().sqrt() < 0.07
 
 
 def test_a_two_way_critic_loses_the_information_of_latents():
-    """Its ratio is log p(x | z) - log q(x | z), the three-way one's less I_q(x; z) in the mean: here 0.9 nats."""
+    """Its ratio is log p(x | z) - log q(x | z), the three-way one's less I_q(x; z) in the mean: here 0.31 nats.
+
+    With 20,000 rows the difference is 0.34; the critics' errors of 0.03 in the mean decide that of this test.
+    """
     model, guide = pair()
     batch = rows(20_000)
     values = {}
@@ -361,6 +367,14 @@ def test_each_term_has_a_critic_of_its_own():
     assert len(critic.nets) == 2
     first, second = (torch.cat([p.flatten() for p in net.parameters()]) for net in critic.nets)
     assert not torch.equal(first, second)
+
+
+def test_a_check_has_the_gradients_of_the_objectives_own_parameters():
+    report = mm.check(*pair(), elbo().with_critics({"x": Critic(perceptron())}), rows())
+    assert not report.gradients.unused
+    assert "model.decoders.x" not in {group.name for group in report.gradients.groups}
+    assert "estimates, by critics: lower bound on log p(x, y) + H(x)" in str(report)
+    assert "its distance from the evidence has no sign" in str(report)
 
 
 def test_a_critic_that_has_won_is_named():
