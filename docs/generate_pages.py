@@ -17,6 +17,7 @@ from typing import Any
 import refused_mistakes
 
 import pyro_mm as mm
+from pyro_mm.cli import TRAINED
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -29,29 +30,19 @@ ESTIMATORS: Mapping[str, Any] = {
     name: getattr(mm.estimators, name) for name in ("AnalyticKL", "IWAE", "Renyi", "StickTheLanding", "DReG")
 }
 TABLES: Mapping[str, Callable[[], Any]] = {
-    "elbo": mm.objectives.elbo,
-    "beta_vae": mm.objectives.beta_vae,
-    "jmvae_kl": mm.objectives.jmvae_kl,
-    "mvae": mm.objectives.mvae,
-    "telbo": mm.objectives.telbo,
-    "vaevae": mm.objectives.vaevae,
-    "mmvae": mm.objectives.mmvae,
-    "unimodal_mean": mm.objectives.unimodal_mean,
-    "mopoe": mm.objectives.mopoe,
-    "subset_mean": mm.objectives.subset_mean,
-    "mmjsd": mm.objectives.mmjsd,
-    "mixture_mean": mm.objectives.mixture_mean,
-    "dmvae": mm.objectives.dmvae,
-    "mmvm": mm.objectives.mmvm,
-    "mvtcae": mm.objectives.mvtcae,
-    "masked": mm.objectives.masked,
     "MMD": lambda: mm.objectives.MMD("z"),
     "SlicedWasserstein": lambda: mm.objectives.SlicedWasserstein("z"),
     "HSIC": lambda: mm.objectives.HSIC("z", "w_image"),
+    **{
+        name: getattr(mm.objectives, name)
+        for name in mm.objectives.__all__
+        if inspect.isfunction(getattr(mm.objectives, name))
+        and name not in ("HSIC", "MMD", "SlicedWasserstein", "warm_up")
+    },
 }
 """Objective by name -> an example of it."""
 
-LANGUAGE = ("ALL", "EACH", "EVERY", "OTHERS", "PRIOR", "Objective", "Random", "Symbol", "Term", "TermKind", "warm_up")
+LANGUAGE = tuple(name for name in mm.objectives.__all__ if name not in TABLES)
 """Public names of ``objectives`` that are no objective: what tables are written in."""
 
 RECIPES_OF: Mapping[str, tuple[str, ...]] = {
@@ -70,9 +61,7 @@ RECIPES_OF: Mapping[str, tuple[str, ...]] = {
     "mvtcae": ("mvtcae",),
     "MMD": ("mfm",),
 }
-"""Objective -> recipes that train it; the others come without a recipe."""
-
-NOT_ON_THE_COMMAND_LINE = ("vae", "cvae", "jnf")
+"""Objective -> recipes that train it; of other recipes the docstring says it."""
 
 RUNS_OF: Mapping[str, tuple[str, ...]] = {
     "jmvae_kl": ("jmvae-mnist", "jmvae-fashion"),
@@ -82,7 +71,7 @@ RUNS_OF: Mapping[str, tuple[str, ...]] = {
 }
 """Objective -> what ``pyro-mm reproduce`` has of its paper."""
 
-SECTIONS: tuple[tuple[str, ModuleType | str, str], ...] = (
+SECTIONS: tuple[tuple[str, ModuleType, str], ...] = (
     ("conditionals", mm.conditionals, "Conditionals: p(x | parents)"),
     ("priors", mm.priors, "Priors"),
     ("networks", mm.nn, "Networks"),
@@ -93,6 +82,15 @@ SECTIONS: tuple[tuple[str, ModuleType | str, str], ...] = (
     ("protocols", mm.protocols, "Protocols of papers"),
     ("plots", mm.plots, "Figures"),
 )
+
+
+def sections() -> list[tuple[str, ModuleType, str]]:
+    """Return page, module and heading of every public module that has no pages of another kind."""
+    elsewhere = {"estimators", "models", "objectives", "posteriors", "recipes"}
+    listed = {module.__name__ for _, module, _ in SECTIONS}
+    modules = {name: getattr(mm, name) for name in mm.__all__ if inspect.ismodule(getattr(mm, name))}
+    others = [n for n, module in modules.items() if module.__name__ not in listed and n not in elsewhere]
+    return [*SECTIONS, *((name, modules[name], name.capitalize()) for name in others)]
 
 
 def bibliography() -> list[str]:
@@ -110,7 +108,9 @@ def papers_of(thing: Any) -> list[str]:
         short = re.match(r"\*\*(.+?)\*\*", entry)
         if any(number in text for number in numbers) or (short is not None and short[1] in text):
             found.append(entry)
-    return found
+    known = " ".join(found)
+    numbers = [number for number in re.findall(r"arXiv:(\d{4}\.\d{4,5})", text) if number not in known]
+    return found + [f"[arXiv:{number}](https://arxiv.org/abs/{number})" for number in numbers]
 
 
 def title(name: str) -> str:
@@ -156,12 +156,23 @@ def terms_text(objective: Any) -> str:
     return "\n".join(["## Terms", "", "```text", table, "```", ""])
 
 
+def recipes_of(name: str) -> list[str]:
+    """Return the recipes that train an objective."""
+    listed = {recipe for names in RECIPES_OF.values() for recipe in names}
+    functions = [r for r in mm.recipes.__all__ if inspect.isfunction(getattr(mm.recipes, r)) and r not in listed]
+    mention = re.compile(rf"objectives\.{name}\b")
+    return [
+        *RECIPES_OF.get(name, ()),
+        *(r for r in functions if mention.search(inspect.getdoc(getattr(mm.recipes, r)))),
+    ]
+
+
 def runs_text(name: str) -> str:
     """Return the recipes and commands of an objective; empty if there are none."""
     lines = []
-    for recipe in RECIPES_OF.get(name, ()):
+    for recipe in recipes_of(name):
         command = recipe.replace("_", "-")
-        has_command = command in mm.recipes.RECIPES and command not in NOT_ON_THE_COMMAND_LINE
+        has_command = command in TRAINED
         shown = f": `pyro-mm train digits --recipe {command}`" if has_command else ""
         lines.append(f"- {{py:func}}`pyro_mm.recipes.{recipe}`{shown}")
     lines += [f"- `pyro-mm reproduce {run}`" for run in RUNS_OF.get(name, ())]
@@ -279,7 +290,7 @@ def pages() -> dict[str, str]:
     texts |= {f"stories/{name}": class_page("models", name, thing) for name, thing in STORIES.items()}
     texts |= {f"posteriors/{name}": class_page("posteriors", name, thing) for name, thing in POSTERIORS.items()}
     texts |= {f"estimators/{name}": class_page("estimators", name, thing) for name, thing in ESTIMATORS.items()}
-    for name, module, heading in SECTIONS:
+    for name, module, heading in sections():
         path = "nn" if name == "networks" else name
         texts[f"reference/{name}"] = section_page(path, module, heading)
     return texts
