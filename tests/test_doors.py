@@ -278,6 +278,13 @@ def constructors():
         mm.objectives.SlicedWasserstein: {
             "site": "z", "encode": "x", "projections": 2, "p": 2.0, "reference": "y", "reference_site": "w"
         },
+        mm.objectives.Discriminator: {
+            "net": net, "weight": 2.0, "latents": "uniform", "penalty": 0.1, "optimizer": None,
+            "decoder_optimizer": None, "every": 2,
+        },
+        mm.objectives.VAEGAN: {
+            "table": mm.objectives.elbo(), "discriminators": {"x": mm.objectives.Discriminator(net)},
+        },
         mm.objectives.HSIC: {
             "a": "z", "b": "w", "encode": "x", "kernel": "imq", "bandwidth": 1.0, "unbiased": True
         },
@@ -415,6 +422,8 @@ def test_the_tables_name_every_public_function():
         "KernelDistance",
         "PRDC",
         "SampleQuality",
+        "BoxOverlap",
+        "LabelInformation",
         "Share",
         "Conditional",
     }

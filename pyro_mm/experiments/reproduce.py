@@ -49,7 +49,11 @@ Only = Annotated[
     ),
 ]
 Full = Annotated[
-    bool, typer.Option("--full", help="Published numbers of epochs and units, for hirt-*; all images, for wae-mnist.")
+    bool,
+    typer.Option(
+        "--full",
+        help="Published numbers of epochs and units, for hirt-*; all images, for jmvae-gan-mnist and wae-mnist.",
+    ),
 ]
 Course = Annotated[
     int,

@@ -33,6 +33,7 @@ from .tables import (
     warm_up,
 )
 from .terms import ALL, EACH, EVERY, OTHERS, PRIOR, Random, Symbol, Term
+from .vae_gan import VAEGAN, Discriminator
 
 __all__ = [
     "ALL",
@@ -42,7 +43,9 @@ __all__ = [
     "MMD",
     "OTHERS",
     "PRIOR",
+    "VAEGAN",
     "Critic",
+    "Discriminator",
     "Objective",
     "Random",
     "SlicedWasserstein",

@@ -10,7 +10,7 @@ import copy
 import itertools
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.infer import ELBO
@@ -33,6 +33,9 @@ from .expansion import expand
 from .html import objective_html
 from .plan import PlanCache
 from .terms import Number, Term, check_nonnegative, check_table, step_weight
+
+if TYPE_CHECKING:
+    from .vae_gan import VAEGAN, Discriminator
 
 Terms = Sequence[Term] | Callable[[tuple[str, ...]], Sequence[Term]]
 
@@ -201,6 +204,25 @@ class Objective(ELBO, PreparedObjective):
         new = Objective(terms, self.estimator, vectorize=self.vectorize, subsample=self.subsample)
         new.critics = self.critics
         return new
+
+    def with_discriminators(self, discriminators: Mapping[str, Discriminator]) -> VAEGAN:
+        r"""Return the objective of a story with VAE-GAN modalities, each with a discriminator of what is generated.
+
+        See :mod:`pyro_mm.objectives.vae_gan` for the three losses. The modality keeps its explicit likelihood, and
+        evidence of the story is of that.
+
+        Args:
+            discriminators: modality -> :class:`~pyro_mm.objectives.Discriminator`.
+
+        Raises:
+            TypeError, ValueError: no discriminators, or an estimator that takes its gradient itself.
+
+        References:
+            Suzuki et al. 2016 (arXiv:1611.01891); Larsen et al. 2016 (arXiv:1512.09300).
+        """
+        from .vae_gan import VAEGAN
+
+        return VAEGAN(self, discriminators)
 
     def __add__(self, other: Any) -> Objective:
         """Return the sum of two objectives; see :mod:`pyro_mm.objectives.sums`."""

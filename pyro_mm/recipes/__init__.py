@@ -42,6 +42,7 @@ torch.Size([5, 8])
 
 from collections.abc import Callable, Mapping
 
+from .adversarial import jmvae_gan
 from .experts import code, hoelder, mmjsd, mmvae, mmvm, mopoe, mvae, mvtcae, unimodal_mean, vaevae
 from .factorized import mfm, mfm_variational
 from .flows import jnf, jnf_second, vaevae_flow
@@ -52,8 +53,8 @@ from .private_latents import dmvae, mmvae_plus
 from .unimodal import cvae, vae
 
 __all__ = [
-    "RECIPES", "Networks", "Recipe", "code", "cvae", "dmvae", "hoelder", "jmvae_kl", "jmvae_zero", "jnf", "jnf_second",
-    "mfm", "mfm_variational", "mmjsd", "mmvae", "mmvae_plus", "mmvm", "mopoe", "mvae", "mvtcae", "telbo",
+    "RECIPES", "Networks", "Recipe", "code", "cvae", "dmvae", "hoelder", "jmvae_gan", "jmvae_kl", "jmvae_zero", "jnf",
+    "jnf_second", "mfm", "mfm_variational", "mmjsd", "mmvae", "mmvae_plus", "mmvm", "mopoe", "mvae", "mvtcae", "telbo",
     "unimodal_mean", "vae", "vaevae", "vaevae_flow", "vaevae_joint",
 ]  # fmt: skip
 

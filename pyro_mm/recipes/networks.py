@@ -16,7 +16,6 @@ from .. import conditionals, posteriors
 from ..batch.batch import check_batch
 from ..models import SharedLatent
 from ..nn import MLP
-from ..objectives.objective import Objective
 from ..posteriors.guide import Guide
 from ..utils.arguments import check_counts, check_shape, describe
 from .modality_networks import ModalityNetworks, check_networks
@@ -33,12 +32,13 @@ class Recipe(NamedTuple):
     Attributes:
         model: the generative story p(z, x_1 .. x_M).
         guide: the posterior q(z | x_S).
-        objective: the loss to train both by.
+        objective: the loss to train both by: an :class:`~pyro_mm.objectives.Objective`, or a
+            :class:`~pyro_mm.objectives.VAEGAN`.
     """
 
     model: nn.Module
     guide: Guide
-    objective: Objective
+    objective: Any
 
 
 def check_recipe_arguments(make: Callable[P, Recipe]) -> Callable[P, Recipe]:

@@ -10,6 +10,7 @@ from . import (
     known_factors,
     linear,
     mnist_usps_word,
+    vae_gan,
     wasserstein_autoencoders,
 )
 from .study import Study
@@ -27,5 +28,7 @@ STUDIES: Mapping[str, Study] = {
     "mfm-pom": factorized.POM,
     "mfm-digits": factorized.DIGITS,
     "mfm-factors": known_factors.FACTORS,
+    "jmvae-gan-digits": vae_gan.DIGITS,
+    "jmvae-gan-mnist": vae_gan.MNIST,
     "wae-mnist": wasserstein_autoencoders.MNIST,
 }
