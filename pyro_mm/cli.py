@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -401,18 +402,20 @@ def _train(
     """Train a run on a device; return it with its history, the test rows on the device, and the seconds."""
     start = time.perf_counter()
     train, test = batches
-    history = fit(
-        *run,
-        train,
-        validation=test,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        optimizer=lambda parameters: torch.optim.Adam(parameters, settings.lr, fused=True),
-        compile=settings.compile,
-        seed=settings.seed,
-        device=device,
-        checkpoint=checkpoint,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the training was interrupted")  # the command says so itself
+        history = fit(
+            *run,
+            train,
+            validation=test,
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            optimizer=lambda parameters: torch.optim.Adam(parameters, settings.lr, fused=True),
+            compile=settings.compile,
+            seed=settings.seed,
+            device=device,
+            checkpoint=checkpoint,
+        )
     raise_if_interrupted(history)
     return run, history, test.to(device), time.perf_counter() - start
 

@@ -306,6 +306,20 @@ def test_an_interrupted_run_keeps_its_weights_and_goes_on(tmp_path, monkeypatch,
 
 
 @pytest.mark.usefixtures("interruptible")
+def test_a_run_that_is_interrupted_within_an_epoch_says_so(tmp_path, monkeypatch, recwarn):
+    class CtrlC:
+        def on_step(self, training):
+            if training.step == 3:
+                signal.raise_signal(signal.SIGINT)
+
+    fit = cli.fit
+    monkeypatch.setattr(cli, "fit", lambda *arguments, **options: fit(*arguments, **options, callbacks=[CtrlC()]))
+    result = run("train", "digits", *SLOW, "--out", tmp_path / "out")
+    assert result.exit_code == 130 and "after epoch 0 of 4 and 3 steps of the next" in text_of(result)
+    assert not [w for w in recwarn if "the training was interrupted" in str(w.message)]
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interruption_in_the_first_epoch_leaves_nothing(tmp_path, monkeypatch):
     interrupting(monkeypatch, 0)
     result = run("train", "digits", *SLOW, "--out", tmp_path / "out")

@@ -145,14 +145,15 @@ def save_interrupted(out: Path, model: nn.Module, guide: nn.Module, settings: Se
     if not (out / CHECKPOINT).exists():
         remove_settings(out)
         return "before the first checkpoint was written: there is nothing to go on from"
-    columns, epochs = load_weights(out / CHECKPOINT, [model, guide])
+    columns, epochs, steps = load_weights(out / CHECKPOINT, [model, guide])
     save(out / WEIGHTS, model, guide)
     history = History()
     history.columns.update(columns)
     history.to_csv(out / HISTORY)
+    more = f" and {steps} steps of the next" if steps else ""
     return (
-        f"after epoch {epochs} of {settings.epochs}, whose weights are in {out / WEIGHTS}. The same command goes on "
-        f"from there; pyro-mm evaluate {out} measures them as they are"
+        f"after epoch {epochs} of {settings.epochs}{more}, whose weights are in {out / WEIGHTS}. The same command goes "
+        f"on from there; pyro-mm evaluate {out} measures them as they are"
     )
 
 

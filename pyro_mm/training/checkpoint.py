@@ -373,11 +373,11 @@ def _moments(optimizer: Any) -> dict[str, Any]:
     return {"state": state["state"], "param_groups": [{"params": g["params"]} for g in state["param_groups"]]}
 
 
-def load_weights(path: Path, modules: Sequence[nn.Module]) -> tuple[dict[str, list[float]], int]:
+def load_weights(path: Path, modules: Sequence[nn.Module]) -> tuple[dict[str, list[float]], int, int]:
     """Load the modules of a checkpoint, whatever it was trained on, and leave them in ``eval`` mode.
 
     Returns:
-        (columns of the history, epochs).
+        (columns of the history, epochs, steps of the next epoch).
 
     Raises:
         ValueError: the file is damaged, or of other modules. Nothing has been changed then.
@@ -392,7 +392,8 @@ def load_weights(path: Path, modules: Sequence[nn.Module]) -> tuple[dict[str, li
     load_modules(modules, state["modules"])
     for module in modules:
         module.eval()
-    return state["columns"], state["epochs"]
+    position = state.get("position") or {"number": 0}
+    return state["columns"], state["epochs"], position["number"]
 
 
 def _settings(held: Mapping[str, Any]) -> str:
