@@ -1,5 +1,6 @@
 """The progress of a training in a notebook: one output of the cell, which changes in place."""
 
+import subprocess
 import sys
 import types
 
@@ -58,3 +59,13 @@ def test_a_training_that_stops_shows_how_far_it_came(outputs):
 def test_no_bar_is_shown_without_progress(outputs):
     fit(progress=False)
     assert outputs == []
+
+
+@pytest.mark.parametrize(("module", "warns"), [("pyro_mm", False), ("pyro", True)])
+def test_an_import_in_a_notebook_does_not_ask_for_ipywidgets(module, warns):
+    """Pyro's own import does, in the environment of the tests, which has none."""
+    pytest.importorskip("ipykernel.zmqshell")
+    code = f"import ipykernel.zmqshell, importlib.util as u, {module}; print(u.find_spec('ipywidgets') is None)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    if done.stdout.strip() == "True" or not warns:
+        assert ("IProgress not found" in done.stderr) == warns
