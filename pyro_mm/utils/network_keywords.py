@@ -54,21 +54,29 @@ def keywords_of(network: Any) -> tuple[Keyword, ...]:
     The signature of a module is that of its ``forward``. Of an ``nn.Sequential`` it is that of the first of its modules
     that has such a parameter, so that an embedding may stand before a recurrent network; of one with ``**keywords``
     that holds a network as ``net`` or ``module`` (our conditionals, ``nn.DataParallel``), or that ``torch.compile`` has
-    made, it is that network's. Each signature is read once.
+    made, it is that network's. A conditional hands its parents to the network as one input, so that however many there
+    are, they fill its first parameter alone. Each signature is read once.
 
     Args:
         network: a module, or any other callable.
     """
+    one_input = False
     while True:
         if _is_sequential(network):
             network = receiver_of(network)
         signature = _signature(network)
-        if not signature.passes_on or not isinstance(network, nn.Module):
-            return signature.keywords
-        inner = _wrapped_network(network)
-        if inner is None or (_is_sequential(inner) and not hasattr(network, "composes")):
-            return signature.keywords  # a wrapper calls a Sequential by itself, which takes no keywords
+        inner = _wrapped_network(network) if signature.passes_on and isinstance(network, nn.Module) else None
+        concatenates = hasattr(network, "composes")
+        if inner is None or (_is_sequential(inner) and not concatenates):
+            # a wrapper calls a Sequential by itself, which takes no keywords
+            return _of_one_input(signature.keywords) if one_input else signature.keywords
+        one_input |= concatenates
         network = inner
+
+
+def _of_one_input(keywords: tuple[Keyword, ...]) -> tuple[Keyword, ...]:
+    """Return the keywords of a network that is called with one positional input: no other can fill a parameter."""
+    return tuple(k._replace(position=None) if k.position else k for k in keywords)
 
 
 def receiver_of(network: Any) -> Any:

@@ -355,6 +355,21 @@ class Method:
         return lengths
 
 
+def test_a_conditional_of_several_parents_asks_for_covariates_in_any_place_of_the_signature():
+    """The parents reach the network as one input, so that none of them fills its second parameter."""
+
+    class Shift(nn.Module):
+        def forward(self, x, covariates):
+            return x + covariates["u"][:, None]
+
+    batch = mm.Batch({"a": torch.zeros(3, 4)}, covariates={"u": torch.tensor([1.0, 2.0, 3.0])})
+    decoder = conditionals.Normal(Shift(), scale=1.0)
+    with poutine.trace() as traced, batch.plate():
+        batch.observe("a", decoder, torch.zeros(3, 2), torch.ones(3, 2))
+    loc = traced.trace.nodes["a"]["fn"].mean
+    assert loc.tolist() == [[1, 1, 2, 2], [2, 2, 3, 3], [3, 3, 4, 4]]
+
+
 def test_keywords_are_read_from_signatures_of_functions_methods_and_objects():
     names = lambda network: [k.name for k in keywords_of(network)]  # noqa: E731
     decode = Method().decode
