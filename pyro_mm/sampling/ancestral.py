@@ -206,7 +206,8 @@ def mean_of_modality(name: str, fn: Any) -> Tensor:
         except (NotImplementedError, AttributeError) as error:
             family = type(unwrap(fn)).__name__
             raise ValueError(
-                f"modality {name!r}: {family} has no mean that is known: take draws, mean=False"
+                f"modality {name!r}: {family} has no mean that is known: take draws, mean=False, or "
+                "name the modalities whose means you want, as in mean=[..]"
             ) from error
     return unwrap(fn).probs
 

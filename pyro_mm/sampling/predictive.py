@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from ..handlers.rewrite import EditSites
 from ..scoring.evaluation import evaluating, move_result
 from ..scoring.given_latents import Given, draw_global_latents
 from ..scoring.structure import Callback, PairStructure, latent_sites, pair_structure
-from ..utils.arguments import check_counts, check_flags, check_programs, check_seed
+from ..utils.arguments import check_counts, check_flags, check_names, check_programs, check_seed
 from ..utils.seeding import temporary_seed
 from .ancestral import AncestralSampler, SiteValues, to_sample_layout
 from .guide_sampler import DrawMethod
@@ -34,7 +34,7 @@ def generate(
     batch: Batch,
     num_samples: int = 1,
     *,
-    mean: bool = False,
+    mean: bool | Sequence[str] | str = False,
     resample: bool = False,
     num_particles: int = 1000,
     proposal: ProposalScheme | str | None = None,
@@ -66,8 +66,8 @@ def generate(
         guide (callable): its guide, called with a batch.
         batch (Batch): N rows.
         num_samples (int): S, independent samples per row.
-        mean (bool): return the means of the p(x_m | z) in the place of draws; of a Categorical, the class probabilities
-            ``(S, N, *event, C)``.
+        mean (bool, str or sequence of str): return the means of the p(x_m | z) in the place of draws, of all modalities
+            or of those that are named; of a Categorical, the class probabilities ``(S, N, *event, C)``.
         resample (bool): take z from the guide's draws by their importance weights, and so, as K grows, from the
             posterior p(z | x_S) itself (:func:`posterior_draws`).
         num_particles (int): K, weighted draws per row to take from, if ``resample``.
@@ -96,10 +96,11 @@ def generate(
     check_programs(model=model, guide=guide)
     check_batch(batch)
     check_counts(num_samples=num_samples, num_particles=num_particles)
-    check_flags(mean=mean, resample=resample, vectorize=vectorize)
+    check_flags(resample=resample, vectorize=vectorize)
     check_seed(seed)
     resampling = _resampling(resample, num_particles, {"proposal": proposal})
-    settings = SampleSettings(num_samples, mean=mean, resampling=resampling, vectorize=vectorize)
+    in_mean = mean if isinstance(mean, bool) else frozenset(check_names("mean", mean, batch))
+    settings = SampleSettings(num_samples, mean=in_mean, resampling=resampling, vectorize=vectorize)
     samples = sample_pair(model, guide, batch, settings, seed=seed, audit=audit)
     return Generated(samples.modalities, samples.lengths)
 

@@ -74,6 +74,12 @@ def test_means_are_those_of_modalities_that_have_them():
     assert mean["x"].shape == (1, 12, STEPS, 3) and mean["x"].isfinite().all()
     with pytest.raises(ValueError, match="'w': TokenSequence has no mean that is known: take draws, mean=False"):
         mm.generate(model, guide, rows(), mean=True)
+    both = mm.generate(model, guide, rows(), mean="x", seed=0)
+    again = mm.generate(model, guide, rows(), mean=["x"], seed=0)
+    assert not both["w"].is_floating_point() and torch.equal(both["w"], again["w"])
+    assert torch.equal(both["x"], again["x"])
+    with pytest.raises(ValueError, match="'nothing'"):
+        mm.generate(model, guide, rows(), mean=["nothing"])
 
 
 def test_classes_of_each_step_have_probabilities_up_to_the_length():
