@@ -20,6 +20,7 @@ A class that is a modality is called ``label``; a class that only says what rows
 ``sequences()``            audio and video of 20 steps, ratings    ``mosi/*_mfn.npz``, or ``mmmo/*.h5`` and so on
 ``mosei()``                text, audio, video, sentiment           ``mosei/mosei_senti_data.pkl``
 ``iemocap()``              text, audio, video, four emotions       ``iemocap/iemocap_data.pkl``
+``kanji()``                pictures, pens, components of kanji     the package ``kanjivg``
 ``scenes()``               digits and shapes, captions, attributes ``mnist/``, or none
 ========================== ======================================= =============================================
 
@@ -38,23 +39,25 @@ from typing import Any
 
 from ..utils.arguments import check_name, check_path
 from .captions import caption_text, parse_caption
+from .composed_scenes import scenes
 from .composites import mnist_photographs, mnist_speech, mnist_svhn, mnist_usps, mnist_usps_word
 from .dequantization import dequantize, quantize
 from .features import mfeat, nutrimouse
 from .image_files import Pictures
 from .images import FILES, SHA256, Split, digits, drawn, fashion, mnist, parse_idx
+from .kanjivg import kanji, kanji_components
 from .pairing import paired
 from .published import celeba, celeba_pictures, polymnist, polymnist_pictures, svhn
-from .scenes import scenes
 from .sentiment import iemocap, mosei, mosi, sequences
 from .speech import log_mel
 from .spelling import spell, word_logits, words
 
 __all__ = [
     "FILES", "SHA256", "Pictures", "caption_text", "celeba", "celeba_pictures", "dequantize", "digits", "drawn",
-    "fashion", "iemocap", "load", "log_mel", "mfeat", "mnist", "mnist_photographs", "mnist_speech", "mnist_svhn",
-    "mnist_usps", "mnist_usps_word", "mosei", "mosi", "nutrimouse", "paired", "parse_caption", "parse_idx", "polymnist",
-    "polymnist_pictures", "quantize", "scenes", "sequences", "spell", "svhn", "word_logits", "words",
+    "fashion", "iemocap", "kanji", "kanji_components", "load", "log_mel", "mfeat", "mnist", "mnist_photographs",
+    "mnist_speech", "mnist_svhn", "mnist_usps", "mnist_usps_word", "mosei", "mosi", "nutrimouse", "paired",
+    "parse_caption", "parse_idx", "polymnist", "polymnist_pictures", "quantize", "scenes", "sequences", "spell", "svhn",
+    "word_logits", "words",
 ]  # fmt: skip
 
 
@@ -106,6 +109,7 @@ _DATASETS: dict[str, Callable[..., Split]] = {
     "mosi": mosi,
     "mosei": mosei,
     "iemocap": iemocap,
+    "kanji": kanji,
     "scenes": scenes,
     "mmmo": partial(sequences, "mmmo"),
     "youtube": partial(sequences, "youtube"),

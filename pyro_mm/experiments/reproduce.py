@@ -31,7 +31,7 @@ Rows = Annotated[
     int | None,
     typer.Option(
         min=2,
-        help="Number of test rows to evaluate, the first ones. By default all, 1000 for family-* and weak-digits, or "
+        help="Number of test rows to evaluate, the first ones. By default all, 1000 for family-* and weak-*, or "
         "200 for fitted-proposals.",
     ),
 ]
@@ -44,7 +44,7 @@ Only = Annotated[
     list[str] | None,
     typer.Option(
         help='Rows of the tables of hirt-*, mfm-* and other studies whose "group, name" contains this text, of '
-        'fitted-proposals whose "data set, recipe, latent" does, or a member of family-* and weak-digits. May be '
+        'fitted-proposals whose "data set, recipe, latent" does, or a member of family-* and weak-*. May be '
         "repeated."
     ),
 ]
@@ -52,7 +52,8 @@ Full = Annotated[
     bool,
     typer.Option(
         "--full",
-        help="Published numbers of epochs and units, for hirt-*; all images, for jmvae-gan-mnist and wae-mnist.",
+        help="Published numbers of epochs and units, for hirt-*; all images, for jmvae-gan-mnist and wae-mnist; larger "
+        "images and networks, for wu-goodman-*.",
     ),
 ]
 Course = Annotated[

@@ -8,7 +8,7 @@ import torch
 
 from pyro_mm import datasets
 from pyro_mm.datasets.captions import COLOURS, OPPOSITE, RELATIONS, SHAPES, VOCABULARY
-from pyro_mm.datasets.scenes import RGB
+from pyro_mm.datasets.composed_scenes import RGB
 from pyro_mm.datasets.spelling import NAMES
 
 FACTORS = ("digit", "digit_colour", "shape", "shape_colour", "relation", "digit_first")

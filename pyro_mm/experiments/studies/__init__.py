@@ -7,9 +7,11 @@ from . import (
     digits_critics,
     factorized,
     identifiable,
+    kanji,
     known_factors,
     linear,
     mnist_usps_word,
+    scenes,
     vae_gan,
     wasserstein_autoencoders,
 )
@@ -31,4 +33,6 @@ STUDIES: Mapping[str, Study] = {
     "jmvae-gan-digits": vae_gan.DIGITS,
     "jmvae-gan-mnist": vae_gan.MNIST,
     "wae-mnist": wasserstein_autoencoders.MNIST,
+    "wu-goodman-kanji": kanji.KANJI,
+    "wu-goodman-scenes": scenes.SCENES,
 }
