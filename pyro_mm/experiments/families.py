@@ -29,12 +29,14 @@ class Member:
         recipe: from training rows to (model, guide, objective).
         encodes_image: the latent can be inferred from the image alone.
         knows_label: the story has the label.
+        knows_mean: the mean image given z is known, and is what is judged; False for draws.
         second: from the trained recipe to a second stage, trained for as many epochs; None for none.
     """
 
     recipe: Callable[[Batch], Recipe]
     encodes_image: bool = True
     knows_label: bool = True
+    knows_mean: bool = True
     second: Callable[[Recipe], Recipe] | None = None
 
 
@@ -139,7 +141,7 @@ def _weak_supervision() -> Family:
             "VAE": Member(partial(vae, **size), knows_label=False),
             "product of experts": Member(partial(vaevae, **size)),
             "joint encoder": Member(partial(vaevae_joint, **size)),
-            "flow of images": Member(partial(vaevae_flow, **size, steps=2, channels=16)),
+            "flow of images": Member(partial(vaevae_flow, **size, steps=2, channels=16), knows_mean=False),
         },
         epochs=60,
         batch_size=128,

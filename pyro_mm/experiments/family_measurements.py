@@ -86,8 +86,9 @@ def measure_member(
         found[GUIDE] = _measure_likelihoods(member, run, test, num_particles, seed, None)
     if member.knows_label:
         coherence = metrics.cross_modal_coherence(
-            model, guide, test, "image", "label", judge.net, test["label"], num_samples=IMAGES, seed=seed
-        )
+            model, guide, test, "image", "label", judge.net, test["label"], num_samples=IMAGES, mean=member.knows_mean,
+            seed=seed,
+        )  # fmt: skip
         found["image from label"] = coherence[:2]
     if member.knows_label and member.encodes_image:
         with temporary_seed(seed, test.device):
