@@ -88,7 +88,7 @@ def test_every_member_trains_on_scenes_and_is_measured(sample, name):
 @pytest.mark.parametrize("name", kanji.ROWS)
 def test_every_member_trains_on_kanji_and_is_measured(characters, name):
     torch.manual_seed(0)
-    run = kanji.ROWS[name](characters.train, SMALL)
+    run = MEMBERS[name](characters.train, SMALL)
     mm.fit(*run, characters.train, epochs=1, batch_size=50, seed=0, progress=False)
     found = measure_kanji(run, characters, seed=0)
     assert all(torch.tensor(cell).isfinite().all() for cell in found.values())

@@ -56,8 +56,8 @@ def _measure_scenes(guide: Any, sample: Sample, seed: int, reads_text: bool) -> 
         for label, heading in SCENE_LABELS.items()
     }
     for heading, first in (("left / right", 0), ("above / below", 2)):
-        rows = [batch[(batch.covariates["relation"] // 2) * 2 == first] for batch in (train, test)]
-        found[heading] = metrics.linear_probe(guide, *rows, "relation", **options)[:2]
+        of_train, of_test = ((batch.covariates["relation"] // 2) * 2 == first for batch in (train, test))
+        found[heading] = metrics.linear_probe(guide, train[of_train], test[of_test], "relation", **options)[:2]
     labels = [*SCENE_LABELS]
     for suffix, part in (("", test), (", held out", sample.test[held_out])):
         found[f"IoU{suffix}"] = metrics.box_overlap(guide, train, part, **options).mean[:2]

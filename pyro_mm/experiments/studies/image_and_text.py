@@ -102,3 +102,17 @@ MEMBERS: Mapping[str, Callable[[Batch, Sizes], Recipe]] = {
     "flow of images": with_flow,
 }
 """The VAE of the image, and the symmetrised bound in its forms."""
+
+
+def members(sizes: Sizes, *names: str) -> dict[str, Callable[[Batch], Recipe]]:
+    """Return members as functions of training rows.
+
+    Args:
+        sizes: of all networks.
+        names: keys of ``MEMBERS``; none for all.
+    """
+
+    def of_size(make: Callable[[Batch, Sizes], Recipe]) -> Callable[[Batch], Recipe]:
+        return lambda batch: make(batch, sizes)
+
+    return {name: of_size(MEMBERS[name]) for name in names or MEMBERS}

@@ -10,11 +10,11 @@ import torch
 from ... import datasets
 from ...batch.batch import Batch
 from .compositional_probes import measure_kanji, measure_kanji_blindly
-from .image_and_text import MEMBERS, Sizes
+from .image_and_text import Sizes, members
 from .study import Sample, Study
 
 NUM_COMPONENTS = 12  # that are probed, the most frequent
-ROWS = {name: make for name, make in MEMBERS.items() if not name.startswith("text")}
+ROWS = ("image alone", "product of experts", "joint encoder", "flow of images")
 
 
 def sample_data(
@@ -48,7 +48,7 @@ def _views(batch: Batch) -> Batch:
 SHORT = Study(
     title="Kanji: linear probes of z",
     groups={"all paired": sample_data, "one in 8 paired": partial(sample_data, part=8)},
-    members={name: partial(make, sizes=Sizes()) for name, make in ROWS.items()},
+    members=members(Sizes(), *ROWS),
     measure=measure_kanji,
     epochs=40,
     batch_size=100,
@@ -62,7 +62,7 @@ KANJI = replace(
     full=replace(
         SHORT,
         groups={"all paired": partial(sample_data, side=64, rows=None)},
-        members={name: partial(make, sizes=FULL_SIZES) for name, make in ROWS.items()},
+        members=members(FULL_SIZES, *ROWS),
         epochs=200,
         seeds=5,
         compile=True,

@@ -10,7 +10,7 @@ import torch
 
 from ... import datasets
 from .compositional_probes import measure_scenes, measure_scenes_blindly
-from .image_and_text import MEMBERS, Sizes
+from .image_and_text import Sizes, members
 from .study import Sample, Study
 
 FRACTIONS = (1, 2, 4, 8, 16, 32, 64)
@@ -47,7 +47,7 @@ def group_name(part: int) -> str:
 SHORT = Study(
     title="Scenes of a digit and a shape: linear probes of z",
     groups={group_name(part): partial(sample_data, part=part) for part in (1, 8, 64)},
-    members={name: partial(make, sizes=Sizes()) for name, make in MEMBERS.items()},
+    members=members(Sizes()),
     measure=measure_scenes,
     epochs=40,
     batch_size=100,
@@ -61,10 +61,7 @@ SCENES = replace(
     full=replace(
         SHORT,
         groups={group_name(part): partial(sample_data, part=part, rows=(50_000, 4000), side=64) for part in FRACTIONS},
-        members={
-            name: partial(make, sizes=Sizes(64, 512, (32, 64, 128), flow_steps=8, flow_channels=64))
-            for name, make in MEMBERS.items()
-        },
+        members=members(Sizes(64, 512, (32, 64, 128), flow_steps=8, flow_channels=64)),
         epochs=100,
         seeds=5,
         compile=True,
