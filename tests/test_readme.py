@@ -19,7 +19,8 @@ VERSION_0_1 = TESTS / "support" / "readme_0_1.md"
 PAGES = sorted(
     path for path in (README.parent / "docs").glob("*.md") if "```python" in path.read_text(encoding="utf-8")
 )
-FRAGMENTS = {"architecture.md"}  # shows a function of the package as it is written there
+# the one shows a function of the package as it is written there; programs of the other stand alone (test_cookbook.py)
+FRAGMENTS = {"architecture.md", "cookbook.md"}
 
 TRAIN_ROWS, TEST_ROWS = 96, 16
 FEW = {

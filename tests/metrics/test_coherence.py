@@ -106,7 +106,7 @@ def test_coherence_repeats_by_its_seed_and_restores_modes():
         model, guide, batch, "b", "a", sign, labels, num_samples=7, seed=seed
     )
     joint = lambda seed: metrics.joint_coherence(  # noqa: E731
-        Story(shared=False), batch, {"a": sign, "b": sign}, 500, seed=seed
+        Story(shared=False), batch, {"a": sign, "b": sign}, 150, seed=seed
     )
     for of in (ask, joint):
         shares = [of(seed).value for seed in (0, 0, 1)]

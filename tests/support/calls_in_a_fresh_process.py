@@ -165,7 +165,7 @@ def pictures():
         plots.convergence(mm.log_marginal(MODEL, GUIDE, train, num_particles=20, seed=SEED)),
     ]
     for figure in figures:
-        figure.savefig(FOLDER / "a.png")
+        figure.figure.savefig(FOLDER / "a.png")
 
 
 @call
