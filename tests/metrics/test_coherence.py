@@ -12,7 +12,7 @@ import pyro_mm as mm
 from pyro_mm import Batch, metrics
 from pyro_mm.metrics import coherence
 
-ROWS = 600  # more than one chunk
+ROWS = 300  # more than one chunk
 NOISE = 0.5  # of the modalities around their means
 
 
@@ -64,7 +64,7 @@ def test_the_share_of_the_right_class_and_its_error():
     # rows near 0 are as wide as a hundredth of the distance between two: none is on the wrong side
     assert share.value == pytest.approx(0.75) and share.size == ROWS
     assert share.standard_error == pytest.approx(math.sqrt(0.75 * 0.25 / (ROWS - 1)))
-    assert str(share) == "75.0% ± 1.8% of 600"
+    assert str(share) == "75.0% ± 2.5% of 300"
     flipped = metrics.cross_modal_coherence(Story(-1.0), Sees(), batch, "b", "a", sign, labels)
     assert flipped.value == pytest.approx(0.25)
 
