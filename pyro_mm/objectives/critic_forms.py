@@ -27,14 +27,12 @@ class CriticForm(ABC):
         has_other: True if the critic is shown pairs of a value and the latents of another row.
         fakes_from_prior: True if latents of fakes are draws of the prior; False if they are those of the joint pairs.
         replaces_kl: True if the ratio stands for likelihood and KL of a term, and not for the likelihood alone.
-        chance: cross-entropy, in nats per row, of a critic that cannot tell the pairs apart.
     """
 
     outputs: int
     has_other: bool
     fakes_from_prior: bool
     replaces_kl: bool
-    chance: float
 
     @abstractmethod
     def log_ratio(self, logits: Tensor) -> Tensor:
@@ -56,7 +54,6 @@ class ThreeWay(CriticForm):
     has_other = True
     fakes_from_prior = False
     replaces_kl = False
-    chance = 3.295836866004329
 
     def log_ratio(self, logits: Tensor) -> Tensor:
         return logits[..., 1] - logits[..., 2]
@@ -84,7 +81,6 @@ class TwoWay(CriticForm):
     has_other = False
     fakes_from_prior = False
     replaces_kl = False
-    chance = 1.3862943611198906
 
     def log_ratio(self, logits: Tensor) -> Tensor:
         return -logits[..., 0]
