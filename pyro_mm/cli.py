@@ -142,13 +142,22 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _draw_images(images: Tensor, rows: Sequence[str], columns: Sequence[str], title: str) -> Any:
+    """Draw images as a grid; matplotlib is imported here."""
+    from . import plots
+
+    return plots.image_grid(images, rows, columns, title)
+
+
 @app.callback()
 def main(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Train, evaluate and compare multimodal deep generative models."""
+    context.obj = _draw_images  # what is drawn for `reproduce`, which lies below the plots
 
 
 @app.command()

@@ -96,6 +96,14 @@ Weights = Annotated[
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, .. By default cuda if it is available.")]
+Finished = Annotated[
+    bool,
+    typer.Option(
+        "--finished",
+        help="Train nothing, and print the table of the runs that are finished in the folder. Several processes can "
+        "train rows and seeds of one study into one folder (--only, --seed, --seeds); this is their table.",
+    ),
+]
 Out = Annotated[
     Path | None, typer.Option(file_okay=False, help="Folder of the results. By default runs/reproduce/NAME.")
 ]
@@ -104,6 +112,7 @@ Experiment = Reproduction | Family | Study | ProposalComparison
 
 
 def reproduce(
+    context: typer.Context,
     name: Name = None,
     list_: List = False,
     epochs: Epochs = None,
@@ -120,6 +129,7 @@ def reproduce(
     particles: EvidenceParticles = None,
     weights: Weights = None,
     device: Device = None,
+    finished: Finished = False,
     out: Out = None,
 ) -> None:
     """Train and evaluate a paper's experiment and print its table.
@@ -135,18 +145,21 @@ def reproduce(
 
     experiment = experiments[name]
     _check_options(experiment, particles, weights, only)
+    if finished and not isinstance(experiment, Study):
+        raise typer.BadParameter("--finished: this one is no study of several seeds, leave it out")
     out = out or Path("runs") / "reproduce" / name
     directory = str(data) if data else None
     options = RunOptions(
-        out, seed, epochs, minutes, rows, course, compile, parse_device(device), directory, fitted, particles, weights
-    )
+        out, seed, epochs, minutes, rows, course, compile, parse_device(device), directory, fitted, particles, weights,
+        draw=context.obj,
+    )  # fmt: skip
     with report_errors(lambda: f"the same command goes on from the latest checkpoint in {out}"):
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):  # a folder that cannot be written to fails here, and not after hours
             pass
         try:
             if isinstance(experiment, Study):
-                reproduce_study(experiment, options, seeds, full, only or [])
+                reproduce_study(experiment, options, seeds, full, only or [], finished)
             elif isinstance(experiment, ProposalComparison):
                 compare_proposals(experiment, options, only or [])
             elif isinstance(experiment, Family):

@@ -26,6 +26,7 @@ from .families import Family
 from .proposals import ProposalComparison
 from .published import Reproduction
 from .studies.study import Study
+from .study_pictures import Draw
 
 COURSE_PARTICLES = 100  # draws per row of the points of course-<seed>.csv
 
@@ -51,6 +52,7 @@ class RunOptions:
         fitted: estimate likelihoods by proposals fitted to each row beside the guide's; False for the guide alone.
         particles: draws per row of the likelihoods; None for those of the experiment.
         weights: the file or folder of weights to evaluate in the place of a training; None to train.
+        draw: draws a picture of a study; None for no pictures.
         start: the time at which the run began, of ``time.perf_counter``.
     """
 
@@ -66,6 +68,7 @@ class RunOptions:
     fitted: bool = True
     particles: int | None = None
     weights: Path | None = None
+    draw: Draw | None = None
     start: float = field(default_factory=time.perf_counter)
 
     def load(self, experiment: Reproduction | Family) -> tuple[Batch, Batch]:

@@ -30,6 +30,20 @@ class Sample(NamedTuple):
     truth: Any = None
 
 
+class Images(NamedTuple):
+    """Images that one row of a study's table shows.
+
+    Attributes:
+        values: K images with values in [0, 1], grey ``(K, H, W)`` or in colour ``(K, 3, H, W)``.
+        labels: K texts above them, equal in all rows; none for no texts.
+        truth: real images to show above those of all rows, of the shape of ``values``; None for none.
+    """
+
+    values: Tensor
+    labels: tuple[str, ...] = ()
+    truth: Tensor | None = None
+
+
 Number = float | tuple[float, float]  # a value, or a value with its standard error
 Measurements = Mapping[str, Number]  # column -> value
 
@@ -55,6 +69,8 @@ class Study:
         published: (group, member) -> the published figure.
         compile: trace and compile the training step.
         callbacks: makes the callbacks of a training, such as an average of the weights.
+        images: ``images(run, sample, seed)``, from a trained recipe to title -> images. Those of one title make a
+            picture, with a line for each member; None for no pictures.
         transform: none; every kind of reproduction has this attribute.
         full: the study at its published size, if that differs (``--full``).
     """
@@ -73,6 +89,7 @@ class Study:
     published: Mapping[tuple[str, str], str] = field(default_factory=dict)
     compile: bool = False
     callbacks: Callable[[], Sequence[Any]] = tuple
+    images: Callable[[Recipe, Sample, int], Mapping[str, Images]] | None = None
     transform: None = None
     full: Study | None = None
 
