@@ -118,10 +118,13 @@ def _fill_objects(what: str, value: np.ndarray, marked: np.ndarray) -> np.ndarra
 
 def _pandas_to_numpy(value: Any) -> np.ndarray:
     """Return the numbers of a series or a frame. Nullable integers stay integers, and do not become floats with NaN."""
+    numbers: np.ndarray
     kind = getattr(getattr(value, "dtype", None), "numpy_dtype", None)
     if isinstance(kind, np.dtype) and kind.kind in "iub":
-        return value.to_numpy(dtype=kind, na_value=0)
-    return value.to_numpy()
+        numbers = value.to_numpy(dtype=kind, na_value=0)
+        return numbers
+    numbers = value.to_numpy()
+    return numbers
 
 
 def _to_tensor(what: str, value: Any) -> Tensor:

@@ -138,7 +138,8 @@ class Batch(Rows):
         asked = () if fixed else keywords_of(fn)
         lengths = None if self._has_end_marks else self._lengths.get(name)
         if not asked and lengths is None and not fixed:
-            return fn
+            unchanged: Callable[..., Any] = fn
+            return unchanged
 
         def decode(*parents: Tensor) -> Any:
             d = fn if fixed else call_network(fn, parents, self.keywords(name, fn, len(parents)))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..utils.arguments import check_integer, describe
+
+RowsKey: TypeAlias = int | slice | Tensor | np.ndarray | np.integer | Sequence[int] | Sequence[bool]
+"""Keys that select rows: a row, a slice, a boolean mask ``(N,)``, or row numbers ``(n,)``."""
 
 WANTED = "expected the name of a modality, a row, a slice, a mask or an index of rows"
 

@@ -87,7 +87,8 @@ def _observe_missing(
         return LazyTensor(lambda: draw(decode(*parents)))
 
     d = _check_distribution(modality.name, decode(*parents))
-    return pyro.sample(modality.name, d.mask(False), obs=draw(d), infer={"is_auxiliary": True})
+    value: Tensor = pyro.sample(modality.name, d.mask(False), obs=draw(d), infer={"is_auxiliary": True})
+    return value
 
 
 def _observe_present(
@@ -111,7 +112,7 @@ def _observe_present(
 
     d = _check_distribution(name, decode_for_terms(name, decode, parents, context.stack, size))
     scored = in_scoring_type(d, values)
-    observed = pyro.sample(name, d if mask is True else d.mask(mask), obs=scored)
+    observed: Tensor = pyro.sample(name, d if mask is True else d.mask(mask), obs=scored)
     if observed is not scored:  # drawn anew, as Predictive does
         return observed
     return LazyTensor(complete) if isinstance(mask, Tensor) else values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..utils.arguments import check_integer, check_mapping, describe
 from .context import Context
 from .html import batch_html
-from .indexing import read_device, read_rows_key
+from .indexing import RowsKey, read_device, read_rows_key
 from .keywords import Covariates, MissingCovariate
 from .masks import Presence, all_of, any_of
 from .parsing import read_lengths
@@ -136,7 +136,13 @@ class Rows:
 
     # -- other rows ---------------------------------------------------------------------------------------------
 
-    def __getitem__(self, key: Any) -> Any:
+    @overload
+    def __getitem__(self, key: str) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, key: RowsKey) -> Self: ...
+
+    def __getitem__(self, key: str | RowsKey) -> Tensor | Self:
         """Return values by ``batch["image"]`` (filler where missing), or a batch of some rows by ``batch[rows]``."""
         if isinstance(key, str):
             if key not in self._values:
@@ -197,7 +203,7 @@ class Rows:
         Args:
             rows: a slice, or row numbers ``(n,)``.
         """
-        new = self[rows]
+        new = self._take(read_rows_key(rows, self.size, self.device))
         places = torch.arange(self.size, device=self.device) if self._index is None else self._index
         new.total = self.total or self.size
         new._index = places[read_rows_key(rows, self.size, self.device)]

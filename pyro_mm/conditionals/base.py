@@ -94,7 +94,8 @@ class Conditional(nn.Module):
         if output.shape[-1:] == (number * event.numel(),):
             if number == 1:  # as it is, for the gradient of a chunk is copied into one of the whole
                 return (output.reshape(output.shape[:-1] + event),)
-            return output.unflatten(-1, (number, *event)).unbind(-1 - len(event))
+            parts: tuple[Tensor, ...] = output.unflatten(-1, (number, *event)).unbind(-1 - len(event))
+            return parts
         if len(event) > 1 and output.shape[-len(event) :] == (*event[:-1], number * event[-1]):  # step by step
             return output.chunk(number, -1)
         flat = f"(..., {number * event.numel()})"

@@ -114,4 +114,5 @@ class _Dequantized(Composite):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         with torch.no_grad():
             y = expand_distribution(self._parts[0], self.batch_shape).sample(Size(sample_shape))
-            return (y * self.levels).floor().clamp(0, self.levels - 1) / (self.levels - 1)
+            levels: Tensor = (y * self.levels).floor().clamp(0, self.levels - 1) / (self.levels - 1)
+            return levels

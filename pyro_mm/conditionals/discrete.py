@@ -21,11 +21,13 @@ class _IndependentBernoulli(dist.Independent):
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
+        log_prob: Tensor
         logits = self.base_dist.logits
         if value.dtype == torch.bool:
             value = value.to(logits.dtype)
         if (torch.is_grad_enabled() and logits.requires_grad) or value.dtype != logits.dtype:
-            return super().log_prob(value)
+            log_prob = super().log_prob(value)
+            return log_prob
 
         n = self.reinterpreted_batch_ndims
         logits = logits.flatten(logits.dim() - n)
@@ -38,7 +40,8 @@ class _IndependentBernoulli(dist.Independent):
             if products.shape[-1] % 2 == 0:
                 half = products.shape[-1] // 2
                 products = products[..., :half] * products[..., half:]
-        return linear - products.log_().sum(-1)
+        log_prob = linear - products.log_().sum(-1)
+        return log_prob
 
 
 class Bernoulli(Conditional):
@@ -85,7 +88,8 @@ class Categorical(Conditional):
             parents = parents[0]
         logits = super().output(*parents, **keywords)
         if self.event_shape and self._is_flat(logits, parents, keywords):
-            return logits.unflatten(-1, (*self.event_shape, -1))
+            per_event: Tensor = logits.unflatten(-1, (*self.event_shape, -1))
+            return per_event
         return logits
 
     def distribution(self, output: Tensor) -> dist.TorchDistribution:

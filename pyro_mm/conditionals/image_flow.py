@@ -209,4 +209,5 @@ class ImageFlowDistribution(dist.TransformedDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         noise, log_det = self.transforms[0].noise(value)
-        return self.base_dist.log_prob(noise) + log_det
+        log_prob: Tensor = self.base_dist.log_prob(noise) + log_det
+        return log_prob

@@ -41,7 +41,8 @@ class ChannelMap(nn.Module):
         lower, upper = self._factors()
         x = torch.linalg.solve_triangular(lower, y.flatten(2), upper=False, unitriangular=True)
         x = torch.linalg.solve_triangular(upper, x, upper=True).reshape(y.shape)
-        return (x - self.bias) * (-self.log_scale).exp()
+        image: Tensor = (x - self.bias) * (-self.log_scale).exp()
+        return image
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         """Return L and U, ``(C, C)``."""

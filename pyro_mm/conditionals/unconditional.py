@@ -40,7 +40,8 @@ class Unconditional(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Unconditional:
         if self.distribution is not STANDARD_NORMAL:  # plain numbers, at home on every device
             self.distribution = map_tensors(self.distribution, fn)
-        return super()._apply(fn, recurse)
+        moved: Unconditional = super()._apply(fn, recurse)
+        return moved
 
 
 def as_module(argument: str, value: Any) -> nn.Module:

@@ -158,7 +158,8 @@ def _colours(missing: np.ndarray, things: np.ndarray, training: bool, rng: np.ra
     keys = rng.uniform(size=(len(things), len(COLOURS)))
     if training:
         keys[missing[things]] = -1.0
-    return keys.argmax(1)
+    colours: np.ndarray = keys.argmax(1)
+    return colours
 
 
 def _attributes(factors: dict[str, Tensor]) -> Tensor:
@@ -210,7 +211,8 @@ def _extents(patches: np.ndarray) -> np.ndarray:
     """Return width and height of what is drawn into the upper left corner of patches, ``(N, 2)``."""
     size = patches.shape[1]
     lines = np.stack([patches.any(1), patches.any(2)], 1)  # columns and rows with ink, (N, 2, size)
-    return size - lines[..., ::-1].argmax(-1)
+    extents: np.ndarray = size - lines[..., ::-1].argmax(-1)
+    return extents
 
 
 def _place(

@@ -30,7 +30,8 @@ class Scaling(NamedTuple):
 
     def apply(self, values: np.ndarray) -> np.ndarray:
         """Return the used features of ``(.., features)``, scaled: float32 ``(.., F)``."""
-        return ((values[..., self.used] - self.mean) / self.deviation).astype(np.float32)
+        scaled: np.ndarray = ((values[..., self.used] - self.mean) / self.deviation).astype(np.float32)
+        return scaled
 
 
 def mean_and_deviation(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

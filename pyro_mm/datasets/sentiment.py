@@ -373,4 +373,5 @@ def _classes(path: Path, part: str, labels: np.ndarray) -> np.ndarray:
     """Return the classes, int64 ``(N,)``, of labels that are 1 in the column of their class: ``(N, C)``."""
     if ((labels != 0) & (labels != 1)).any() or (labels.sum(1) != 1).any():
         raise ValueError(f"{path}: expected {part} labels with a 1 in the column of the class and 0 elsewhere")
-    return labels.argmax(1).astype(np.int64)
+    classes: np.ndarray = labels.argmax(1).astype(np.int64)
+    return classes

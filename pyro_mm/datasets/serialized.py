@@ -18,7 +18,8 @@ MAX_HDF5_BYTES = 2**31
 
 def _frombuffer(buffer: Any, dtype: Any, shape: Any, order: str, *_: Any) -> np.ndarray:
     """Rebuild an array as NumPy's own function for protocol 5 does."""
-    return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)  # type: ignore[call-overload]
+    array: np.ndarray = np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)  # type: ignore[call-overload]
+    return array
 
 
 def _encode(text: str, encoding: str) -> bytes:

@@ -76,7 +76,8 @@ def _curve(controls: np.ndarray) -> np.ndarray:
     """Return points of a cubic Bezier curve from its four control points ``(4, 2)``."""
     t = np.linspace(0, 1, CURVE_POINTS)[:, None]
     a, b, c, d = controls
-    return (1 - t) ** 3 * a + 3 * (1 - t) ** 2 * t * b + 3 * (1 - t) * t**2 * c + t**3 * d
+    points: np.ndarray = (1 - t) ** 3 * a + 3 * (1 - t) ** 2 * t * b + 3 * (1 - t) * t**2 * c + t**3 * d
+    return points
 
 
 def points_along(line: np.ndarray, number: int) -> np.ndarray:

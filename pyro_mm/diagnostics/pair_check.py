@@ -201,7 +201,7 @@ class _PairCheck:
 
     def evidence_of_each(self, batch: Batch, sites: Sites) -> Evidence | None:
         """Estimate the log-likelihood of all modalities and of each alone; return that of all."""
-        joint = self.attempt("the likelihood", self.evidence, batch, frozenset(batch.names))
+        joint: Evidence | None = self.attempt("the likelihood", self.evidence, batch, frozenset(batch.names))
         alone = [name for name in sites.observed if batch.presence(name) is not False]
         if joint is not None and len(alone) > 1:
             for name in alone:

@@ -191,10 +191,12 @@ def _shift_and_width(counts: np.ndarray) -> tuple[float, float, float, float]:
 
     def probabilities(theta: np.ndarray) -> np.ndarray:
         below = ndtr((edges - theta[0]) * np.exp(-theta[1]))
-        return np.diff(below, prepend=0.0, append=1.0).clip(min=1e-300)
+        by_rank: np.ndarray = np.diff(below, prepend=0.0, append=1.0).clip(min=1e-300)
+        return by_rank
 
     def loss(theta: np.ndarray) -> float:
-        return -(weights * np.log(probabilities(theta))).sum() / weights.sum()
+        mean_log_loss: float = -(weights * np.log(probabilities(theta))).sum() / weights.sum()
+        return mean_log_loss
 
     theta = minimize(loss, np.zeros(2)).x
 

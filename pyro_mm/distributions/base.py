@@ -64,7 +64,8 @@ class Composite(TorchDistribution):
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint | None:
-        return self._parts[0].support
+        support: constraints.Constraint | None = self._parts[0].support
+        return support
 
     def expand(self, batch_shape: Sequence[int], _instance: Distribution | None = None) -> Self:
         old = tuple(self.batch_shape)

@@ -37,7 +37,8 @@ class FlowDistribution(dist.TransformedDistribution):
         # as wide as the context, which the slopes of zuko's transformations are not by themselves
         value = value.expand(broadcast_shape(value.shape, self.batch_shape + self.event_shape))
         noise, log_slope = self.transforms[0].flow.call_and_ladj(value)
-        return self.base_dist.log_prob(noise) + log_slope
+        log_prob: Tensor = self.base_dist.log_prob(noise) + log_slope
+        return log_prob
 
 
 class InverseFlow(torch.distributions.Transform):
@@ -52,10 +53,13 @@ class InverseFlow(torch.distributions.Transform):
         self.dtype = dtype
 
     def _call(self, x: Tensor) -> Tensor:
-        return self.flow.inv(x.to(self.dtype))
+        x_of_noise: Tensor = self.flow.inv(x.to(self.dtype))
+        return x_of_noise
 
     def _inverse(self, y: Tensor) -> Tensor:
-        return self.flow(y)
+        noise: Tensor = self.flow(y)
+        return noise
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return -self.flow.log_abs_det_jacobian(y, x)
+        log_slope: Tensor = -self.flow.log_abs_det_jacobian(y, x)
+        return log_slope

@@ -203,16 +203,19 @@ class Mixture(Composite):
             tiny = torch.finfo(density.dtype).tiny
             jacobian = off_diagonal.tril(-1) + torch.diag_embed(density.clamp(min=tiny))  # dF_d / dz_e
         step = torch.linalg.solve_triangular(jacobian, (cdf - cdf.detach())[..., None], upper=False)[..., 0]
-        return z - step.reshape(z.shape)
+        reparameterized: Tensor = z - step.reshape(z.shape)
+        return reparameterized
 
     def _draw(self, index: Tensor, pathwise: bool) -> Tensor:
         """Draw from component ``index``: ``(*index.shape, *event_shape)``."""
         if isinstance(base_distribution(self._components), (torch.distributions.Normal, torch.distributions.Laplace)):
-            return self.chosen(index).rsample()
+            pathwise_draw: Tensor = self.chosen(index).rsample()
+            return pathwise_draw
         components = expand_distribution(self._components, index.shape + (self.num_components,))
         draws = components.rsample() if pathwise else components.sample()
         gather_index = append_dims(index, 1 + self.event_dim).expand(index.shape + (1,) + self.event_shape)
-        return draws.gather(index.dim(), gather_index).squeeze(index.dim())
+        chosen: Tensor = draws.gather(index.dim(), gather_index).squeeze(index.dim())
+        return chosen
 
 
 def largest_mixture(fn: Distribution) -> Mixture | None:

@@ -51,20 +51,25 @@ class NormalScores(Transform):
         )
 
     def _call(self, u: Tensor) -> Tensor:
+        value: Tensor
         d = self.d
         if isinstance(d, Laplace):
-            return d.loc - d.scale * u.sign() * (math.log(2) + log_ndtr(-u.abs()))
+            value = d.loc - d.scale * u.sign() * (math.log(2) + log_ndtr(-u.abs()))
+            return value
         if isinstance(d, Exponential):
-            return -log_ndtr(-u) / d.rate
+            value = -log_ndtr(-u) / d.rate
+            return value
         if isinstance(d, HalfNormal):
             body = math.sqrt(2) * torch.erfinv(_lower_tail(u.clamp(max=0)))
             return d.scale * torch.where(u < 0, body, -ndtri(0.5 * _lower_tail(-u.clamp(min=0))))
-        return d.low + (d.high - d.low) * _lower_tail(u)
+        value = d.low + (d.high - d.low) * _lower_tail(u)
+        return value
 
     def _inverse(self, z: Tensor) -> Tensor:
         below, above = self._tails(z)
         smaller = torch.minimum(below, above).clamp(min=torch.finfo(z.dtype).tiny)
-        return torch.where(below < above, 1.0, -1.0) * ndtri(smaller)
+        score: Tensor = torch.where(below < above, 1.0, -1.0) * ndtri(smaller)
+        return score
 
     def log_abs_det_jacobian(self, u: Tensor, z: Tensor) -> Tensor:
         """Return log dz/du, of the shape of u."""
@@ -100,4 +105,5 @@ def normal_scores(d: Distribution) -> NormalScores | None:
 
 def _lower_tail(u: Tensor) -> Tensor:
     """Return the standard Normal distribution function; ``torch.special.ndtr`` cancels in the tail."""
-    return log_ndtr(u).exp()
+    tail: Tensor = log_ndtr(u).exp()
+    return tail

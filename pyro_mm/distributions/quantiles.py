@@ -72,5 +72,6 @@ def quantile(fn: Distribution, u: Tensor, choice: Tensor) -> Tensor:
         return x
     u = u.clamp(MARGIN, 1 - MARGIN)
     if isinstance(fn, MultivariateNormal):
-        return fn.loc + (fn.scale_tril @ torch.special.ndtri(u)[..., None])[..., 0]
+        value: Tensor = fn.loc + (fn.scale_tril @ torch.special.ndtri(u)[..., None])[..., 0]
+        return value
     return fn.icdf(u)

@@ -273,7 +273,8 @@ def gram_matrix(x: Tensor, kernel: Kernel, bandwidth: Bandwidth, count: Tensor |
         each = [(-squared / (2 * width)).exp() for width in widths]
     else:
         each = [width / (width + squared) for width in widths]
-    return sum(each[1:], each[0]) / len(each)
+    mean: Tensor = sum(each[1:], each[0]) / len(each)
+    return mean
 
 
 def squared_distances(x: Tensor) -> Tensor:
@@ -378,4 +379,5 @@ def _check_mask(mask: Any, x: Tensor) -> Tensor:
     fits = mask.dim() in range(1, x.dim()) and all(size in (1, known) for size, known in sizes)
     if not fits or mask.shape[-1] != x.shape[-2]:
         raise ValueError(f"expected a mask of {x.shape[-2]} rows, got shape {tuple(mask.shape)}")
-    return mask.expand(x.shape[:-1])
+    by_row: Tensor = mask.expand(x.shape[:-1])
+    return by_row

@@ -313,7 +313,7 @@ def _rows_outside(values: Tensor, support: Support) -> Tensor:
         is_inside = support.other.check(values)
     else:
         is_inside = (values >= support.low) & (values <= support.high)
-    rows_inside = is_inside.reshape(len(values), -1).all(1)
+    rows_inside: Tensor = is_inside.reshape(len(values), -1).all(1)
     if values.is_floating_point():
         flat = values.reshape(len(values), -1)
         if support.whole:
@@ -325,7 +325,8 @@ def _rows_outside(values: Tensor, support: Support) -> Tensor:
 def _chunks(values: Tensor) -> tuple[Tensor, ...]:
     """Split values ``(N, *event)`` into blocks of rows, about ``VALUES_PER_CHUNK`` numbers each."""
     rows = max(1, VALUES_PER_CHUNK // max(1, values[0].numel()))
-    return values.detach().split(rows)
+    blocks: tuple[Tensor, ...] = values.detach().split(rows)
+    return blocks
 
 
 # id of a tensor -> a weak reference to it, its version, and facts that hold for that version

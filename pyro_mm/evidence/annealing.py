@@ -264,10 +264,10 @@ def bound_both_ways(
                 lower.append(_lower_bound(schedule, settings.num_chains, quantity))
                 upper.append(_upper_bound(schedule, latents, settings.num_chains, quantity))
         notes = notes_on_shared(model, guide, whole)
-        bounds = tuple(
+        below, above = (
             restrict_means(replace(concatenate(parts), notes=notes), whole.having()) for parts in (lower, upper)
         )
-        return move_result(bounds, whole, batch)
+        return move_result((below, above), whole, batch)
 
 
 def _lower_bound(schedule: AnnealingSchedule, num_chains: int, quantity: str) -> Evidence:

@@ -288,7 +288,8 @@ def _classes_of_modality(model: Callback, guide: Callback, batch: Batch, guide_b
             f"modality {site!r} has no classes: it is a {family} of event shape {tuple(fn.event_shape)}, and not one "
             "discrete value per row"
         )
-    return values.reshape(len(values), *fn.event_shape)
+    classes: Tensor = values.reshape(len(values), *fn.event_shape)
+    return classes
 
 
 def _check_rows(batch: Batch, site: str, modalities: frozenset[str]) -> None:

@@ -29,7 +29,8 @@ class _Trace(Trace_ELBO):
                 value, differentiable = self._particle(*traces)
                 loss = loss - value / self.num_particles
                 surrogate = surrogate - differentiable / self.num_particles
-        return loss.detach() + (surrogate - surrogate.detach())
+        differentiable_loss: Tensor = loss.detach() + (surrogate - surrogate.detach())
+        return differentiable_loss
 
     def _particle(self, model_trace: Any, guide_trace: Any) -> tuple[Any, Any]:
         """Return the ELBO of one particle, and the surrogate whose gradient is the ELBO's."""

@@ -41,7 +41,8 @@ class PlateIndices(LazyTensor):
 
     @staticmethod
     def __new__(cls, size: int, device: torch.device | str) -> PlateIndices:
-        new: Any = LazyTensor.__new__(cls, lambda: torch.arange(size, device=device))
+        new = LazyTensor.__new__(cls, lambda: torch.arange(size, device=device))
+        assert isinstance(new, PlateIndices)
         new._size = size
         return new
 
@@ -86,4 +87,5 @@ def sample_in_plates(d: Any, plates: tuple[int, ...]) -> Tensor:
         A tensor ``(*broadcast_shape, *event)``.
     """
     d = d.expand(broadcast_shape(d.batch_shape, plates))
-    return d.rsample() if d.has_rsample else d.sample()
+    value: Tensor = d.rsample() if d.has_rsample else d.sample()
+    return value

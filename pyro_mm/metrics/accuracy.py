@@ -131,4 +131,5 @@ def confusion_matrix(true: Tensor, predicted: Tensor, num_classes: int) -> np.nd
     with preserve_process_settings():
         from sklearn import metrics  # imported here because it takes a second
 
-    return metrics.confusion_matrix(true.cpu(), predicted.cpu(), labels=range(num_classes))
+    counts: np.ndarray = metrics.confusion_matrix(true.cpu(), predicted.cpu(), labels=range(num_classes))
+    return counts

@@ -115,7 +115,9 @@ class _Network(nn.Module):
             raise ValueError(f"expected values of shape (B, {', '.join(map(str, self.event))}), got {tuple(x.shape)}")
         x = (x.to(self.mean.dtype) - self.mean) / self.deviation
         x = x.reshape(len(x), -1, *self.event[-2:]) if self.pictures else x.reshape(len(x), -1)
-        return self.layers[:-1](x)
+        features: Tensor = self.layers[:-1](x)
+        return features
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers[-1](self.features(x))
+        logits: Tensor = self.layers[-1](self.features(x))
+        return logits

@@ -100,11 +100,11 @@ def _check_features(found: Any, values: Tensor, are_values: bool, what: str) -> 
         found = found[:, None]
     if found.dim() < 2 or len(found) != len(values):
         raise ValueError(f"expected features of shape ({len(values)}, D), got {tuple(found.shape)}")
-    found = found.flatten(1).cpu().double()
-    finite = found.isfinite().all(1)
+    features: Tensor = found.flatten(1).cpu().double()
+    finite = features.isfinite().all(1)
     if not bool(finite.all()):
         raise ValueError(
             f"features of {what} data that are not finite, in {int((~finite).sum())} of {len(values)} rows: leave such "
             "rows out, or repair the network of the features"
         )
-    return found
+    return features

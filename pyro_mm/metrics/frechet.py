@@ -83,13 +83,14 @@ def gaussian_frechet(mean: Tensor, covariance: Tensor, other_mean: Tensor, other
     between_means = (mean - other_mean).square().sum()
     overlap = torch.linalg.svdvals(_square_root(covariance) @ _square_root(other_covariance)).sum()
     distance = between_means + covariance.trace() + other_covariance.trace() - 2 * overlap
-    return max(0.0, distance.item())
+    return max(0.0, float(distance))
 
 
 def _square_root(covariance: Tensor) -> Tensor:
     """Return the symmetric square root of a positive semi-definite matrix."""
     values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
-    return vectors * values.clamp(min=0).sqrt() @ vectors.T
+    root: Tensor = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    return root
 
 
 def _moments(data: Rows, features: Features | None, what: str) -> tuple[Tensor, Tensor]:

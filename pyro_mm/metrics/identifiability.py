@@ -155,7 +155,8 @@ def _best_assignment(correlations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     with preserve_process_settings():
         from scipy.optimize import linear_sum_assignment
 
-    return linear_sum_assignment(correlations, maximize=True)
+    rows, columns = linear_sum_assignment(correlations, maximize=True)
+    return rows, columns
 
 
 def _centred(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,10 +187,10 @@ class _PairSums:
         real, fake, between = within_x.sum(), within_y.sum(), from_x.sum()
         if self.paired:
             without = self._combine(real - 2 * within_x, fake - 2 * within_y, between - from_x - from_y, n - 1, m - 1)
-            return _spread(without) ** 0.5
+            return math.sqrt(_spread(without))
         without_x = self._combine(real - 2 * within_x, fake, between - from_x, n - 1, m)
         without_y = self._combine(real, fake - 2 * within_y, between - from_y, n, m - 1)
-        return (_spread(without_x) + _spread(without_y)) ** 0.5
+        return math.sqrt(_spread(without_x) + _spread(without_y))
 
     def _combine(self, real: Tensor, fake: Tensor, between: Tensor, n: int, m: int) -> Tensor:
         """Return the distance from sums over ordered pairs within real and fake rows, and between them."""

@@ -130,6 +130,8 @@ def _means(guide: Callable[[Batch], Any], batch: Batch, sites: Sequence[str]) ->
 def _mean(d: Any) -> Tensor:
     """Return the mean of a distribution, estimated from draws where it is not known."""
     try:
-        return d.mean
+        mean: Tensor = d.mean
+        return mean
     except NotImplementedError:
-        return d.sample((NUM_DRAWS,)).mean(0)
+        estimate: Tensor = d.sample((NUM_DRAWS,)).mean(0)
+        return estimate

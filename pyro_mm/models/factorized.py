@@ -174,7 +174,8 @@ class Factorized(nn.Module):
         role = "the network of the shared factor" if site == SHARED else f"the network of the factor {site!r}"
         _check_keywords(role, network, batch)
         keywords = {} if batch is None else batch.head_keywords(network, role)
-        return apply_network(f"latent {site!r}", network, value, keywords)
+        factor: Tensor = apply_network(f"latent {site!r}", network, value, keywords)
+        return factor
 
     def _decoder(self, name: str) -> nn.Module:
         """Return the decoder of a modality or a label."""

@@ -25,4 +25,5 @@ def sample_latent(site: str, prior: nn.Module, batch: Batch) -> Tensor:
     """
     with covariates_read_by(f"the prior of {site!r}", prior):
         distribution = prior(batch)
-    return pyro.sample(site, distribution)
+    value: Tensor = pyro.sample(site, distribution)
+    return value

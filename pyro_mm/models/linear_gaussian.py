@@ -101,7 +101,8 @@ class LinearGaussian(nn.Module):
         precision, h, rest = self._statistics(batch)
         factor = torch.linalg.cholesky(precision)
         explained = (h * torch.cholesky_solve(h[..., None], factor)[..., 0]).sum(-1)
-        return rest + 0.5 * explained - factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_prob: Tensor = rest + 0.5 * explained - factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return log_prob
 
     def log_conditional(self, batch: Batch, target: Sequence[str], given: Sequence[str] = ()) -> Tensor:
         """Return log p(x_target | x_given) per row in nats, ``(N,)``. Missing modalities are left out of both.

@@ -136,10 +136,12 @@ class _Linear(torch.distributions.Transform):
         return x @ self.matrix.T
 
     def _inverse(self, y: Tensor) -> Tensor:
-        return y @ torch.linalg.inv(self.matrix).T
+        inverse: Tensor = y @ torch.linalg.inv(self.matrix).T
+        return inverse
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return torch.linalg.slogdet(self.matrix).logabsdet.expand(x.shape[:-1])
+        log_det: Tensor = torch.linalg.slogdet(self.matrix).logabsdet.expand(x.shape[:-1])
+        return log_det
 
 
 class _TransformedMixture(dist.TransformedDistribution):
@@ -147,7 +149,8 @@ class _TransformedMixture(dist.TransformedDistribution):
 
     @property
     def mean(self) -> Tensor:
-        return self.transforms[0](self.base_dist.mean)
+        mean: Tensor = self.transforms[0](self.base_dist.mean)
+        return mean
 
 
 class Flow(nn.Module):

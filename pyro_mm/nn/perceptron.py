@@ -58,5 +58,6 @@ class MLP(nn.Module):
         """
         for start in reversed(range(x.dim())):
             if math.prod(x.shape[start:]) == self.in_features:
-                return self.layers(x.to(next(self.parameters()).dtype).flatten(start))
+                output: Tensor = self.layers(x.to(next(self.parameters()).dtype).flatten(start))
+                return output
         raise ValueError(f"expected an event of {self.in_features} entries, got shape {tuple(x.shape)}")

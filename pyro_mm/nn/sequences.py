@@ -63,7 +63,8 @@ class SequenceEncoder(nn.Module, ABC):
         x = x.to(self.head.weight.dtype)
         if valid is not None:
             x = torch.where(valid[..., None], x, 0.0)  # padding that is infinite would get into the gradient
-        return self.head(self.summarise(x, valid)).reshape(*lead, -1)
+        output: Tensor = self.head(self.summarise(x, valid)).reshape(*lead, -1)
+        return output
 
 
 class Recurrent(SequenceEncoder):
@@ -107,7 +108,8 @@ class Recurrent(SequenceEncoder):
         """Return the state after the last valid step, ``(R, hidden)``; zero without a step."""
         states, _ = getattr(self, self.kind)(x)
         if valid is None:
-            return states[:, -1]
+            at_end: Tensor = states[:, -1]
+            return at_end
         length = valid.sum(-1)[:, None, None]
         last = (length - 1).clamp(min=0).expand(-1, 1, states.shape[-1])
         return torch.where(length > 0, states.gather(1, last), 0.0).squeeze(1)
@@ -273,7 +275,8 @@ class RecurrentDecoder(nn.Module):
         rows = x.to(self.head.weight.dtype).reshape(-1, x.shape[-1])
         network = getattr(self, self.kind)
         states, _ = network(rows[:, None].expand(-1, self.steps, -1), first_state(network, self.start(rows)))
-        return self.head(states).reshape(*x.shape[:-1], self.steps, -1)
+        output: Tensor = self.head(states).reshape(*x.shape[:-1], self.steps, -1)
+        return output
 
 
 # -- parts ---------------------------------------------------------------------------------------------------------

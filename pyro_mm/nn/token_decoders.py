@@ -62,7 +62,8 @@ class RecurrentTokens(nn.Module):
         network = getattr(self, self.kind)
         start = self.start(parents.to(x.dtype)).expand(*lead, -1).reshape(-1, self.start.out_features)
         states, _ = network(x.reshape(-1, *x.shape[-2:]), first_state(network, start))
-        return self.head(states).reshape(*lead, x.shape[-2], -1)
+        output: Tensor = self.head(states).reshape(*lead, x.shape[-2], -1)
+        return output
 
     def next_logits(self, parents: Tensor, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Return the logits of the token after these, ``(.., V)``, and the state for the call with one token more.
@@ -149,4 +150,5 @@ class AttentionTokens(nn.Module):
         steps, width = x.shape[-2:]
         x = x.reshape(-1, steps, width) + positions(steps, width, x)
         ahead = torch.ones(steps, steps, dtype=torch.bool, device=x.device).triu(1)
-        return self.head(self.layers(x, mask=ahead, is_causal=True)).reshape(*lead, steps, -1)
+        output: Tensor = self.head(self.layers(x, mask=ahead, is_causal=True)).reshape(*lead, steps, -1)
+        return output

@@ -49,7 +49,8 @@ def posterior_site(model: Program, guide: Program, batch: Batch, name: str) -> d
 
 def mean_of(site: dict[str, Any]) -> Tensor:
     """Return the mean of a site's distribution, ``(N, *event)``."""
-    return unwrap_masks(site["fn"]).mean
+    mean: Tensor = unwrap_masks(site["fn"]).mean
+    return mean
 
 
 def data_scale(site: dict[str, Any]) -> float:
@@ -102,7 +103,8 @@ def _site(model: Program, batch: Batch, name: str, handler: Any) -> dict[str, An
     """Return the site of a modality in a run of the model."""
     with poutine.block(), poutine.trace() as traced, handler, KnownPlates():
         model(batch)
-    return traced.trace.nodes[name]
+    site: dict[str, Any] = traced.trace.nodes[name]
+    return site
 
 
 def _draw_uniform(msg: dict[str, Any]) -> None:
@@ -125,7 +127,8 @@ def _draw_without_gradient(msg: dict[str, Any]) -> None:
 
 def _log_density(site: dict[str, Any]) -> Tensor:
     fn = unwrap_masks(site["fn"])
-    return fn.log_prob(site["value"].detach()).sum()
+    total: Tensor = fn.log_prob(site["value"].detach()).sum()
+    return total
 
 
 def _parameters(model: Program) -> list[Tensor]:
@@ -149,7 +152,7 @@ def is_continuous(fn: Any) -> bool:
     if isinstance(base, torch.distributions.Categorical | torch.distributions.OneHotCategorical):
         return False
     try:
-        mean = unwrap_masks(fn).mean
+        mean: Tensor = unwrap_masks(fn).mean
     except (NotImplementedError, AttributeError):
         return False
     return mean.is_floating_point() and mean.shape == torch.Size([*fn.batch_shape, *fn.event_shape])

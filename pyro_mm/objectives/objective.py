@@ -81,7 +81,8 @@ class Objective(ELBO, PreparedObjective):
 
     def __call__(self, model: Callback, guide: Callback) -> torch.nn.Module:
         """Return the loss as a module that holds model and guide, and is called with a batch."""
-        return super().__call__(model, guide)
+        module: torch.nn.Module = super().__call__(model, guide)
+        return module
 
     def __repr__(self) -> str:
         return self.describe(self._names)

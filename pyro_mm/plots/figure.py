@@ -47,9 +47,10 @@ def axes_or_new(ax: Any, width: float, height: float) -> Axes:
 
 def tidy(ax: Any) -> Axes:
     """Give axes the look of all figures: curves in the palette's colours, and no frame above and on the right."""
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.set_prop_cycle(color=PALETTE)
-    return ax
+    axes: Axes = ax
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_prop_cycle(color=PALETTE)
+    return axes
 
 
 def set_title(ax: Axes, title: str, legend: Any = None) -> None:

@@ -63,7 +63,7 @@ class ProductOfCategoricals(PosteriorOfExperts):
     def _prior_logits(self, classes: int) -> Tensor:
         """Return the logits of the prior expert, ``(C,)``. Raises a ValueError unless C is ``classes``."""
         assert self.prior is not None
-        logits = self.prior().logits
+        logits: Tensor = self.prior().logits
         if logits.shape[-1] != classes:
             raise ValueError(f"expected a prior expert on the experts' {classes} classes, got {logits.shape[-1]}")
         return logits

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from torch import Tensor
 from ..batch.batch import Batch
 from ..batch.context import cached, is_cached, put
 from ..batch.masks import Presence, any_of, stack_masks
+
+Result = TypeVar("Result")
 
 
 def per_set(
@@ -65,7 +67,7 @@ def _stack_terms(pieces: tuple[Tensor, ...], nesting: int) -> Tensor:
     return torch.stack([piece.reshape(*[1] * (nesting + 1 - piece.dim()), *piece.shape) for piece in pieces])
 
 
-def per_view(batch: Batch, owner: object, function: Callable[[Batch], Any]) -> Any:
+def per_view(batch: Batch, owner: object, function: Callable[[Batch], Result]) -> Result:
     """Return ``function(batch)``, computed once per step for the masks that a batch shows to the terms.
 
     Args:
@@ -77,7 +79,8 @@ def per_view(batch: Batch, owner: object, function: Callable[[Batch], Any]) -> A
     if batch._context.latents or cache is None or terms is None:
         return function(batch)
     key = ("per view", *(_key(owner, masks) for masks in terms))
-    return cached(cache, key, lambda: function(batch), owner, terms)
+    result: Result = cached(cache, key, lambda: function(batch), owner, terms)
+    return result
 
 
 def rows_with_any(batch: Batch, names: Iterable[str]) -> Presence:

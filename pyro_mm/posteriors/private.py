@@ -127,7 +127,7 @@ class PrivateOf(nn.Module):
     def state(self, batch: Batch) -> Tensor:
         """Return the input of the head, ``(.., N, H)``."""
         tokens, total = self.pool.of_set(batch)
-        state = self.whole(total)
+        state: Tensor = self.whole(total)
         if self.name in tokens:
             state = state + zero_where_missing(batch.presence(self.name), self.own(tokens[self.name]))
         return state

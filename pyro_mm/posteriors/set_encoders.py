@@ -195,7 +195,8 @@ class AttentionLayer(nn.Module):
         projections = self.inward(self.norm(states)).unflatten(-1, (3, self.heads, -1))  # (.., M, 3, heads, size/heads)
         query, key, value = projections.movedim(-2, -4).unbind(-2)
         attended = nn.functional.scaled_dot_product_attention(query, key, value, may_attend)
-        return states + self.outward(attended.movedim(-3, -2).flatten(-2))
+        output: Tensor = states + self.outward(attended.movedim(-3, -2).flatten(-2))
+        return output
 
 
 def zero_where_missing(mask: Presence, x: Tensor) -> Tensor:
@@ -210,7 +211,8 @@ def zero_where_missing(mask: Presence, x: Tensor) -> Tensor:
 
 def _output(head: Any, batch: Batch, state: Callable[[Batch], Tensor]) -> Tensor:
     """Return the output of a head's network, which gets the covariates that it asks for."""
-    return head.output(state(batch), **batch.head_keywords(head))
+    output: Tensor = head.output(state(batch), **batch.head_keywords(head))
+    return output
 
 
 def apply_head(head: Any, batch: Batch, owner: nn.Module, state: Callable[[Batch], Tensor]) -> dist.Distribution:

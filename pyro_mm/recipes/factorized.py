@@ -206,7 +206,7 @@ def _roles(batch: Batch, labels: Sequence[str] | None, private: int | Mapping[st
     return _Roles(modalities, found, {name: size for name, size in sizes.items() if size})
 
 
-def _generation_weights(generation: float | Mapping[str, float], roles: _Roles) -> dict[str, Number]:
+def _generation_weights(generation: float | Mapping[str, float], roles: _Roles) -> dict[str, float]:
     """Return modality -> weight of its reconstruction."""
     if not isinstance(generation, Mapping):
         return dict.fromkeys(roles.modalities, check_number("generation", generation, least=0))

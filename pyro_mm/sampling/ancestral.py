@@ -202,14 +202,16 @@ def mean_of_modality(name: str, fn: Any) -> Tensor:
     """
     if not _is_categorical(fn):
         try:
-            return fn.mean
+            mean: Tensor = fn.mean
+            return mean
         except (NotImplementedError, AttributeError) as error:
             family = type(unwrap(fn)).__name__
             raise ValueError(
                 f"modality {name!r}: {family} has no mean that is known: take draws, mean=False, or "
                 "name the modalities whose means you want, as in mean=[..]"
             ) from error
-    return unwrap(fn).probs
+    probabilities: Tensor = unwrap(fn).probs
+    return probabilities
 
 
 def _unmasked(fn: Any) -> Any:

@@ -208,7 +208,7 @@ class _OnSupport(dist.TransformedDistribution):
         return self.own_support
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> _OnSupport:
-        new = super().expand(batch_shape, _instance)
+        new: _OnSupport = super().expand(batch_shape, _instance)
         new.own_support = self.own_support
         return new
 
@@ -216,7 +216,8 @@ class _OnSupport(dist.TransformedDistribution):
 def _triangular(factor: Tensor) -> Tensor:
     """Return the lower triangular L of positive diagonal with L L' = F F', from F ``(.., E, D)`` with E <= D."""
     triangle = torch.linalg.qr(factor.mT)[1].mT
-    return triangle * triangle.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
+    lower: Tensor = triangle * triangle.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
+    return lower
 
 
 def _is_identity(transform: Transform) -> bool:

@@ -73,7 +73,10 @@ class RowNormals:
     @cached_property
     def _inverse(self) -> Tensor:
         identity = torch.eye(self.mean.shape[-1], dtype=self.mean.dtype, device=self.mean.device)
-        return torch.linalg.solve_triangular(self.scale_tril, identity.expand_as(self.scale_tril), upper=False)
+        inverse: Tensor = torch.linalg.solve_triangular(
+            self.scale_tril, identity.expand_as(self.scale_tril), upper=False
+        )
+        return inverse
 
     @cached_property
     def _log_norm(self) -> Tensor:
@@ -335,7 +338,8 @@ def _regressed_hessian(white: Tensor, noise: Tensor, ridge: float) -> Tensor:
     inverse = torch.linalg.inv(noise.mT @ noise + ridge * identity)
     cross = torch.einsum("msni,mj->snij", white + noise[:, None, None], noise)
     change = cross @ inverse
-    return 0.5 * (change + change.mT) - identity
+    symmetric: Tensor = 0.5 * (change + change.mT) - identity
+    return symmetric
 
 
 def _widened(scale: Tensor, prior_deviation: Tensor, widen: float) -> Tensor:

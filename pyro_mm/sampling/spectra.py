@@ -33,7 +33,8 @@ def clamp_eigenvalues(matrix: Tensor, least: float, most: float, *, by_products:
     """Clamp the eigenvalues of symmetric matrices ``(.., D, D)``; ``by_products=None`` takes the faster way."""
     if not _by_products(matrix, by_products):
         values, vectors = torch.linalg.eigh(matrix)
-        return (vectors * values.clamp(least, most)[..., None, :]) @ vectors.mT
+        clamped: Tensor = (vectors * values.clamp(least, most)[..., None, :]) @ vectors.mT
+        return clamped
     return _clamp_by_products(matrix.double(), least, most).to(matrix.dtype)
 
 
@@ -69,7 +70,8 @@ def _by_products(matrix: Tensor, chosen: bool | None) -> bool:
 def _rescale(root: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     """Change the singular values of square roots of covariances by eigenvectors."""
     squares, axes = torch.linalg.eigh(root @ root.mT)
-    return axes * change(squares.clamp(min=0).sqrt())[..., None, :]
+    rescaled: Tensor = axes * change(squares.clamp(min=0).sqrt())[..., None, :]
+    return rescaled
 
 
 def _clamp_by_products(matrix: Tensor, least: float, most: float) -> Tensor:
@@ -90,7 +92,8 @@ def _absolute(matrix: Tensor) -> Tensor:
     for _ in range(NEWTON_STEPS):
         sign = 1.5 * sign - 0.5 * (sign @ sign @ sign)
     absolute = matrix @ sign
-    return 0.5 * (absolute + absolute.mT)
+    symmetric: Tensor = 0.5 * (absolute + absolute.mT)
+    return symmetric
 
 
 def _cholesky(square: Tensor) -> Tensor:

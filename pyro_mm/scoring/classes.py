@@ -72,7 +72,8 @@ def component_densities(d: Any, value: Tensor) -> Tensor | None:
     if isinstance(d, Mixture):
         log_weights = d.log_weights
         log_p = d.components.log_prob(value.unsqueeze(-1 - d.event_dim))
-        return (log_weights + log_p).masked_fill(log_weights.isneginf(), -math.inf)
+        densities: Tensor | None = (log_weights + log_p).masked_fill(log_weights.isneginf(), -math.inf)
+        return densities
     if isinstance(d, torch.distributions.MixtureSameFamily):
         log_weights = d.mixture_distribution.logits.log_softmax(-1)
         return log_weights + d.component_distribution.log_prob(value.unsqueeze(-1 - len(d.event_shape)))
@@ -84,7 +85,8 @@ def component_densities(d: Any, value: Tensor) -> Tensor | None:
         if densities is None or len(d.base_dist.event_shape) != len(d.event_shape):
             return None
         jacobian = d.log_prob(value) - d.base_dist.log_prob(base_value)
-        return densities + jacobian[..., None]
+        transformed: Tensor = densities + jacobian[..., None]
+        return transformed
     return None
 
 
@@ -106,8 +108,8 @@ def classes_of_site(name: str, site: Mapping[str, Any], in_guide: bool) -> Tenso
     fn = site["fn"]
     inner = [f.name for f in site["cond_indep_stack"] if f.vectorized and f.name not in ("data", "particles", "terms")]
     if "_enumerate_dim" in site["infer"]:
-        values = fn.enumerate_support(expand=False)
-        values = values.reshape(len(values), *fn.event_shape)
+        support = fn.enumerate_support(expand=False)
+        values: Tensor = support.reshape(len(support), *fn.event_shape)
     elif fn.has_enumerate_support:
         remedy = "leave it out of the guide, or sum it out with pyro.infer.config_enumerate(guide)"
         raise ValueError(

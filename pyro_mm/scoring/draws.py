@@ -109,9 +109,9 @@ class Draws:
         inner = plates[:-1]
         whole = value.expand(*lead, *inner, views.decode.size, *event)
         whole = whole.reshape(pair.num_particles, views.terms, *inner, views.decode.size, *event)
-        return whole.movedim(2 + len(inner), 2).reshape(
-            pair.num_particles, views.terms, views.decode.size, *(size for size in inner if size > 1), *event
-        )
+        inner_sizes = [size for size in inner if size > 1]
+        rows_third: Tensor = whole.movedim(2 + len(inner), 2)
+        return rows_third.reshape(pair.num_particles, views.terms, views.decode.size, *inner_sizes, *event)
 
     def _run(self, source: str) -> dict[str, dict[str, Any]]:
         """Return the latent sites of the run that made the draws of a source."""
@@ -124,7 +124,8 @@ class Draws:
             if source == "prior" and torch.is_grad_enabled():
                 check_prior_gradient(sites)
             self._runs[source] = sites
-        return self._runs[source]
+        known: dict[str, dict[str, Any]] = self._runs[source]
+        return known
 
     def decoded(self, modality: str) -> Any:
         """Return the distribution of a modality given the latents.
@@ -145,7 +146,8 @@ class Draws:
 
     def observed(self, modality: str) -> Tensor:
         """Return the data of a modality, ``(N, *event)``; anything may stand where :meth:`mask` is False."""
-        return self._observed_site(modality)["value"]
+        value: Tensor = self._observed_site(modality)["value"]
+        return value
 
     def _observed_site(self, modality: str) -> dict[str, Any]:
         found = observed_sites(self._model_trace)

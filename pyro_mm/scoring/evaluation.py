@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from ..utils.arguments import check_flag, check_function
 from ..utils.reachable import ReachableObjects, evaluation_mode
 from .audit.audit import audit as audited
 from .program_errors import explain_index_errors
+
+Result = TypeVar("Result")
 
 _programs_inside: ContextVar[tuple[tuple[Any, torch.device | None], ...]] = ContextVar("programs evaluated", default=())
 
@@ -98,7 +100,7 @@ def _global_state() -> Iterator[None]:
         torch.distributions.Distribution._validate_args = validation
 
 
-def move_result(result: Any, rows: Batch, batch: Batch) -> Any:
+def move_result(result: Result, rows: Batch, batch: Batch) -> Result:
     """Move the result of an evaluation to the device of the caller's batch.
 
     Args:
@@ -106,7 +108,10 @@ def move_result(result: Any, rows: Batch, batch: Batch) -> Any:
         rows: the batch that :func:`evaluating` yielded.
         batch: the batch that it was called with.
     """
-    return result if rows.device == batch.device else _move(result, batch.device)
+    if rows.device == batch.device:
+        return result
+    moved: Result = _move(result, batch.device)
+    return moved
 
 
 def _move(result: Any, device: torch.device) -> Any:

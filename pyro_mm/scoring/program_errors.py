@@ -144,13 +144,16 @@ def _site(frames: list[FrameType]) -> str | None:
             return names.get("name")
         msg = names.get("msg")
         if isinstance(msg, dict) and msg.get("type") == "sample" and msg.get("name"):
-            return msg["name"]
+            name: str = msg["name"]
+            return name
         if isinstance(names.get("site"), dict) and names["site"].get("type") == "sample":
-            return names["site"]["name"]
+            site: str = names["site"]["name"]
+            return site
     for frame in reversed(frames):  # a guide's posterior is made before its site is sampled
         names = frame.f_locals
         if frame.f_code.co_name == "forward" and "posterior" in names and isinstance(names.get("site"), str):
-            return names["site"]
+            sampled: str = names["site"]
+            return sampled
     return None
 
 
@@ -163,7 +166,8 @@ def _modality(frames: list[FrameType]) -> str | None:
         if function in ("observe", "_observed", "encode"):
             return names.get("name")
         if function == "__getitem__" and isinstance(names.get("key"), str):
-            return names["key"]
+            key: str = names["key"]
+            return key
     return None
 
 

@@ -118,7 +118,8 @@ def _density(site: dict[str, Any]) -> Tensor:
     refuse_implicit(site)
     refuse_atoms(site)
     try:
-        return site["fn"].log_prob(site["value"])
+        log_prob: Tensor = site["fn"].log_prob(site["value"])
+        return log_prob
     except NotImplementedError as error:
         family = type(base_distribution(site["fn"])).__name__
         raise ValueError(

@@ -112,7 +112,7 @@ def pair_structure(model: Callback, guide: Callback, batch: Batch, stratified: b
     return _structures.get(model, guide, (stratified, *_form(batch)), lambda: batch[: min(2, batch.size)], run)
 
 
-_structures = PairCache()
+_structures: PairCache[PairStructure] = PairCache()
 
 
 def _form(batch: Batch) -> tuple[Hashable, ...]:
@@ -334,7 +334,8 @@ def lacks_derivative(d: Any, value: Tensor) -> bool:
     if not torch.is_grad_enabled() or d.has_rsample:
         return False
     try:
-        return d.log_prob(value).requires_grad
+        differentiable: bool = d.log_prob(value).requires_grad
+        return differentiable
     except NotImplementedError:
         return False
 

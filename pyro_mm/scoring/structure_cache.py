@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
@@ -21,8 +21,11 @@ MOST_RESULTS = 256  # kept for one pair
 MOST_RERUNS = 4  # for changes of one attribute or variable that leave the result as it is
 
 
+Result = TypeVar("Result")
+
+
 @dataclass
-class CachedResult:
+class CachedResult(Generic[Result]):
     """A result, and what it depends on.
 
     Attributes:
@@ -33,12 +36,12 @@ class CachedResult:
             example.
     """
 
-    value: Any
+    value: Result
     snapshot: Snapshot
     harmless: Counter[Slot] = field(default_factory=Counter)
 
 
-class PairCache:
+class PairCache(Generic[Result]):
     """Results per (model, guide) pair and key, each kept as long as the pair lives and nothing it depends on changes.
 
     A :class:`~pyro_mm.utils.snapshot.Snapshot` after the run notices changes of all that the pair refers to, and of the
@@ -48,7 +51,7 @@ class PairCache:
     def __init__(self) -> None:
         self._pairs: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
-    def get(self, model: Any, guide: Any, key: Hashable, rows: Callable[[], Any], run: Callable[..., Any]) -> Any:
+    def get(self, model: Any, guide: Any, key: Hashable, rows: Callable[[], Any], run: Callable[..., Result]) -> Result:
         """Return the cached result, computing it on first use and after a change.
 
         Args:
@@ -58,7 +61,8 @@ class PairCache:
             run: computes the result from model, guide and that batch.
         """
         try:
-            results = self._pairs.setdefault(model, weakref.WeakKeyDictionary()).setdefault(guide, {})
+            of_model = self._pairs.setdefault(model, weakref.WeakKeyDictionary())
+            results: dict[Hashable, CachedResult[Result]] = of_model.setdefault(guide, {})
         except TypeError:
             return run(model, guide, rows())
         known = results.get(key)
@@ -71,7 +75,9 @@ class PairCache:
         return results[key].value
 
 
-def _compute(model: Any, guide: Any, batch: Any, run: Callable[..., Any], known: CachedResult | None) -> CachedResult:
+def _compute(
+    model: Any, guide: Any, batch: Any, run: Callable[..., Result], known: CachedResult[Result] | None
+) -> CachedResult[Result]:
     """Run a pair, and return the result with a snapshot of what it depends on."""
     programs = {"model": model, "guide": guide}
     harmless: Counter[Slot] = Counter() if known is None else known.harmless

@@ -135,7 +135,8 @@ class Checkpoint:
         self._restore(state)
         steps = 0 if self.position is None else self.position.number
         self._written = (state["epochs"], steps, self.stopped_at)
-        return state["epochs"]
+        epochs_done: int = state["epochs"]
+        return epochs_done
 
     def _load(self) -> dict[str, Any] | None:
         """Return what the file holds for this process, after rank 0 has read it; None if there is no file.

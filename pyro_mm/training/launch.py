@@ -159,6 +159,7 @@ def _pickle(error: BaseException) -> bytes:
 
 
 def _unpickle(report: bytes, rank: int) -> BaseException:
+    error: BaseException | None
     error, text = pickle.loads(report)
     if error is None:
         return TrainingError(f"process {rank} of the training failed:\n{text}")

@@ -255,8 +255,8 @@ class MinibatchLoader:
             raise TypeError(f"expected a loader of Batch, got {type(batch).__name__}: give it a collate_fn")
         if batch.size == 0:
             raise ValueError("expected minibatches of one row at least, got one of none from the loader")
-        batch = batch.to(self.device, non_blocking=True)
-        return batch.part_of(self.size)
+        part: Batch = batch.to(self.device, non_blocking=True).part_of(self.size)
+        return part
 
 
 def shard_loader(data: DataLoader[Any], rank: int, world: int) -> DataLoader[Any]:
@@ -382,7 +382,8 @@ def _diverse_rows(batch: Batch) -> Tensor:
         mask = batch.presence(name)
         if isinstance(mask, Tensor):
             rows.append(torch.stack([mask.byte().argmax(), mask.byte().argmin()]))
-    return torch.cat(rows).unique()
+    diverse: Tensor = torch.cat(rows).unique()
+    return diverse
 
 
 def _identity(batch: Any) -> Any:

@@ -212,15 +212,16 @@ def check_function(argument: str, value: Any, parameters: Sequence[str] | None =
         unpack = isinstance(value, tuple) and any(callable(x) for x in value)
         hint = f": unpack it, as in model, guide, *_ = {type(value).__name__.lower()}" if unpack else ""
         raise TypeError(f"{wanted}, got {describe(value)}{hint}")
+    function: Callable[..., Any] = value
     signature = _signature(value)
     if parameters is None or signature is None:
-        return value
+        return function
     try:
         signature.bind(*parameters)
     except TypeError:
         name = getattr(value, "__name__", type(value).__name__)
         raise TypeError(f"{wanted}, got {name}{signature}: was its result meant, {name}(..)?") from None
-    return value
+    return function
 
 
 def check_head(
@@ -280,13 +281,13 @@ def check_mapping(argument: str, value: Any, what: str = "values", *, least: int
     # torch's ModuleDict and pandas' frames are mappings that are not registered as collections.abc.Mapping
     if isinstance(value, type) or not (hasattr(value, "keys") and hasattr(value, "items")):
         raise TypeError(f"{wanted}, got {describe(value)}")
-    value = dict(value.items())
-    for name in value:
+    entries: dict[str, Any] = dict(value.items())
+    for name in entries:
         if not isinstance(name, str):
             raise TypeError(f"{wanted}, got the key {describe(name)}")
-    if len(value) < least:
-        raise ValueError(f"{wanted}, {least} at least, got {len(value)}")
-    return value
+    if len(entries) < least:
+        raise ValueError(f"{wanted}, {least} at least, got {len(entries)}")
+    return entries
 
 
 def check_modules(argument: str, value: Any) -> dict[str, nn.Module]:

@@ -21,7 +21,8 @@ def override_validation(on: bool) -> AbstractContextManager[None]:
 
     ``pyro.validation_enabled`` would not do: it restores torch's setting to what Pyro's was.
     """
-    return pyro.settings.context(**dict.fromkeys(VALIDATION, on))
+    settings: AbstractContextManager[None] = pyro.settings.context(**dict.fromkeys(VALIDATION, on))
+    return settings
 
 
 @contextmanager
@@ -57,12 +58,13 @@ def import_zuko() -> ModuleType:
     with preserve_process_settings(), _preserve_attributes(Distribution):
         import zuko
 
+    module: ModuleType = zuko
     for own in vars(zuko.distributions).values():
         if isinstance(own, type) and issubclass(own, Distribution) and own.__module__.startswith("zuko."):
             own._validate_args = False
             if own.arg_constraints is Distribution.arg_constraints:
                 own.arg_constraints = {}  # type: ignore[assignment]
-    return zuko
+    return module
 
 
 @contextmanager

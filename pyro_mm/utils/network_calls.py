@@ -83,7 +83,8 @@ def encode_rows(
 
 def _output(what: str, module: Any, block: Tensor, keywords: Mapping[str, Any]) -> Tensor:
     """Return the output of a composition's network for a block of rows."""
-    return _call_with_types(what, module, lambda x: module.output(x, **keywords), block)
+    output: Tensor = _call_with_types(what, module, lambda x: module.output(x, **keywords), block)
+    return output
 
 
 def head_in_blocks(head: Any, features: Tensor, keywords: Mapping[str, Any] = NO_KEYWORDS) -> Any:

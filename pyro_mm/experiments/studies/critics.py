@@ -98,7 +98,8 @@ class LinearGenerator(nn.Module):
 
     def forward(self, parents: Tensor) -> Tensor:
         """Return x of z and u behind each other, ``(.., LATENT + size)``."""
-        return self.linear(parents[..., :LATENT]) + self.log_scale.exp() * parents[..., LATENT:]
+        x: Tensor = self.linear(parents[..., :LATENT]) + self.log_scale.exp() * parents[..., LATENT:]
+        return x
 
 
 def joint_normal(model: SharedLatent) -> tuple[Tensor, Tensor]:
@@ -125,7 +126,8 @@ def truth() -> tuple[Tensor, Tensor]:
 def log_density(batch: Batch, mean: Tensor, covariance: Tensor) -> Tensor:
     """Return log p(x, y) of each row, ``(N,)``."""
     values = torch.cat([batch["x"], batch["y"]], -1).double().cpu()
-    return torch.distributions.MultivariateNormal(mean.cpu(), covariance.cpu()).log_prob(values)
+    log_prob: Tensor = torch.distributions.MultivariateNormal(mean.cpu(), covariance.cpu()).log_prob(values)
+    return log_prob
 
 
 def gaussian_information(x: Tensor, z: Tensor) -> float:

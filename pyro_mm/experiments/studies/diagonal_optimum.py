@@ -76,7 +76,7 @@ class _Population:
         """Return E log p(x) over the rows under loadings ``w``, ``(d, D)``."""
         model = w @ w.T + torch.eye(self.size, dtype=torch.float64)
         fit = torch.linalg.solve(model, self.covariance).trace() + torch.logdet(model)
-        return -0.5 * (fit + self.size * math.log(2 * math.pi)).item()
+        return -0.5 * float(fit + self.size * math.log(2 * math.pi))
 
     def best(self, objective: str) -> Tensor:
         """Return the loadings ``(d, D)`` that maximise an objective together with its posteriors."""

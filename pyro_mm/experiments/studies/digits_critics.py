@@ -121,7 +121,8 @@ def _images(model: Any, z: Tensor) -> dict[str, Tensor]:
 
 
 def _classes(judge: Any, images: Tensor) -> Tensor:
-    return judge(images).argmax(-1)
+    classes: Tensor = judge(images).argmax(-1)
+    return classes
 
 
 def _discrepancy(images: Tensor, reference: Tensor) -> float:

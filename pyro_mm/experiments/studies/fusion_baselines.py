@@ -146,7 +146,8 @@ class _Sum(nn.Module):
         self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.size)).sum(-2)
+        fused: Tensor = x.unflatten(-1, (-1, self.size)).sum(-2)
+        return fused
 
 
 def late_fusion(batch: Batch, latent: int, hidden: Hidden) -> Recipe:

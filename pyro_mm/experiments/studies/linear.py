@@ -120,7 +120,7 @@ def _best_evidence(rows: Batch, model: LinearGaussian) -> float:
     latent = next(iter(model.loadings.values())).shape[1]
     explained = eigenvalues[:latent].clamp(min=1)
     total = explained.log().sum() + (eigenvalues[:latent] / explained).sum() + eigenvalues[latent:].sum()
-    return -0.5 * (total + len(eigenvalues) * math.log(2 * math.pi)).item()
+    return -0.5 * float(total + len(eigenvalues) * math.log(2 * math.pi))
 
 
 def _measure_truth(sample: Sample, seed: int) -> Measurements:

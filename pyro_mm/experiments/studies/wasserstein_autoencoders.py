@@ -100,7 +100,8 @@ def measure(run: Recipe, sample: Sample, seed: int, fitted: bool = True) -> Meas
 
 def _squared_errors(model: Any, z: Tensor, image: Tensor) -> Tensor:
     """Return the squared error of each image, summed over pixels, ``(N,)``."""
-    return (model.decoders["image"](z).mean - image).square().flatten(1).sum(-1)
+    errors: Tensor = (model.decoders["image"](z).mean - image).square().flatten(1).sum(-1)
+    return errors
 
 
 def _mean(each: Tensor) -> tuple[float, float]:

@@ -104,7 +104,8 @@ def sites_of_traces(
 
 
 def _is_auxiliary(site: Mapping[str, Any]) -> bool:
-    return site["infer"].get("is_auxiliary", False)
+    auxiliary: bool = site["infer"].get("is_auxiliary", False)
+    return auxiliary
 
 
 def _frames(site: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,8 +38,8 @@ def densities(trace: Any) -> dict[str, Tensor]:
 
 
 def _summed_value(site: dict[str, Any]) -> Tensor:
-    value = site["value"]
-    event_dim = site["fn"].event_dim
+    value: Tensor = site["value"]
+    event_dim: int = site["fn"].event_dim
     return value.double().flatten(value.dim() - event_dim).sum(-1) if event_dim else value
 
 

@@ -99,7 +99,8 @@ def past_audits(model: Any, guide: Any) -> dict[Hashable, PastAudit]:
         of_guide = _past.setdefault(keys[0], weakref.WeakKeyDictionary()).setdefault(keys[1], {})
         if len(of_guide) >= MOST_AUDITS and owners not in of_guide:
             of_guide.clear()  # of methods of as many objects, most of which do not live any more
-        return of_guide.setdefault(owners, {})
+        audits: dict[Hashable, PastAudit] = of_guide.setdefault(owners, {})
+        return audits
     except TypeError:  # a callable that cannot be referred to weakly
         return {}
 

@@ -131,7 +131,8 @@ def _densities_of_second_particle(
 
 def _value_of_second_particle(site: Mapping[str, Any]) -> Tensor:
     """Return the second particle's value at a latent site; the value itself if it is shared by all particles."""
-    value, event_dim = site["value"], site["fn"].event_dim
+    value: Tensor = site["value"]
+    event_dim: int = site["fn"].event_dim
     frame = next((f for f in site["cond_indep_stack"] if f.name == "particles"), None)
     if frame is None or value.dim() - event_dim < -frame.dim:
         return value
@@ -171,7 +172,8 @@ def _fixed_latents(values: dict[str, Tensor]) -> EditSites:
 
 
 def _log_prob(site: Mapping[str, Any]) -> Tensor:
-    return site["fn"].log_prob(site["value"])
+    log_prob: Tensor = site["fn"].log_prob(site["value"])
+    return log_prob
 
 
 def _second_particle(log_prob: Tensor, dim: int) -> Tensor:
