@@ -29,6 +29,7 @@ from .step import EagerStep, Update
 from .tracing import TracedStep, TraceInputs, Untraceable, trace_step
 
 MAX_GRAPHS = 8  # graphs of one step: one for each shape of the batch, and a compilation each
+MAX_GRAPHS_UNASKED = 3  # of a training that compiles of its own accord
 
 is_training = operator.attrgetter("training")
 
@@ -101,17 +102,31 @@ def stage(
 class CompiledStep:
     """An update that runs as a compiled graph: the return value of :func:`stage`.
 
+    Args:
+        update: the update.
+        backend: as for :func:`stage`.
+        validate: True lets Pyro check the steps that do not run compiled.
+        report: for steps that nobody asked to compile: called with a sentence if something cannot be compiled, which
+            then runs as it is. None warns, and an error while a CUDA graph is captured is raised.
+
     Attributes:
         reasons: reasons why some batches do not run compiled, if any.
         steps: steps taken by calls so far.
         by_term: label -> value of each term of the objective in the latest call.
     """
 
-    def __init__(self, update: Update, backend: str | None = "inductor", validate: bool = False):
+    def __init__(
+        self,
+        update: Update,
+        backend: str | None = "inductor",
+        validate: bool = False,
+        report: Callable[[str], object] | None = None,
+    ):
         if backend not in (None, "inductor"):
             raise ValueError(f'expected backend to be "inductor" or None, got {backend!r}')
         self.backend = backend
         self.validate = validate
+        self.report = report
         self.reasons: list[str] = []
         self.steps = 0
         self.by_term: Mapping[str, Tensor] = {}
@@ -211,15 +226,16 @@ class CompiledStep:
         """Return a step that runs a new graph, and its trace; None if there is none, after a warning."""
         update = self.update
         try:
-            if len(self._graphs) >= MAX_GRAPHS:
-                raise Untraceable(f"batches of more than {MAX_GRAPHS} shapes came: pad them to a few sizes")
+            most = MAX_GRAPHS if self.report is None else MAX_GRAPHS_UNASKED
+            if len(self._graphs) >= most:
+                raise Untraceable(f"batches of more than {most} shapes came: pad them to a few sizes")
             if update.loss.objective.untraceable is not None:
                 raise Untraceable(update.loss.objective.untraceable)
             traced = trace_step(update, inputs)
         except Untraceable as reason:
             if str(reason) not in self.reasons:
                 self.reasons.append(str(reason))
-                warnings.warn(f"the step is not compiled, and runs as it is: {reason}", stacklevel=4)
+                self._tell(f"the step is not compiled, and runs as it is: {reason}", stacklevel=5)
             return None
 
         parameters_and_buffers = [*update.loss.parameters, *self._buffers]
@@ -231,7 +247,7 @@ class CompiledStep:
                     traced, [inputs.numbers, *step_input, *inputs.batch.parts()[1], *parameters_and_buffers]
                 )
         step = GraphStep(graph, traced, update, parameters_and_buffers, self._optimizer_inside)
-        return (CUDAGraphStep(step) if self._is_cuda else step), traced
+        return (CUDAGraphStep(step, self.report) if self._is_cuda else step), traced
 
     def _compile(self, traced: TracedStep, inputs: list[Any]) -> Any:
         """Return the graph as compiled by inductor; the graph itself if that fails, after a warning."""
@@ -254,8 +270,14 @@ class CompiledStep:
             return compile_between_draws(traced.graph, inputs, compiler)
         except Exception as error:
             text = (str(error).splitlines() or [type(error).__name__])[0]
-            warnings.warn(f"inductor could not compile the step, which runs as it was traced: {text}", stacklevel=5)
+            self._tell(f"inductor could not compile the step, which runs as it was traced: {text}", stacklevel=6)
             return traced.graph
+
+    def _tell(self, text: str, stacklevel: int) -> None:
+        if self.report is None:
+            warnings.warn(text, stacklevel=stacklevel)
+        else:
+            self.report(text)
 
     def _as_tensor(self, numbers: tuple[float, ...], device: torch.device) -> Tensor:
         """Return numbers as a tensor: that of the step before, if they are the same."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,10 +19,13 @@ class CUDAGraphStep:
 
     Args:
         step: a :class:`~pyro_mm.training.compile.GraphStep`.
+        report: called with a sentence if the step cannot be captured, which then runs uncaptured; None raises.
     """
 
-    def __init__(self, step: Any):
+    def __init__(self, step: Any, report: Callable[[str], object] | None = None):
         self.step = step
+        self.report = report
+        self.is_capturable = True
         self.graph: torch.cuda.CUDAGraph | None = None
         self._warmups = 0
         self.inputs: list[Tensor] = []
@@ -30,11 +34,18 @@ class CUDAGraphStep:
 
     def __call__(self, inputs: list[Tensor]) -> Any:
         """Take a step; return the loss and the value of each term."""
+        if not self.is_capturable:
+            return self.step(inputs)
         if self._warmups < WARMUP_STEPS:
             self._warmups += 1
             return self._warm_up(inputs)
         if self.graph is None or self._constants != self._find_constants():
-            self._capture(inputs)
+            try:
+                self._capture(inputs)
+            except (RuntimeError, AssertionError) as error:
+                if self.report is None:
+                    raise
+                return self._give_up(inputs, error, self.report)
         for place, x in zip(self.inputs, inputs, strict=True):
             place.copy_(x, non_blocking=True)
         self.graph.replay()  # type: ignore[union-attr]
@@ -57,6 +68,18 @@ class CUDAGraphStep:
         # thread_local: a loader's thread that pins memory is none of this capture's business
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.result = self.step(self.inputs)
+
+    def _give_up(self, inputs: list[Tensor], error: Exception, report: Callable[[str], object]) -> Any:
+        """Take this step and all others uncaptured, after a capture that failed and took none."""
+        self.is_capturable = False
+        self.graph = None
+        self.inputs = []
+        torch.cuda.synchronize()
+        with torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode="thread_local"):
+            pass  # torch's generator counts its draws as those of a capture until one has ended well
+        text = (str(error).splitlines() or [type(error).__name__])[0]
+        report(f"the step is not captured as a CUDA graph, and runs as it was compiled: {text}")
+        return self.step(inputs)
 
     def _find_constants(self) -> list[Any]:
         """Return the constants of a capture: the addresses of tensors, and the optimiser's settings."""

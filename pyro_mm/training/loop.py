@@ -56,7 +56,7 @@ def fit(
     seed: int | None = None,
     device: torch.device | str | None = None,
     precision: str = "32-true",
-    compile: bool = False,
+    compile: bool | None = None,
     validate: bool | None = None,
     resident: bool | None = None,
     workers: int = 0,
@@ -101,8 +101,10 @@ def fit(
         device: where to train. None is where the modules are; or CUDA, if there is one and both are modules.
         precision: "bf16-mixed" runs the networks under autocast, with log-probabilities in float32; "32-true" runs
             them as they are.
-        compile: traces the step once and compiles it (:func:`pyro_mm.stage`), which takes seconds to a minute and pays
-            from some thousand steps on. A step that cannot be traced runs uncompiled, with a warning that says why.
+        compile: True traces the step once and compiles it (:func:`pyro_mm.stage`), which takes seconds to minutes; a
+            step that cannot be traced runs uncompiled, with a warning that says why. None does so where it pays, and
+            says so with the progress: on a GPU from 5,000 steps on (``epochs`` times minibatches), unless networks are
+            recurrent, ``validate`` is True or the schedule moves by steps. On a CPU it takes True.
         validate: True lets Pyro check shapes and supports at every step, False at none; None checks the first one.
         resident: True keeps all rows on the device, False where they are; None decides by their size.
         workers: processes that fetch rows that do not live on the device.
@@ -175,9 +177,9 @@ def fit(
         check_integer("validation_batch_size", validation_batch_size, least=1)
     if clip_norm is not None:
         check_number("clip_norm", clip_norm, above=0.0)
-    for name, flag in (("compile", compile), ("progress", progress)):
-        check_flag(name, flag)
-    for name, optional in (("validate", validate), ("resident", resident), ("drop_last", drop_last)):
+    check_flag("progress", progress)
+    optional_flags = {"compile": compile, "validate": validate, "resident": resident, "drop_last": drop_last}
+    for name, optional in optional_flags.items():
         if optional is not None:
             check_flag(name, optional)
     if transform is not None:

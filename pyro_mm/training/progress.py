@@ -35,6 +35,11 @@ class ProgressBar:
         if self._progress is not None:
             self._progress.advance(self._task, 1 / self._steps)
 
+    def say(self, text: str) -> None:
+        """Print a sentence above the bar."""
+        if self._progress is not None:
+            self._progress.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def show(self, entry: dict[str, float]) -> None:
         """Show the losses of an epoch."""
         if self._progress is not None:
@@ -80,6 +85,10 @@ class NotebookProgress:
         if now - self._changed >= self._seconds:
             self._changed = now
             self._handle.update(self)
+
+    def print(self, text: str, **style: Any) -> None:
+        """Print a sentence, plain."""
+        print(text)
 
     def finish(self) -> None:
         """Show the last state."""

@@ -27,6 +27,7 @@ from .arguments import check_validation_names
 from .callback_list import CallbackList
 from .callbacks import Training
 from .checkpoint import Checkpoint, data_identity
+from .compile_choice import compilation_pays
 from .epoch_values import join_values, step_values, values_per_row
 from .first_run import build_problem, name_nan_parameters
 from .gradients import GradientSequence
@@ -65,7 +66,7 @@ class TrainingOptions:
     seed: int | None
     device: torch.device | None
     precision: str
-    compile: bool
+    compile: bool | None
     validate: bool | None
     resident: bool | None
     workers: int
@@ -227,8 +228,9 @@ class Trainer:
             accumulate=options.accumulate,
             clip_norm=options.clip_norm,
             processes=self.processes,
-            compile=options.compile,
+            compile=self._choose_compilation() if options.compile is None else options.compile,
             validate=options.validate,
+            report=self._say_once if options.compile is None else None,
         )
         self.callbacks = CallbackList(options.callbacks, self._training())
         self.callbacks.start()
@@ -253,6 +255,25 @@ class Trainer:
         self.optimizer = make_optimizer(options.optimizer, own, required, names, of_players=problem.of_players)
         updates.append(Update(problem, own if self.players else None, self.optimizer))
         return updates, names
+
+    def _choose_compilation(self) -> bool:
+        """Return True if compiled steps pay, and say so."""
+        options = self.options
+        steps = options.epochs * (self.loader.known_length() or 0)
+        by_step = options.scheduler is not None and options.scheduler_interval == "step"
+        device = self.placement.device
+        pays = compilation_pays(self.problem, device, steps, by_step=by_step, validate=options.validate)
+        if pays:
+            self._say_once(
+                f"the step is compiled, for {steps:,} of them on {device}: this takes up to some minutes at the first "
+                "one, and compile=False leaves it out"
+            )
+        return pays
+
+    def _say_once(self, text: str) -> None:
+        if text not in self.warned:
+            self.warned.add(text)
+            self.bar.say(text)
 
     def _prepare_validation(self, head: Batch) -> Batch | None:
         """Return rows for validation, of a loader some, after placing them; None if there are none."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,6 +36,7 @@ class UpdateSequence:
         loader: the source of the minibatches, whose sizes decide scale and padding.
         compile: True compiles every update.
         validate: True lets Pyro check shapes and supports at every step, False at none; None checks the first one.
+        report: called with the reason, in a sentence, if a step cannot be compiled; None warns.
 
     Attributes:
         steps: steps taken so far; the ``step`` of the objectives.
@@ -48,10 +49,11 @@ class UpdateSequence:
         *,
         compile: bool = False,
         validate: bool | None = None,
+        report: Callable[[str], object] | None = None,
     ):
         self.updates = list(updates)
         self.steps = 0
-        self._players = [_Player(update, loader, compile, validate) for update in self.updates]
+        self._players = [_Player(update, loader, compile, validate, report) for update in self.updates]
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -87,11 +89,18 @@ class UpdateSequence:
 class _Player:
     """One update of a sequence, with its scale, its padding, and its compiled form if there is one."""
 
-    def __init__(self, update: Update, loader: MinibatchLoader, compile: bool, validate: bool | None):
+    def __init__(
+        self,
+        update: Update,
+        loader: MinibatchLoader,
+        compile: bool,
+        validate: bool | None,
+        report: Callable[[str], object] | None,
+    ):
         self.update = update
         self.loader = loader
         self.eager = EagerStep(update, validate)
-        self.compiled = CompiledStep(update, validate=bool(validate)) if compile else None
+        self.compiled = CompiledStep(update, validate=bool(validate), report=report) if compile else None
         self.pads = loader.ragged and update.loss.ignores_padding
         self._is_first = True
 

@@ -163,3 +163,85 @@ def test_means_do_not_depend_on_the_device_of_the_objective():
         ]
         error = math.sqrt(sum(float(v.var()) for v in values) / 30)
         assert abs(values[0].mean() - values[1].mean()) < 5 * error, make.__name__
+
+
+def tall(size=1600):
+    """Rows for 100 minibatches of 16."""
+    return rows(size)
+
+
+def train(epochs, capsys, model=None, guide=None, **options):
+    torch.manual_seed(0)
+    own = programs() if model is None else (model, guide)
+    history = mm.fit(*own, tables.jmvae_kl(0.1), tall(), epochs=epochs, batch_size=16, seed=3, device="cuda", **options)
+    return history.columns["loss"], " ".join(capsys.readouterr().out.split())
+
+
+def test_a_long_training_compiles_by_itself_and_says_so(capsys):
+    """As far as the rule sees: a callback ends it after two epochs."""
+    stop = {"callback": lambda epoch, entry: epoch == 2}
+    chosen, said = train(50, capsys, **stop)
+    assert said.count("the step is compiled, for 5,000 of them on cuda:0") == 1
+    asked, _ = train(50, capsys, compile=True, **stop)
+    assert chosen == asked
+    eager, said = train(49, capsys, **stop)
+    assert "compiled" not in said and eager == pytest.approx(chosen, rel=0.05)
+
+
+class SolvesEveryStep(nn.Module):
+    """A story whose prior is a covariance matrix, of which every step takes the Cholesky factor, which waits for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.decoder = nn.Linear(2, 4)
+        self.scale = nn.Parameter(torch.zeros(2))
+
+    def forward(self, batch):
+        covariance = torch.diag(self.scale.exp()) + 0.1
+        with batch.plate():
+            prior = dist.MultivariateNormal(covariance.new_zeros(2), covariance_matrix=covariance)
+            z = pyro.sample("z", prior)
+            batch.observe("a", lambda z: dist.Normal(self.decoder(z), 1.0).to_event(1), z)
+
+
+def test_a_step_that_cannot_be_captured_trains_all_the_same(capsys):
+    """Under None with a sentence at most; and torch's generator goes on."""
+    torch.manual_seed(0)
+    guide = mm.Guide(z=mm.posteriors.ProductOfExperts({"a": mm.conditionals.Normal(nn.Linear(4, 4))}))
+    data = tall().only("a")
+    losses = []
+    for options in ({}, {"compile": False}):
+        pair = copy.deepcopy((SolvesEveryStep(), guide))
+        history = mm.fit(*pair, tables.elbo(), data, epochs=60, batch_size=16, seed=3, device="cuda",
+                         callback=lambda epoch, entry: epoch == 3, **options)  # fmt: skip
+        losses.append(history.columns["loss"])
+        print(capsys.readouterr().out)
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+    assert torch.randn(3, device="cuda").isfinite().all()
+
+
+class CapturesNothing:
+    """A compiled step that waits for the device while it is captured."""
+
+    optimizes = False
+    parameters_and_buffers: list = []
+
+    def __call__(self, inputs):
+        torch.cuda.synchronize()
+        return inputs[0] + torch.randn((), device="cuda"), ()
+
+
+def test_a_capture_that_fails_leaves_the_generator_as_it_is():
+    from pyro_mm.training.cuda_graph import CUDAGraphStep
+
+    said = []
+    step = CUDAGraphStep(CapturesNothing(), said.append)
+    torch.cuda.manual_seed(5)
+    found = [float(step([torch.zeros((), device="cuda")])[0]) for _ in range(6)]
+    torch.cuda.manual_seed(5)
+    assert found == [float(torch.randn((), device="cuda")) for _ in range(6)]
+    assert len(said) == 1 and "not captured as a CUDA graph" in said[0]
+    with pytest.raises(RuntimeError):
+        strict = CUDAGraphStep(CapturesNothing())
+        for _ in range(6):
+            strict([torch.zeros((), device="cuda")])
