@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import json
 import re
 import sys
 import tomllib
@@ -123,3 +124,27 @@ def test_every_dependency_has_a_lowest_version():
     project = pyproject()["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]
     assert all(re.fullmatch(r"[\w.-]+(\[\w+\])?>=[\d.]+", requirement) for requirement in wanted)
+
+
+def test_types_are_checked_strictly_but_for_two_settings():
+    settings = pyproject()["tool"]["mypy"]
+    assert settings["strict"] is True and settings["files"] == ["pyro_mm"]
+    weaker = {"disallow_subclassing_any", "disallow_untyped_calls"}  # --allow-subclassing-any --allow-untyped-calls
+    assert {name for name, value in settings.items() if value is False} == weaker
+    assert all(set(override) == {"module", "follow_imports"} for override in settings["overrides"])
+    assert "mypy" in read(".ci/run").splitlines()
+
+
+def test_the_wheel_holds_the_package_and_nothing_else():
+    """``.ci/run`` installs by a wheel, whose list of files this reads; an editable install is judged by the folder."""
+    assert pyproject()["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["pyro_mm"]}
+    of_folder = {path.relative_to(ROOT).as_posix() for path in (ROOT / "pyro_mm").rglob("*") if path.is_file()}
+    installed = importlib.metadata.distribution("pyro-mm")
+    origin = json.loads(installed.read_text("direct_url.json") or "{}")
+    is_editable = origin.get("dir_info", {}).get("editable", False)
+    of_wheel = of_folder if is_editable else {file.as_posix() for file in installed.files}
+
+    found = {name for name in of_wheel if ".dist-info/" not in name and not name.endswith((".pyc", "/bin/pyro-mm"))}
+    assert {name.partition("/")[0] for name in found} == {"pyro_mm"}
+    assert {name for name in found if not name.endswith(".py")} == {"pyro_mm/py.typed"}
+    assert not [name for name in found if re.search(r"(^|/)(tests?|test_\w+\.py|conftest\.py|data)(/|$)", name)]
