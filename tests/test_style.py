@@ -16,8 +16,8 @@ MOST_LINES = 80
 MOST_PARAMETERS = 10
 # Entry points whose parameters are a user's choices; everything else takes a value object in the place of many.
 ENTRY_POINTS = {
-    "annealed_importance", "bidirectional", "compare", "cross_modal_coherence", "fit", "generate", "log_conditional",
-    "log_marginal", "posterior_draws", "reproduce", "sample_quality", "train",
+    "annealed_importance", "bidirectional", "class_probabilities", "compare", "cross_modal_coherence", "fit",
+    "generate", "log_conditional", "log_marginal", "posterior_draws", "reproduce", "sample_quality", "train",
 }  # fmt: skip
 QUESTIONS = re.compile(r"(What|Which|Why|How|Whether|Where)\b")
 PUBLIC_MODULES = [

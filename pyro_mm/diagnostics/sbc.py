@@ -14,16 +14,19 @@ from torch import Tensor
 from ..batch.batch import Batch, check_batch
 from ..batch.masks import add_event_dims
 from ..sampling.ancestral import simulate
+from ..sampling.shared_blocks import share_tensors
 from ..scoring.audit.audit import audit as audit_pair
 from ..scoring.evaluation import evaluating, move_result
 from ..scoring.given_latents import Given, draw_global_latents
 from ..scoring.importance import score_model
 from ..scoring.reduction import SiteReducer, refuse_atoms
+from ..scoring.sharing import share_evaluation
 from ..scoring.structure import Callback, PairStructure, latent_sites, pair_structure, private_modality
 from ..scoring.term_pair import TermPair
 from ..scoring.views import TermViews
 from ..utils.arguments import check_counts, check_flags, check_function, check_mapping, check_programs
-from ..utils.seeding import normalize_seed, temporary_seed
+from ..utils.seeding import normalize_seed, part_seed, temporary_seed
+from ..utils.sharing import sharing
 from .rank_tests import LEVEL, RankTest, adjust_p_values, p_text, rank_test, uniformity
 
 PAIRS_PER_PASS = 2**14  # (row, draw) pairs at once; four times as many on CUDA
@@ -112,6 +115,7 @@ def calibration(
     chunk: int | None = None,
     vectorize: bool = True,
     audit: bool = True,
+    devices: int | None = None,
 ) -> Calibration:
     r"""Test a guide q(z | x_S) against the posterior p(z | x_S), on rows simulated from the model.
 
@@ -146,6 +150,7 @@ def calibration(
         chunk: (row, draw) pairs at once, which bounds the memory; another value gives other draws.
         vectorize: False draws one by one, for stories that do not broadcast.
         audit: False skips the audit of the pair (:mod:`pyro_mm.scoring.audit`).
+        devices: processes that share out the blocks of rows and draws, as in :func:`~pyro_mm.log_marginal`.
 
     Returns:
         A :class:`Calibration`; ``print`` shows the result in a line, ``table()`` in full.
@@ -167,9 +172,14 @@ def calibration(
     quantities = check_mapping("quantities", {} if quantities is None else quantities, "functions")
     for name, quantity in quantities.items():
         check_function(f"quantities[{name!r}]", quantity, ("latents", "rows"))
-    with evaluating(model, guide, batch, audit=False) as rows:
-        found = _simulate_and_rank(model, guide, rows, num_draws, seed, quantities, chunk, vectorize, audit)
-        return move_result(found, rows, batch)
+
+    def rank() -> Calibration:
+        shared_seed = sharing().broadcast(normalize_seed(seed))
+        with evaluating(model, guide, batch, audit=False) as rows:
+            found = _simulate_and_rank(model, guide, rows, num_draws, shared_seed, quantities, chunk, vectorize, audit)
+            return move_result(found, rows, batch)
+
+    return share_evaluation("calibration", devices, model, guide, batch, seed, rank)
 
 
 def _simulate_and_rank(
@@ -177,7 +187,7 @@ def _simulate_and_rank(
     guide: Callback,
     batch: Batch,
     num_draws: int,
-    seed: int | None,
+    seed: int,
     quantities: Mapping[str, Quantity],
     chunk: int | None,
     vectorize: bool,
@@ -189,7 +199,7 @@ def _simulate_and_rank(
         raise ValueError("no row of the batch has anything present, so there is no posterior to test")
     chunk = chunk or PAIRS_PER_PASS * (4 if batch.device.type == "cuda" else 1)
 
-    with temporary_seed(normalize_seed(seed), batch.device):
+    with temporary_seed(seed, batch.device):
         if pair_structure(model, guide, batch).global_latents:
             shared = draw_global_latents(guide, batch)
             model, guide = Given(model, shared), Given(guide, shared)
@@ -206,16 +216,21 @@ def _simulate_and_rank(
         # The truth takes the place of one of L + 1 draws, so that only its value distinguishes it from the others:
         # rounding at its place is the same, and its order among equal values is random.
         place = torch.randint(num_draws + 1, (batch.size,), device=batch.device)
-        parts = []
-        for rows in torch.arange(batch.size, device=batch.device).split(max(1, chunk // (num_draws + 1))):
+        blocks = torch.arange(batch.size, device=batch.device).split(max(1, chunk // (num_draws + 1)))
+
+        def rank_block(number: int) -> dict[str, Tensor]:
+            rows = blocks[number]
             is_truth = torch.arange(num_draws + 1, device=batch.device)[:, None] == place[rows]
             block = simulated.block(rows)
             views = TermViews.of(block, structure).given_globals(structure)
-            values = [
-                _values(TermPair(model, guide, views, len(mask)), structure, mask, truth, rows, block, quantities)
-                for mask in ([is_truth] if vectorize else is_truth.split(1))
-            ]
-            parts.append({name: _ranks(torch.cat([v[name] for v in values]), place[rows]) for name in values[0]})
+            with temporary_seed(part_seed(seed, number + 1), batch.device):
+                values = [
+                    _values(TermPair(model, guide, views, len(mask)), structure, mask, truth, rows, block, quantities)
+                    for mask in ([is_truth] if vectorize else is_truth.split(1))
+                ]
+            return {name: _ranks(torch.cat([v[name] for v in values]), place[rows]) for name in values[0]}
+
+        parts = share_tensors(range(len(blocks)), rank_block, batch.device)
     ranks = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return Calibration(_ranks_in_use(ranks, batch, nonempty, structure), num_draws)
 

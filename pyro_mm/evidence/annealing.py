@@ -6,20 +6,23 @@ from dataclasses import dataclass, replace
 
 from ..batch.batch import Batch, check_batch
 from ..sampling.ancestral import SiteValues, simulate
-from ..sampling.weighted import row_blocks
+from ..sampling.shared_blocks import share_tensors
+from ..sampling.weighted import row_block
 from ..scoring.audit.audit import audit as audited
 from ..scoring.evaluation import evaluating, move_result
 from ..scoring.given_latents import Given, draw_global_latents
+from ..scoring.sharing import share_evaluation
 from ..scoring.structure import Callback
 from ..utils.arguments import check_choice, check_counts, check_flags, check_programs
 from ..utils.seeding import normalize_seed, temporary_seed
+from ..utils.sharing import sharing
 from .accumulator import evidence_from_weights
 from .annealing_schedule import AnnealingSchedule
 from .annealing_target import STARTS, Start, TemperedDensity
 from .evidence import Evidence, concatenate
 from .quantity import name_quantity, notes_on_shared, quantity_name, restrict_means
 
-PAIRS_AT_ONCE = 2**14
+PAIRS_AT_ONCE = 2**13
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ def annealed_importance(
     seed: int | None = None,
     vectorize: bool = True,
     audit: bool = True,
+    devices: int | None = None,
 ) -> Evidence:
     r"""Estimate log p(x_S) per row by annealing from the guide, or the prior, to the posterior.
 
@@ -119,6 +123,7 @@ def annealed_importance(
         seed (int): of all draws; None takes one from torch's generator, which is not otherwise used.
         vectorize (bool): False scores chain by chain, for stories that do not broadcast.
         audit (bool): False skips the audit of the pair (:mod:`pyro_mm.scoring.audit`) and its errors.
+        devices (int): processes that share out the blocks of rows, as in :func:`~pyro_mm.log_marginal`.
 
     Returns:
         An :class:`Evidence` of N rows, in nats per row, from C weights. The difference of two is a conditional.
@@ -150,7 +155,11 @@ def annealed_importance(
     check_batch(batch)
     settings = AnnealingSettings(num_chains, temperatures, leapfrog_steps, start, pilot_chains, vectorize)
     check_flags(audit=audit)
-    return estimate_by_annealing(model, guide, batch, settings, seed=normalize_seed(seed), audit=audit)
+
+    def estimate() -> Evidence:
+        return estimate_by_annealing(model, guide, batch, settings, seed=normalize_seed(seed), audit=audit)
+
+    return share_evaluation("annealed_importance", devices, model, guide, batch, seed, estimate)
 
 
 def bidirectional(
@@ -166,6 +175,7 @@ def bidirectional(
     seed: int | None = None,
     vectorize: bool = True,
     audit: bool = True,
+    devices: int | None = None,
 ) -> tuple[Evidence, Evidence]:
     r"""Bound the log-likelihood of rows simulated from the model from below and from above.
 
@@ -186,7 +196,7 @@ def bidirectional(
     Args:
         model, guide: as in :func:`annealed_importance`.
         batch (Batch): N rows. Their number, masks and covariates are used, and their values are not.
-        num_chains, temperatures, leapfrog_steps, start, pilot_chains, seed, vectorize, audit: as in
+        num_chains, temperatures, leapfrog_steps, start, pilot_chains, seed, vectorize, audit, devices: as in
             :func:`annealed_importance`.
 
     Returns:
@@ -208,7 +218,11 @@ def bidirectional(
     check_batch(batch)
     settings = AnnealingSettings(num_chains, temperatures, leapfrog_steps, start, pilot_chains, vectorize)
     check_flags(audit=audit)
-    return bound_both_ways(model, guide, batch, settings, seed=normalize_seed(seed), audit=audit)
+
+    def bound() -> tuple[Evidence, Evidence]:
+        return bound_both_ways(model, guide, batch, settings, seed=normalize_seed(seed), audit=audit)
+
+    return share_evaluation("bidirectional", devices, model, guide, batch, seed, bound)
 
 
 def estimate_by_annealing(
@@ -220,19 +234,23 @@ def estimate_by_annealing(
         model, guide: callables of a batch.
         batch: N rows.
         settings: the settings of annealing.
-        seed: seed of all draws; None takes one from torch's generator.
+        seed: seed of all draws; that of rank 0 counts for all processes.
         audit: True to audit the pair.
     """
-    parts = []
+    seed = sharing().broadcast(seed)
     with evaluating(model, guide, batch, audit=audit, stacked=settings.vectorize) as whole:
-        for first, rows in row_blocks(whole, settings.rows_at_once):
+
+        def estimate(first: int) -> Evidence:
+            rows = row_block(whole, first, settings.rows_at_once)
             with temporary_seed(seed + first, whole.device):
                 schedule = settings.tune(model, guide, rows)
                 draws = schedule.density.initial_draws(settings.num_chains)
                 shared = schedule.density.has_shared
                 part = evidence_from_weights(schedule.log_weights(draws), "", shared)
                 cost = schedule.density.num_gradients
-                parts.append(replace(part, proposal=settings.name, evaluations=cost, gradients=cost))
+                return replace(part, proposal=settings.name, evaluations=cost, gradients=cost)
+
+        parts = share_tensors(range(0, whole.size, settings.rows_at_once), estimate, whole.device)
         evidence = name_quantity(parts[0] if len(parts) == 1 else concatenate(parts), model, guide, whole)
         return move_result(evidence, whole, batch)
 
@@ -246,26 +264,29 @@ def bound_both_ways(
         model, guide: callables of a batch.
         batch: N rows, whose masks and covariates the simulated rows get.
         settings: the settings of annealing.
-        seed: seed of all draws; None takes one from torch's generator.
+        seed: seed of all draws; that of rank 0 counts for all processes.
         audit: True to audit the pair.
     """
-    lower: list[Evidence] = []
-    upper: list[Evidence] = []
+    seed = sharing().broadcast(seed)
     with evaluating(model, guide, batch, audit=False) as whole:
-        for first, rows in row_blocks(whole, settings.rows_at_once):
+
+        def bound(first: int) -> tuple[Evidence, Evidence]:
+            rows = row_block(whole, first, settings.rows_at_once)
             with temporary_seed(seed + first, whole.device):
                 shared = draw_global_latents(guide, rows)
                 simulated, latents = simulate(Given(model, shared) if shared else model, rows, audit=False)
                 latents |= {name: site["value"] for name, site in shared.items()}
-                if audit and not lower:
+                if audit and first == 0:
                     audited(model, guide, simulated, stacked=settings.vectorize)
                 schedule = settings.tune(model, guide, simulated)
                 quantity = quantity_name(model, guide, simulated)
-                lower.append(_lower_bound(schedule, settings.num_chains, quantity))
-                upper.append(_upper_bound(schedule, latents, settings.num_chains, quantity))
+                lower = _lower_bound(schedule, settings.num_chains, quantity)
+                return lower, _upper_bound(schedule, latents, settings.num_chains, quantity)
+
+        parts = share_tensors(range(0, whole.size, settings.rows_at_once), bound, whole.device)
         notes = notes_on_shared(model, guide, whole)
         below, above = (
-            restrict_means(replace(concatenate(parts), notes=notes), whole.having()) for parts in (lower, upper)
+            restrict_means(replace(concatenate(side), notes=notes), whole.having()) for side in zip(*parts, strict=True)
         )
         return move_result((below, above), whole, batch)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro.distributions as dist
@@ -16,15 +16,18 @@ from ..batch.batch import Batch, check_batch
 from ..distributions.base import base_distribution
 from ..sampling.class_weights import ClassWeights
 from ..sampling.particle_sampler import ProposalScheme
-from ..sampling.weighted import ImportanceSampling, row_blocks, weighted_blocks
+from ..sampling.shared_blocks import SharedBlock, share_blocks, shared_weights
+from ..sampling.weighted import ImportanceSampling
 from ..scoring.classes import classes_of_site
 from ..scoring.evaluation import evaluating, move_result
 from ..scoring.importance import propose, run_model
+from ..scoring.sharing import share_evaluation
 from ..scoring.structure import Callback, latent_sites, pair_structure, private_modality
 from ..scoring.term_pair import TermPair
 from ..scoring.views import TermViews
 from ..utils.arguments import check_name, check_programs
 from ..utils.seeding import temporary_seed
+from ..utils.sharing import sharing
 from .accumulator import WeightAccumulator
 from .class_sums import ClassAccumulator
 from .evidence import Evidence, concatenate
@@ -118,6 +121,7 @@ def class_probabilities(
     chunk: int | None = None,
     vectorize: bool = True,
     audit: bool = True,
+    devices: int | None = None,
 ) -> ClassProbabilities:
     r"""Estimate p(y = c | x_S) per row, for the classes of a latent or a modality, or the components of a prior.
 
@@ -149,6 +153,7 @@ def class_probabilities(
         chunk (int): (row, particle) pairs decoded at once, as in :func:`~pyro_mm.log_marginal`.
         vectorize (bool): False scores particle by particle, for stories that do not broadcast.
         audit (bool): False skips the audit of the pair (:mod:`pyro_mm.scoring.audit`) and its errors.
+        devices (int): processes that share out the work, as in :func:`~pyro_mm.log_marginal`.
 
     Returns:
         A :class:`ClassProbabilities` of N rows and C classes.
@@ -180,17 +185,33 @@ def class_probabilities(
     settings = importance_sampling(
         num_particles=num_particles, proposal=scheme, seed=seed, chunk=chunk, vectorize=vectorize
     )
-    with evaluating(
-        model, sampled_guide, batch, audit=audit, stacked=settings.stacked, guide_batch=guide_batch
-    ) as rows:
+
+    def estimate() -> ClassProbabilities:
+        return _estimate_all(model, sampled_guide, batch, guide_batch, site, settings, audit)
+
+    return share_evaluation("class_probabilities", devices, model, sampled_guide, batch, seed, estimate)
+
+
+def _estimate_all(
+    model: Callback,
+    guide: Callback,
+    batch: Batch,
+    guide_batch: Batch,
+    site: str,
+    settings: ImportanceSampling,
+    audit: bool,
+) -> ClassProbabilities:
+    """Estimate the probabilities in all rows, in evaluation mode, block by block of rows."""
+    settings = replace(settings, seed=sharing().broadcast(settings.seed))
+    with evaluating(model, guide, batch, audit=audit, stacked=settings.stacked, guide_batch=guide_batch) as rows:
         shown = rows if guide_batch is batch else guide_batch.to(rows.device)
-        classes = _find_classes(model, sampled_guide, rows, shown, site)
-        most = settings.rows_at_once(model, sampled_guide, shown)
-        parts = [
-            _estimate(model, sampled_guide, part, part_shown, settings.for_rows(first), classes)
-            for (first, part), (_, part_shown) in zip(row_blocks(rows, most), row_blocks(shown, most), strict=True)
-        ]
-        evidence = name_quantity(concatenate([e for _, _, e in parts]), model, sampled_guide, rows, shown)
+        classes = _find_classes(model, guide, rows, shown, site)
+
+        def estimate(block: SharedBlock) -> tuple[Tensor, Tensor, Evidence]:
+            return _estimate(model, guide, block.rows, block.shown, settings.for_rows(block.first), classes)
+
+        parts = share_blocks(model, guide, rows, shown, settings, estimate)
+        evidence = name_quantity(concatenate([e for _, _, e in parts]), model, guide, rows, shown)
         result = ClassProbabilities(
             torch.cat([p for p, _, _ in parts]),
             torch.cat([error for _, error, _ in parts]),
@@ -211,15 +232,14 @@ def _estimate(
 ) -> tuple[Tensor, Tensor, Evidence]:
     """Return (probabilities, standard errors, evidence) of one block of rows."""
     by_class: ClassAccumulator | None = None
-    for block in weighted_blocks(model, guide, batch, settings, guide_batch, classes):
+    for log_weights, sampler, shared in shared_weights(model, guide, batch, settings, guide_batch, classes):
         if by_class is None:
-            by_class = ClassAccumulator(block.sampler.group_size)
-            shared = bool(block.pair.views.given_latents)
-            whole = WeightAccumulator(settings.num_particles, block.sampler.group_size, shared)
-        by_class.add(block.log_weights)
-        whole.add(block.log_weights.logsumexp(0))
+            by_class = ClassAccumulator(sampler.group_size)
+            whole = WeightAccumulator(settings.num_particles, sampler.group_size, shared)
+        by_class.add(log_weights)
+        whole.add(log_weights.logsumexp(0))
     assert by_class is not None  # there is one particle at least
-    evidence = name_proposal(whole.evidence(""), settings, block.sampler)
+    evidence = name_proposal(whole.evidence(""), settings, sampler)
     probabilities, errors = (x.to(evidence.log_prob.dtype) for x in by_class.shares())
     return probabilities, errors, evidence
 

@@ -10,9 +10,11 @@ from ..batch.batch import Batch, check_batch
 from ..sampling.guide_sampler import DrawMethod
 from ..sampling.particle_sampler import ParticleSampler, ProposalScheme
 from ..sampling.proposals import resolve_proposal
-from ..sampling.weighted import BlockSizes, ImportanceSampling, row_blocks, weighted_blocks
+from ..sampling.shared_blocks import SharedBlock, share_blocks, shared_weights
+from ..sampling.weighted import BlockSizes, ImportanceSampling
 from ..scoring.audit.audit import audit as audited
 from ..scoring.evaluation import evaluating, move_result
+from ..scoring.sharing import share_evaluation
 from ..scoring.structure import Callback, pair_structure
 from ..utils.arguments import (
     check_counts,
@@ -24,6 +26,7 @@ from ..utils.arguments import (
     check_seed,
 )
 from ..utils.seeding import normalize_seed
+from ..utils.sharing import sharing
 from .accumulator import WeightAccumulator
 from .evidence import Evidence, concatenate
 from .quantity import conditional_evidence, name_quantity, scored_steps
@@ -43,6 +46,7 @@ def log_marginal(
     chunk: int | None = None,
     vectorize: bool = True,
     audit: bool = True,
+    devices: int | None = None,
 ) -> Evidence:
     r"""Estimate log p(x_S) per row by importance sampling, S being the modalities present in the row.
 
@@ -87,6 +91,9 @@ def log_marginal(
             2^14; on CUDA 2^16.
         vectorize (bool): False scores particle by particle, for stories that do not broadcast.
         audit (bool): False skips the audit of the pair (:mod:`pyro_mm.scoring.audit`) and its errors.
+        devices (int): processes that share out the blocks of rows and draws, and forked for the call on this machine's
+            CPU. None takes those that there are: all processes of torchrun, which all have to make the call, and get
+            the whole result; 1 is this process alone. The numbers are those of one process.
 
     Returns:
         An :class:`Evidence` of N rows, in nats per row.
@@ -126,7 +133,11 @@ def log_marginal(
         num_particles=num_particles, proposal=scheme, draws=draws, stratify=stratify, prior_share=prior_share,
         seed=seed, chunk=chunk, vectorize=vectorize,
     )  # fmt: skip
-    return estimate_log_marginal(model, sampled_guide, batch, settings, guide_batch=guide_batch, audit=audit)
+
+    def estimate() -> Evidence:
+        return estimate_log_marginal(model, sampled_guide, batch, settings, guide_batch=guide_batch, audit=audit)
+
+    return share_evaluation("log_marginal", devices, model, sampled_guide, batch, seed, estimate)
 
 
 def split_proposal(proposal: Any, guide: Callback, batch: Batch) -> tuple[Callback, Batch, ProposalScheme | None]:
@@ -198,14 +209,14 @@ def estimate_log_marginal(
         audit: True to audit the pair.
     """
     guide_batch = batch if guide_batch is None else guide_batch
+    settings = replace(settings, seed=sharing().broadcast(settings.seed))
     with evaluating(model, guide, batch, audit=audit, stacked=settings.stacked, guide_batch=guide_batch) as rows:
         shown = rows if guide_batch is batch else guide_batch.to(rows.device)
-        most = settings.rows_at_once(model, guide, shown)
-        blocks = zip(row_blocks(rows, most), row_blocks(shown, most), strict=True)
-        parts = [
-            _accumulate(model, guide, part, settings.for_rows(first), part_seen)
-            for (first, part), (_, part_seen) in blocks
-        ]
+
+        def accumulate(block: SharedBlock) -> tuple[Evidence, int]:
+            return _accumulate(model, guide, block.rows, settings.for_rows(block.first), block.shown)
+
+        parts = share_blocks(model, guide, rows, shown, settings, accumulate)
         evidence = concatenate([evidence for evidence, _ in parts])
         evidence = name_quantity(evidence, model, guide, rows, shown)
         if failed := sum(failed for _, failed in parts):
@@ -219,11 +230,9 @@ def _accumulate(
 ) -> tuple[Evidence, int]:
     """Return the evidence of one block of rows, without a name, and the number of rows that could not be fitted."""
     accumulator: WeightAccumulator | None = None
-    for block in weighted_blocks(model, guide, batch, settings, guide_batch):
-        sampler = block.sampler
-        shared = bool(block.pair.views.given_latents)
+    for log_weights, sampler, shared in shared_weights(model, guide, batch, settings, guide_batch):
         accumulator = accumulator or WeightAccumulator(settings.num_particles, sampler.group_size, shared)
-        accumulator.add(block.log_weights)
+        accumulator.add(log_weights)
     assert accumulator is not None  # there is one particle at least
     evidence = name_proposal(accumulator.evidence(""), settings, sampler)
     return evidence, 0 if sampler.fallback is None else int(sampler.fallback.sum())
@@ -255,6 +264,7 @@ def log_conditional(
     chunk: int | None = None,
     vectorize: bool = True,
     audit: bool = True,
+    devices: int | None = None,
 ) -> Evidence:
     r"""Estimate log p(x_T | x_G) per row: the target modalities T given the modalities G, as far as present.
 
@@ -274,7 +284,8 @@ def log_conditional(
         target (str or sequence of str): names of modalities, one at least. A row that lacks all of them has 0, exactly,
             and does not count in means.
         given (str or sequence of str): names of other modalities. A row that lacks all of them has log p(x_T).
-        num_particles, draws, stratify, prior_share, seed, chunk, vectorize, audit: as in :func:`log_marginal`.
+        num_particles, draws, stratify, prior_share, seed, chunk, vectorize, audit, devices: as in
+            :func:`log_marginal`.
         proposal (Proposal, Fitted or ``"fitted"``): the way to draw, for each of the two estimates by itself.
 
     Returns:
@@ -304,6 +315,23 @@ def log_conditional(
         raise ValueError(f"expected targets, and none of them given: target={targets}, given={givens}")
     check_flag("audit", audit)
 
+    def estimate() -> Evidence:
+        return _estimate_log_conditional(model, guide, batch, targets, givens, settings, audit)
+
+    return share_evaluation("log_conditional", devices, model, guide, batch, seed, estimate)
+
+
+def _estimate_log_conditional(
+    model: Callback,
+    guide: Callback,
+    batch: Batch,
+    targets: Sequence[str],
+    givens: Sequence[str],
+    settings: ImportanceSampling,
+    audit: bool,
+) -> Evidence:
+    """Estimate log p(x_T | x_G) per row in evaluation mode, as :func:`log_conditional` does."""
+    settings = replace(settings, seed=sharing().broadcast(settings.seed))
     with evaluating(model, guide, batch, audit=False) as rows:
         both = rows.only(*targets, *givens)
         if audit:

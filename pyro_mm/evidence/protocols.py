@@ -26,8 +26,10 @@ from ..sampling.particle_sampler import ProposalScheme
 from ..sampling.proposals import Proposal
 from ..scoring.audit.audit import audit as audited
 from ..scoring.evaluation import evaluating, move_result
+from ..scoring.sharing import share_evaluation
 from ..utils.arguments import check_counts, check_names, check_programs
 from ..utils.seeding import normalize_seed
+from ..utils.sharing import sharing
 from .evidence import Evidence
 from .likelihood import estimate_log_marginal, importance_sampling, log_conditional, log_marginal
 from .quantity import conditional_evidence, restrict_means, scored_steps
@@ -46,7 +48,7 @@ def joint(model: Callback, guide: Callback, batch: Batch, target: Names, given: 
         model, guide (callable): a story and its guide, called with a batch.
         batch (Batch): N rows.
         target, given (sequence of str): names of modalities, without one in common; strings alone are refused.
-        options: of :func:`pyro_mm.log_marginal`, such as ``num_particles``, ``proposal`` and ``seed``.
+        options: of :func:`pyro_mm.log_marginal`, such as ``num_particles``, ``proposal``, ``seed`` and ``devices``.
 
     Returns:
         An :class:`~pyro_mm.Evidence` of N rows, in nats per row.
@@ -73,13 +75,18 @@ def multiple(model: Callback, guide: Callback, batch: Batch, target: Names, give
     """
     target, given = _check_arguments(model, guide, batch, target, given)
     audit = options.pop("audit", True)
+    devices = options.pop("devices", None)
     settings = importance_sampling(**options)
-    with evaluating(model, guide, batch, audit=False) as rows:
-        guide_batch = rows.only(*target, *given)
-        evidence = estimate_log_marginal(
-            model, guide, rows.only(*target), settings, guide_batch=guide_batch, audit=audit
-        )
-        return move_result(evidence, rows, batch)
+
+    def estimate() -> Evidence:
+        with evaluating(model, guide, batch, audit=False) as rows:
+            guide_batch = rows.only(*target, *given)
+            evidence = estimate_log_marginal(
+                model, guide, rows.only(*target), settings, guide_batch=guide_batch, audit=audit
+            )
+            return move_result(evidence, rows, batch)
+
+    return share_evaluation("multiple", devices, model, guide, batch, options.get("seed"), estimate)
 
 
 def single(
@@ -128,17 +135,22 @@ def conditional(
     """
     target, given = _check_arguments(model, guide, batch, target, given)
     check_counts(prior_draws=prior_draws)
-    seed = normalize_seed(seed)
+    devices = options.pop("devices", None)
     quantity = f"log p({', '.join(target)} | {', '.join(given)})"
-    with evaluating(model, guide, batch, audit=False) as rows:
-        if options.get("audit", True):
-            audited(model, guide, rows.only(*target, *given), targets=target, givens=given)
-        both = joint(model, guide, rows, target, given, seed=seed, **options)
-        prior_options = _from_prior(options) | {"num_particles": prior_draws}
-        marginal = log_marginal(model, guide, rows.only(*given), seed=seed + 1, **prior_options)
-        steps = scored_steps(model, guide, rows, [name for name in target if rows.holds(name)])
-        evidence = conditional_evidence(both, marginal, rows.having(target), quantity, steps)
-        return move_result(evidence, rows, batch)
+
+    def estimate() -> Evidence:
+        first_seed = sharing().broadcast(normalize_seed(seed))
+        with evaluating(model, guide, batch, audit=False) as rows:
+            if options.get("audit", True):
+                audited(model, guide, rows.only(*target, *given), targets=target, givens=given)
+            both = joint(model, guide, rows, target, given, seed=first_seed, **options)
+            prior_options = _from_prior(options) | {"num_particles": prior_draws}
+            marginal = log_marginal(model, guide, rows.only(*given), seed=first_seed + 1, **prior_options)
+            steps = scored_steps(model, guide, rows, [name for name in target if rows.holds(name)])
+            evidence = conditional_evidence(both, marginal, rows.having(target), quantity, steps)
+            return move_result(evidence, rows, batch)
+
+    return share_evaluation("conditional", devices, model, guide, batch, seed, estimate)
 
 
 def both_ways(
@@ -171,14 +183,19 @@ def both_ways(
         Suzuki et al. 2016, arXiv:1611.01891, section 3.3.
     """
     target, given = _check_arguments(model, guide, batch, target, given)
-    seed = normalize_seed(seed)
+    devices = options.pop("devices", None)
     x, w = ", ".join(target), ", ".join(given)
-    with evaluating(model, guide, batch, audit=False) as rows:
-        one = log_conditional(model, guide, rows, target=target, given=given, seed=seed, **options)
-        marginal = single(model, guide, rows, target, seed=seed + 2, **options)
-        both = joint(model, guide, rows, target, given, seed=seed + 3, **options)
-        total = replace(one - (marginal - both), quantity=f"log p({x} | {w}) + log p({w} | {x})")
-        return move_result(restrict_means(total, rows.having(target) & rows.having(given)), rows, batch)
+
+    def estimate() -> Evidence:
+        first_seed = sharing().broadcast(normalize_seed(seed))
+        with evaluating(model, guide, batch, audit=False) as rows:
+            one = log_conditional(model, guide, rows, target=target, given=given, seed=first_seed, **options)
+            marginal = single(model, guide, rows, target, seed=first_seed + 2, **options)
+            both = joint(model, guide, rows, target, given, seed=first_seed + 3, **options)
+            total = replace(one - (marginal - both), quantity=f"log p({x} | {w}) + log p({w} | {x})")
+            return move_result(restrict_means(total, rows.having(target) & rows.having(given)), rows, batch)
+
+    return share_evaluation("both_ways", devices, model, guide, batch, seed, estimate)
 
 
 def _check_arguments(

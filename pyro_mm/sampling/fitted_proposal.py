@@ -208,6 +208,9 @@ class FittedSampler(ParticleSampler):
         particles = [len(u), *[1] * (pair.views.nesting - 1)] if pair.plated else []
         pair.log_q = {"all but the prior": log_parts.logsumexp(0).reshape(*particles, self.pair.size)}
 
+    def skip(self, pair: TermPair) -> None:
+        self.choices.take(pair.num_particles)
+
     def log_density(self, scores: Scores, rows: slice = slice(None)) -> Tensor:
         log_q = scores.log_proposal[:, 0]
         if self.prior_index is None:

@@ -116,6 +116,11 @@ class GuideSampler(ParticleSampler):
         if from_prior is not None:
             self._mix_with_prior(pair, from_prior)
 
+    def skip(self, pair: TermPair) -> None:
+        for stream in (self.uniforms, self.choices):
+            if stream is not None:
+                stream.take(pair.num_particles)
+
     def _draw_guide(self, pair: TermPair, uniforms: Tensor | None, choice: Tensor | None) -> None:
         """Run the guide.
 

@@ -104,6 +104,13 @@ class ParticleSampler(ABC):
         from torch's generator are seeded per block of particles.
         """
 
+    def skip(self, pair: TermPair) -> None:
+        """Pass over the next ``pair.num_particles`` particles, which another process draws.
+
+        By default it draws them. A sampler whose draws go on from the ones before only by streams passes those over.
+        """
+        self.draw(pair)
+
     def log_density(self, scores: Scores, rows: slice = slice(None)) -> Tensor:
         """Return the log-density of the whole proposal at the particles, ``(k, N)``, in nats.
 

@@ -18,14 +18,15 @@ from ..handlers.plates import FixedPlate
 from ..handlers.rewrite import EditSites
 from ..scoring.evaluation import evaluating, move_result
 from ..scoring.given_latents import Given, draw_global_latents
+from ..scoring.sharing import share_evaluation
 from ..scoring.structure import Callback, PairStructure, latent_sites, pair_structure
 from ..utils.arguments import check_counts, check_flags, check_names, check_programs, check_seed
-from ..utils.seeding import temporary_seed
 from .ancestral import AncestralSampler, SiteValues, to_sample_layout
 from .guide_sampler import DrawMethod
 from .particle_sampler import ProposalScheme
 from .proposals import resolve_proposal
 from .resampling import Resampling, resample_latents
+from .sample_blocks import sample_in_blocks
 
 
 def generate(
@@ -41,6 +42,7 @@ def generate(
     seed: int | None = None,
     vectorize: bool = True,
     audit: bool = True,
+    devices: int | None = None,
 ) -> Generated:
     r"""Sample every modality of every row, given the modalities that are present in it.
 
@@ -75,6 +77,7 @@ def generate(
         seed (int): of all draws; None goes on with torch's generator.
         vectorize (bool): False samples one by one, for stories that do not broadcast over a plate of samples.
         audit (bool): False skips the audit of the pair (:mod:`pyro_mm.scoring.audit`) and its errors.
+        devices (int): processes that share out the blocks of rows and samples, as in :func:`~pyro_mm.log_marginal`.
 
     Returns:
         Modality -> ``(S, N, *event)``, or ``(S, N, *plates, *event)`` for a site in plates within a row: a dictionary
@@ -101,8 +104,12 @@ def generate(
     resampling = _resampling(resample, num_particles, {"proposal": proposal})
     in_mean = mean if isinstance(mean, bool) else frozenset(check_names("mean", mean, batch))
     settings = SampleSettings(num_samples, mean=in_mean, resampling=resampling, vectorize=vectorize)
-    samples = sample_pair(model, guide, batch, settings, seed=seed, audit=audit)
-    return Generated(samples.modalities, samples.lengths)
+
+    def sample() -> Generated:
+        samples = sample_pair(model, guide, batch, settings, seed=seed, audit=audit)
+        return Generated(samples.modalities, samples.lengths)
+
+    return share_evaluation("generate", devices, model, guide, batch, seed, sample)
 
 
 def posterior_draws(
@@ -120,6 +127,7 @@ def posterior_draws(
     seed: int | None = None,
     vectorize: bool = True,
     audit: bool = True,
+    devices: int | None = None,
 ) -> dict[str, Tensor]:
     r"""Sample latents from the guide given what is present or, with ``resample``, from the posterior.
 
@@ -150,6 +158,7 @@ def posterior_draws(
         seed (int): of all draws; None goes on with torch's generator.
         vectorize (bool): False draws one by one, for stories that do not broadcast over a plate of samples.
         audit (bool): False skips the audit of the pair (:mod:`pyro_mm.scoring.audit`) and its errors.
+        devices (int): processes that share out the blocks of rows and samples, as in :func:`~pyro_mm.log_marginal`.
 
     Returns:
         Latent site of the guide -> ``(S, N, *plates, *event)``, plates being those within a row, outermost first; and
@@ -180,7 +189,11 @@ def posterior_draws(
     proposed = {"proposal": proposal, "draws": draws, "stratify": stratify, "prior_share": prior_share}
     resampling = _resampling(resample, num_particles, proposed)
     settings = SampleSettings(num_samples, decode=False, resampling=resampling, vectorize=vectorize)
-    return sample_pair(model, guide, batch, settings, seed=seed, audit=audit).guide_latents
+
+    def sample() -> dict[str, Tensor]:
+        return sample_pair(model, guide, batch, settings, seed=seed, audit=audit).guide_latents
+
+    return share_evaluation("posterior_draws", devices, model, guide, batch, seed, sample)
 
 
 def _resampling(resample: bool, num_particles: int, proposed: dict[str, Any]) -> Resampling | None:
@@ -263,11 +276,13 @@ def sample_pair(
         seed: of all draws; None goes on with torch's generator.
         audit: True to audit the pair.
     """
-    with (
-        evaluating(model, guide, batch, audit=audit, stacked=settings.stacked, draws=True) as rows,
-        temporary_seed(seed, rows.device),
-    ):
-        samples = draw_samples(model, guide, rows, settings)
+    with evaluating(model, guide, batch, audit=audit, stacked=settings.stacked, draws=True) as rows:
+
+        def draw(block: Batch, num_samples: int) -> Samples:
+            return draw_samples(model, guide, block, replace(settings, num_samples=num_samples))
+
+        splits_rows = not pair_structure(model, guide, rows).global_latents
+        samples = sample_in_blocks(rows, settings.num_samples, splits_rows, seed, draw)
         return Samples(*move_result(tuple(samples), rows, batch))
 
 

@@ -46,12 +46,12 @@ class BlockSizes:
     drawn_pairs: int | None = None
     decoded_pairs: int | None = None
 
-    def particles_per_seed(self, batch: Batch) -> int:
-        """Return the number of particles of the rows of a batch that are drawn under one seed."""
+    def particles_per_seed(self, rows: int, device: torch.device) -> int:
+        """Return the number of particles of so many rows that are drawn under one seed."""
         pairs = self.drawn_pairs
         if pairs is None:
-            pairs = CUDA_DRAWN_PAIRS if batch.device.type == "cuda" else DRAWN_PAIRS
-        return max(1, pairs // batch.size)
+            pairs = CUDA_DRAWN_PAIRS if device.type == "cuda" else DRAWN_PAIRS
+        return max(1, pairs // rows)
 
     def pairs_to_decode(self, batch: Batch) -> int:
         """Return the number of (row, particle) pairs of a batch to decode at once."""
@@ -86,6 +86,14 @@ class ImportanceSampling:
         """True if the model is run on several particles at once."""
         return self.vectorize and self.num_particles > 1
 
+    def block_size(self, rows: int, device: torch.device) -> int:
+        """Return the number of particles of so many rows that are drawn under one seed."""
+        return self.sizes.particles_per_seed(rows, device) if self.vectorize else 1
+
+    def num_blocks(self, rows: int, device: torch.device) -> int:
+        """Return the number of blocks that the particles of so many rows are drawn in."""
+        return -(-self.num_particles // self.block_size(rows, device))
+
     def rows_at_once(self, model: Callback, guide: Callback, batch: Batch) -> int:
         """Return the most rows of a block.
 
@@ -118,7 +126,12 @@ class WeightedBlock(NamedTuple):
 def row_blocks(batch: Batch, most: int) -> Iterator[tuple[int, Batch]]:
     """Yield (first row, rows) for blocks of at most so many rows; the batch itself if it is no larger."""
     for first_row in range(0, batch.size, most):
-        yield first_row, batch if batch.size <= most else batch.block(slice(first_row, first_row + most))
+        yield first_row, row_block(batch, first_row, most)
+
+
+def row_block(batch: Batch, first_row: int, most: int) -> Batch:
+    """Return the block of at most so many rows that begins at a row; the batch itself if it is no larger."""
+    return batch if batch.size <= most else batch.block(slice(first_row, first_row + most))
 
 
 @torch.no_grad()
@@ -129,6 +142,7 @@ def weighted_blocks(
     settings: ImportanceSampling,
     guide_batch: Batch | None = None,
     classes: ClassWeights | None = None,
+    shard: tuple[int, int] = (0, 1),
 ) -> Iterator[WeightedBlock]:
     """Draw particles in blocks, each under a seed of its own, and weigh them.
 
@@ -138,15 +152,17 @@ def weighted_blocks(
         settings: K, the proposal, the seed and the sizes of blocks.
         guide_batch: the same rows as the guide sees them; ``batch`` by default.
         classes: a site by whose classes the weights are split.
+        shard: ``(rank, world)`` yields the blocks ``rank``, ``rank + world``, .. alone.
 
     Yields:
-        Blocks of particles, K in all.
+        Blocks of particles, K in all shards together.
 
     Raises:
         ValueError: a story that draws while it is scored, if the proposal needs the density of its prior.
     """
     rows = _row_block(model, guide, batch, batch if guide_batch is None else guide_batch, settings)
-    block_size = settings.sizes.particles_per_seed(batch) if settings.vectorize else 1
+    block_size = settings.block_size(batch.size, batch.device)
+    rank, world = shard
     with temporary_seed(rows.seed, batch.device):
         sampler = settings.proposal.sampler(rows)
 
@@ -154,6 +170,9 @@ def weighted_blocks(
     for index, first_particle in enumerate(range(0, settings.num_particles, block_size)):
         with temporary_seed(part_seed(rows.seed, index), batch.device):
             pair = rows.pair(min(block_size, settings.num_particles - first_particle))
+            if index % world != rank:
+                sampler.skip(pair)
+                continue
             sampler.draw(pair)
             state = generator_state(batch.device)
             if not draws_in_scoring:

@@ -108,9 +108,12 @@ def move_result(result: Result, rows: Batch, batch: Batch) -> Result:
         rows: the batch that :func:`evaluating` yielded.
         batch: the batch that it was called with.
     """
-    if rows.device == batch.device:
-        return result
-    moved: Result = _move(result, batch.device)
+    return result if rows.device == batch.device else move_tensors(result, batch.device)
+
+
+def move_tensors(result: Result, device: torch.device) -> Result:
+    """Return a result, as :func:`move_result` takes it, with its tensors on a device."""
+    moved: Result = _move(result, device)
     return moved
 
 

@@ -23,6 +23,9 @@ from ..utils.arguments import (
     check_path,
     check_seed,
 )
+from ..utils.launch import run_on_devices
+from ..utils.processes import Processes, current_processes
+from ..utils.sharing import alone
 from .arguments import (
     check_device,
     check_gradients,
@@ -34,7 +37,7 @@ from .arguments import (
 )
 from .callback_list import check_callbacks
 from .history import History
-from .launch import run_on_devices
+from .problem import TrainingError
 from .trainer import Trainer, TrainingOptions
 
 
@@ -193,4 +196,11 @@ def fit(
         resume == "force", progress, callback, check_callbacks(callbacks), devices,
         check_flag("audit", audit),
     )  # fmt: skip
-    return run_on_devices(devices, lambda processes: Trainer(model, guide, prepared, train, options, processes).run())
+
+    def run(processes: Processes) -> History:
+        with alone():
+            return Trainer(model, guide, prepared, train, options, processes).run()
+
+    if devices == 1:
+        return run(current_processes())
+    return run_on_devices(devices, run, "training", TrainingError)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+import pickle
+import traceback
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as distributed
 from torch import Tensor
+
+Result = TypeVar("Result")
 
 
 class Processes:
@@ -38,6 +43,14 @@ class Processes:
         """Return the values of all processes, by rank."""
         return [value]
 
+    def gather_results(self, act: Callable[[], Result]) -> list[Result]:
+        """Call a function in each process, and return the results of all, by rank.
+
+        Raises:
+            Exception: the error of the first process whose function failed, in all of them.
+        """
+        return [act()]
+
     def broadcast(self, value: Any) -> Any:
         """Return the value of rank 0."""
         return value
@@ -65,6 +78,19 @@ class ProcessGroup(Processes):
         distributed.all_gather_object(values, value)
         return values
 
+    def gather_results(self, act: Callable[[], Result]) -> list[Result]:
+        error: Exception | None = None
+        result: Any = None
+        try:
+            result = act()
+        except Exception as found:
+            error = found
+        reports = self.gather((result, b"" if error is None else pickle_error(error)))
+        for rank, (_, report) in enumerate(reports):
+            if report:
+                raise error if rank == self.rank and error is not None else unpickle_error(report, rank)
+        return [found for found, _ in reports]
+
     def broadcast(self, value: Any) -> Any:
         values = [value]
         distributed.broadcast_object_list(values, src=0)
@@ -72,6 +98,11 @@ class ProcessGroup(Processes):
 
     def broadcast_(self, tensor: Tensor) -> None:
         distributed.broadcast(tensor, src=0)
+
+
+def has_group() -> bool:
+    """Return True if this process is in a group already."""
+    return distributed.is_available() and distributed.is_initialized()
 
 
 def current_processes() -> Processes:
@@ -90,3 +121,33 @@ def current_processes() -> Processes:
         else:
             distributed.init_process_group("gloo")
     return ProcessGroup() if distributed.get_world_size() > 1 else Processes()
+
+
+def pickle_error(error: BaseException) -> bytes:
+    """Return an error with its traceback as bytes, for another process."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        whole = pickle.dumps((error, text))
+        pickle.loads(whole)
+    except Exception:
+        return pickle.dumps((None, text))
+    return whole
+
+
+def unpickle_error(
+    report: bytes, rank: int, what: str = "evaluation", error: type[Exception] = RuntimeError
+) -> BaseException:
+    """Return the error that :func:`pickle_error` described.
+
+    Args:
+        report: the bytes.
+        rank: the process that it was raised in.
+        what: the work of the process in a word, for the message.
+        error: the type of error in the place of one that cannot be handed over.
+    """
+    found: BaseException | None
+    found, text = pickle.loads(report)
+    if found is None or isinstance(found, SystemExit):
+        return error(f"process {rank} of the {what} failed:\n{text}")
+    found.add_note(f"in process {rank} of the {what}:\n{text}")
+    return found
