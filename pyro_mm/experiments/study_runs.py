@@ -14,7 +14,7 @@ import typer
 from ..utils.atomic_files import replace_text
 from .console import markdown, print_table
 from .epoch_choice import BestEpoch
-from .studies.study import Images, Measurements, Sample, Study, build_table
+from .studies.study import Images, Measurements, Sample, Study, build_table, with_gain
 from .study_pictures import Draw, save_images, write_pictures
 from .trainings import Progress, RunOptions, seconds_per_epoch, train_recipe
 
@@ -132,6 +132,8 @@ def _tables(study: Study, runs: Found, epochs: int, num_seeds: int) -> list[tupl
     state = f"{epochs} epochs" if study.validate is None else f"best of {epochs} epochs on validation rows"
     for group, rows in runs.items():
         published = {name: text for (of_group, name), text in study.published.items() if of_group == group}
+        if study.gain is not None:
+            rows = with_gain(rows, *study.gain)
         header, cells = build_table({name: list(found.values()) for name, found in rows.items()}, published)
         for line, (name, found) in zip(cells, rows.items(), strict=True):
             if len(found) < num_seeds:

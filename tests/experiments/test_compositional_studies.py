@@ -13,10 +13,10 @@ from pyro_mm.experiments.studies.compositional_probes import (
     known_share,
     measure_kanji,
     measure_kanji_blindly,
-    measure_scenes,
-    measure_scenes_blindly,
 )
-from pyro_mm.experiments.studies.image_and_text import MEMBERS, Sizes
+from pyro_mm.experiments.studies.image_and_text import MEMBERS, Sizes, adam
+from pyro_mm.experiments.studies.scene_generation import FACTS, draw_scenes, facts_right, judged_class
+from pyro_mm.experiments.studies.study import with_gain
 
 SMALL = Sizes(latent=3, hidden=8, channels=(4,), flow_steps=1, flow_channels=4)
 
@@ -57,15 +57,16 @@ def knowing(batch):
 
 def test_a_guide_that_knows_a_scene_knows_nearly_all_nats(sample):
     labels = [*SCENE_LABELS]
-    value, error = known_share(knowing, sample.truth, sample.test, labels, "image", 0)
+    value, error = known_share(knowing, sample.truth.rows, sample.test, labels, "image", 0)
     assert 0.9 < value < 1 and error < 0.01
-    blind = measure_scenes_blindly(sample, 0)
+    blind = scenes.SCENES.known["nothing"](sample, 0)
     assert abs(blind["known"][0]) < 0.05
-    assert known_share(knowing, sample.truth, sample.test, ["shape"], "image", 0)[0] > 0.9
+    assert known_share(knowing, sample.truth.rows, sample.test, ["shape"], "image", 0)[0] > 0.9
 
 
 def test_pairs_are_taken_apart_in_training_rows_alone(sample, characters):
-    for found, names in ((sample, ("image", "caption")), (characters, ("image", "pen", "components"))):
+    four = ("image", "pen", "components", "strokes")
+    for found, names in ((sample._replace(truth=sample.truth.rows), ("image", "caption")), (characters, four)):
         assert found.train.names == found.test.names == names
         whole = torch.stack([found.train.present[name] for name in names]).all(0)
         assert int(whole.sum()) == round(found.train.size / 2)
@@ -78,11 +79,44 @@ def test_every_member_trains_on_scenes_and_is_measured(sample, name):
     torch.manual_seed(0)
     run = MEMBERS[name](sample.train, SMALL)
     mm.fit(*run, sample.train, epochs=1, batch_size=50, seed=0, progress=False)
-    found = measure_scenes(run, sample, seed=0)
+    found = scenes.measure(run, sample, seed=0)
     assert all(torch.tensor(cell).isfinite().all() for cell in found.values())
-    text = {"known from text", "known from both"}
-    blind = set(measure_scenes_blindly(sample, 0))
-    assert set(found) == (blind if name == "image alone" else blind | text)
+    expected = {*scenes.SCENES.known["nothing"](sample, 0), "distance × 1000"}
+    if name != "implicit images":
+        expected.add("log p(image)")
+    has_means = name not in ("implicit images", "flow of images")
+    if has_means:
+        expected.add("distance × 1000, means")
+    if name != "image alone":
+        expected |= {"known from text", "known from both", "image from caption", "facts from image"}
+        expected |= {"image from caption, means"} if has_means else set()
+    assert set(found) == expected
+    shown = draw_scenes(run, sample, seed=0)
+    assert all(each.values.shape == each.truth.shape == (8, 3, 16, 16) for each in shown.values())
+    assert ("given the caption" in shown) == (name != "image alone")
+
+
+def test_pairs_without_the_other_rows_make_as_long_an_epoch(sample):
+    found = scenes.sample_data(0, part=4, rows=(80, 20), side=16, source="digits", unpaired=False)
+    assert found.train.size == 80 and all(present.all() for present in found.train.present.values())
+    assert len(found.train["image"].flatten(1).unique(dim=0)) == 20
+
+
+def test_captions_are_judged_fact_by_fact(sample):
+    """A row's own caption is right, that of another row where both rows agree, and what is no sentence nowhere."""
+    rows = sample.test
+    assert facts_right(rows["caption"], rows) == (1.0, 0.0)
+    facts = torch.stack([rows.covariates[name] for name in FACTS], -1)
+    expected = (facts == facts.roll(1, 0)).double().mean().item()
+    assert facts_right(rows["caption"].roll(1, 0), rows)[0] == pytest.approx(expected)
+    assert facts_right(torch.ones_like(rows["caption"]), rows)[0] == 0
+
+
+def test_the_judge_of_images_is_measured_on_real_ones(sample):
+    found = scenes.SCENES.known["real images"](sample, 0)
+    right = sample.truth.judge(sample.test["image"]).argmax(-1) == judged_class(sample.test)
+    assert found["image from caption"][0] == pytest.approx(right.double().mean().item())
+    assert abs(found["distance × 1000"][0]) < 5 * found["distance × 1000"][1], "halves of one sample"
 
 
 @pytest.mark.parametrize("name", kanji.ROWS)
@@ -95,8 +129,28 @@ def test_every_member_trains_on_kanji_and_is_measured(characters, name):
     blind = set(measure_kanji_blindly(characters, 0))
     pen = {"components from pen", "strokes from pen"}
     assert set(found) == (blind if name == "image alone" else blind | pen)
+    shown = kanji.draw_kanji(run, characters, seed=0)
+    assert all(each.values.shape == each.truth.shape == (9, 16, 16) for each in shown.values())
+    assert set(shown) >= {"from the prior", "given the image"} and len(shown) == (2 if name == "image alone" else 4)
 
 
 def test_text_is_weighted_in_both_terms(sample):
     objective = MEMBERS["text x 20, product of experts"](sample.train, SMALL).objective
     assert "likelihood" in repr(objective) and repr(objective).count("20") >= 2
+
+
+def test_critics_and_discriminators_have_smaller_steps(sample):
+    for name, rate in (("joint encoder", 2e-3), ("VAE-GAN of images", 1e-3), ("implicit images", 1e-3)):
+        run = MEMBERS[name](sample.train, SMALL)
+        assert adam(run, run.model.parameters()).defaults["lr"] == rate
+
+
+def test_a_gain_is_the_difference_seed_by_seed():
+    runs = {
+        "base": {0: {"known": (0.5, 0.03)}, 1: {"known": (0.25, 0.03)}},
+        "row": {0: {"known": (0.75, 0.04), "other": 1.0}, 2: {"known": (0.5, 0.04)}},
+    }
+    found = with_gain(runs, "known", "base")
+    assert found["base"] == runs["base"] and found["row"][2] == runs["row"][2]
+    assert found["row"][0] == {"known": (0.75, 0.04), "other": 1.0, "known, gain": (0.25, pytest.approx(0.05))}
+    assert with_gain({"base": {0: {"a": 1.0}}, "row": {0: {"a": 3.0}}}, "a", "base")["row"][0]["a, gain"] == 2.0

@@ -1,26 +1,31 @@
-"""Kanji (in the place of CelebA with attributes): do latents of a picture trained beside its strokes know its parts?"""
+"""Kanji (in the place of CelebA with attributes): do latents of a picture know its parts if trained beside the pen?"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-
-import torch
+from typing import Any
 
 from ... import datasets
 from ...batch.batch import Batch
+from ...conditionals import Bernoulli
+from ...recipes.networks import Recipe
+from ...sampling.predictive import generate
 from .compositional_probes import measure_kanji, measure_kanji_blindly
-from .image_and_text import Sizes, members
-from .study import Sample, Study
+from .image_and_text import Sizes, adam, decay, members
+from .study import Images, Sample, Study
 
 NUM_COMPONENTS = 12  # that are probed, the most frequent
-ROWS = ("image alone", "product of experts", "joint encoder", "flow of images")
+ROWS = ("image alone", "product of experts", "joint encoder", "flow of images", "VAE-GAN of images", "implicit images")
+SHOWN = 10
 
 
 def sample_data(
-    seed: int, directory: str | None = None, part: int = 1, side: int = 24, rows: int | None = 3000, least: int = 100
+    seed: int, directory: str | None = None, part: int = 1, side: int = 24, rows: int | None = None, least: int = 100
 ) -> Sample:
-    """Load picture, pen and components of kanji; one training row in ``part`` keeps all, the others one of them.
+    """Load four views of kanji: picture, pen, components, number of strokes; one training row in ``part`` keeps all.
+
+    The others keep one of them.
 
     Args:
         seed: of the split and of the pairs.
@@ -36,13 +41,36 @@ def sample_data(
 
 
 def _views(batch: Batch) -> Batch:
-    """Return the rows without the number of strokes as a modality, and with what is probed as covariates."""
+    """Return the rows with the number of strokes as a count ``(N, 1)``, and with what is probed as covariates."""
     covariates = {
         f"has_{i}": batch["components"][:, i].long() for i in range(min(NUM_COMPONENTS, batch["components"].shape[1]))
     }
     covariates["strokes_by_four"] = (batch["strokes"] // 4).clamp(max=5)
     values = {name: batch[name] for name in ("image", "pen", "components")}
+    values["strokes"] = batch["strokes"][:, None]
     return Batch(values, covariates=covariates, lengths={"pen": batch.lengths["pen"]})
+
+
+def draw_kanji(run: Recipe, sample: Sample, seed: int) -> dict[str, Images]:
+    """Return pictures of a trained recipe: from the prior, and given the picture, the pen or the components.
+
+    Args:
+        run: a trained recipe.
+        sample: its data.
+        seed: of all draws.
+    """
+    model: Any = run.model
+    rows = sample.test[:SHOWN]
+    mean = "image" if isinstance(model.decoders["image"], Bernoulli) else False
+
+    def images(*given: str) -> Images:
+        found = generate(model, run.guide, rows.only(*given), mean=mean, seed=seed, audit=False)
+        return Images(found["image"][0], truth=rows["image"])
+
+    shown = {"from the prior": images()}
+    return shown | {
+        f"given the {name}": images(name) for name in ("image", "pen", "components") if name in model.decoders
+    }
 
 
 SHORT = Study(
@@ -50,11 +78,15 @@ SHORT = Study(
     groups={"all paired": sample_data, "one in 8 paired": partial(sample_data, part=8)},
     members=members(Sizes(), *ROWS),
     measure=measure_kanji,
-    epochs=40,
+    epochs=60,
     batch_size=100,
-    optimizer=lambda run, parameters: torch.optim.Adam(parameters, 2e-3, fused=True),
-    seeds=1,
+    optimizer=adam,
+    scheduler=decay,
+    seeds=3,
     known={"nothing": measure_kanji_blindly},
+    compile=True,
+    images=draw_kanji,
+    gain=("components from image", "image alone"),
 )
 FULL_SIZES = Sizes(64, 512, (32, 64, 128), flow_steps=8, flow_channels=64)
 KANJI = replace(
@@ -65,7 +97,6 @@ KANJI = replace(
         members=members(FULL_SIZES, *ROWS),
         epochs=200,
         seeds=5,
-        compile=True,
     ),
 )
 """``--full`` has pictures of 64 x 64 pixels and wide networks, and wants a GPU."""

@@ -71,6 +71,7 @@ class Study:
         callbacks: makes the callbacks of a training, such as an average of the weights.
         images: ``images(run, sample, seed)``, from a trained recipe to title -> images. Those of one title make a
             picture, with a line for each member; None for no pictures.
+        gain: (column, row): each table has a column of the differences in this one from this row under the same seed.
         transform: none; every kind of reproduction has this attribute.
         full: the study at its published size, if that differs (``--full``).
     """
@@ -90,6 +91,7 @@ class Study:
     compile: bool = False
     callbacks: Callable[[], Sequence[Any]] = tuple
     images: Callable[[Recipe, Sample, int], Mapping[str, Images]] | None = None
+    gain: tuple[str, str] | None = None
     transform: None = None
     full: Study | None = None
 
@@ -116,11 +118,43 @@ def build_table(runs: Runs, published: Mapping[str, str]) -> tuple[Sequence[str]
     return header, lines
 
 
+def with_gain(
+    runs: Mapping[str, Mapping[int, Measurements]], column: str, base: str
+) -> dict[str, dict[int, Measurements]]:
+    """Add the column of the differences from one row, seed by seed; the errors of both add up as if independent.
+
+    Args:
+        runs: row -> seed -> measurements.
+        column: its values are compared.
+        base: the row from which they differ, which gets no such column.
+    """
+    added: dict[str, dict[int, Measurements]] = {}
+    for name, each in runs.items():
+        added[name] = {}
+        for seed, found in each.items():
+            other = runs.get(base, {}).get(seed, {})
+            has_both = name != base and column in found and column in other
+            more = {f"{column}, gain": _difference(found[column], other[column])} if has_both else {}
+            added[name][seed] = {**found, **more}
+    return added
+
+
+def _difference(first: Number, second: Number) -> Number:
+    """Return the difference of two values, with its standard error if both have one."""
+    if isinstance(first, float | int) or isinstance(second, float | int):
+        return _value(first) - _value(second)
+    return first[0] - second[0], math.hypot(first[1], second[1])
+
+
+def _value(found: Number) -> float:
+    return found if isinstance(found, float | int) else found[0]
+
+
 def _cell(found: Sequence[Number]) -> str:
     """Format the values of one cell, one per seed."""
     if not found:
         return "–"
-    values = [x if isinstance(x, float | int) else x[0] for x in found]
+    values = [_value(x) for x in found]
     if len(values) > 1:
         return _text(float(np.mean(values)), float(np.std(values, ddof=1)))
     (only,) = found
