@@ -17,7 +17,8 @@ from pyro_mm.cli import ESTIMATORS, OBJECTIVES, TRAINED, app
 from pyro_mm.experiments import runs
 from pyro_mm.utils import locks
 
-FAST = ["--epochs", "1", "--rows", "40", "--evidence-particles", "50"]
+ROWS = 24
+FAST = ["--epochs", "1", "--rows", str(ROWS), "--evidence-particles", "50"]
 FILES = {
     "config.json", "history.csv", "evidence.csv", "evidence.nc", "weights.pt",
     "training.png", "generated.png", "confusion.png", "latent.png",
@@ -39,6 +40,14 @@ def numbers(output):
     return [line for line in lines if re.search(r"-\d+\.\d\d\d", line) or "accuracy" in line or "bound" in line]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_images():
+    """One generated image per class, as matplotlib takes its time for each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "SAMPLES_PER_CLASS", 1)
+        yield
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "a"
@@ -53,7 +62,7 @@ def test_train_writes_its_files(trained):
     assert json.loads((out / "config.json").read_text())["recipe"] == "jmvae-kl"
     with open(out / "evidence.csv") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 5 * 40
+    assert len(rows) == 5 * ROWS
     assert rows[0]["quantity"] == "log p(image, label)"
     for quantity in ("log p(image)", "log p(label | image)", "log p(image | label)", "ELBO", "what it bounds"):
         assert quantity in output
@@ -101,7 +110,7 @@ def test_evaluate_prints_the_same_numbers(trained):
 
 
 def test_train_takes_another_objective_and_estimator(tmp_path):
-    options = ["--recipe", "mopoe", "--objective", "elbo", "--estimator", "iwae", "--num-particles", 3]
+    options = ["--recipe", "mopoe", "--objective", "elbo", "--estimator", "iwae", "--num-particles", 3, "--no-fitted"]
     result = run("train", "digits", *FAST, *options, "--out", tmp_path)
     assert result.exit_code == 0, result.output
     assert "IWAE(num_particles=3); lower bound on log p(image, label)" in result.output
@@ -271,7 +280,7 @@ def interrupting(monkeypatch, at):
     monkeypatch.setattr(cli, "fit", interrupted)
 
 
-SLOW = ["--epochs", "4", "--rows", "40", "--evidence-particles", "50", "--no-fitted", "--latent", 4]
+SLOW = ["--epochs", "4", "--rows", "20", "--evidence-particles", "20", "--no-fitted", "--latent", 4]
 
 
 @pytest.mark.usefixtures("interruptible")

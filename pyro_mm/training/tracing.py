@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import random
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
@@ -26,6 +28,7 @@ from .step import Update
 
 # Relative error of loss and gradient norm up to which graph and programs agree, by the dtype of their operations.
 TOLERANCE = {torch.bfloat16: 3e-2, torch.float16: 1e-2, torch.float32: 1e-3, torch.float64: 1e-6}
+FAKE_MODE = "FakeTensorMode"
 
 
 class Untraceable(Exception):
@@ -106,6 +109,7 @@ def trace_step(update: Update, inputs: TraceInputs) -> TracedStep:
                 torch.enable_grad(),
                 _without_fused_recurrence(problem),
                 _pause_collection(),
+                _one_fake_mode(),
                 _RefuseReads(),
                 _refuse_python_state(problem, inputs.batch.names),
             ):
@@ -189,6 +193,28 @@ def _pause_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+@contextmanager
+def _one_fake_mode() -> Iterator[None]:
+    """Describe all results of a trace by one ``FakeTensorMode``.
+
+    torch makes one for every operation, each with a record of Python's stack: a third of the time of a trace.
+    """
+    original = getattr(proxy_tensor, FAKE_MODE, None)
+    if original is None:  # of a torch that describes them otherwise
+        yield
+        return
+
+    @functools.cache
+    def mode(**options: Any) -> Any:
+        return original(**options)
+
+    setattr(proxy_tensor, FAKE_MODE, mode)
+    try:
+        yield
+    finally:
+        setattr(proxy_tensor, FAKE_MODE, original)
 
 
 @contextmanager

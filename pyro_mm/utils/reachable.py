@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 MOST = 4096  # entries of a container that are looked at
 LIBRARIES = {"torch", "pyro", "numpy", "zuko", "scipy", "sklearn", "pandas", "matplotlib", "arviz"}
+LIBRARIES |= {"pytest", "_pytest", "pluggy", "hypothesis"}  # an assert in a test refers to all of pytest
 LIBRARIES |= set(sys.stdlib_module_names)  # objects of these refer to no module of a user's
 SCALARS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
 INTERNAL = frozenset(vars(nn.Module())) | {"_pyro_name", "_is_full_backward_hook"}

@@ -22,7 +22,7 @@ SMALL = {"latent": 3, "hidden": (8,)}
 def digits(**options):
     """Some rows; dynamic pixels are those of an image that is nowhere sure."""
     train, test = mm.datasets.digits()
-    train, test = train[:300], test[:40]
+    train, test = train[:200], test[:16]
     if options.get("binarize") == "dynamic":
         train = train.replaced({"image": 0.1 + 0.8 * train["image"]})
     return train, test
@@ -64,7 +64,7 @@ def test_reproduce_list_names_every_reproduction_and_family():
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_same_numbers(small, tmp_path):
-    options = ("--epochs", 3, "--course", 2, "--no-compile")
+    options = ("--epochs", 3, "--course", 2, "--no-compile", "--rows", 6)
     text = run("one", *options, "--out", tmp_path / "a")
     stopped = run("one", *options, "--out", tmp_path / "b", "--minutes", 0)
     assert "stopped after epoch 1 of 3" in stopped and not (tmp_path / "b" / "table-0.json").exists()

@@ -80,6 +80,18 @@ def test_globals_are_reached_and_no_others():
     assert not ReachableObjects({"model": lambda batch: torch.tanh(batch)}).modules
 
 
+def test_an_assert_in_a_test_leads_to_nothing_of_pytest():
+    """pytest rewrites it to a call of its own module, which refers to whatever the whole session holds."""
+
+    def story(batch):
+        assert DECODER(batch) is not None
+        with pytest.warns(UserWarning):
+            return DECODER(batch)
+
+    found = ReachableObjects({"model": story})
+    assert found.modules == {"model.DECODER": DECODER} and found.functions == [story] and found.objects == []
+
+
 def test_a_fingerprint_tells_programs_that_changed():
     nets = {"x": torch.nn.Linear(2, 2)}
     wide = False
