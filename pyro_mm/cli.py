@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple, get_args
 
 import torch
 import typer
@@ -39,8 +39,10 @@ from .experiments.runs import (
     remove_settings,
     save_interrupted,
 )
+from .experiments.user_data import digest_files, image_name, is_file, label_names, load_arrays, parse_kinds, with_option
 from .objectives.objective import Objective
 from .recipes import RECIPES, Recipe
+from .recipes.kinds import Kind
 from .sampling.encode import encode
 from .sampling.predictive import generate
 from .training.history import History, raise_if_interrupted
@@ -52,6 +54,7 @@ from .utils.seeding import temporary_seed
 
 # The command line is the one place where names stand for values.
 EPOCHS = {"digits": 200, "mnist": 20, "fashion": 20}  # by data set
+FILE_EPOCHS = 100  # of a file
 WITHOUT_FILES = ("digits",)
 ONE_THREAD = ("digits",)  # matrices so small that several threads are slower, on a busy machine by a factor of 10
 OBJECTIVES: Mapping[str, Callable[..., Objective]] = {
@@ -70,7 +73,7 @@ ESTIMATORS: Mapping[str, Callable[..., ELBO]] = {
     "renyi": partial(estimators.Renyi, 0.5),
 }
 REFUSED = {
-    "vae": "it has one modality, and these data have an image and a label",
+    "vae": "it has one modality, and this command evaluates each given the others",
     "cvae": "it has a label as covariate, and no likelihood of it",
     "jnf": "it is trained in two stages",
     "mfm": "it is a deterministic autoencoder without likelihoods, which this command estimates; mfm-variational has "
@@ -91,7 +94,29 @@ def _names(names: Iterable[str]) -> str:
     return ", ".join(names)
 
 
-Dataset = Annotated[str, typer.Argument(help=f"Data set: {_names(EPOCHS)}.")]
+Dataset = Annotated[
+    str,
+    typer.Argument(
+        help=f"Data set: {_names(EPOCHS)}; or an npz file of yours, as np.savez writes it: an array NAME with "
+        "the rows of each modality, NAME.present with its mask and NAME.lengths with lengths of sequences."
+    ),
+]
+TestFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--test",
+        exists=True,
+        dir_okay=False,
+        help="For a file: an npz file of the test rows. By default a fifth of the rows, held out by the seed.",
+    ),
+]
+Kinds = Annotated[
+    str | None,
+    typer.Option(
+        help="For a file: kinds of modalities that their values do not say, as in rna=counts,notes=tokens. One of "
+        f"{_names(get_args(Kind))}."
+    ),
+]
 RecipeName = Annotated[str, typer.Option(help=f"Model, posterior and objective of a paper: {_names(TRAINED)}.")]
 ObjectiveName = Annotated[
     str | None, typer.Option(help=f"Objective; by default that of the recipe. One of {_names(OBJECTIVES)}.")
@@ -104,7 +129,8 @@ Epochs = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help=f"Epochs of training. By default {_names(f'{epochs} for {name}' for name, epochs in EPOCHS.items())}.",
+        help=f"Epochs of training. By default {_names(f'{epochs} for {name}' for name, epochs in EPOCHS.items())}, "
+        f"{FILE_EPOCHS} for a file.",
         show_default=False,
     ),
 ]
@@ -187,14 +213,17 @@ def train(
     fitted: Fitted = True,
     compile: Compile = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a run that is in the folder already.")] = False,
+    test: TestFile = None,
+    kinds: Kinds = None,
 ) -> None:
     """Train a recipe, print its log-likelihoods, and write them with weights and pictures to a folder.
 
     If a run is interrupted, the same command goes on from its last epoch.
     """
+    source = _source(dataset, test, kinds)
     settings = Settings(
-        _key(EPOCHS, dataset, "data set"), recipe, objective, estimator, num_particles, epochs or EPOCHS[dataset],
-        batch_size, lr, seed, latent, str(data) if data else None, rows, evidence_particles, compile, fitted,
+        source.dataset, recipe, objective, estimator, num_particles, epochs or source.epochs, batch_size, lr, seed,
+        latent, str(data) if data else None, rows, evidence_particles, compile, fitted, *source.file,
     )  # fmt: skip
     _check_choices(settings)
     place = parse_device(device)
@@ -207,11 +236,11 @@ def train(
             if prepare_folder(where, settings, force):
                 typer.echo(f"going on with the run in {where}")
             try:
-                run, history, test, seconds = _train(settings, place, run, batches, where / CHECKPOINT)
-                lines, likelihoods = _evaluate(run, test, settings)
-                probabilities, accuracy = _predict(run, test, settings)
+                run, history, held_out, seconds = _train(settings, place, run, batches, where / CHECKPOINT)
+                lines, likelihoods = _evaluate(run, held_out, settings)
+                predictions = _predict(run, held_out, settings)
                 by_weight = settings.recipe in LABEL_IS_NOT_ENCODED
-                figures = _draw_figures(run, test, history, probabilities, seed, by_weight)
+                figures = _draw_figures(run, held_out, history, predictions, seed, by_weight)
                 _write(where, settings, run, history, likelihoods, figures)
             except KeyboardInterrupt:
                 interrupted[0] = save_interrupted(where, run.model, run.guide, settings)
@@ -219,7 +248,7 @@ def train(
             except BaseException:
                 remove_settings(where)
                 raise
-    _print(settings, run.objective, lines, accuracy, test.size)
+    _print(settings, run.objective, lines, predictions, held_out.size)
     typer.echo(f"{settings.epochs} epochs in {seconds:.0f} s; written to {where}")
 
 
@@ -263,8 +292,8 @@ def evaluate(
             module.to(place)
         test = test.to(place)
         lines, _ = _evaluate(run, test, settings)
-        _, accuracy = _predict(run, test, settings)
-    _print(settings, run.objective, lines, accuracy, test.size)
+        predictions = _predict(run, test, settings)
+    _print(settings, run.objective, lines, predictions, test.size)
     if epochs is not None:
         typer.echo(f"the run is unfinished: these are its weights after epoch {epochs} of {settings.epochs}")
 
@@ -288,6 +317,8 @@ def compare(
     evidence_particles: EvidenceParticles = 1000,
     fitted: Fitted = True,
     force: Annotated[bool, typer.Option("--force", help="Replace a comparison that is in the folder already.")] = False,
+    test: TestFile = None,
+    kinds: Kinds = None,
 ) -> None:
     """Train several recipes with the same settings, print a table of them, and write it with a plot to a folder.
 
@@ -296,10 +327,11 @@ def compare(
     """
     place = parse_device(device)
     names = [name.strip() for name in recipes.split(",")]
+    source = _source(dataset, test, kinds)
     each = [
         Settings(
-            _key(EPOCHS, dataset, "data set"), name, None, None, None, epochs or EPOCHS[dataset], batch_size, lr, seed,
-            16, str(data) if data else None, rows, evidence_particles, fitted=fitted,
+            source.dataset, name, None, None, None, epochs or source.epochs, batch_size, lr, seed, 16,
+            str(data) if data else None, rows, evidence_particles, False, fitted, *source.file,
         )
         for name in names
     ]  # fmt: skip
@@ -307,7 +339,7 @@ def compare(
         _check_choices(settings)
     if len(set(names)) < max(2, len(names)):
         raise typer.BadParameter(f"--recipes: expected two different recipes at least, got {recipes}")
-    where = out or Path("runs") / f"{dataset}-compare"
+    where = out or Path("runs") / f"{each[0].data_name}-compare"
     if held := [name for name in COMPARISON_FILES if (where / name).exists() and not force]:
         raise typer.BadParameter(
             f"{where} holds a comparison already ({', '.join(held)}). Give --force to replace it, or another folder by "
@@ -319,16 +351,16 @@ def compare(
     for settings in each:
         with report_errors(lambda: f"{len(columns)} of {len(names)} recipes were trained, and nothing was written"):
             batches = _load(settings)
-            run, _, test, seconds = _train(settings, place, _build(settings, batches[0]), batches)
-            lines, likelihoods = _evaluate(run, test, settings)
-            _, accuracy = _predict(run, test, settings)
+            run, _, held_out, seconds = _train(settings, place, _build(settings, batches[0]), batches)
+            lines, likelihoods = _evaluate(run, held_out, settings)
+            predictions = _predict(run, held_out, settings)
         column = {(ln.quantity, name): cell for ln in lines if ln.comparable for name, cell in _column_cells(ln)}
-        columns[settings.recipe] = column | {
-            ("", "label accuracy"): f"{accuracy:.1%}",
-            ("", "training, seconds"): f"{seconds:.0f}",
-        }
+        column |= {("", f"{each.target} accuracy"): f"{each.accuracy:.1%}" for each in predictions}
+        columns[settings.recipe] = column | {("", "training, seconds"): f"{seconds:.0f}"}
         evidence[settings.recipe] = likelihoods[0].evidence
-    title = f"{dataset}: {test.size} test rows, {settings.epochs} epochs each; nats per row ± standard error"
+    title = (
+        f"{settings.data_name}: {held_out.size} test rows, {settings.epochs} epochs each; nats per row ± standard error"
+    )
     keys = dict.fromkeys(key for column in columns.values() for key in column)
     table = [(key[1], *(column.get(key, "") for column in columns.values())) for key in keys]
     print_table(title, ("", *columns), table)
@@ -351,8 +383,45 @@ def _key(choices: Mapping[str, Any], name: str, what: str) -> str:
     return name
 
 
+class Source(NamedTuple):
+    """The data of a run.
+
+    Attributes:
+        dataset: the name of the data set, or the path of a file.
+        epochs: the default number of epochs.
+        file: the settings of a file: that of the test rows, kinds, and a digest.
+    """
+
+    dataset: str
+    epochs: int
+    file: tuple[str | None, str | None, str | None] = (None, None, None)
+
+
+def _source(dataset: str, test: Path | None, kinds: str | None) -> Source:
+    """Return the data of a run. Raises a BadParameter for an unknown name, or for options that do not fit to it."""
+    if not is_file(dataset):
+        if dataset not in EPOCHS:
+            raise typer.BadParameter(
+                f"unknown data set {dataset!r}: expected one of {_names(EPOCHS)}, or an npz file of arrays"
+            )
+        if test is not None or kinds is not None:
+            option = "--kinds" if test is None else "--test"
+            raise typer.BadParameter(
+                f"{option}: is for a file of arrays, and {dataset} has kinds and test rows: leave it out"
+            )
+        return Source(dataset, EPOCHS[dataset])
+    if not Path(dataset).is_file():
+        raise typer.BadParameter(f"there is no file {dataset}")
+    try:
+        parse_kinds(kinds)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    paths = [str(Path(dataset).resolve()), None if test is None else str(test.resolve())]
+    return Source(str(paths[0]), FILE_EPOCHS, (paths[1], kinds, digest_files(paths)))
+
+
 def _check_choices(settings: Settings) -> None:
-    """Raise a BadParameter for an unknown name, or for a folder of data files that the data set does not need."""
+    """Raise a BadParameter for an unknown name, or for a folder of data files that the data do not need."""
     if settings.recipe in REFUSED:
         raise typer.BadParameter(
             f"recipe {settings.recipe!r}: {REFUSED[settings.recipe]}. Train it in Python, by mm.fit, or take one of "
@@ -363,8 +432,8 @@ def _check_choices(settings: Settings) -> None:
         _key(OBJECTIVES, settings.objective, "objective")
     if settings.estimator is not None:
         _key(ESTIMATORS, settings.estimator, "estimator")
-    if settings.data is not None and settings.dataset in WITHOUT_FILES:
-        raise typer.BadParameter(f"--data: {settings.dataset} needs no files, leave it out")
+    if settings.data is not None and (settings.dataset in WITHOUT_FILES or is_file(settings.dataset)):
+        raise typer.BadParameter(f"--data: {settings.data_name} needs no files, leave it out")
 
 
 def _build(settings: Settings, batch: Batch) -> Recipe:
@@ -379,7 +448,11 @@ def _build(settings: Settings, batch: Batch) -> Recipe:
     if settings.estimator is not None:
         estimator = ESTIMATORS[_key(ESTIMATORS, settings.estimator, "estimator")](**particles)
     torch.manual_seed(settings.seed)
-    run = recipe(batch, latent=settings.latent, estimator=estimator)
+    kinds = parse_kinds(settings.kinds)
+    try:
+        run = recipe(batch, latent=settings.latent, estimator=estimator, **({"networks": kinds} if kinds else {}))
+    except ValueError as error:
+        raise with_option(error, settings.data_name) from error
     if settings.objective is not None:
         objective = OBJECTIVES[_key(OBJECTIVES, settings.objective, "objective")](estimator=estimator)
         run = run._replace(objective=objective)
@@ -394,9 +467,18 @@ def _build(settings: Settings, batch: Batch) -> Recipe:
 
 
 def _load(settings: Settings) -> tuple[Batch, Batch]:
-    """Load the training rows, and the test rows of the table."""
+    """Load the training rows, and the test rows of the table.
+
+    Raises:
+        ValueError: the files of a run have changed since, or do not hold batches.
+    """
     if settings.dataset in ONE_THREAD:
         torch.set_num_threads(1)
+    if is_file(settings.dataset):
+        if digest_files([settings.dataset, settings.test]) != settings.digest:
+            raise ValueError(f"{settings.dataset} has changed since the run was trained: its numbers would be others")
+        train, test = load_arrays(settings.dataset, settings.test, settings.seed, parse_kinds(settings.kinds))
+        return train, test[torch.arange(min(settings.rows, test.size))]
     train, test = datasets.load(settings.dataset, **({"directory": settings.data} if settings.data else {}))
     return train, test[torch.arange(min(settings.rows, test.size))]
 
@@ -429,17 +511,37 @@ def _train(
     return run, history, test.to(device), time.perf_counter() - start
 
 
-def _predict(run: Recipe, test: Batch, settings: Settings) -> tuple[Tensor, float]:
-    """Predict the label of every test row given its image.
+class Prediction(NamedTuple):
+    """Predicted classes of a modality.
 
-    Returns:
-        (probabilities, accuracy): of the classes ``(N, C)``, and the share of rows whose likeliest class is right.
+    Attributes:
+        target: its name.
+        given: the other modalities.
+        probabilities: of the classes in every test row, ``(N, C)``.
+        accuracy: the share of the rows with a class and another modality whose likeliest class is right.
     """
+
+    target: str
+    given: tuple[str, ...]
+    probabilities: Tensor
+    accuracy: float
+
+
+def _predict(run: Recipe, test: Batch, settings: Settings) -> list[Prediction]:
+    """Predict every modality of classes of the test rows given all others."""
     from .metrics import class_probabilities
 
-    with temporary_seed(settings.seed, test.device):
-        probabilities = class_probabilities(run.model, run.guide, test, "label", "image", PREDICTIONS)
-    return probabilities, (probabilities.argmax(-1) == test["label"]).float().mean().item()
+    found = []
+    for name in label_names(test):
+        others = tuple(other for other in test if other != name)
+        rows = test.present[name] & torch.stack([test.present[other] for other in others]).any(0)
+        if not bool(rows.any()):
+            continue
+        with temporary_seed(settings.seed, test.device):
+            probabilities = class_probabilities(run.model, run.guide, test, name, others, PREDICTIONS)
+        right = (probabilities.argmax(-1) == test[name])[rows]
+        found.append(Prediction(name, others, probabilities, right.float().mean().item()))
+    return found
 
 
 def _evaluate(run: Recipe, test: Batch, settings: Settings) -> tuple[list[Line], list[Estimates]]:
@@ -450,12 +552,15 @@ def _evaluate(run: Recipe, test: Batch, settings: Settings) -> tuple[list[Line],
 # -- what is printed and written --------------------------------------------------------------------------------
 
 
-def _print(settings: Settings, objective: Objective, lines: list[Line], accuracy: float, size: int) -> None:
+def _print(
+    settings: Settings, objective: Objective, lines: list[Line], predictions: Sequence[Prediction], size: int
+) -> None:
     """Print the table of a run and the lines below it."""
-    print_table(f"{settings.recipe} on {settings.dataset}, mean over {size} test rows", *format_lines(lines))
+    print_table(f"{settings.recipe} on {settings.data_name}, mean over {size} test rows", *format_lines(lines))
     typer.echo(_proposals_text(settings))
     typer.echo(f"training objective: {objective.estimator_text}; {objective.target}")
-    typer.echo(f"label accuracy given the image: {accuracy:.1%}")
+    for each in predictions:
+        typer.echo(f"{each.target} accuracy given the {' and the '.join(each.given)}: {each.accuracy:.1%}")
 
 
 def _proposals_text(settings: Settings) -> str:
@@ -498,7 +603,7 @@ def _write_comparison(
 
 
 def _draw_figures(
-    run: Recipe, test: Batch, history: History, probabilities: Tensor, seed: int, by_weight: bool
+    run: Recipe, test: Batch, history: History, predictions: Sequence[Prediction], seed: int, by_weight: bool
 ) -> dict[str, Any]:
     """Draw the figures of a run: name -> matplotlib figure.
 
@@ -506,29 +611,35 @@ def _draw_figures(
         run: the trained recipe.
         test: test rows.
         history: the history of its training.
-        probabilities: of the classes given the image, ``(N, C)``.
+        predictions: of classes; the first ones colour the latents and head the images.
         seed: of the draws.
         by_weight: draw images given the label by importance weights.
     """
     from . import metrics, plots
 
-    label = test["label"]
-    classes = probabilities.shape[-1]
-    first = torch.cat([(label == c).nonzero()[:1, 0] for c in range(classes)])  # the first row of each class
-    with temporary_seed(seed, test.device):
-        draws = generate(
-            run.model, run.guide, test[first].only("label"), SAMPLES_PER_CLASS, mean=True, resample=by_weight
-        )
-    images = draws["image"].transpose(0, 1)
+    figures = {"training": plots.training_curve(history)}
     points = encode(run.guide, test)["z"].mean
-    matrix = metrics.confusion_matrix(label, probabilities.argmax(-1), classes)
-    return {
-        "training": plots.training_curve(history),
-        "generated": plots.image_grid(
-            images, rows=label[first].tolist(), title="mean image given z, z given the label"
-        ),
-        "confusion": plots.confusion(matrix, title="label given the image").figure,
-        "latent": plots.latent_view(points, label, title="posterior means given image and label").figure,
+    if not predictions:
+        return figures | {"latent": plots.latent_view(points, title="posterior means").figure}
+
+    name, given, probabilities, _ = predictions[0]
+    rows = test.present[name]
+    label, classes = test[name][rows], probabilities.shape[-1]
+    matrix = metrics.confusion_matrix(label, probabilities.argmax(-1)[rows], classes)
+    image = image_name(test)
+    if image is not None:
+        whole = test[rows]
+        first = torch.cat([(label == c).nonzero()[:1, 0] for c in range(classes)])  # the first row of each class
+        with temporary_seed(seed, test.device):
+            draws = generate(
+                run.model, run.guide, whole[first].only(name), SAMPLES_PER_CLASS, mean=[image], resample=by_weight
+            )
+        title = f"mean {image} given z, z given the {name}"
+        figures["generated"] = plots.image_grid(draws[image].transpose(0, 1), rows=label[first].tolist(), title=title)
+    others = " and ".join(given)
+    return figures | {
+        "confusion": plots.confusion(matrix, title=f"{name} given the {others}").figure,
+        "latent": plots.latent_view(points[rows], label, title=f"posterior means given {others} and {name}").figure,
     }
 
 

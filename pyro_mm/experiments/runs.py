@@ -14,6 +14,7 @@ from ..training.checkpoint import load_weights
 from ..training.history import History
 from ..training.weights import load, save
 from ..utils.atomic_files import replace_text
+from .user_data import is_file
 
 CONFIG = "config.json"
 WEIGHTS = "weights.pt"
@@ -32,7 +33,7 @@ class Settings:
     """The settings from which a run and its numbers can be rebuilt: the content of config.json.
 
     Attributes:
-        dataset: the name of the data set.
+        dataset: the name of the data set, or the path of a file of arrays.
         recipe: the name of the recipe.
         objective: the name of the objective; None for that of the recipe.
         estimator: the name of the estimator; None for that of the objective.
@@ -47,6 +48,9 @@ class Settings:
         evidence_particles: draws per row of the likelihoods.
         compile: compile the training step.
         fitted: estimate likelihoods by proposals fitted to each row; missing in folders of version 0.2 and earlier.
+        test: the file of the test rows; None for those of the data set, or rows that are held out of its file.
+        kinds: kinds of modalities of a file, as they were given; None for those that their values say.
+        digest: of the bytes of the files; None for a data set.
     """
 
     dataset: str
@@ -64,11 +68,19 @@ class Settings:
     evidence_particles: int
     compile: bool = False
     fitted: bool = True
+    test: str | None = None
+    kinds: str | None = None
+    digest: str | None = None
+
+    @property
+    def data_name(self) -> str:
+        """The name of the data set, or of the file without its folder and suffix."""
+        return Path(self.dataset).stem if is_file(self.dataset) else self.dataset
 
     @property
     def name(self) -> str:
         """The name of the run's folder: data set and recipe, then objective and estimator if they were chosen."""
-        return "-".join(part for part in (self.dataset, self.recipe, self.objective, self.estimator) if part)
+        return "-".join(part for part in (self.data_name, self.recipe, self.objective, self.estimator) if part)
 
     def write(self, out: Path) -> None:
         """Write config.json into a folder."""
