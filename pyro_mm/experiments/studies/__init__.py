@@ -4,22 +4,22 @@ from collections.abc import Mapping
 
 from . import (
     critics,
-    digits_critics,
     factorized,
     identifiable,
+    image_decoders,
+    jmvae_gan,
     kanji,
     known_factors,
     linear,
     mnist_usps_word,
     scenes,
-    vae_gan,
     wasserstein_autoencoders,
 )
 from .study import Study
 
 STUDIES: Mapping[str, Study] = {
     "critics-gaussian": critics.GAUSSIAN,
-    "critics-digits": digits_critics.DIGITS,
+    "wu-goodman-digits": image_decoders.DIGITS,
     "hirt-linear": linear.study("Linear-Gaussian, shared and private latents", 5, linear.QUOTED),
     "hirt-linear-dense": linear.study("Linear-Gaussian, shared latents only", 0, linear.QUOTED),
     "hirt-identifiable": identifiable.BIMODAL,
@@ -30,8 +30,7 @@ STUDIES: Mapping[str, Study] = {
     "mfm-pom": factorized.POM,
     "mfm-digits": factorized.DIGITS,
     "mfm-factors": known_factors.FACTORS,
-    "jmvae-gan-digits": vae_gan.DIGITS,
-    "jmvae-gan-mnist": vae_gan.MNIST,
+    "jmvae-gan-mnist": jmvae_gan.MNIST,
     "wae-mnist": wasserstein_autoencoders.MNIST,
     "wu-goodman-kanji": kanji.KANJI,
     "wu-goodman-scenes": scenes.SCENES,
