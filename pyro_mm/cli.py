@@ -6,7 +6,7 @@ import csv
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args
@@ -38,6 +38,7 @@ from .experiments.runs import (
     read_settings,
     remove_settings,
     save_interrupted,
+    weights_path,
 )
 from .experiments.user_data import digest_files, image_name, is_file, label_names, load_arrays, parse_kinds, with_option
 from .objectives.objective import Objective
@@ -276,7 +277,7 @@ def evaluate(
     """Load the weights of a run and print its table again, with the same numbers."""
     if not (directory / CONFIG).is_file():
         raise typer.BadParameter(f"there is no {directory / CONFIG}: expected a folder that train wrote")
-    if not (directory / WEIGHTS).is_file() and not (directory / CHECKPOINT).is_file():
+    if weights_path(directory) is None and not (directory / CHECKPOINT).is_file():
         raise typer.BadParameter(f"there is no {directory / WEIGHTS}: expected a folder that train wrote")
     place = parse_device(device)
     with report_errors(lambda: "nothing was changed"):
@@ -652,7 +653,7 @@ def _write(
     """
     settings.write(out)
     history.to_csv(out / HISTORY)
-    save(out / WEIGHTS, run.model, run.guide)
+    save(out / WEIGHTS, run.model, run.guide, notes=asdict(settings))
     with open(out / EVIDENCE, "w", newline="") as file:
         writer = csv.writer(file)
         proposals = {"": [each.evidence for each in likelihoods]}

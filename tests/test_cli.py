@@ -9,6 +9,7 @@ import signal
 import pytest
 import torch
 import typer
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import pyro_mm as mm
@@ -20,7 +21,7 @@ from pyro_mm.utils import locks
 ROWS = 24
 FAST = ["--epochs", "1", "--rows", str(ROWS), "--evidence-particles", "50"]
 FILES = {
-    "config.json", "history.csv", "evidence.csv", "evidence.nc", "weights.pt",
+    "config.json", "history.csv", "evidence.csv", "evidence.nc", "weights.safetensors",
     "training.png", "generated.png", "confusion.png", "latent.png",
 }  # fmt: skip
 
@@ -227,7 +228,7 @@ def test_a_run_is_replaced_only_by_force(trained, tmp_path, monkeypatch, no_pict
         patch.setattr(cli, "fit", lambda *_, **__: pytest.fail("it was trained"))
         result = run("train", "digits", *FAST, "--latent", 4, "--out", out)
         assert result.exit_code == 2 and "holds a run already" in text_of(result) and "--force" in text_of(result)
-        for name in ("weights.pt", "evidence.csv", "latent.png"):
+        for name in ("weights.safetensors", "evidence.csv", "latent.png"):
             alone = tmp_path / name
             alone.mkdir()
             (alone / name).write_text("mine")
@@ -236,7 +237,7 @@ def test_a_run_is_replaced_only_by_force(trained, tmp_path, monkeypatch, no_pict
     result = run("train", "digits", *FAST, "--latent", 3, "--out", out, "--force")
     assert result.exit_code == 0, result.output
     after = contents(out)
-    assert after.keys() == no_pictures | {"notes.txt"} and after["weights.pt"] != before["weights.pt"]
+    assert after.keys() == no_pictures | {"notes.txt"} and after["weights.safetensors"] != before["weights.safetensors"]
     assert after["notes.txt"] == b"mine" and json.loads(after["config.json"])["latent"] == 3
 
 
@@ -294,11 +295,11 @@ def test_an_interrupted_run_keeps_its_weights_and_goes_on(tmp_path, monkeypatch,
     text = text_of(result)
     assert result.exit_code == 130, result.output
     assert "Interrupted" in text and "after epoch 2 of 4" in text and "The same command goes on from there" in text
-    assert contents(out).keys() == {"config.json", "checkpoint.pt", "weights.pt", "history.csv"}
+    assert contents(out).keys() == {"config.json", "checkpoint.pt", "weights.safetensors", "history.csv"}
     assert len((out / "history.csv").read_text().splitlines()) == 3
-    state = torch.load(out / "weights.pt", weights_only=True)
+    state = load_file(out / "weights.safetensors")
     saved = torch.load(out / "checkpoint.pt", weights_only=True)["modules"]
-    assert all(torch.equal(x, saved[0][name]) for name, x in state["model"].items())
+    assert all(torch.equal(state[f"model.{name}"], x) for name, x in saved[0].items())
 
     result = run("evaluate", out)
     assert result.exit_code == 0 and "the run is unfinished: these are its weights after epoch 2 of 4" in result.output
@@ -361,7 +362,7 @@ def damaged(trained, folder, name, content):
         ("config.json", b"[]", "config.json is damaged, or was not written by pyro-mm train"),
         ("config.json", b'{"recipe": "mvae"}', "config.json is damaged, or was not written by pyro-mm train"),
         ("config.json", b"\xff", "config.json is damaged, or was not written by pyro-mm train"),
-        ("weights.pt", b"x", "weights.pt is damaged, or not a file of mm.save"),
+        ("weights.safetensors", b"x", "weights.safetensors is damaged, or not a file of mm.save"),
     ],
 )
 def test_a_damaged_run_is_a_failure_with_the_path(trained, tmp_path, name, content, words):

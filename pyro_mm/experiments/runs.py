@@ -17,14 +17,15 @@ from ..utils.atomic_files import replace_text
 from .user_data import is_file
 
 CONFIG = "config.json"
-WEIGHTS = "weights.pt"
+WEIGHTS = "weights.safetensors"
+OLD_WEIGHTS = "weights.pt"  # of version 0.2 and earlier
 CHECKPOINT = "checkpoint.pt"
 HISTORY = "history.csv"
 EVIDENCE = "evidence.csv"
 INFERENCE_DATA = "evidence.nc"
 PICTURES = ("training", "generated", "confusion", "latent")
 FILES = (
-    CONFIG, WEIGHTS, CHECKPOINT, HISTORY, EVIDENCE, INFERENCE_DATA, *(f"{name}.png" for name in PICTURES)
+    CONFIG, WEIGHTS, OLD_WEIGHTS, CHECKPOINT, HISTORY, EVIDENCE, INFERENCE_DATA, *(f"{name}.png" for name in PICTURES)
 )  # fmt: skip
 
 
@@ -158,7 +159,7 @@ def save_interrupted(out: Path, model: nn.Module, guide: nn.Module, settings: Se
         remove_settings(out)
         return "before the first checkpoint was written: there is nothing to go on from"
     columns, epochs, steps = load_weights(out / CHECKPOINT, [model, guide])
-    save(out / WEIGHTS, model, guide)
+    save(out / WEIGHTS, model, guide, notes={**asdict(settings), "epochs so far": epochs})
     history = History()
     history.columns.update(columns)
     history.to_csv(out / HISTORY)
@@ -171,8 +172,13 @@ def save_interrupted(out: Path, model: nn.Module, guide: nn.Module, settings: Se
 
 def remove_settings(out: Path) -> None:
     """Remove config.json of a run that has neither a checkpoint nor weights."""
-    if not (out / CHECKPOINT).exists() and not (out / WEIGHTS).exists():
+    if not (out / CHECKPOINT).exists() and weights_path(out) is None:
         (out / CONFIG).unlink(missing_ok=True)
+
+
+def weights_path(out: Path) -> Path | None:
+    """Return the file of weights in the folder of a run; None if there is none."""
+    return next((out / name for name in (WEIGHTS, OLD_WEIGHTS) if (out / name).is_file()), None)
 
 
 def load_run(out: Path, model: nn.Module, guide: nn.Module) -> int | None:
@@ -189,7 +195,7 @@ def load_run(out: Path, model: nn.Module, guide: nn.Module) -> int | None:
         ValueError: the file is damaged, or does not fit the pair.
     """
     if not (out / CHECKPOINT).exists():
-        load(out / WEIGHTS, model, guide)
+        load(weights_path(out) or out / WEIGHTS, model, guide)
         return None
     return load_weights(out / CHECKPOINT, [model, guide])[1]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..utils.processes import Processes
 from ..utils.reachable import referenced_modules
 from ..utils.seeding import generator_state, set_generator_state
 from ..utils.tensor_files import describe_mismatch, describe_tensor_mismatch, load_modules, load_tensors, save_tensors
+from ..utils.versions import library_versions
 from .callback_list import CallbackList
 from .checkpoint_checks import (
     FILE_KIND,
@@ -332,7 +332,7 @@ class Checkpoint:
 
     def _notes(self) -> dict[str, str]:
         groups = [{k: v for k, v in group.items() if k != "params"} for group in self._optimizer.param_groups]
-        notes = {"pyro_mm": _version(), "torch": str(torch.__version__), "optimizer": "; ".join(map(_settings, groups))}
+        notes = {**library_versions(), "optimizer": "; ".join(map(_settings, groups))}
         if self.schedule is not None:
             notes["schedule"] = f"{type(self.schedule).__name__}: {_settings(self.schedule.state_dict())}"
         return notes
@@ -400,7 +400,3 @@ def load_weights(path: Path, modules: Sequence[nn.Module]) -> tuple[dict[str, li
 def _settings(held: Mapping[str, Any]) -> str:
     plain = {k: v for k, v in held.items() if isinstance(v, bool | int | float | str | list | tuple | Tensor)}
     return ", ".join(f"{k} {v.tolist() if isinstance(v, Tensor) else v}" for k, v in plain.items())
-
-
-def _version() -> str:
-    return str(getattr(sys.modules[__name__.split(".")[0]], "__version__", "unknown"))

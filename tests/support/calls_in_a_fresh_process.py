@@ -170,8 +170,8 @@ def pictures():
 
 @call
 def save_and_load():
-    mm.save(FOLDER / "w.pt", MODEL, GUIDE)
-    mm.load(FOLDER / "w.pt", MODEL, GUIDE)
+    mm.save(FOLDER / "w.safetensors", MODEL, GUIDE)
+    mm.load(FOLDER / "w.safetensors", MODEL, GUIDE)
 
 
 @call

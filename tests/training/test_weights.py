@@ -2,12 +2,15 @@
 
 import copy
 import io
+import json
 import re
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import pyro_mm as mm
@@ -41,8 +44,9 @@ def test_an_open_file_serves_from_where_it_is():
         mm.load(io.BytesIO(b"nothing"), *other)
 
 
-def test_a_saved_pair_loads_into_another_with_the_same_numbers(tmp_path):
-    path, rows = tmp_path / "run.pt", batch()
+@pytest.mark.parametrize("name", ["run.safetensors", "run", "run.pt", "run.pth"])
+def test_a_saved_pair_loads_into_another_with_the_same_numbers(tmp_path, name):
+    path, rows = tmp_path / name, batch()
     one, other = pair(), pair()
     expected = mm.log_marginal(*one, rows, num_particles=20, seed=0).log_prob
     assert not torch.equal(mm.log_marginal(*other, rows, num_particles=20, seed=0).log_prob, expected)
@@ -210,3 +214,140 @@ def test_an_absent_file_and_an_absent_folder_are_named(tmp_path):
         mm.load(tmp_path / "nowhere.pt", *pair())
     with pytest.raises(FileNotFoundError, match=r"no/run.pt cannot be written: No such file"):
         mm.save(tmp_path / "no" / "run.pt", *pair())
+
+
+# -- safetensors ------------------------------------------------------------------------------------------------------
+
+
+def description(path):
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["pyro_mm"])
+
+
+def test_a_safetensors_file_holds_the_tensors_and_says_what_they_are_of(tmp_path):
+    model, guide = pair()
+    mm.save(tmp_path / "run.safetensors", model, guide, notes={"data": "noise", "epochs": 3})
+    found = load_file(tmp_path / "run.safetensors")
+    states = {"model": model.state_dict(), "guide": guide.state_dict()}
+    assert found.keys() == {f"{part}.{name}" for part, state in states.items() for name in state}
+    assert all(torch.equal(found[f"{part}.{name}"], x) for part, state in states.items() for name, x in state.items())
+    text = description(tmp_path / "run.safetensors")
+    assert text["format"] == 1 and text["pyro_mm"] == mm.__version__ and text["torch"] == torch.__version__
+    assert text["notes"] == {"data": "noise", "epochs": 3}
+    assert text["model"]["classes"][""] == "PrivateLatents" and text["guide"]["classes"][""] == "Guide"
+
+
+def test_every_dtype_tied_weights_and_scalars_come_back(tmp_path):
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Linear(3, 3)
+            self.other = nn.Linear(3, 3)
+            self.other.weight = self.one.weight
+            dtypes = torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.bool
+            for place, dtype in enumerate(dtypes):
+                self.register_buffer(f"of{place}", (100 * torch.randn(2, 3, 4)).to(dtype).transpose(0, 2))
+                self.register_buffer(f"scalar{place}", torch.tensor(1).to(dtype))
+            self.register_buffer("nothing", torch.zeros(0, 3))
+
+    path = tmp_path / "run.safetensors"
+    one, other = Mixed(), Mixed()
+    mm.save(path, one, Mixed())
+    mm.load(path, other, Mixed())
+    assert all(torch.equal(x, other.state_dict()[name]) for name, x in one.state_dict().items())
+    assert other.other.weight is other.one.weight
+
+
+@pytest.mark.parametrize("place", [0.0, 0.1, 0.5, 0.999])
+def test_a_damaged_file_is_refused_and_nothing_is_loaded(tmp_path, place):
+    """Every byte counts: in the length, the description, and the numbers; and so does a cut."""
+    path = tmp_path / "run.safetensors"
+    mm.save(path, *pair())
+    content = bytearray(path.read_bytes())
+    other = pair()
+    before = [p.clone() for m in other for p in m.parameters()]
+    position = int(place * len(content))
+    content[position] ^= 1
+    damaged = (bytes(content), path.read_bytes()[:position], path.read_bytes()[:-1], path.read_bytes() + b"x")
+    for wrong in damaged:
+        path.write_bytes(wrong)
+        with pytest.raises(ValueError, match=r"run.safetensors is damaged"):
+            mm.load(path, *other)
+    assert all(map(torch.equal, before, [p for m in other for p in m.parameters()]))
+
+
+def test_a_file_of_another_program_and_of_another_version_are_refused(tmp_path):
+    path = tmp_path / "run.safetensors"
+    save_file({"x": torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match=r"is damaged, or not a file of mm\.save"):
+        mm.load(path, *pair())
+    from pyro_mm.utils.safetensors_files import save_safetensors
+
+    save_safetensors(path, {"x": torch.zeros(2)}, {"kind": "a picture"})
+    with pytest.raises(ValueError, match=r"is not a file of mm\.save: it says that it is a picture"):
+        mm.load(path, *pair())
+    save_safetensors(path, {}, {"kind": "a file of mm.save", "format": 9, "pyro_mm": "7.0"})
+    with pytest.raises(ValueError, match=r"is of format 9, of pyro_mm 7\.0: load it with that version"):
+        mm.load(path, *pair())
+
+
+def test_the_weights_of_another_story_with_the_same_shapes_are_refused_unless_forced(tmp_path):
+    """A product and a mixture of the same experts: every name and shape agrees, and the posterior is another one."""
+
+    def of(posterior, activation=nn.Tanh):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 4), activation(), nn.Linear(4, 4))
+        experts = {"a": mm.conditionals.Normal(net)}
+        prior = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        decoders = {"a": mm.conditionals.Normal(nn.Linear(2, 3), scale=1.0)}
+        return mm.models.SharedLatent(prior, decoders), mm.Guide(z=posterior(experts))
+
+    path = tmp_path / "run.safetensors"
+    mm.save(path, *of(mm.posteriors.ProductOfExperts))
+    mixture = of(mm.posteriors.MixtureOfExperts)
+    with pytest.raises(
+        ValueError, match=r"fit the guide, .*another one: .* is MixtureOfExperts, and was ProductOfExperts.*force=True"
+    ):
+        mm.load(path, *mixture)
+    mm.load(path, *mixture, force=True)
+    with pytest.raises(ValueError, match=r"\.1 is ReLU, and was Tanh\. Build it alike"):
+        mm.load(path, *of(mm.posteriors.ProductOfExperts, nn.ReLU))
+
+
+def test_a_state_that_safetensors_cannot_hold_goes_to_a_pt_file(tmp_path):
+    class Held(nn.Linear):
+        state = 1
+
+        def get_extra_state(self):
+            return self.state
+
+        def set_extra_state(self, state):
+            self.state = state
+
+    model = Held(2, 2)
+    model.state = "text"
+    other = Held(2, 2)
+    mm.save(tmp_path / "run.safetensors", model, nn.Linear(1, 1))
+    mm.load(tmp_path / "run.safetensors", other, nn.Linear(1, 1))
+    assert other.state == "text"
+    model.state = {"held": torch.ones(2)}
+    with pytest.raises(TypeError, match=r"model\._extra_state is a dict, .* save to a path that ends in \.pt"):
+        mm.save(tmp_path / "other.safetensors", model, nn.Linear(1, 1))
+    assert not (tmp_path / "other.safetensors").exists()
+    mm.save(tmp_path / "run.pt", model, nn.Linear(1, 1))
+    mm.load(tmp_path / "run.pt", other, nn.Linear(1, 1))
+    assert torch.equal(other.state["held"], torch.ones(2))
+    with pytest.raises(TypeError, match=r"weight has no shape yet"):
+        mm.save(tmp_path / "other.safetensors", nn.LazyLinear(2), nn.Linear(1, 1))
+    with pytest.raises(TypeError, match=r"on meta, and not one of plain numbers"):
+        mm.save(tmp_path / "other.safetensors", nn.Linear(2, 2, device="meta"), nn.Linear(1, 1))
+
+
+def test_notes_are_json_and_go_into_a_safetensors_file(tmp_path):
+    with pytest.raises(ValueError, match=r"for notes use \.safetensors"):
+        mm.save(tmp_path / "run.pt", *pair(), notes={"epochs": 1})
+    with pytest.raises(TypeError, match="is no JSON"):
+        mm.save(tmp_path / "run.safetensors", *pair(), notes={"rows": torch.zeros(2)})
+    with pytest.raises(TypeError, match="expected notes to be a dict"):
+        mm.save(tmp_path / "run.safetensors", *pair(), notes="epochs")
+    assert list(tmp_path.iterdir()) == []
