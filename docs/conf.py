@@ -36,7 +36,11 @@ nb_execution_mode = "off"  # notebooks are shown with the outputs that they were
 nb_merge_streams = True
 
 # Links of the files of this folder that lead out of it, so that the same files read well outside of the site.
-LINKS = {"../data/README.md": "_generated/data.md", "../CONTRIBUTING.md": "_generated/contributing.md"}
+LINKS = {
+    "../data/README.md": "_generated/data.md",
+    "../CONTRIBUTING.md": "_generated/contributing.md",
+    "../notebooks/": "_generated/notebooks/",
+}
 
 
 def redirect_links(app, name, source):
