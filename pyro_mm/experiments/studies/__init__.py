@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from . import (
     critics,
     factorized,
+    flow_images,
     identifiable,
     image_decoders,
     jmvae_gan,
@@ -19,6 +20,7 @@ from .study import Study
 
 STUDIES: Mapping[str, Study] = {
     "critics-gaussian": critics.GAUSSIAN,
+    "flow-mnist": flow_images.MNIST,
     "wu-goodman-digits": image_decoders.DIGITS,
     "hirt-linear": linear.study("Linear-Gaussian, shared and private latents", 5, linear.QUOTED),
     "hirt-linear-dense": linear.study("Linear-Gaussian, shared latents only", 0, linear.QUOTED),

@@ -72,7 +72,7 @@ class Study:
         images: ``images(run, sample, seed)``, from a trained recipe to title -> images. Those of one title make a
             picture, with a line for each member; None for no pictures.
         gain: (column, row): each table has a column of the differences in this one from this row under the same seed.
-        transform: none; every kind of reproduction has this attribute.
+        transform: changes every minibatch of a training, such as by noise; None for none.
         full: the study at its published size, if that differs (``--full``).
     """
 
@@ -92,7 +92,7 @@ class Study:
     callbacks: Callable[[], Sequence[Any]] = tuple
     images: Callable[[Recipe, Sample, int], Mapping[str, Images]] | None = None
     gain: tuple[str, str] | None = None
-    transform: None = None
+    transform: Callable[[Batch], Batch] | None = None
     full: Study | None = None
 
 
