@@ -13,6 +13,7 @@ from ..utils.arguments import check_choice, check_function, check_integer, check
 from .critic_forms import FORMS, CriticForm
 
 MOST_LOG_RATIO = 3.0  # the generator's maximum-likelihood loss weighs no fake more than exp of this
+Key = str | tuple[str, ...]  # a modality, or several that one critic is shown together
 OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
 
@@ -27,18 +28,22 @@ class Critic(nn.Module):
     * ``against="prior"``: pairs (x, z ~ q) against (generated from z, z ~ p). Minus the logit is
       :math:`\log p(x, z) - \log q(x, z)`, and replaces the likelihood of the modality and the KL of the term. The
       objective is the bound plus H(x) and plus :math:`I_q(x_{others}; z | x)`, a bias unless the term encodes that
-      modality alone: latents may hide the other modalities. It draws sharper samples.
+      modality alone: latents may hide the other modalities. It draws sharper samples. One critic may be shown several
+      implicit modalities together, ``with_critics({("image", "sound"): critic})``; if these are all that the term
+      encodes, the objective is :math:`-KL(q(x, z) \| p(x, z))`, without bias.
 
     There are three updates per step. The critic learns by cross-entropy, with everything else held constant. The
-    generator learns on its own draws, from latents held constant: the objective has no gradient in it. Guide, prior and
+    generator learns on its own draws, from latents held constant: the objective has no gradient in it. Terms, rows and
+    the likelihood weigh in its loss as they do in the table (:mod:`pyro_mm.objectives.critic_losses` derives it): where
+    they weigh 0, the critic learns and the generator does not. Guide, prior and
     the other decoders learn by the objective, through the latents and with the critic held constant.
 
     A term of a table has a critic of its own, a copy of ``net``, since its pairs depend on what it encodes.
 
     Args:
-        net: a module from ``(.., N, D + F)``, the modality's values flattened and its parents (latents, say) behind
-            them, to logits: ``(.., N, 3)`` against the posterior, ``(.., N, 1)`` against the prior. Against the prior
-            it is shown all latents of the guide in the place of the parents.
+        net: a module from ``(.., N, D + F)``, the values of the modality, or modalities, flattened and its parents
+            (latents, say) behind them, to logits: ``(.., N, 3)`` against the posterior, ``(.., N, 1)``
+            against the prior. Against the prior it is shown all latents of the guide in the place of the parents.
         against: "posterior" or "prior".
         penalty: weight of half the mean squared gradient of the logit (against the posterior: of joint less fake) at
             joint and at generated pairs (R1 and R2). 0 for few dimensions, 0.1 for pictures.
@@ -111,28 +116,27 @@ class Critic(nn.Module):
             self.labels.append(label)
         return self.nets[self.labels.index(label)]
 
-    def logits(self, label: str, x: Tensor, conditions: Tensor, event_dim: int, frozen: bool = False) -> Tensor:
+    def logits(self, label: str, x: Tensor, conditions: Tensor, frozen: bool = False) -> Tensor:
         """Return the logits of pairs in a term's game, ``(.., N, outputs)``.
 
         Args:
             label: of the term.
-            x: values ``(N, *event)`` or ``(.., N, *event)``.
+            x: values, flattened, ``(N, D)`` or ``(.., N, D)``.
             conditions: parents or latents, ``(.., N, F)``.
-            event_dim: number of event dimensions of x.
             frozen: True to give the critic no gradient.
 
         Raises:
             TypeError, ValueError: the network returns no tensor, or one of another shape.
         """
         net = self.net_of(label)
-        flat = x.reshape(*x.shape[: x.dim() - event_dim], -1).to(conditions.dtype)
-        pairs = torch.cat([flat.expand(*conditions.shape[:-1], -1), conditions], -1)
+        values = x.to(conditions.dtype)
+        pairs = torch.cat([values.expand(*conditions.shape[:-1], -1), conditions], -1)
         held = {name: p.detach() for name, p in net.named_parameters()} if frozen else {}
         try:
             logits = torch.func.functional_call(net, held, (pairs,)) if frozen else net(pairs)
         except RuntimeError as error:
             error.add_note(
-                f"The critic's network gets {pairs.shape[-1]} numbers: {flat.shape[-1]} values and "
+                f"The critic's network gets {pairs.shape[-1]} numbers: {values.shape[-1]} values and "
                 f"{conditions.shape[-1]} of {'the latents' if self.form.replaces_kl else 'the parents'}."
             )
             raise
@@ -157,18 +161,59 @@ def _adam(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, 1e-3, betas=(0.5, 0.99))
 
 
-def module_dict(critics: Mapping[str, Critic]) -> nn.ModuleDict:
+def names_of(key: Key) -> tuple[str, ...]:
+    """Return the modalities of a critic."""
+    return (key,) if isinstance(key, str) else key
+
+
+def key_text(key: Key) -> str:
+    """Return the modalities of a critic in words, as in columns of the history: ``"image"``, ``"image+sound"``."""
+    return "+".join(names_of(key))
+
+
+def module_dict(critics: Mapping[Key, Critic]) -> nn.ModuleDict:
     """Return critics as one module, by modality."""
-    return nn.ModuleDict({name.replace(".", "_"): critic for name, critic in critics.items()})
+    return nn.ModuleDict({key_text(key).replace(".", "_"): critic for key, critic in critics.items()})
 
 
-def check_critics(critics: Any) -> dict[str, Critic]:
-    """Return modality -> critic. Raises a TypeError or a ValueError for anything else."""
+def check_critics(critics: Any) -> dict[Key, Critic]:
+    """Return modality, or modalities, -> critic. Raises a TypeError or a ValueError for anything else."""
     if not isinstance(critics, Mapping) or not critics:
         raise TypeError(f"expected critics to be a dictionary, modality -> Critic, got {describe(critics)}")
-    for name, critic in critics.items():
-        if not isinstance(name, str) or not isinstance(critic, Critic):
-            raise TypeError(f"expected critics[{name!r}] to be an objectives.Critic, got {describe(critic)}")
-    if len(set(map(id, critics.values()))) < len(critics):
+    found: dict[Key, Critic] = {}
+    owner: dict[str, Key] = {}
+    for given, critic in critics.items():
+        if not isinstance(critic, Critic):
+            raise TypeError(f"expected critics[{given!r}] to be an objectives.Critic, got {describe(critic)}")
+        key = _check_key(given, critic)
+        for name in names_of(key):
+            if name in owner:
+                raise ValueError(
+                    f"critics of {key_text(owner[name])} and of {key_text(key)} both judge {name!r}: leave one out"
+                )
+            owner[name] = key
+        found[key] = critic
+    if len(set(map(id, found.values()))) < len(found):
         raise ValueError("two modalities share a critic, whose network sees the values of one: give each its own")
-    return dict(critics)
+    return found
+
+
+def _check_key(key: Any, critic: Critic) -> Key:
+    """Return the modality, or the modalities, of a critic. Raises a TypeError or a ValueError for anything else."""
+    if isinstance(key, str):
+        return key
+    if not isinstance(key, tuple) or not key or not all(isinstance(name, str) for name in key):
+        raise TypeError(
+            f"expected the keys of critics to be modalities, or tuples of modalities for one critic of all of them, "
+            f"got {describe(key)}"
+        )
+    if len(set(key)) < len(key):
+        raise ValueError(f"a critic of {key_text(key)} names a modality twice")
+    if len(key) == 1:
+        return key[0]
+    if not critic.form.replaces_kl:
+        raise ValueError(
+            f"one critic of {key_text(key)} against the posterior: given the latents the modalities are independent, "
+            "so give each a critic of its own; or let this one stand against the prior"
+        )
+    return key

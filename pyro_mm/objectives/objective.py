@@ -7,7 +7,6 @@ they differ, and lands inside the logarithm of an importance-weighted bound.
 from __future__ import annotations
 
 import copy
-import itertools
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,12 +26,12 @@ from . import pyro_elbos, subsampling
 from .bounds import Target, is_linear, is_lower_bound, target
 from .critic_players import critic_players
 from .critic_terms import target_by_critics
-from .critics import Critic, check_critics, module_dict
+from .critics import Critic, Key, check_critics, key_text, module_dict
 from .evaluation import Evaluation, combine
 from .expansion import expand
 from .html import objective_html
 from .plan import PlanCache
-from .terms import Number, Term, check_nonnegative, check_table, step_weight
+from .terms import Number, Term, check_nonnegative, check_table, step_weight, weights_in_order
 
 if TYPE_CHECKING:
     from .vae_gan import VAEGAN, Discriminator
@@ -58,7 +57,7 @@ class Objective(ELBO, PreparedObjective):
     the (single, positive) likelihood weight taken out of the logarithm.
 
     Attributes:
-        critics: modality -> critic; see :meth:`with_critics`.
+        critics: modality, or modalities, -> critic; see :meth:`with_critics`.
         steps: gradient evaluations so far, the argument of weights that are functions of the step.
         by_term: label -> value of each term in the latest evaluation (higher is better; summed over rows). Pyro's own
             estimators know only the sum of terms that they evaluate in one pass; ``vectorize=False`` tells them apart.
@@ -73,7 +72,7 @@ class Objective(ELBO, PreparedObjective):
         self.estimator = AnalyticKL() if estimator is None else _check_estimator(estimator)
         self.vectorize = check_flag("vectorize", vectorize)
         self.subsample = subsample
-        self.critics: dict[str, Critic] = {}
+        self.critics: dict[Key, Critic] = {}
         subsampling.check_subsample(subsample, self.estimator_text, self.linear)
         self.steps = 0
         self.by_term: dict[str, Tensor] = {}
@@ -96,7 +95,7 @@ class Objective(ELBO, PreparedObjective):
         rows = [f"  {term!r}" for term in self._table(names)] if not table else [table]
         some = "" if self.subsample is None else f", modalities subsampled: {self.subsample} decoded per step"
         head = f"Objective, {self.estimator_text}{some}; {self._target_text(names)}"
-        critics = [f"  critic of {name} {critic.settings}" for name, critic in self.critics.items()]
+        critics = [f"  critic of {key_text(key)} {critic.settings}" for key, critic in self.critics.items()]
         return "\n".join([head, "  (encode, decode, given)", *rows, *critics])
 
     @property
@@ -123,7 +122,7 @@ class Objective(ELBO, PreparedObjective):
         names = None if names is None else tuple(names)
         table = self._table(names)
         found = target(table, names, lower=self.lower, linear=self.linear, present=present)
-        return target_by_critics(found, table, self.critics)
+        return target_by_critics(found, table, self.critics, names)
 
     @property
     def lower(self) -> bool:
@@ -159,7 +158,7 @@ class Objective(ELBO, PreparedObjective):
         new.subsample = modalities
         return new
 
-    def with_critics(self, critics: Mapping[str, Critic]) -> Objective:
+    def with_critics(self, critics: Mapping[Key, Critic]) -> Objective:
         r"""Return the objective with critics in the place of the likelihoods of implicit modalities.
 
         .. math:: \log p(x_m | z) \approx \log p_d(x_m) + T_G(x_m, z) - T_S(x_m, z)
@@ -171,7 +170,8 @@ class Objective(ELBO, PreparedObjective):
         checkpoints, and trained further by a second ``fit``.
 
         Args:
-            critics: modality -> :class:`~pyro_mm.objectives.Critic`.
+            critics: modality -> :class:`~pyro_mm.objectives.Critic`; or a tuple of implicit modalities -> one critic
+                against the prior, which is shown all of them in that order. Its columns are ``"critic image+sound"``.
 
         Raises:
             TypeError, ValueError: something else; in use, a modality that has a density, an estimator of Pyro, an
@@ -334,13 +334,7 @@ class Objective(ELBO, PreparedObjective):
         step: Tensor | None = None,
     ) -> Loss:
         """Return the loss as a function of the values of :meth:`step_weights`, which it does not read in Python."""
-        places = itertools.count()
-
-        def at(weight: Any, kind: str) -> float | Tensor:
-            place = next(places)
-            return fixed[place] if place in fixed else weights[place]
-
-        return self._evaluate(model, guide, batch, at)
+        return self._evaluate(model, guide, batch, weights_in_order(weights, fixed))
 
     def layout(self, batch: Batch) -> Layout:
         """Return how an evaluation shows a batch to model and guide."""

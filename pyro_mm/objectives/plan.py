@@ -14,12 +14,12 @@ from ..scoring.training_objective import plain_attributes
 from . import pyro_elbos
 from .concrete_terms import ConcreteTerm
 from .critic_terms import assign_critics, check_ratio_estimator
-from .critics import Critic
+from .critics import Critic, Key
 from .evaluation import PerRowPass, TermPass
 from .expansion import expand
 from .terms import Term, check_modalities
 
-NO_CRITICS: Mapping[str, Critic] = {}
+NO_CRITICS: Mapping[Key, Critic] = {}
 
 
 def plan(
@@ -29,7 +29,7 @@ def plan(
     structure: PairStructure,
     *,
     vectorize: bool = True,
-    critics: Mapping[str, Critic] = NO_CRITICS,
+    critics: Mapping[Key, Critic] = NO_CRITICS,
 ) -> list[TermPass]:
     """Return the passes that evaluate a table on a batch, with all weights 1.
 
@@ -39,7 +39,7 @@ def plan(
         batch: N rows.
         structure: structure of the pair on batches like this one.
         vectorize: False gives each term a pass of its own.
-        critics: modality -> critic that stands for its likelihood.
+        critics: modality, or modalities, -> critic that stands for the likelihood.
 
     Raises:
         ValueError: a model whose log joint has a factor that no term of the table counts; or an estimator that cannot
@@ -87,7 +87,7 @@ class PlanCache:
         batch: Batch,
         structure: PairStructure,
         vectorize: bool,
-        critics: Mapping[str, Critic] = NO_CRITICS,
+        critics: Mapping[Key, Critic] = NO_CRITICS,
     ) -> list[TermPass]:
         """Return the plan of these arguments, which are those of :func:`plan`."""
         presence = tuple([batch.presence(name) for name in batch.names])
@@ -109,7 +109,7 @@ class PlanCache:
         batch: Batch,
         structure: PairStructure,
         vectorize: bool,
-        critics: Mapping[str, Critic],
+        critics: Mapping[Key, Critic],
     ) -> list[TermPass]:
         check_modalities(table, batch.names, structure.modalities)
         made = plan(table, estimator, batch, structure, vectorize=vectorize, critics=critics)

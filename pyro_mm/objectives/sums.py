@@ -22,7 +22,7 @@ from ..utils.arguments import describe
 from .bounds import Target, target
 from .critic_players import critic_players
 from .critic_terms import target_by_critics
-from .critics import Critic, module_dict
+from .critics import Critic, Key, key_text, module_dict
 from .objective import Objective
 from .terms import ALL, Number, Term
 
@@ -63,14 +63,14 @@ class ObjectiveSum(Objective):
         linear = [part.linear for part, table in zip(self.parts, tables, strict=True) for _ in table]
         table = [term for each in tables for term in each]
         found = target(table, names, lower=self.lower, linear=linear, present=present)
-        return target_by_critics(found, table, self.all_critics)
+        return target_by_critics(found, table, self.all_critics, names)
 
     @property
-    def all_critics(self) -> dict[str, Critic]:
-        """Modality -> critic of all parts."""
-        return {name: critic for part in self.parts for name, critic in part.critics.items()}
+    def all_critics(self) -> dict[Key, Critic]:
+        """Modality, or modalities, -> critic of all parts."""
+        return {key: critic for part in self.parts for key, critic in part.critics.items()}
 
-    def with_critics(self, critics: Mapping[str, Critic]) -> Objective:
+    def with_critics(self, critics: Mapping[Key, Critic]) -> Objective:
         """Return the sum of the parts with these critics, whose networks they share where terms are equal."""
         return ObjectiveSum([part.with_critics(critics) for part in self.parts])
 
@@ -82,11 +82,11 @@ class ObjectiveSum(Objective):
     def players(self, model: Callback, guide: Callback, batch: Batch) -> Sequence[Player]:
         critics = self.all_critics
         for part in self.parts:
-            for name, critic in part.critics.items():
-                if critics[name] is not critic:
+            for key, critic in part.critics.items():
+                if critics[key] is not critic:
                     raise ValueError(
-                        f"two parts of a sum have critics of their own for {name!r}: add the objectives first, and "
-                        "give the sum one, (a + b).with_critics({..})"
+                        f"two parts of a sum have critics of their own for {key_text(key)!r}: add the objectives "
+                        "first, and give the sum one, (a + b).with_critics({..})"
                     )
         if not critics:
             return ()

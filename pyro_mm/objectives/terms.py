@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any, ClassVar
@@ -309,6 +310,22 @@ def check_weights(argument: str, value: Any) -> Number | Mapping[str, Number]:
 def step_weight(weight: Callable[[int], Any], step: int) -> float:
     """Return a function's weight at a step. Raises a TypeError or a ValueError for what is no finite number."""
     return check_number(f"the weight {weight_text(weight)} at step {step}", weight(step))
+
+
+def weights_in_order(weights: Tensor, fixed: Mapping[int, float]) -> Callable[[Any, str], float | Tensor]:
+    """Return the function that gives :meth:`Term.evaluated` its weights, one after the other.
+
+    Args:
+        weights: the weights that depend on the step, in the order of a table, ``(W,)``.
+        fixed: index -> weight, for those that are read as numbers.
+    """
+    places = itertools.count()
+
+    def at(weight: Any, kind: str) -> float | Tensor:
+        place = next(places)
+        return fixed[place] if place in fixed else weights[place]
+
+    return at
 
 
 def check_table(terms: Any) -> tuple[Term, ...]:

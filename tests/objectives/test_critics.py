@@ -13,7 +13,7 @@ from torch import nn
 import pyro_mm as mm
 from pyro_mm.objectives import ALL, MMD, Critic, Objective, Term, elbo, jmvae_kl, masked, mvae, vaevae
 from pyro_mm.objectives.critic_forms import TwoWay
-from pyro_mm.objectives.critic_players import next_row
+from pyro_mm.objectives.critic_runs import next_row
 from tests.support.implicit_pair import OFFSET, SCALE, WEIGHT, ExactLogits, Quadratic, pair, rows
 
 OPTIONS = {"batch_size": 32, "seed": 0, "progress": False}
@@ -156,7 +156,7 @@ def test_on_gaussians_the_ratio_is_recovered():
     x, z = pairs_of(guide, rows(2000, seed=9))
     (label,) = critic.labels
     with torch.no_grad():
-        found = critic.form.log_ratio(critic.logits(label, x, z, 1))
+        found = critic.form.log_ratio(critic.logits(label, x, z))
     likelihood = torch.distributions.Normal(z @ model_weight(model).T + model_offset(model), 0.5).log_prob(x).sum(-1)
     truth = likelihood - log_data_density(x)
     assert truth.std() > 4
@@ -180,7 +180,7 @@ def test_between_equal_distributions_the_ratio_is_zero():
     critic = best_critic(Critic(Quadratic(4, 3)), model, guide, rows(20_000))
     x, z = pairs_of(guide, rows(2000, seed=9))
     with torch.no_grad():
-        found = critic.form.log_ratio(critic.logits(critic.labels[0], x, z, 1))
+        found = critic.form.log_ratio(critic.logits(critic.labels[0], x, z))
     assert found.square().mean().sqrt() < 0.07
 
 
@@ -199,7 +199,7 @@ def test_a_two_way_critic_loses_the_information_of_latents():
             critic.form = TwoWay()
         best_critic(critic, model, guide, batch)
         with torch.no_grad():
-            values[name] = critic.form.log_ratio(critic.logits(critic.labels[0], x, z, 1)).mean()
+            values[name] = critic.form.log_ratio(critic.logits(critic.labels[0], x, z)).mean()
     both = torch.cov(torch.cat([x, z], -1).T)
     information = (torch.logdet(both[:2, :2]) + torch.logdet(both[2:, 2:]) - torch.logdet(both)) / 2
     assert information > 0.2
@@ -411,7 +411,9 @@ def test_the_target_says_what_is_estimated():
     prior = elbo().with_critics({"x": Critic(perceptron(1), "prior")})
     assert "+ H(x) + I_q(others; z | x), a bias" in str(prior.bounds(("x", "y")))
     alone = Objective([Term(("x",), ("x",))]).with_critics({"x": Critic(perceptron(1), "prior")})
-    assert str(alone.bounds(("x", "y"))) == "estimates, by critics: lower bound on log p(x) + H(x)"
+    assert str(alone.bounds(("x", "y"))) == (
+        "estimates, by critics: lower bound on log p(x) + H(x), which is - KL(q(x, z) || p(x, z)), without bias"
+    )
     assert "critic of x against the prior, non-saturating" in prior.describe(("x", "y"))
 
 

@@ -1,4 +1,4 @@
-"""Critics on a linear-Gaussian model of two modalities, one of them implicit, whose log p(x, y) is a closed form."""
+"""Critics on a linear-Gaussian model of two modalities, implicit or not, whose log p(x, y) is a closed form."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from .study import Measurements, Sample, Study
 
 LATENT = 2
 ROWS = 2000
+SIZES = {"x": 2, "y": 1}
 WEIGHTS = torch.tensor([[1.0, 0.3], [-0.4, 0.8], [0.9, 0.5]])  # of x, x and y
 OFFSETS = torch.tensor([0.5, -0.5, 0.0])
 NOISE = 0.5  # standard deviation of both modalities
@@ -53,29 +54,31 @@ def recipe(batch: Batch, against: str | None) -> Recipe:
 
     Args:
         batch: training rows.
-        against: "posterior" or "prior"; "two-way" for the critic of joint and fake pairs alone; None for an explicit x.
+        against: "posterior" or "prior"; "prior, all" for x and y both implicit, and one critic of them; "two-way" for
+            the critic of joint and fake pairs alone; None for an explicit x.
     """
-    explicit = against is None
-    decoders: dict[str, nn.Module] = {"y": _explicit(1)}
-    if explicit:
-        decoders = {"x": _explicit(2), **decoders}
-    else:
-        decoders = {"x": conditionals.Implicit(LinearGenerator(2), noise=2), **decoders}
-    experts = {
-        name: conditionals.Normal(MLP(size, 2 * LATENT, (32,), activation=nn.SiLU))
-        for name, size in (("x", 2), ("y", 1))
+    implicit = {None: (), "prior, all": ("x", "y")}.get(against, ("x",))
+    decoders: dict[str, nn.Module] = {
+        name: conditionals.Implicit(LinearGenerator(size), noise=size) if name in implicit else _explicit(size)
+        for name, size in SIZES.items()
     }
-    terms = [Term(("x", "y"), ("x", "y"), PRIOR), Term(("y",), ("y",), PRIOR)]
+    experts = {
+        name: conditionals.Normal(MLP(size, 2 * LATENT, (32,), activation=nn.SiLU)) for name, size in SIZES.items()
+    }
+    terms = [Term(("x", "y"), ("x", "y"), PRIOR)]
+    if "y" not in implicit:
+        terms.append(Term(("y",), ("y",), PRIOR))
     objective = Objective(terms)
     if against is not None:
+        judged = sum(SIZES[name] for name in implicit)
         critic = Critic(
-            MLP(2 + LATENT, 3 if against == "posterior" else 1, (64, 64), activation=partial(nn.LeakyReLU, 0.2)),
-            "prior" if against == "prior" else "posterior",
+            MLP(judged + LATENT, 3 if against == "posterior" else 1, (64, 64), activation=partial(nn.LeakyReLU, 0.2)),
+            "prior" if against in ("prior", "prior, all") else "posterior",
             optimizer=lambda parameters: torch.optim.Adam(parameters, 3e-3, betas=(0.5, 0.99)),
         )
         if against == "two-way":
             critic.form = TwoWay()
-        objective = objective.with_critics({"x": critic})
+        objective = objective.with_critics({implicit if len(implicit) > 1 else "x": critic})
     return Recipe(SharedLatent(standard_prior(LATENT), decoders), Guide(z=ProductOfExperts(experts)), objective)
 
 
@@ -178,6 +181,7 @@ MEMBERS: dict[str, str | None] = {
     "explicit": None,
     "critic, posterior": "posterior",
     "critic, prior": "prior",
+    "one critic of x and y, prior": "prior, all",
     "critic, two-way": "two-way",
 }
 
