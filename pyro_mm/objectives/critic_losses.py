@@ -61,7 +61,10 @@ class Game:
     @property
     def share(self) -> float | Tensor:
         """Sum of the terms' shares in means: a number or ``(N,)``."""
-        return sum((term.share for term in self.terms[1:]), self.terms[0].share)
+        total = self.terms[0].share
+        for term in self.terms[1:]:
+            total = total + term.share
+        return total
 
     @property
     def weight(self) -> float | Tensor:

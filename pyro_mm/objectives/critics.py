@@ -210,10 +210,11 @@ def _check_key(key: Any, critic: Critic) -> Key:
     if len(set(key)) < len(key):
         raise ValueError(f"a critic of {key_text(key)} names a modality twice")
     if len(key) == 1:
-        return key[0]
+        return str(key[0])
     if not critic.form.replaces_kl:
         raise ValueError(
             f"one critic of {key_text(key)} against the posterior: given the latents the modalities are independent, "
             "so give each a critic of its own; or let this one stand against the prior"
         )
-    return key
+    names: tuple[str, ...] = key
+    return names
