@@ -73,7 +73,7 @@ class Game:
         Raises:
             ValueError: a negative one.
         """
-        total: Any = 0.0
+        total: float | Tensor = 0.0
         for term in self.terms:
             weight = term.weight * likelihood_weight(term, self.name)
             if not isinstance(weight, Tensor) and weight < 0:
