@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import page_figures
 import refused_mistakes
 
 import pyro_mm as mm
@@ -179,12 +180,42 @@ def runs_text(name: str) -> str:
     return "\n".join(["## Recipes and commands", "", *lines, ""]) if lines else ""
 
 
+FIGURE_CAPTIONS: Mapping[str, str] = {
+    "models": "The graph of the example below; what is observed is grey",
+    "posteriors": "{name} of two experts, whose means are the crosses: given either modality, and both",
+}
+"""Module -> the text under the figures of its pages."""
+
+
+def has_figure(module: str, name: str) -> bool:
+    """Return True if the page of a story, a posterior or an estimator has a figure."""
+    return module == "models" or (module == "posteriors" and name in page_figures.POOLED)
+
+
+def figure_text(caption: str) -> str:
+    """Return the figure of a page, which is called as the page; its name is filled in where the page is written."""
+    return f"![{caption}](FIGURE)\n\n*{caption}.*\n"
+
+
+def figures() -> dict[str, Callable[[], Any]]:
+    """Return the path of every page with a figure -> a function that draws it."""
+    found: dict[str, Callable[[], Any]] = {}
+    for name, make in TABLES.items():
+        found[f"objectives/{name}"] = lambda make=make: page_figures.draw_objective(make())
+    for name, thing in STORIES.items():
+        found[f"stories/{name}"] = lambda thing=thing: page_figures.draw_story(thing)
+    for name in page_figures.POOLED:
+        found[f"posteriors/{name}"] = lambda name=name: page_figures.draw_posterior(name)
+    return found
+
+
 def objective_page(name: str) -> str:
     """Return the page of an objective."""
     function = getattr(mm.objectives, name)
     is_class = inspect.isclass(function)
     parts = [
         title(name),
+        figure_text(f"The terms of {name} with two modalities"),
         bounds_text(TABLES[name]()),
         terms_text(TABLES[name]()),
         "## Definition\n",
@@ -198,7 +229,8 @@ def objective_page(name: str) -> str:
 def class_page(module: str, name: str, thing: Any) -> str:
     """Return the page of a story, a posterior or an estimator."""
     definition = documented("autoclass", f"pyro_mm.{module}.{name}")
-    return "\n".join([title(name), definition, papers_text([thing])])
+    shown = figure_text(FIGURE_CAPTIONS[module].format(name=name)) if has_figure(module, name) else ""
+    return "\n".join([title(name), shown, definition, papers_text([thing])])
 
 
 def recipes_page() -> str:
@@ -293,7 +325,7 @@ def pages() -> dict[str, str]:
     for name, module, heading in sections():
         path = "nn" if name == "networks" else name
         texts[f"reference/{name}"] = section_page(path, module, heading)
-    return texts
+    return {name: text.replace("(FIGURE)", f"({name.rpartition('/')[2]}.png)") for name, text in texts.items()}
 
 
 def copies() -> dict[str, Path]:
@@ -309,6 +341,8 @@ def write_all(folder: Path) -> None:
         path = folder / f"{name}.md"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
+    for name, draw in figures().items():
+        page_figures.save(draw(), folder / f"{name}.png")
     for name, source in copies().items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 import pyro_mm as mm
 from pyro_mm.experiments.families import FAMILIES
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS))
 generate_pages = import_module("generate_pages")
+page_figures = import_module("page_figures")
 refused_mistakes = import_module("refused_mistakes")
 sys.path.remove(str(DOCS))
 
@@ -58,6 +60,26 @@ def test_every_objective_story_posterior_and_estimator_has_a_page():
     assert names | {f"estimators/{name}" for name in generate_pages.ESTIMATORS} <= {*pages}
     assert "lower bound on log p(image, label)" in pages["objectives/jmvae_kl"]
     assert "arXiv:1611.01891" in pages["objectives/jmvae_kl"] and "jmvae-mnist" in pages["objectives/jmvae_kl"]
+
+
+def test_figures_show_the_terms_graphs_and_densities_of_the_code(tmp_path):
+    figures = generate_pages.figures()
+    pages = generate_pages.pages()
+    assert all(f"({name.rpartition('/')[2]}.png)" in pages[name] for name in figures)
+    assert not any("(FIGURE)" in text for text in pages.values())
+
+    drawn = page_figures.concrete_terms(mm.objectives.jmvae_kl().terms, ("image", "label"))
+    both = ["image", "label"]
+    assert drawn[0] == (both, both, mm.objectives.PRIOR, "KL to p(z)")
+    assert [term[3] for term in drawn[1:]] == ["KL to q(z | image)", "KL to q(z | label)"]
+
+    texts = {text.get_text() for text in figures["stories/PrivateLatents"]().axes[0].texts}
+    assert {"z", "w_image", "image", "label"} <= texts
+    page_figures.save(figures["posteriors/ProductOfExperts"](), tmp_path / "product.png")
+    assert (tmp_path / "product.png").stat().st_size > 2000
+    expert = mm.conditionals.Normal(page_figures.Expert(*page_figures.EXPERTS["x1"]))(torch.zeros(1, 1))
+    assert torch.allclose(expert.mean, torch.tensor([[-1.2, 0.3]]))
+    assert torch.allclose(expert.stddev, torch.tensor([[1.1, 0.35]]), atol=1e-3)
 
 
 def test_every_public_module_is_in_the_reference():
