@@ -80,7 +80,7 @@ def _read_numbers(what: str, value: Any) -> tuple[Tensor, Tensor | None]:
         marks = np.array([_is_missing(item) for item in value.ravel()], dtype=bool).reshape(value.shape)
         marked = marks if marked is None else marked | marks
         value = _fill_objects(what, value, marked)
-    tensor = _to_tensor(what, value)
+    tensor = to_tensor(what, value)
     missing = torch.isnan(tensor) if tensor.is_floating_point() else None
     if missing is not None and not bool(missing.any()):
         missing = None
@@ -127,7 +127,7 @@ def _pandas_to_numpy(value: Any) -> np.ndarray:
     return numbers
 
 
-def _to_tensor(what: str, value: Any) -> Tensor:
+def to_tensor(what: str, value: Any) -> Tensor:
     """Return one array as a tensor of a dtype that torch computes with. Raises a TypeError for anything else."""
     if not isinstance(value, Tensor):
         value = _to_array(what, value)

@@ -32,7 +32,9 @@ class Batch(Rows):
     Args:
         values: modality -> ``(N, *event)``, a tensor, array, series, frame or sequence. A row that is ``None`` or
             ``NA``, holds a NaN, or has an entry hidden by a mask of ``numpy.ma`` is missing. A modality that is
-            ``None`` is missing in every row. Numbers in a missing row are lost; a warning gives their share.
+            ``None`` is missing in every row. Numbers in a missing row are lost; a warning gives their share. Of a
+            ``numpy.memmap``, a dataset of h5py or an array of zarr, rows are read as they are taken, and it is neither
+            read whole nor searched for missing rows: give these by ``present``.
         present: modality -> boolean ``(N,)``. A modality that is not named is present in every row.
         covariates: name -> ``(N, ...)``, known for every row and never modelled or masked (a batch effect, say). A
             network with a parameter ``covariates`` gets them as a dictionary.

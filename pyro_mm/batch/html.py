@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..utils.html import report, table
+from .stored import StoredColumn
 
 if TYPE_CHECKING:
     from .rows import Rows
@@ -41,22 +42,26 @@ def _modality(batch: Rows, name: str) -> list[str]:
     if not batch.holds(name):
         return [name, "not known", "", "", share, ""]
     value = batch[name]
-    shown = _range(value[present.to(value.device)]) if count else ""
+    shown = ""
+    if count:
+        shown = _range(value if isinstance(value, StoredColumn) else value[present.to(value.device)])
     lengths = batch.lengths[name][present.to(value.device)] if name in batch.lengths else None
     steps = _range(lengths) if lengths is not None and count else ""
     return [name, _shape(value), _type(value), shown, share, steps]
 
 
-def _shape(x: Tensor) -> str:
+def _shape(x: Tensor | StoredColumn) -> str:
     return " \N{MULTIPLICATION SIGN} ".join(map(str, x.shape[1:])) or "one number"
 
 
-def _type(x: Tensor) -> str:
+def _type(x: Tensor | StoredColumn) -> str:
     return str(x.dtype).removeprefix("torch.")
 
 
-def _range(x: Tensor) -> str:
+def _range(x: Tensor | StoredColumn) -> str:
     """Return the range of numbers, in words; NaN, which may stand behind the end of a sequence, is left out."""
+    if isinstance(x, StoredColumn):
+        return "in a file"
     if x.dtype == torch.bool:
         return f"{x.float().mean():.0%} true"
     numbers = x[~x.isnan()] if x.is_floating_point() else x.reshape(-1)

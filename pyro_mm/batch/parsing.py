@@ -14,6 +14,7 @@ from .arrays import read_array
 from .keywords import Covariates
 from .masks import Presence, add_event_dims
 from .steps import fill_padding, lengths_of_missing, valid_steps
+from .stored import StoredColumn, is_stored
 
 RESERVED = {"data", "particles", "terms"}  # names of plates
 
@@ -22,14 +23,14 @@ class Column(NamedTuple):
     """The values of a modality.
 
     Attributes:
-        values: ``(N, *event)``.
+        values: ``(N, *event)``, a tensor, or a :class:`~pyro_mm.batch.stored.StoredColumn`.
         complete: the rows in which nothing is missing, boolean ``(N,)``.
         lost: how many numbers each row has beside a missing one, ``(N,)``; None if no row has any.
         counts: how many numbers each row has, ``(N,)``; None if ``lost`` is.
         lengths: numbers of valid steps ``(N,)``; None if they are not given.
     """
 
-    values: Tensor
+    values: Any
     complete: Tensor
     lost: Tensor | None = None
     counts: Tensor | None = None
@@ -49,7 +50,7 @@ class Columns(NamedTuple):
     """
 
     size: int
-    values: dict[str, Tensor]
+    values: dict[str, Any]
     masks: dict[str, Presence]
     covariates: dict[str, Tensor]
     lengths: dict[str, Tensor]
@@ -77,7 +78,7 @@ def parse(values: Any, present: Any, covariates: Any, lengths: Any) -> Columns:
     known = Covariates({name: read_covariate(name, value) for name, value in covariates.items()})
     size = _common_size(columns, known)
 
-    filled: dict[str, Tensor] = {}
+    filled: dict[str, Any] = {}
     masks: dict[str, Presence] = {}
     lost: list[str] = []
     for name, column in columns.items():
@@ -88,6 +89,10 @@ def parse(values: Any, present: Any, covariates: Any, lengths: Any) -> Columns:
         mask = mask.to(column.complete.device)
         if text := describe_lost_numbers(name, column, mask):
             lost.append(text)
+        if isinstance(column.values, StoredColumn):
+            masks[name] = mask if bool(mask.any()) and not bool(mask.all()) else bool(mask.all())
+            filled[name] = column.values.with_rows(masks[name], column.lengths)
+            continue
         masks[name], filled[name] = _fill(column.values, column.complete & mask)
 
     read: dict[str, Tensor] = {}
@@ -121,7 +126,7 @@ def _fill(value: Tensor, mask: Tensor) -> tuple[Presence, Tensor]:
     return mask, torch.where(add_event_dims(mask, value.dim() - 1), value, value[mask][0])
 
 
-def _check_one_device(tensors: Iterable[Tensor]) -> None:
+def _check_one_device(tensors: Iterable[Any]) -> None:
     """Raise a ValueError unless all tensors are on one device."""
     devices = {str(x.device) for x in tensors}
     if len(devices) > 1:
@@ -146,6 +151,8 @@ def read_modality(name: str, value: Any, lengths: Any = None) -> Column | None:
     what = f"modality {name!r}"
     if value is None:
         return None
+    if is_stored(value):
+        return _read_stored(name, StoredColumn(what, value), lengths)
     values, missing = read_array(what, value)
     if values is None:
         return None
@@ -175,8 +182,20 @@ def read_modality(name: str, value: Any, lengths: Any = None) -> Column | None:
     return Column(values, complete, lost, counts, steps)
 
 
-def read_covariate(name: str, value: Any) -> Tensor:
+def _read_stored(name: str, column: StoredColumn, lengths: Any) -> Column:
+    """Return values in a file, all of whose rows are taken for complete until they are read."""
+    steps: Tensor | None = None
+    if lengths is not None:
+        if column.dim() < 2:
+            raise ValueError(f"lengths of {name!r}: expected sequences (N, T, ..), got shape {tuple(column.shape)}")
+        steps = read_lengths(name, lengths, len(column), column.shape[1])
+    return Column(column, torch.ones(len(column), dtype=torch.bool), lengths=steps)
+
+
+def read_covariate(name: str, value: Any) -> Any:
     """Return a covariate ``(N, ...)``. Raises a ValueError if a number is missing, a TypeError if there is none."""
+    if is_stored(value):
+        return StoredColumn(f"covariate {name!r}", value)
     return _read_complete(
         f"covariate {name!r}", value, "impute it, leave those rows out, or make it a modality of the story"
     )

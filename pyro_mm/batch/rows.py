@@ -15,6 +15,7 @@ from .indexing import RowsKey, read_device, read_rows_key
 from .keywords import Covariates, MissingCovariate
 from .masks import Presence, all_of, any_of
 from .parsing import read_lengths
+from .stored import StoredColumn
 
 
 class Rows:
@@ -143,7 +144,11 @@ class Rows:
     def __getitem__(self, key: RowsKey) -> Self: ...
 
     def __getitem__(self, key: str | RowsKey) -> Tensor | Self:
-        """Return values by ``batch["image"]`` (filler where missing), or a batch of some rows by ``batch[rows]``."""
+        """Return values by ``batch["image"]`` (filler where missing), or a batch of some rows by ``batch[rows]``.
+
+        Values in a file are a column that has a shape and a dtype, and cannot be computed with: ``batch[rows]`` reads
+        some of them, and ``batch.read()`` all.
+        """
         if isinstance(key, str):
             if key not in self._values:
                 raise KeyError(f"no values of modality {key!r}: this batch holds {list(self._values)}")
@@ -179,11 +184,38 @@ class Rows:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Return the same rows on another device. Raises a ValueError or a TypeError for an unknown device."""
         device = read_device(device)
-        return self.with_tensors([x.to(device, non_blocking=non_blocking) for x in self.parts()[1]])
+        new = self.with_tensors([x.to(device, non_blocking=non_blocking) for x in self.parts()[1]])
+        if self.is_stored:
+            new._values = {name: _stored_to(x, device) for name, x in new._values.items()}
+            new.covariates = Covariates({name: _stored_to(x, device) for name, x in new.covariates.items()})
+        return new
 
     def pin_memory(self) -> Self:
         """Return the same rows in pinned memory, from which a GPU can fetch them asynchronously."""
         return self.with_tensors([x.pin_memory() for x in self.parts()[1]])
+
+    @property
+    def is_stored(self) -> bool:
+        """True if values or covariates are in a file, of which rows are read as they are taken."""
+        return any(isinstance(x, StoredColumn) for x in (*self._values.values(), *self.covariates.values()))
+
+    def read(self) -> Self:
+        """Return the same rows with all values in memory; the batch itself if they are there."""
+        if not self.is_stored:
+            return self
+        values = {name: x[:] if isinstance(x, StoredColumn) else x for name, x in self._values.items()}
+        covariates = {name: x[:] if isinstance(x, StoredColumn) else x for name, x in self.covariates.items()}
+        return self._copy(_values=values, covariates=Covariates(covariates))
+
+    def read_blocks(self) -> Iterator[Self]:
+        """Yield the batch itself if its values are in memory; else blocks of rows that a few megabytes hold."""
+        if not self.is_stored:
+            yield self
+            return
+        columns: list[Any] = [*self._values.values(), *self.covariates.values()]
+        most = min(x.rows_at_once for x in columns if isinstance(x, StoredColumn))
+        for first in range(0, self.size, most):
+            yield self.block(slice(first, first + most))
 
     def subsample(self, index: Tensor) -> Self:
         """Return the rows ``index`` as a subsample: ``plate()`` scales them up to all rows, as Pyro's plates do."""
@@ -337,6 +369,10 @@ class Rows:
         if "_context" not in changes and self._context.term_masks is not None:
             new._context = self._context._replace(term_masks=None)
         return new
+
+
+def _stored_to(column: Any, device: torch.device) -> Any:
+    return column.to(device) if isinstance(column, StoredColumn) else column
 
 
 def _mask_rows(mask: Any, rows: Any) -> Any:

@@ -51,13 +51,14 @@ from .published import celeba, celeba_pictures, polymnist, polymnist_pictures, s
 from .sentiment import iemocap, mosei, mosi, sequences
 from .speech import log_mel
 from .spelling import spell, word_logits, words
+from .stored import complete_rows
 
 __all__ = [
-    "FILES", "SHA256", "Pictures", "caption_text", "celeba", "celeba_pictures", "dequantize", "digits", "drawn",
-    "fashion", "iemocap", "kanji", "kanji_components", "load", "log_mel", "mfeat", "mnist", "mnist_photographs",
-    "mnist_speech", "mnist_svhn", "mnist_usps", "mnist_usps_word", "mosei", "mosi", "nutrimouse", "paired",
-    "parse_caption", "parse_idx", "polymnist", "polymnist_pictures", "quantize", "scenes", "sequences", "spell", "svhn",
-    "word_logits", "words",
+    "FILES", "SHA256", "Pictures", "caption_text", "celeba", "celeba_pictures", "complete_rows", "dequantize", "digits",
+    "drawn", "fashion", "iemocap", "kanji", "kanji_components", "load", "log_mel", "mfeat", "mnist",
+    "mnist_photographs", "mnist_speech", "mnist_svhn", "mnist_usps", "mnist_usps_word", "mosei", "mosi", "nutrimouse",
+    "paired", "parse_caption", "parse_idx", "polymnist", "polymnist_pictures", "quantize", "scenes", "sequences",
+    "spell", "svhn", "word_logits", "words",
 ]  # fmt: skip
 
 

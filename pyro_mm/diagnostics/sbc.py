@@ -176,7 +176,9 @@ def calibration(
     def rank() -> Calibration:
         shared_seed = sharing().broadcast(normalize_seed(seed))
         with evaluating(model, guide, batch, audit=False) as rows:
-            found = _simulate_and_rank(model, guide, rows, num_draws, shared_seed, quantities, chunk, vectorize, audit)
+            found = _simulate_and_rank(
+                model, guide, rows.read(), num_draws, shared_seed, quantities, chunk, vectorize, audit
+            )
             return move_result(found, rows, batch)
 
     return share_evaluation("calibration", devices, model, guide, batch, seed, rank)

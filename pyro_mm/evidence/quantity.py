@@ -68,7 +68,8 @@ def scored_steps(model: Callback, guide: Callback, batch: Batch, names: Sequence
         if name in batch.lengths and (name in strings or not batch.has_end_marks):
             steps = batch.lengths[name]
         elif end is not None:
-            steps = (ends_before(batch[name].long(), end) == 0).sum(-1)
+            blocks = [ends_before(block[name].long(), end) for block in batch.read_blocks()]
+            steps = (torch.cat(blocks) == 0).sum(-1)
         elif name in strings:
             steps = torch.full_like(total, batch[name].shape[1])
         else:

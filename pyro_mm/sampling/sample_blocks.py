@@ -35,6 +35,11 @@ def sample_in_blocks(
     Returns:
         The dictionaries for all rows and samples, in every process.
     """
+    if batch.is_stored and not splits_rows:
+        raise ValueError(
+            'this story has latents outside the plate "data", which all rows of a sample share, so that all rows are '
+            "sampled at once, and those of this batch are in a file: take some rows, or read them, batch.read()"
+        )
     rows_at_once = min(batch.size, ROWS_OF_A_BLOCK) if splits_rows else batch.size
     samples_at_once = max(1, PAIRS_OF_A_BLOCK // rows_at_once)
     firsts = range(0, batch.size, rows_at_once)
@@ -42,14 +47,14 @@ def sample_in_blocks(
     num_blocks = len(firsts) * len(sample_firsts)
     if num_blocks == 1 and sharing().world == 1:
         with temporary_seed(seed, batch.device):
-            return draw(batch, num_samples)
+            return draw(batch.read(), num_samples)
 
     base = sharing().broadcast(normalize_seed(seed))
 
     def draw_block(number: int) -> SiteSamples:
         first = firsts[number % len(firsts)]
         first_sample = sample_firsts[number // len(firsts)]
-        rows = batch if len(firsts) == 1 else batch.block(slice(first, first + rows_at_once))
+        rows = batch.read() if len(firsts) == 1 else batch.block(slice(first, first + rows_at_once))
         with temporary_seed(part_seed(base, number) if number else base, batch.device):
             return draw(rows, min(samples_at_once, num_samples - first_sample))
 

@@ -130,8 +130,8 @@ def row_blocks(batch: Batch, most: int) -> Iterator[tuple[int, Batch]]:
 
 
 def row_block(batch: Batch, first_row: int, most: int) -> Batch:
-    """Return the block of at most so many rows that begins at a row; the batch itself if it is no larger."""
-    return batch if batch.size <= most else batch.block(slice(first_row, first_row + most))
+    """Return the block of at most so many rows that begins at a row, in memory; the batch itself if it is no larger."""
+    return batch.read() if batch.size <= most else batch.block(slice(first_row, first_row + most))
 
 
 @torch.no_grad()

@@ -27,9 +27,9 @@ MEMORY_FRACTION = 0.5  # of a GPU's free memory that data may take
 class MinibatchLoader:
     """Minibatches of a data set, drawn without replacement, one epoch at a time.
 
-    Rows that fit stay on the device as one batch and are shuffled by index. Others stay where they are, and are
-    fetched by a ``DataLoader`` of their own, from pinned memory on the way to a GPU. Both give the same minibatches
-    under one seed on a CPU.
+    Rows that fit stay on the device as one batch and are shuffled by index. Others stay where they are, in memory or in
+    a file, and are fetched by a ``DataLoader`` of their own, from pinned memory on the way to a GPU. Both give the same
+    minibatches under one seed on a CPU.
 
     Args:
         data: rows, or a ``DataLoader`` whose items are batches and whose sampler or dataset has a length.
@@ -77,7 +77,7 @@ class MinibatchLoader:
             self.drop_last = bool(drop_last)
             self.resident = _fits(data, device) if resident is None else resident
             if self.resident:
-                self.data = data.to(device)
+                self.data = data.read().to(device)
             if shard is not None:
                 self._check_shard(*shard)
             return
@@ -391,6 +391,8 @@ def _identity(batch: Any) -> Any:
 
 
 def _fits(batch: Batch, device: torch.device) -> bool:
+    if batch.is_stored:
+        return False
     if device.type != "cuda" or batch.device == device:
         return True
     return sum(x.nbytes for x in batch.parts()[1]) <= MEMORY_FRACTION * torch.cuda.mem_get_info(device)[0]

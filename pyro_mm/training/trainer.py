@@ -210,7 +210,9 @@ class Trainer:
         self.players = players_of(self.objective, self.model, self.guide, first)
         validation_head = self._prepare_validation(head)
         if options.audit:
-            rows = self.train if isinstance(self.train, Batch) and options.transform is None else first
+            rows = first
+            if isinstance(self.train, Batch) and self._is_in_memory and options.transform is None:
+                rows = self.train
             with name_nan_parameters(self.model, self.guide):
                 self.audit = audit_training(self.model, self.guide, self.objective, rows, validation_head)
 
@@ -286,6 +288,11 @@ class Trainer:
         rows = self.validation.head()
         check_validation_names(rows, head.names)
         return rows
+
+    @property
+    def _is_in_memory(self) -> bool:
+        """True if the values of all rows can be looked at before the training."""
+        return isinstance(self.train, Batch) and not self.train.is_stored
 
     def _training(self) -> Training:
         """Return the state of the training that callbacks are shown."""
@@ -383,7 +390,7 @@ class Trainer:
         Returns:
             The loss and the value of each term, per row; None if the epoch was broken off.
         """
-        checks_values = is_first and (self.options.transform is not None or not isinstance(self.train, Batch))
+        checks_values = is_first and (self.options.transform is not None or not self._is_in_memory)
         devices = generator_devices(self.placement.device)
         begun = self.position
         position = begun or Position.at_start(devices, self.loader)

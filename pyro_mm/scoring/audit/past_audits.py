@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...batch.batch import Batch
+from ...batch.stored import StoredColumn
 from ...distributions.support import OffGrid, OnGrid, has_fractions
 from ...utils.reachable import Fingerprint
 from .padding_reads import has_padding
@@ -55,7 +56,7 @@ def likelihood_notes(model: Any, guide: Any, batch: Batch, guide_batch: Batch | 
     grey = [
         name
         for name, support in known.sites.supports.items()
-        if support.bits and name in batch and batch.holds(name) and has_fractions(batch[name], batch.presence(name))
+        if support.bits and name in batch and batch.holds(name) and _has_fractions(batch, name)
     ]
     present = {n: s for n, s in known.sites.supports.items() if n in batch and batch.presence(n) is not False}
     left = [n for n in known.sites.unobserved if batch.presence(n) is not False and n not in known.sites.read]
@@ -74,6 +75,15 @@ def likelihood_notes(model: Any, guide: Any, batch: Batch, guide_batch: Batch | 
             if isinstance(support.other, OnGrid)
         ),
     )
+
+
+def _has_fractions(batch: Batch, name: str) -> bool:
+    """Return True if some values of a modality lie strictly between 0 and 1."""
+    column, present = batch[name], batch.presence(name)
+    if not isinstance(column, StoredColumn):
+        return has_fractions(column, present)
+    found: bool = column.fact("fractions", lambda: any(has_fractions(x, present) for _, x in column.blocks()))
+    return found
 
 
 def modalities_read(model: Any, guide: Any, batch: Batch, guide_batch: Batch | None = None) -> frozenset[str]:

@@ -10,9 +10,19 @@ def unscored_values(batch: Batch, supports: dict[str, Support]) -> list[str]:
     """Return a sentence for each modality with values outside the support of its distribution.
 
     Args:
-        batch: N rows. All are tested, but each tensor only once.
+        batch: N rows. All are tested, but each tensor only once, and those in a file block by block.
         supports: observed modality -> support of its distribution.
     """
+    if not batch.is_stored:
+        return _unscored_values(batch, supports)
+    for block in batch.read_blocks():
+        if found := _unscored_values(block, supports):
+            return found
+    return []
+
+
+def _unscored_values(batch: Batch, supports: dict[str, Support]) -> list[str]:
+    """Return the sentences on a batch in memory."""
     held = {name: support for name, support in supports.items() if name in batch and batch.holds(name)}
     found = [describe_values_outside(name, batch[name], batch.presence(name), held[name]) for name in held]
     for name, support in held.items():
