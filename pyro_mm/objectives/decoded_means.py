@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..batch.batch import Batch
+from ..distributions.pushforward import find_pushforward
 from ..distributions.support import unwrap
 from ..handlers.plates import KnownPlates
 from ..handlers.rewrite import EditSites
@@ -126,6 +127,9 @@ def _draw_without_gradient(msg: dict[str, Any]) -> None:
 
 
 def _log_density(site: dict[str, Any]) -> Tensor:
+    """Return a number that depends on the parameters that a site depends on: its log-density, or a draw without one."""
+    if (generated := find_pushforward(site["fn"])) is not None:
+        return generated.rsample().sum()
     fn = unwrap_masks(site["fn"])
     total: Tensor = fn.log_prob(site["value"].detach()).sum()
     return total

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ..batch.batch import Batch
+from ..distributions.pushforward import find_pushforward
 from ..scoring.structure import pair_structure
 from ..scoring.training_objective import Layout, Loss, Player, PreparedObjective, Program, StepWeights
 from ..utils.arguments import (
@@ -250,8 +251,8 @@ class VAEGAN(PreparedObjective):
 # -- losses of the players --------------------------------------------------------------------------------------------
 
 
-class _DecoderLoss(PreparedObjective):
-    """The table's loss, and the discriminator's verdict on what the decoder generates.
+class _VerdictLoss(PreparedObjective):
+    """A loss of a discriminator's verdicts.
 
     Args:
         table: the objective.
@@ -267,16 +268,20 @@ class _DecoderLoss(PreparedObjective):
         self.discriminator = discriminator
 
     @property
+    def modules(self) -> list[nn.Module]:
+        return [self.discriminator.net]
+
+
+class _DecoderLoss(_VerdictLoss):
+    """The table's loss, and the discriminator's verdict on what the decoder generates."""
+
+    @property
     def estimator_name(self) -> str:
         return self.table.estimator_name
 
     @property
     def untraceable(self) -> str | None:  # type: ignore[override]
         return self.table.untraceable
-
-    @property
-    def modules(self) -> list[nn.Module]:
-        return [self.discriminator.net]
 
     def step_weights(self, names: tuple[str, ...], step: int) -> StepWeights:
         return self.table.step_weights(names, step)
@@ -304,29 +309,12 @@ class _DecoderLoss(PreparedObjective):
         return Loss(total, {source: value.detach() for source, value in verdicts.items()})
 
 
-class _DiscriminatorLoss(PreparedObjective):
-    """Cross-entropy of values and of what the decoder generates, with a penalty of the gradient at values.
-
-    Args:
-        table: the objective, for its form.
-        name: the modality.
-        discriminator: its discriminator.
-    """
-
-    ignores_padding = True
-
-    def __init__(self, table: Objective, name: str, discriminator: Discriminator):
-        self.table = table
-        self.name = name
-        self.discriminator = discriminator
+class _DiscriminatorLoss(_VerdictLoss):
+    """Cross-entropy of values and of what the decoder generates, with a penalty of the gradient at values."""
 
     @property
     def estimator_name(self) -> str:
         return "the cross-entropy of a discriminator"
-
-    @property
-    def modules(self) -> list[nn.Module]:
-        return [self.discriminator.net]
 
     def evaluate(self, model: Program, guide: Program, batch: Batch, *, step: int | Tensor) -> Loss:
         d = self.discriminator
@@ -387,6 +375,11 @@ def _check_modality(name: str, discriminator: Discriminator, model: Program, gui
     with torch.no_grad():
         site = posterior_site(model, guide, batch, name) if batch.presence(name) is not False else None
         site = prior_site(model, batch, name) if site is None else site
+        if find_pushforward(site["fn"]) is not None:
+            raise ValueError(
+                f"modality {name!r} is implicit, and has no likelihood for a discriminator to stand beside: train it "
+                f"by a critic, objective.with_critics({{{name!r}: mm.objectives.Critic(net)}})"
+            )
         fn = unwrap_masks(site["fn"])
         if not hasattr(fn, "log_prob") or not is_continuous(fn):
             raise ValueError(

@@ -13,6 +13,7 @@ from torch.nn.functional import softplus
 import pyro_mm as mm
 from pyro_mm.objectives import ALL, EACH, Discriminator, Objective, Term
 from pyro_mm.objectives import decoded_means as means
+from tests.support import implicit_pair
 
 N = 7
 ALPHA = 0.3
@@ -366,3 +367,69 @@ def test_mistakes_at_the_door_are_refused():
     with pytest.raises(ValueError, match="takes its gradient itself"):
         Objective([Term(ALL, ALL)], pyro.infer.TraceGraph_ELBO()).with_discriminators({"image": Discriminator(net)})
     assert EACH is not ALL
+
+
+# -- beside a critic --------------------------------------------------------------------------------------------------
+
+
+def with_an_implicit_x(discriminated):
+    """A story whose x is implicit and y explicit, with a critic of x and a discriminator."""
+    model, guide = implicit_pair.pair()
+    net = nn.Sequential(nn.Linear(1 if discriminated == "y" else 2, 4), nn.Tanh(), nn.Linear(4, 1))
+    critic = mm.objectives.Critic(mm.nn.MLP(4, 3, (8,)))
+    objective = mm.objectives.elbo().with_critics({"x": critic})
+    return model, guide, objective.with_discriminators({discriminated: Discriminator(net)})
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_discriminator_stands_beside_a_critic(compile, monkeypatch):
+    """Five updates a step, each of its own parameters, which all move; none is left to two of them."""
+    monkeypatch.setattr("pyro_mm.training.compile.CompiledStep._compile", lambda self, traced, inputs: traced.graph)
+    model, guide, objective = with_an_implicit_x("y")
+    batch = implicit_pair.rows()
+    before = weights(model, guide, *objective.modules)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        history = mm.fit(model, guide, objective, batch, epochs=2, compile=compile, **OPTIONS)
+    assert {"critic x", "generator x", "y decoder", "y discriminator"} <= set(history.columns)
+    moved = [not torch.equal(b, a) for b, a in zip(before, weights(model, guide, *objective.modules), strict=True)]
+    assert sum(moved) >= len(moved) - 1  # of a logit's difference from others of the pair the last bias has no part
+    owners = [id(p) for player in objective.players(model, guide, batch[:4]) for p in player.parameters]
+    assert len(set(owners)) == len(owners)
+
+
+def test_a_discriminator_of_an_implicit_modality_is_refused():
+    model, guide, objective = with_an_implicit_x("x")
+    with pytest.raises(ValueError, match="'x' is implicit, and has no likelihood for a discriminator to stand beside"):
+        mm.fit(model, guide, objective, implicit_pair.rows(), epochs=1, **OPTIONS)
+
+
+# -- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_batch_of_one_row_trains(precision):
+    model, guide, objective = trainable()
+    batch = many()[torch.tensor([7, 8, 9])]
+    history = mm.fit(model, guide, objective, batch, epochs=1, precision=precision, **OPTIONS | {"batch_size": 1})
+    assert all(math.isfinite(column[0]) for column in history.columns.values())
+
+
+@pytest.mark.parametrize("player", ["image discriminator", "image decoder"])
+def test_nan_of_a_player_is_named_and_all_is_put_back(player):
+    model, guide, _ = pair(torch.float32)
+    net = nn.Sequential(nn.Linear(2, 4), nn.LeakyReLU(), nn.Linear(4, 1))
+    wild = {"image discriminator": "optimizer", "image decoder": "decoder_optimizer"}[player]
+    settings = {wild: lambda parameters: torch.optim.SGD(parameters, 1e30)}
+    objective = table().with_discriminators({"image": Discriminator(net, **settings)})
+    with pytest.raises(ValueError, match=r"(loss|gradient|parameter).* (is|are) (nan|inf|-inf)|not finite"):
+        mm.fit(model, guide, objective, many(), epochs=20, **OPTIONS)
+    assert all(p.isfinite().all() for p in weights(model, guide, net))
+
+
+def test_a_discriminator_without_a_gradient_is_named():
+    model, guide, net = pair(torch.float32)
+    net.requires_grad_(False)
+    objective = table().with_discriminators({"image": Discriminator(net)})
+    with pytest.raises(ValueError, match="the player 'image discriminator' has nothing to train"):
+        mm.fit(model, guide, objective, many(), epochs=1, **OPTIONS)
