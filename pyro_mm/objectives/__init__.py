@@ -15,6 +15,7 @@ from .discrepancies import HSIC, MMD, SlicedWasserstein
 from .objective import Objective
 from .tables import (
     beta_vae,
+    cyclical,
     dmvae,
     elbo,
     jmvae_kl,
@@ -53,6 +54,7 @@ __all__ = [
     "Term",
     "TermKind",
     "beta_vae",
+    "cyclical",
     "dmvae",
     "elbo",
     "jmvae_kl",

@@ -45,6 +45,47 @@ def warm_up(steps: int, stop: float = 1.0, start: float = 0.0) -> Callable[[int]
     return warm_up
 
 
+def cyclical(
+    period: int, stop: float = 1.0, start: float = 0.0, *, ramp: float = 0.5, cycles: int | None = None
+) -> Callable[[int], float]:
+    """Return a weight that goes linearly from ``start`` to ``stop`` again and again.
+
+    In every cycle it takes a share ``ramp`` of the steps to get there, and stays for the rest.
+
+    Args:
+        period: gradient steps of a cycle.
+        stop: the weight at the end of every cycle.
+        start: the weight at its beginning.
+        ramp: share of the steps in which the weight moves, in (0, 1].
+        cycles: their number, after which the weight is ``stop``; None goes on for ever.
+
+    Returns:
+        A function from the step to the weight.
+
+    Example:
+        >>> import pyro_mm as mm
+        >>> [mm.objectives.cyclical(4)(step) for step in range(6)]
+        [0.0, 0.5, 1.0, 1.0, 0.0, 0.5]
+        >>> objective = mm.objectives.elbo(kl=mm.objectives.cyclical(1000, cycles=4))
+
+    References:
+        Fu et al. (2019), Cyclical Annealing Schedule: A Simple Approach to Mitigating KL Vanishing.
+    """
+    check_integer("period", period, least=1)
+    check_number("stop", stop)
+    check_number("start", start)
+    check_number("ramp", ramp, above=0, most=1)
+    if cycles is not None:
+        check_integer("cycles", cycles, least=1)
+
+    def cyclical(step: int) -> float:
+        if cycles is not None and step >= cycles * period:
+            return float(stop)
+        return start + (stop - start) * min(1.0, (step % period) / (ramp * period))
+
+    return cyclical
+
+
 def _nonnegatives(argument: str, weights: Any) -> Number | Mapping[str, Number]:
     """Return a weight, or one for each modality, after checking that none is negative."""
     weights = check_weights(argument, weights)

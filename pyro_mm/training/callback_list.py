@@ -9,7 +9,7 @@ from typing import Any
 from ..utils.arguments import describe
 from .callbacks import Callback, Training
 
-METHODS = ("on_start", "on_step", "on_epoch", "before_evaluation", "after_evaluation", "on_end")
+METHODS = ("on_start", "on_step", "on_epoch", "before_evaluation", "after_evaluation", "on_end", "on_error")
 
 
 def check_callbacks(callbacks: Any) -> tuple[Any, ...]:
@@ -80,6 +80,14 @@ class CallbackList:
         """Call them at the end, and leave the weights that they put in place."""
         self._call("before_evaluation")
         self._call("on_end")
+
+    def fail(self, error: BaseException) -> None:
+        """Call them when an error ends the training; their own errors are notes of that one."""
+        for call in self._methods["on_error"]:
+            try:
+                call(self.training, error)
+            except Exception as own:
+                error.add_note(f"and a callback failed at the end: {type(own).__name__}: {own}")
 
     def _call(self, method: str) -> bool:
         answers = [call(self.training) for call in self._methods[method]]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +35,7 @@ class Training:
         step: steps taken so far; one for each minibatch.
         moved: True if the optimisers stepped at the latest step; False while gradients accumulate.
         entry: loss, terms and validation loss of the latest epoch, per row; empty before its end.
+        options: settings of the training by name: numbers and text.
     """
 
     model: Any
@@ -46,6 +49,7 @@ class Training:
     step: int = 0
     moved: bool = False
     entry: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     step_values: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -85,6 +89,9 @@ class Callback:
 
     def on_end(self, training: Training) -> None:
         """Act at the end, also of a training that was stopped or interrupted."""
+
+    def on_error(self, training: Training, error: BaseException) -> None:
+        """Act when an error ends the training, which is raised afterwards, in the place of :meth:`on_end`."""
 
 
 class _Watch(Callback):
@@ -292,10 +299,14 @@ class Log(Callback):
     """Hand the numbers of a training to a logger: any object with ``log_metrics(metrics, step)``.
 
     Loggers of Lightning Fabric have this method, such as ``lightning.fabric.loggers.CSVLogger`` and
-    ``TensorBoardLogger``. The columns of the history are logged after every epoch, at the count of steps.
+    ``TensorBoardLogger``. The columns of the history are logged after every epoch, at the count of steps, under names
+    that every logger can take: of the term ``(*, -, image)`` it is ``all_none_image``. Methods that a logger may have
+    besides are called as by Lightning: ``log_hyperparams(options)`` at the start, and at the end, also after an error,
+    ``save()`` and ``finalize(status)`` with "success", "interrupted" or "failed". Of several processes rank 0
+    logs.
 
     Args:
-        logger: the logger; its ``finalize("success")`` is called at the end, if it has one.
+        logger: the logger.
         every: log loss and terms of a step too, every so many steps; None logs epochs alone. Each waits for the device.
 
     Example:
@@ -312,18 +323,48 @@ class Log(Callback):
         self.logger = logger
         self.every = None if every is None else check_integer("every", every, least=1)
 
+    def on_start(self, training: Training) -> None:
+        if training.is_main and callable(getattr(self.logger, "log_hyperparams", None)):
+            with suppress(NotImplementedError):  # of Fabric's CSVLogger
+                self.logger.log_hyperparams(dict(training.options))
+
     def on_step(self, training: Training) -> None:
         if self.every is not None and training.is_main and training.step % self.every == 0:
-            values = {f"step/{name}": value for name, value in training.values.items()}
+            values = {f"step/{name}": value for name, value in _metric_names(training.values).items()}
             self.logger.log_metrics(values, step=training.step)
 
     def on_epoch(self, training: Training) -> None:
         if training.is_main:
-            self.logger.log_metrics({**training.entry, "epoch": training.epoch}, step=training.step)
+            self.logger.log_metrics({**_metric_names(training.entry), "epoch": training.epoch}, step=training.step)
 
     def on_end(self, training: Training) -> None:
-        if training.is_main and callable(getattr(self.logger, "finalize", None)):
-            self.logger.finalize("success")
+        self._close(training, "interrupted" if training.history.interrupted else "success")
+
+    def on_error(self, training: Training, error: BaseException) -> None:
+        self._close(training, "failed")
+
+    def _close(self, training: Training, status: str) -> None:
+        if not training.is_main:
+            return
+        if callable(getattr(self.logger, "save", None)):
+            self.logger.save()
+        if callable(getattr(self.logger, "finalize", None)):
+            self.logger.finalize(status)
+
+
+def _metric_names(values: Mapping[str, float]) -> dict[str, float]:
+    """Return values under names of letters, digits and ``_./-``, each of them once."""
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        words = name.replace("*", "all").replace("-,", "none,")
+        plain = re.sub(r"[^\w./-]+", "_", words).strip("_") or "value"
+        unique = plain
+        number = 2
+        while unique in found:
+            unique = f"{plain}_{number}"
+            number += 1
+        found[unique] = value
+    return found
 
 
 @torch.no_grad()

@@ -36,6 +36,7 @@ from .arguments import (
     check_validation,
 )
 from .callback_list import check_callbacks
+from .callbacks import Log
 from .history import History
 from .problem import TrainingError
 from .trainer import Trainer, TrainingOptions
@@ -70,6 +71,7 @@ def fit(
     progress: bool = True,
     callback: Callable[[int, dict[str, float]], Any] | None = None,
     callbacks: Iterable[Any] = (),
+    logger: Any = None,
     devices: int = 1,
     audit: bool = True,
 ) -> History:
@@ -130,6 +132,8 @@ def fit(
             :class:`pyro_mm.callbacks.Callback`, such as those of :mod:`pyro_mm.callbacks` for early stopping, the best
             weights, averages of weights and logs. One of them stops the training by returning True. A training that was
             stopped does not go on from its checkpoint unless it is given another number of epochs.
+        logger: an object with ``log_metrics(metrics, step)``, such as a logger of Lightning Fabric, which is given the
+            history's columns after every epoch, as by :class:`pyro_mm.callbacks.Log`.
         devices: processes that train together on this machine's CPU, forked for the time of the training. Each takes
             ``batch_size`` rows of every minibatch, from one permutation; the gradient is that of all of them, and draws
             are each process's own. Model and guide are trained in the calling process, which alone prints and writes.
@@ -189,11 +193,12 @@ def fit(
         check_function("transform", transform)
     if callback is not None:
         check_function("callback", callback, ("epoch", "entry"))
+    calls = (*check_callbacks(callbacks), *(() if logger is None else (Log(logger),)))
     options = TrainingOptions(
         validation, validation_batch_size, epochs, batch_size, optimizer, scheduler, scheduler_interval, clip_norm,
         accumulate, seed, placed, precision, compile, validate, resident, workers, drop_last, transform,
         None if checkpoint is None else check_path("checkpoint", checkpoint),
-        resume == "force", progress, callback, check_callbacks(callbacks), devices,
+        resume == "force", progress, callback, calls, devices,
         check_flag("audit", audit),
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -154,15 +155,23 @@ class Trainer:
             progress_bar(options.progress and self.processes.is_main, options.epochs, len(self.loader)) as self.bar,
         ):
             first_epoch = self.prepare()
-            with self.interruption:
-                for epoch in range(first_epoch, options.epochs):
-                    if self.is_over:
-                        break
-                    entry = self.run_epoch(epoch, is_first=epoch == first_epoch)
-                    if entry is not None:
-                        self.record(epoch, entry)
-                self.finish()
+            try:
+                self.run_epochs(first_epoch)
+            except BaseException as error:
+                self.callbacks.fail(error)
+                raise
         return self.history
+
+    def run_epochs(self, first_epoch: int) -> None:
+        """Take the epochs from a number on, and finish."""
+        with self.interruption:
+            for epoch in range(first_epoch, self.options.epochs):
+                if self.is_over:
+                    break
+                entry = self.run_epoch(epoch, is_first=epoch == first_epoch)
+                if entry is not None:
+                    self.record(epoch, entry)
+            self.finish()
 
     @property
     def is_over(self) -> bool:
@@ -234,7 +243,7 @@ class Trainer:
             validate=options.validate,
             report=self._say_once if options.compile is None else None,
         )
-        self.callbacks = CallbackList(options.callbacks, self._training())
+        self.callbacks = CallbackList(options.callbacks, self._training(head.names))
         self.callbacks.start()
         synchronise(self.processes, self.callbacks.training.tensors, self.loader)
         epochs_before = self.resume(head)
@@ -294,7 +303,7 @@ class Trainer:
         """True if the values of all rows can be looked at before the training."""
         return isinstance(self.train, Batch) and not self.train.is_stored
 
-    def _training(self) -> Training:
+    def _training(self, names: tuple[str, ...]) -> Training:
         """Return the state of the training that callbacks are shown."""
         buffers = [b for network in self.problem.networks for b in network.buffers()]
         tensors = {id(t): t for t in [*self.sequence.parameters, *buffers]}
@@ -307,7 +316,27 @@ class Trainer:
             list(tensors.values()),
             validates=self.validation is not None,
             is_main=self.processes.is_main,
+            options=self._describe_options(names),
         )
+
+    def _describe_options(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """Return the settings of the training as numbers and text, for loggers."""
+        options = self.options
+        learning_rate = self.optimizer.param_groups[0].get("lr")
+        return {
+            "objective": re.sub(r" at 0x[0-9a-f]+", "", self.objective.describe(names)),
+            "rows": self.loader.size,
+            "epochs": options.epochs,
+            "batch_size": self.loader.batch_size,
+            "optimizer": type(self.optimizer).__name__,
+            "lr": None if learning_rate is None else float(learning_rate),
+            "clip_norm": options.clip_norm,
+            "accumulate": options.accumulate,
+            "seed": options.seed,
+            "precision": options.precision,
+            "device": str(self.placement.device),
+            "processes": self.processes.world,
+        }
 
     def resume(self, head: Batch) -> int:
         """Restore the state of a checkpoint, if there is one, and return the number of epochs behind it."""

@@ -17,5 +17,6 @@ def fit_at(pace, model, guide, objective, train, **options):
     """Train as ``mm.fit`` does, with its options, at a pace."""
     chosen = DEFAULTS | options
     force_resume = chosen.pop("resume") == "force"
+    assert chosen.pop("logger") is None  # of which mm.fit makes a callback
     settings = TrainingOptions(**chosen, force_resume=force_resume, pace=pace)
     return Trainer(model, guide, prepare_objective(objective), train, settings).run()

@@ -323,8 +323,9 @@ def test_a_log_is_given_epochs_and_steps():
     history, _ = train(2, callbacks=[Log(logger, every=3)], validation=HELD_OUT)
     assert [step for step, _ in logger.entries] == [3, 4, 6, 8] and logger.status == "success"
     columns = history.to_dict()
-    assert logger.entries[1][1] == {**{name: c[0] for name, c in columns.items()}, "epoch": 1}
-    assert set(logger.entries[0][1]) == {"step/loss", "step/log p"}
+    names = {name: name.replace(" ", "_") for name in columns}
+    assert logger.entries[1][1] == {**{names[name]: c[0] for name, c in columns.items()}, "epoch": 1}
+    assert set(logger.entries[0][1]) == {"step/loss", "step/log_p"}
     assert math.isfinite(logger.entries[0][1]["step/loss"])
 
 
