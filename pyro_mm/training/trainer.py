@@ -293,7 +293,7 @@ class Trainer:
             return None
         batch_size = options.validation_batch_size or options.batch_size
         device = self.placement.device
-        self.validation = Validation(options.validation, batch_size, device, self.placement.autocast)
+        self.validation = Validation(options.validation, batch_size, device, self.placement.autocast, self.processes)
         rows = self.validation.head()
         check_validation_names(rows, head.names)
         return rows

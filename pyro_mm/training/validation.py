@@ -11,19 +11,21 @@ from torch.utils.data import DataLoader
 
 from ..batch.batch import Batch
 from ..scoring.training_objective import Loss
-from ..utils.seeding import temporary_seed
+from ..utils.processes import Processes
+from ..utils.seeding import part_seed, temporary_seed
 from .loader import MinibatchLoader, preserve_generators
 from .nonfinite_report import validation_check
 
 
 class Validation:
-    """Rows for validation, and the evaluation of their loss.
+    """Rows for validation, and the evaluation of their loss, whose minibatches several processes share out.
 
     Args:
         rows: the rows, or a loader of them.
         batch_size: rows of a minibatch; a loader has its own.
         device: where they are evaluated.
         autocast: makes the context of a loss.
+        processes: the processes, each of which gets the loss of all rows.
     """
 
     def __init__(
@@ -32,7 +34,9 @@ class Validation:
         batch_size: int,
         device: torch.device,
         autocast: Callable[[], AbstractContextManager[Any]],
+        processes: Processes | None = None,
     ):
+        self._processes = processes or Processes()
         self._device = device
         self._autocast = autocast
         self._batch_size = batch_size
@@ -53,12 +57,16 @@ class Validation:
             return self._loader.smallest  # type: ignore[union-attr]
         return self.rows.size % self._batch_size or min(self._batch_size, self.rows.size)
 
-    def _minibatches(self) -> Iterator[Batch]:
-        if self.rows is None:
-            yield from self._loader  # type: ignore[misc]
+    def _own_minibatches(self) -> Iterator[tuple[int, Batch]]:
+        """Yield the minibatches of this process with their numbers among all."""
+        rank, world = self._processes.rank, self._processes.world
+        if self.rows is None:  # a loader, which every process goes through
+            numbered = enumerate(self._loader)  # type: ignore[arg-type]
+            yield from ((number, part) for number, part in numbered if number % world == rank)
             return
-        for index in torch.arange(self.rows.size, device=self.rows.device).split(self._batch_size):
-            yield self.rows.subsample(index)
+        indices = torch.arange(self.rows.size, device=self.rows.device).split(self._batch_size)
+        for number in range(rank, len(indices), world):
+            yield number, self.rows.subsample(indices[number])
 
     def loss(self, evaluate: Callable[[Batch], Loss], scales_to_data: bool, epoch: int) -> float:
         """Return the loss per row, with the same draws and, of a loader, the same order of rows after every epoch.
@@ -72,16 +80,25 @@ class Validation:
             NotFinite: it is NaN or infinite.
             ValueError: a loader gives no rows.
         """
-        total = 0.0
-        seen = 0
-        source = self._loader.data if self._loader is not None else None
-        with temporary_seed(0, self._device), preserve_generators(source), self._autocast():
-            for part in self._minibatches():
-                with validation_check(part, evaluate, self._device, epoch) as check:
+
+        def evaluate_own() -> dict[int, tuple[float, int]]:
+            found = {}
+            for number, part in self._own_minibatches():
+                seed = part_seed(0, number) if number else 0
+                with (
+                    temporary_seed(seed, self._device),
+                    validation_check(part, evaluate, self._device, epoch) as check,
+                ):
                     loss = float(evaluate(part).total)
                     check(loss)
-                total += loss * part.size / (part.total or part.size) if scales_to_data else loss
-                seen += part.size
-        if seen == 0:
+                found[number] = (loss * part.size / (part.total or part.size) if scales_to_data else loss, part.size)
+            return found
+
+        source = self._loader.data if self._loader is not None else None
+        with temporary_seed(0, self._device), preserve_generators(source), self._autocast():
+            shares = self._processes.gather_results(evaluate_own)
+        found = {number: value for share in shares for number, value in share.items()}
+        if not found:
             raise ValueError("the loader of validation rows gave no minibatch: can it be gone through but once?")
-        return total / seen
+        values = [found[number] for number in sorted(found)]
+        return sum(loss for loss, _ in values) / sum(rows for _, rows in values)

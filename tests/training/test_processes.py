@@ -113,6 +113,31 @@ def test_a_loader_is_shared_out():
     assert_close(found, expected)
 
 
+def test_rows_for_validation_are_shared_out():
+    """Draws and all: 20 rows in three minibatches, of a batch and of a loader."""
+    other, calls = data(20, 1), []
+
+    def counted(model, guide, batch, *, step):
+        calls.append(batch.size)
+        return mm.objectives.elbo().evaluate(model, guide, batch, step=step)
+
+    def run(devices, validation):
+        torch.manual_seed(0)
+        frozen = lambda ps: torch.optim.SGD(ps, 0.0)  # noqa: E731
+        history, _ = train(*pair(), counted, data(16), epochs=1, batch_size=8 // devices, devices=devices,
+                           optimizer=frozen, validation=validation, validation_batch_size=7)  # fmt: skip
+        return history.to_dict()["validation"]
+
+    loader = DataLoader(range(20), 7, collate_fn=lambda i: other[torch.tensor(i)])
+    for validation in (other, loader):
+        calls.clear()
+        expected = run(1, validation)
+        alone = len([size for size in calls if size in (6, 7)])
+        calls.clear()
+        assert run(2, validation) == expected
+        assert len([size for size in calls if size in (6, 7)]) == alone - 1  # this process leaves one of three out
+
+
 # -- one call -------------------------------------------------------------------------------------------------------
 
 
