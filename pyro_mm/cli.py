@@ -37,6 +37,7 @@ from .experiments.runs import (
     prepare_folder,
     read_settings,
     remove_settings,
+    resume_command,
     save_interrupted,
     weights_path,
 )
@@ -213,13 +214,17 @@ def train(
     evidence_particles: EvidenceParticles = 1000,
     fitted: Fitted = True,
     compile: Compile = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the unfinished run in the folder, which has to be there."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a run that is in the folder already.")] = False,
     test: TestFile = None,
     kinds: Kinds = None,
 ) -> None:
     """Train a recipe, print its log-likelihoods, and write them with weights and pictures to a folder.
 
-    If a run is interrupted, the same command goes on from its last epoch.
+    Ctrl-C ends a run with its checkpoint, and prints the command that goes on from there with the same numbers.
     """
     source = _source(dataset, test, kinds)
     settings = Settings(
@@ -234,7 +239,7 @@ def train(
         batches = _load(settings)
         run = _build(settings, batches[0])
         with lock_path(where / CONFIG):
-            if prepare_folder(where, settings, force):
+            if prepare_folder(where, settings, force, resume):
                 typer.echo(f"going on with the run in {where}")
             try:
                 run, history, held_out, seconds = _train(settings, place, run, batches, where / CHECKPOINT)
@@ -245,6 +250,8 @@ def train(
                 _write(where, settings, run, history, likelihoods, figures)
             except KeyboardInterrupt:
                 interrupted[0] = save_interrupted(where, run.model, run.guide, settings)
+                if (where / CHECKPOINT).exists():
+                    typer.echo(f"go on by: {resume_command(where, settings, device)}", err=True)
                 raise
             except BaseException:
                 remove_settings(where)

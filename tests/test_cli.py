@@ -4,7 +4,9 @@ import csv
 import json
 import os
 import re
+import shlex
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -309,7 +311,9 @@ def test_an_interrupted_run_keeps_its_weights_and_goes_on(tmp_path, monkeypatch,
         patch.setattr(cli, "evaluate_recipe", lambda *_: signal.raise_signal(signal.SIGINT))
         result = run("train", "digits", *SLOW, "--out", out)
         assert result.exit_code == 130 and "after epoch 4 of 4" in text_of(result)
-    result = run("train", "digits", *SLOW, "--out", out)
+    command = shlex.split(re.search(r"go on by: pyro-mm (.*)", result.output)[1])
+    assert command[0] == "train" and command[-1] == "--resume"
+    result = run(*command)
     assert result.exit_code == 0 and "going on with the run" in result.output
     assert numbers(result.output) == numbers(straight.output) and contents(out).keys() == no_pictures
     assert len((out / "history.csv").read_text().splitlines()) == 5
@@ -424,3 +428,25 @@ def test_every_option_says_what_it_does(name):
     texts = {parameter.name: getattr(parameter, "help", None) for parameter in command.params}
     assert all(text and text[0].isalpha() and text.rstrip().endswith(".") for text in texts.values()), texts
     assert command.help and not command.help.startswith(("Trains", "Prints", "What"))
+
+
+def test_resume_needs_an_unfinished_run(trained, tmp_path):
+    for folder, words in ((trained[0], "holds a finished one"), (tmp_path / "none", "is without a checkpoint")):
+        result = run("train", "digits", *FAST, "--latent", 4, "--out", folder, "--resume")
+        assert result.exit_code == 2 and words in text_of(result) and "Traceback" not in result.output
+    assert not (tmp_path / "none").exists()
+    result = run("train", "digits", *FAST, "--out", tmp_path / "none", "--resume", "--force")
+    assert result.exit_code == 2 and "give one of them" in text_of(result)
+
+
+def test_the_command_that_goes_on_has_every_setting():
+    settings = runs.Settings(
+        "digits", "mvae", "elbo", "iwae", 3, 5, 64, 0.01, 7, 4, None, 40, 50, True, False, None, "a=counts"
+    )
+    words = shlex.split(runs.resume_command(Path("my runs/a"), settings, "cpu"))
+    assert words == [
+        "pyro-mm", "train", "digits", "--recipe", "mvae", "--objective", "elbo", "--estimator", "iwae",
+        "--num-particles", "3", "--epochs", "5", "--batch-size", "64", "--lr", "0.01", "--seed", "7", "--latent", "4",
+        "--rows", "40", "--evidence-particles", "50", "--compile", "--no-fitted", "--kinds", "a=counts",
+        "--device", "cpu", "--out", "my runs/a", "--resume",
+    ]  # fmt: skip

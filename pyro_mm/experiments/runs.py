@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -108,22 +109,49 @@ def read_settings(out: Path) -> Settings:
     return settings
 
 
-def prepare_folder(out: Path, settings: Settings, force: bool) -> bool:
+def resume_command(out: Path, settings: Settings, device: str | None) -> str:
+    """Return the command that goes on with a run, to be pasted into a shell.
+
+    Args:
+        out: the folder of the run.
+        settings: the settings of the run.
+        device: the device as it was given.
+    """
+    options = {name: value for name, value in asdict(settings).items() if name not in ("dataset", "digest")}
+    words = ["pyro-mm", "train", settings.dataset]
+    for name, value in {**options, "device": device, "out": out}.items():
+        option = f"--{name.replace('_', '-')}"
+        if name == "fitted":
+            words += [] if value else ["--no-fitted"]
+        elif isinstance(value, bool):
+            words += [option] if value else []
+        elif value is not None:
+            words += [option, str(value)]
+    return shlex.join([*words, "--resume"])
+
+
+def prepare_folder(out: Path, settings: Settings, force: bool, resume: bool = False) -> bool:
     """Prepare the folder of a run: write its settings, and remove the files of an earlier run if ``force`` says so.
 
     Args:
         out: the folder, which exists and is locked by this process.
         settings: the settings of the run.
         force: remove a run that is in the folder already.
+        resume: go on with an unfinished run, which has to be there.
 
     Returns:
         True if the folder holds an unfinished run of the same settings, to go on from.
 
     Raises:
-        typer.BadParameter: the folder holds another run.
+        typer.BadParameter: the folder holds another run, or none to go on with.
     """
+    if resume and force:
+        raise typer.BadParameter("--resume goes on with a run, and --force replaces it: give one of them")
     held = [name for name in FILES if (out / name).exists()]
     unfinished = CHECKPOINT in held and CONFIG in held
+    if resume and not unfinished:
+        state = "holds a finished one" if set(held) - {CONFIG} else "is without a checkpoint"
+        raise typer.BadParameter(f"--resume: there is no unfinished run to go on with, {out} {state}: leave it out")
     if not force and unfinished:
         differences = _differences(settings, read_settings(out))
         if differences:
