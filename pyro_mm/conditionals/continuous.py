@@ -28,11 +28,20 @@ class _LocationScale(Conditional):
         net: nn.Module,
         event_shape: Sequence[int] | None = None,
         scale: float | nn.Parameter | None = None,
+        least_scale: float | None = None,
     ) -> None:
         super().__init__(net, event_shape)
         self.log_scale = scale if isinstance(scale, nn.Parameter) else None
         fixed = scale is not None and not isinstance(scale, nn.Parameter)
         self.scale = check_number("scale", scale, above=LEAST_FIXED_SCALE) if fixed else None
+        if fixed and least_scale is not None:
+            raise ValueError(
+                f"scale={scale} is fixed, and least_scale={least_scale} bounds a learned one: leave out one"
+            )
+        floor = 0.0 if self.log_scale is not None else SCALE_FLOOR
+        self.least_scale = floor if least_scale is None else check_number("least_scale", least_scale, least=0, below=1)
+        if self.scale is not None:
+            self.least_scale = self.scale
 
     def distribution(self, output: Tensor) -> dist.TorchDistribution:
         """Return the distribution with location and scale ``(.., *event_shape)`` from the network's output."""
@@ -47,18 +56,18 @@ class _LocationScale(Conditional):
         """Return location and scale, each ``(.., *event_shape)``."""
         if self.log_scale is not None:
             (loc,) = self._chunk(output, 1)
-            return loc, self.log_scale.to(loc.dtype).exp().expand_as(loc)
+            return loc, (self.least_scale + self.log_scale.to(loc.dtype).exp()).expand_as(loc)
         if self.scale is not None:
             (loc,) = self._chunk(output, 1)
             return loc, constant((self.scale,), loc.dtype, loc.device).expand_as(loc)
         loc, raw = self._chunk(output, 2)
-        return loc, _positive(raw)
+        return loc, _positive(raw, self.least_scale)
 
 
-def _positive(raw: Tensor) -> Tensor:
-    """Map real numbers to scales above ``SCALE_FLOOR``."""
+def _positive(raw: Tensor, floor: float = SCALE_FLOOR) -> Tensor:
+    """Map real numbers to scales above a floor."""
     # The offset makes the scale 1 where raw is 0, about what a fresh network returns.
-    return SCALE_FLOOR + nn.functional.softplus(raw + math.log(math.expm1(1 - SCALE_FLOOR)))
+    return floor + nn.functional.softplus(raw + math.log(math.expm1(1 - floor)))
 
 
 class Normal(_LocationScale):
@@ -71,6 +80,8 @@ class Normal(_LocationScale):
         scale: None for :math:`\sigma = 10^{-4} + \mathrm{softplus}(r + c)`, with c such that r = 0 gives
             :math:`\sigma = 1`; a number for a fixed :math:`\sigma`; a Parameter, broadcast over the event, for a
             learned :math:`\log\sigma`.
+        least_scale: lower bound of a learned :math:`\sigma`, in [0, 1), in the place of the :math:`10^{-4}` above;
+            added to the exponential of a Parameter. None for :math:`10^{-4}`, or 0 with a Parameter.
 
     Example:
         >>> decoder = Normal(nn.Linear(2, 3), scale=0.5)
@@ -90,8 +101,8 @@ class Laplace(_LocationScale):
     .. math:: p(x) = \exp(-|x - \mu| / \sigma) / (2 \sigma)
 
     Args:
-        net, event_shape, scale: as in :class:`Normal`: the module from the parents to :math:`\mu` (and to r, from which
-            :math:`\sigma` is computed, if ``scale`` is None), the shape of x, and :math:`\sigma`.
+        net, event_shape, scale, least_scale: as in :class:`Normal`: the module from the parents to :math:`\mu` (and to
+            r, from which :math:`\sigma` is computed, if ``scale`` is None), the shape of x, and :math:`\sigma`.
     """
 
     family = dist.Laplace

@@ -47,6 +47,7 @@ def critic_players(
     devices = [batch.device] if batch.device.type == "cuda" else []
     for key, critic in critics.items():
         name = key_text(key)
+        _check_scales(name, critic, {"model": model, "guide": guide})
         critic.to(batch.device)
         classification = ClassificationLoss(owner, tables, key, critic)
         generation = GeneratorLoss(owner, tables, key, critic)
@@ -77,6 +78,21 @@ def critic_players(
         if generator:
             players.append(Player(f"generator {name}", generation, generator, critic.generator_optimizer))
     return players
+
+
+def _check_scales(name: str, critic: Critic, programs: Mapping[str, Any]) -> None:
+    """Raise a ValueError for a conditional whose scale may fall below that which a critic asks for."""
+    if not critic.least_scale:
+        return
+    for path, module in ReachableObjects(programs).modules.items():
+        for inner, conditional in module.named_modules():
+            least = getattr(conditional, "least_scale", None)
+            if least is not None and least < critic.least_scale and conditional is not critic:
+                raise ValueError(
+                    f"the critic of {name!r} against the prior has least_scale={critic.least_scale:g}, and the scale of "
+                    f"{'.'.join(filter(None, (path, inner)))} may fall to {least:g}: give this "
+                    f"{type(conditional).__name__} least_scale={critic.least_scale:g}"
+                )
 
 
 def _parameter_name(p: Tensor, programs: Mapping[str, Any]) -> str:

@@ -52,6 +52,9 @@ class Critic(nn.Module):
         generator_loss: "non-saturating", :math:`\log(1 + e^{-T})` with T the log ratio of joint to fake; or
             "likelihood", :math:`-e^{T}` with T no more than 3, whose gradient is that of maximum likelihood.
         generator_optimizer: that of the generator; None is that of the training.
+        least_scale: against the prior no KL holds the scales of the encoder and of explicit decoders up, and a critic
+            that is not exact lets them fall. A number above 0, such as 0.05, refuses every ``conditionals.Normal`` and
+            ``Laplace`` of story and guide whose scale may fall below: give these ``least_scale``. 0 refuses none.
 
     Attributes:
         nets: a network for each term, of which the first is ``net``.
@@ -84,6 +87,7 @@ class Critic(nn.Module):
         every: int = 1,
         generator_loss: Literal["non-saturating", "likelihood"] = "non-saturating",
         generator_optimizer: OptimizerFactory | None = None,
+        least_scale: float = 0.0,
     ) -> None:
         super().__init__()
         if not isinstance(net, nn.Module):
@@ -96,6 +100,9 @@ class Critic(nn.Module):
         for name, factory in (("optimizer", optimizer), ("generator_optimizer", generator_optimizer)):
             if factory is not None and not isinstance(factory, type):
                 check_function(name, factory, ("parameters",))
+        self.least_scale = check_number("least_scale", least_scale, least=0)
+        if self.least_scale and not self.form.replaces_kl:
+            raise ValueError("least_scale is of a critic against the prior: against the posterior the KL is computed")
         self.optimizer = optimizer or _adam
         self.generator_optimizer = generator_optimizer
         self.nets = nn.ModuleList([net])

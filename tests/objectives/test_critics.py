@@ -483,3 +483,34 @@ class Behind(nn.Module):
 
     def forward(self, z):
         return self.conditional(self.trunk(z))
+
+
+def with_floors(least):
+    """The pair, whose explicit decoder and experts have scales of at least a number."""
+    model, guide = pair()
+    y = mm.conditionals.Normal(nn.Linear(2, 1), scale=nn.Parameter(torch.zeros(1)), least_scale=least)
+    experts = {
+        name: mm.conditionals.Normal(nn.Linear(size, 4), least_scale=least) for name, size in (("x", 2), ("y", 1))
+    }
+    model = mm.models.SharedLatent(standard_normal(), {"x": model.decoders["x"], "y": y})
+    return model, mm.Guide(z=mm.posteriors.ProductOfExperts(experts))
+
+
+def test_a_critic_against_the_prior_may_ask_for_floors_of_scales():
+    objective = elbo().with_critics({"x": Critic(perceptron(1), "prior", least_scale=0.05)})
+    message = r"least_scale=0.05, and the scale of model.decoders.y may fall to 0.01: give this Normal least_scale=0.05"
+    with pytest.raises(ValueError, match=message):
+        mm.fit(*with_floors(0.01), objective, rows(), epochs=1, **OPTIONS)
+    model, guide = with_floors(0.05)
+    mm.fit(model, guide, objective, rows(), epochs=1, **OPTIONS)
+    with torch.no_grad():
+        for expert in guide.posteriors["z"].experts.values():
+            expert.net.bias.fill_(-1e4)
+            expert.net.weight.zero_()
+            assert expert(torch.zeros(1, expert.net.in_features)).base_dist.scale == pytest.approx(0.05)
+        model.decoders["y"].log_scale.fill_(-1e4)
+        assert model.decoders["y"](torch.zeros(1, 2)).base_dist.scale.item() == pytest.approx(0.05)
+    with pytest.raises(ValueError, match="least_scale is of a critic against the prior"):
+        Critic(perceptron(), least_scale=0.05)
+    with pytest.raises(ValueError, match="is fixed, and least_scale=0.1 bounds a learned one"):
+        mm.conditionals.Normal(nn.Linear(2, 1), scale=1.0, least_scale=0.1)
