@@ -89,8 +89,8 @@ def _check_scales(name: str, critic: Critic, programs: Mapping[str, Any]) -> Non
             least = getattr(conditional, "least_scale", None)
             if least is not None and least < critic.least_scale and conditional is not critic:
                 raise ValueError(
-                    f"the critic of {name!r} against the prior has least_scale={critic.least_scale:g}, and the scale of "
-                    f"{'.'.join(filter(None, (path, inner)))} may fall to {least:g}: give this "
+                    f"the critic of {name!r} against the prior has least_scale={critic.least_scale:g}, and the scale "
+                    f"of {'.'.join(filter(None, (path, inner)))} may fall to {least:g}: give this "
                     f"{type(conditional).__name__} least_scale={critic.least_scale:g}"
                 )
 

@@ -487,7 +487,7 @@ class Behind(nn.Module):
 
 def with_floors(least):
     """The pair, whose explicit decoder and experts have scales of at least a number."""
-    model, guide = pair()
+    model, _ = pair()
     y = mm.conditionals.Normal(nn.Linear(2, 1), scale=nn.Parameter(torch.zeros(1)), least_scale=least)
     experts = {
         name: mm.conditionals.Normal(nn.Linear(size, 4), least_scale=least) for name, size in (("x", 2), ("y", 1))
@@ -512,5 +512,5 @@ def test_a_critic_against_the_prior_may_ask_for_floors_of_scales():
         assert model.decoders["y"](torch.zeros(1, 2)).base_dist.scale.item() == pytest.approx(0.05)
     with pytest.raises(ValueError, match="least_scale is of a critic against the prior"):
         Critic(perceptron(), least_scale=0.05)
-    with pytest.raises(ValueError, match="is fixed, and least_scale=0.1 bounds a learned one"):
+    with pytest.raises(ValueError, match=r"is fixed, and least_scale=0\.1 bounds a learned one"):
         mm.conditionals.Normal(nn.Linear(2, 1), scale=1.0, least_scale=0.1)
