@@ -24,6 +24,7 @@ from .evidence.evidence import Evidence
 from .experiments.console import format_share, parse_device, print_table, report_errors
 from .experiments.estimates import FITTED_TEXT, Estimates
 from .experiments.evaluation import Line, evaluate_recipe, format_lines
+from .experiments.loggers import LOGGERS, make_logger
 from .experiments.reproduce import reproduce
 from .experiments.runs import (
     CHECKPOINT,
@@ -214,6 +215,14 @@ def train(
     evidence_particles: EvidenceParticles = 1000,
     fitted: Fitted = True,
     compile: Compile = False,
+    logger: Annotated[
+        str | None,
+        typer.Option(help=f"Log every epoch, by Lightning Fabric (the extra loggers): {_names(LOGGERS)}."),
+    ] = None,
+    log_dir: Annotated[
+        Path | None,
+        typer.Option(file_okay=False, help="Folder of the logs. By default logs in the folder of the results."),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Go on with the unfinished run in the folder, which has to be there."),
@@ -234,15 +243,20 @@ def train(
     _check_choices(settings)
     place = parse_device(device)
     where = out or Path("runs") / settings.name
+    if logger is not None:
+        _key(LOGGERS, logger, "logger")
+    elif log_dir is not None:
+        raise typer.BadParameter(f"--log-dir: is for a logger, give one by --logger: {_names(LOGGERS)}")
     interrupted = ["before anything was trained"]
     with report_errors(lambda: interrupted[0]):
+        log = None if logger is None else make_logger(logger, log_dir or where / "logs")
         batches = _load(settings)
         run = _build(settings, batches[0])
         with lock_path(where / CONFIG):
             if prepare_folder(where, settings, force, resume):
                 typer.echo(f"going on with the run in {where}")
             try:
-                run, history, held_out, seconds = _train(settings, place, run, batches, where / CHECKPOINT)
+                run, history, held_out, seconds = _train(settings, place, run, batches, where / CHECKPOINT, log)
                 lines, likelihoods = _evaluate(run, held_out, settings)
                 predictions = _predict(run, held_out, settings)
                 by_weight = settings.recipe in LABEL_IS_NOT_ENCODED
@@ -497,6 +511,7 @@ def _train(
     run: Recipe,
     batches: tuple[Batch, Batch],
     checkpoint: Path | None = None,
+    logger: Any = None,
 ) -> tuple[Recipe, History, Batch, float]:
     """Train a run on a device; return it with its history, the test rows on the device, and the seconds."""
     start = time.perf_counter()
@@ -514,6 +529,7 @@ def _train(
             seed=settings.seed,
             device=device,
             checkpoint=checkpoint,
+            logger=logger,
         )
     raise_if_interrupted(history)
     return run, history, test.to(device), time.perf_counter() - start

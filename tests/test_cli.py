@@ -450,3 +450,17 @@ def test_the_command_that_goes_on_has_every_setting():
         "--rows", "40", "--evidence-particles", "50", "--compile", "--no-fitted", "--kinds", "a=counts",
         "--device", "cpu", "--out", "my runs/a", "--resume",
     ]  # fmt: skip
+
+
+def test_a_training_is_logged(tmp_path, no_pictures):
+    pytest.importorskip("lightning_fabric", reason="lightning-fabric is not installed")
+    compile = torch.compile
+    result = run("train", "digits", *FAST, "--no-fitted", "--latent", 2, "--out", tmp_path, "--logger", "csv")
+    assert result.exit_code == 0, result.output
+    (log,) = (tmp_path / "logs").rglob("metrics.csv")
+    with open(log) as file, open(tmp_path / "history.csv") as history:
+        assert next(csv.DictReader(file))["loss"] == next(csv.DictReader(history))["loss"]
+    assert torch.compile is compile
+    for options, words in ((["--logger", "wax"], "unknown logger 'wax'"), (["--log-dir", "a"], "give one by --logger")):
+        result = run("train", "digits", *FAST, "--out", tmp_path / "b", *options)
+        assert result.exit_code == 2 and words in text_of(result)

@@ -102,7 +102,12 @@ def test_every_library_that_is_imported_is_a_dependency():
                 found |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 found.add(node.module.split(".")[0])
-    if_installed = {"IPython", "graphviz", "pandas"}  # loaded at use, with an error of ours where it is not there
+    if_installed = {
+        "IPython",
+        "graphviz",
+        "lightning_fabric",
+        "pandas",
+    }  # loaded at use, with an error of ours where it is not there
     found -= {*sys.stdlib_module_names, *of_arviz, *if_installed, "pyro_mm"}
     declared = {canonical(re.match(r"[\w.-]+", r)[0]) for r in pyproject()["project"]["dependencies"]}
     assert {canonical(distributions.get(name, name)) for name in found} <= declared
