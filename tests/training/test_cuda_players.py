@@ -70,8 +70,10 @@ def _modules(objective):
     return [objective] if isinstance(objective, nn.Module) else objective.modules
 
 
-@on_devices
-@pytest.mark.parametrize("name", GAMES)
+ON_GPU = [pytest.param(name, "cuda", marks=pytest.mark.cuda) for name in GAMES]
+
+
+@pytest.mark.parametrize(("name", "device"), [("own players", "cpu"), *ON_GPU])
 def test_traced_steps_of_all_players_are_the_eager_ones(name, device, monkeypatch):
     """On a GPU each player's step is a CUDA graph of the trace, whose draws are those of the programs."""
     monkeypatch.setattr("pyro_mm.training.compile.CompiledStep._compile", lambda self, traced, inputs: traced.graph)
