@@ -33,6 +33,7 @@ from .training import callbacks
 from .training.compile import stage
 from .training.history import History
 from .training.loop import fit
+from .training.replay import replay
 from .training.weights import load, save
 
 __version__ = "0.2.0"
@@ -43,7 +44,7 @@ __all__ = [
     "calibration", "callbacks", "check", "class_probabilities", "compare", "conditionals", "datasets",
     "distributions", "encode", "estimators", "fit", "generate", "load", "log_conditional", "log_marginal",
     "log_weights", "metrics", "models", "nn", "objectives", "plots", "posterior_draws", "posteriors", "priors",
-    "protocols", "recipes", "save", "simulate", "stage", "to_arviz",
+    "protocols", "recipes", "replay", "save", "simulate", "stage", "to_arviz",
 ]  # fmt: skip
 
 # Modules that have moved into a folder, under the names that they are known by.

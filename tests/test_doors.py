@@ -427,7 +427,7 @@ def test_the_tables_name_every_public_function():
         "Share",
         "Conditional",
     }
-    elsewhere = {"fit", "stage", "save", "load", "gaussian_frechet", "Loss", "Player", "TrainingObjective"}
+    elsewhere = {"fit", "stage", "replay", "save", "load", "gaussian_frechet", "Loss", "Player", "TrainingObjective"}
     modules = [mm, conditionals, metrics, models, posteriors, priors, mm.nn, mm.distributions, protocols]
     public = {n for module in modules for n in module.__all__ if callable(getattr(module, n))}
     public -= {"STANDARD_NORMAL"}

@@ -73,6 +73,7 @@ def fit(
     callbacks: Iterable[Any] = (),
     logger: Any = None,
     devices: int = 1,
+    nonfinite: Literal["stop", "skip"] = "stop",
     audit: bool = True,
 ) -> History:
     """Train model and guide by minimising an objective's loss per row, by minibatches drawn without replacement.
@@ -138,6 +139,13 @@ def fit(
             ``batch_size`` rows of every minibatch, from one permutation; the gradient is that of all of them, and draws
             are each process's own. Model and guide are trained in the calling process, which alone prints and writes.
             Run by torchrun, a script trains on the processes that there are, on several machines too; leave it at 1.
+        nonfinite: "stop" raises an error at a loss, a gradient or a parameter that is NaN or infinite. "skip" leaves
+            such a minibatch out, with parameters, buffers and moments as they were before it, and counts it in the
+            history's column ``skipped``; the losses of the history are of the others. It warns of the first, and raises
+            the error after 10 of them in a row. Every step is then checked, which waits for the device, and copied.
+            Several processes skip together; an error within a step is skipped by a single process alone. Gradients that
+            ``accumulate`` has summed before are part of the next step. In either case the minibatch and its state are
+            written beside the checkpoint, if there is one, for :func:`pyro_mm.replay`.
         audit: False skips the audit of the pair (:mod:`pyro_mm.scoring.audit`) and its errors.
 
     Returns:
@@ -177,6 +185,7 @@ def fit(
     check_precision(precision)
     check_choice("scheduler_interval", scheduler_interval, ("epoch", "step"))
     check_choice("resume", resume, ("strict", "force"))
+    check_choice("nonfinite", nonfinite, ("stop", "skip"))
     check_integer("workers", workers, least=0)
     check_integer("accumulate", accumulate, least=1)
     devices = check_integer("devices", devices, least=1)
@@ -185,21 +194,19 @@ def fit(
     if clip_norm is not None:
         check_number("clip_norm", clip_norm, above=0.0)
     check_flag("progress", progress)
-    optional_flags = {"compile": compile, "validate": validate, "resident": resident, "drop_last": drop_last}
-    for name, optional in optional_flags.items():
+    for name, optional in dict(compile=compile, validate=validate, resident=resident, drop_last=drop_last).items():
         if optional is not None:
             check_flag(name, optional)
     if transform is not None:
         check_function("transform", transform)
     if callback is not None:
         check_function("callback", callback, ("epoch", "entry"))
-    calls = (*check_callbacks(callbacks), *(() if logger is None else (Log(logger),)))
+    logs = () if logger is None else (Log(logger),)
     options = TrainingOptions(
         validation, validation_batch_size, epochs, batch_size, optimizer, scheduler, scheduler_interval, clip_norm,
         accumulate, seed, placed, precision, compile, validate, resident, workers, drop_last, transform,
-        None if checkpoint is None else check_path("checkpoint", checkpoint),
-        resume == "force", progress, callback, calls, devices,
-        check_flag("audit", audit),
+        None if checkpoint is None else check_path("checkpoint", checkpoint), resume == "force", progress, callback,
+        (*check_callbacks(callbacks), *logs), devices, check_flag("audit", audit), nonfinite,
     )  # fmt: skip
 
     def run(processes: Processes) -> History:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from ..batch.batch import Batch
 from ..handlers.internals import foreach_norm
 from ..scoring.training_objective import Loss
 from ..utils.seeding import generator_state, set_generator_state
+from ..utils.tensor_files import save_tensors
 from .gradients import GradientSequence
 from .nonfinite_causes import Cause, advice_from_anomaly, has_nonfinite
 from .nonfinite_report import (
@@ -29,12 +32,15 @@ from .nonfinite_report import (
     list_names,
 )
 from .pace import PACE, Pace
+from .replay import step_state
 from .step import Update
 from .training_state import TrainingState
 
 __all__ = ["NonFiniteMonitor", "NotFinite"]
 
 UNCOMPUTED = "the loss cannot be computed"
+MAX_CONSECUTIVE_SKIPS = 10  # minibatches that are skipped one after the other
+MAX_FILES = 20  # of steps to be replayed, of one training
 ERRORS = (ValueError, RuntimeError, ArithmeticError)
 
 
@@ -63,6 +69,12 @@ class NonFiniteMonitor:
         device: whose generator makes the draws, besides the CPU's.
         knows_rows: True if batches know the indices of their rows in the data.
         pace: how often the numbers are checked.
+        skips: True leaves out steps that are not finite, by :meth:`finish_step`, which checks every one of them.
+        checkpoint: the file beside which the first such steps are written for :func:`~pyro_mm.replay`; None for none.
+        precision: that of the training.
+
+    Attributes:
+        consecutive: steps left out one after the other, the latest ones.
     """
 
     def __init__(
@@ -72,7 +84,17 @@ class NonFiniteMonitor:
         device: torch.device,
         knows_rows: bool,
         pace: Pace = PACE,
+        *,
+        skips: bool = False,
+        checkpoint: Path | None = None,
+        precision: str = "32-true",
     ):
+        self.skips = skips
+        self.consecutive = 0
+        self._checkpoint = checkpoint
+        self._precision = precision
+        self._files = 0
+        self._has_warned = False
         self._sequence = sequence
         self._processes = sequence.processes
         self._names = names
@@ -107,11 +129,64 @@ class NonFiniteMonitor:
         """
         if self._growth.first_gradient is None and any(p.grad is not None for p in self._sequence.parameters):
             self._growth.first_gradient = gradient_norm(self._sequence.parameters)
+        if not self._window:  # the step has been checked
+            return
         full = len(self._window) >= self._pace.check_every
         if self._processes.world == 1:  # several check at the same steps
             full |= self._held_bytes >= self._pace.max_held_bytes
         if full or self._window[0].is_first:
             self.check(sums)
+
+    def finish_step(self, values: list[Tensor], error: Exception | None = None) -> bool:
+        """Check a step that is left out if it is not finite; return True if it is left out.
+
+        The state is then that before the step, but for the count of steps and the states of torch's generators.
+
+        Args:
+            values: of the loss and the terms, per update; none after an error.
+            error: the error that the step ended with.
+
+        Raises:
+            NotFinite: as many steps as may be left out, one after the other, were.
+        """
+        step = self._window[-1]
+        if not self._processes.any(error is not None or not self._is_finite(values)):
+            self._forget()
+            self.consecutive = 0
+            return False
+        after = [generator_state(device) for device in self._devices]
+        self._restore(self._saved)
+        self.consecutive += 1
+        is_last = self.consecutive >= MAX_CONSECUTIVE_SKIPS
+        if error is not None:
+            cause = self._find_cause(step)
+            self._rewind(step)
+            if not cause:
+                self.consecutive -= 1
+                return False
+            found = self._error(UNCOMPUTED, step, cause)
+        elif is_last or not self._has_warned:
+            found = self._agree(self._explain(step, values, []))
+        else:
+            self._write(step)
+            found = NotFinite()
+        self._restore(self._saved)
+        if is_last:
+            raise NotFinite(f"{self.consecutive} minibatches in a row are not finite. The last one: {found}")
+        if not self._has_warned and self._processes.is_main:
+            warnings.warn(f"a minibatch is skipped: {found}", stacklevel=5)
+        self._has_warned = True
+        for p in self._sequence.parameters:
+            p.grad = None
+        self._sequence.steps = step.steps + 1
+        for device, generator in zip(self._devices, after, strict=True):
+            set_generator_state(device, generator)
+        self._forget()
+        return True
+
+    def _forget(self) -> None:
+        self._window = []
+        self._held_bytes = 0
 
     @contextmanager
     def guard(self, sums: Mapping[Any, Tensor]) -> Iterator[None]:
@@ -138,8 +213,7 @@ class NonFiniteMonitor:
         """
         if self._window and self._processes.any(not self._is_finite(sums)):
             self._locate()
-        self._window = []
-        self._held_bytes = 0
+        self._forget()
 
     def _is_finite(self, sums: Iterable[Tensor]) -> bool:
         sums = list(sums)
@@ -290,12 +364,54 @@ class NonFiniteMonitor:
         return [], "", ""
 
     def _error(self, head: str, step: _RecordedStep, cause: Cause) -> NotFinite:
+        path = self._write(step)
         for p in self._sequence.parameters:
             p.grad = None
         where = f"{head} at step {step.number} of epoch {step.epoch}"
-        return NotFinite(
-            error_text(where, cause, "Parameters, buffers and the optimiser's state are those before that step")
-        )
+        state = "Parameters, buffers and the optimiser's state are those before that step"
+        if path is not None:
+            state += f". pyro_mm.replay({str(path)!r}, model, guide, objective) runs it again"
+        return NotFinite(error_text(where, cause, state))
+
+    def _write(self, step: _RecordedStep) -> Path | None:
+        """Write a step beside the checkpoint, in the state before it; return the file."""
+        if self._checkpoint is None or self._files >= MAX_FILES:
+            return None
+        state = self._state_of(step)
+        rank = f"-rank{self._processes.rank}" if self._processes.rank else ""
+        path = self._checkpoint.with_name(f"{self._checkpoint.stem}-nonfinite-{step.steps}{rank}.pt")
+        try:
+            save_tensors(path, state)
+        except OSError as error:
+            warnings.warn(f"a step that is not finite could not be written for a replay: {error}", stacklevel=6)
+            return None
+        self._files += 1
+        return path
+
+    def _state_of(self, step: _RecordedStep) -> dict[str, Any]:
+        """Return the state before the first update of a step whose loss or gradient is not finite.
+
+        Each of several processes writes the state before the step, as none can take the updates of players alone.
+        """
+        before = TrainingState(self._sequence.updates, self._sequence.state_tensors)
+        before.save()
+        self._rewind(step)
+        state: dict[str, Any] = {}
+        for update in self._due(step):
+            generators = [generator_state(device) for device in self._devices]
+            state = step_state(update.loss.programs, step.batch, step.steps, generators, update.name, self._precision)
+            try:
+                loss = update.differentiate(step.batch, self._sequence.rows(update, step.batch), step.steps)
+            except ERRORS:
+                break
+            found = [loss.total, *(p.grad for p in update.targets if p.grad is not None)]
+            if any(map(has_nonfinite, found)):
+                break
+            if self._processes.world == 1:
+                update.apply()
+        self._restore(before)
+        self._rewind(step)
+        return state
 
     def _restore(self, state: TrainingState) -> None:
         if state.restore():

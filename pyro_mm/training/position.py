@@ -24,13 +24,17 @@ class Position:
         loader: states of a loader's own generators at the start of the epoch.
         number: minibatches behind it.
         rows: rows in them.
-        sums: labels of the loss and its terms -> their values, summed over these rows.
+        skipped: minibatches among them whose step was not finite, and was not taken.
+        skipped_rows: rows in these.
+        sums: labels of the loss and its terms -> their values, summed over the other rows.
     """
 
     generators: list[Tensor]
     loader: list[Tensor]
     number: int = 0
     rows: int = 0
+    skipped: int = 0
+    skipped_rows: int = 0
     sums: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -49,6 +53,13 @@ class Position:
         self.rows += rows
         self.sums[labels] = self.sums[labels] + values if labels in self.sums else values
 
+    def skip(self, rows: int) -> None:
+        """Move on by a minibatch whose step was not taken."""
+        self.number += 1
+        self.rows += rows
+        self.skipped += 1
+        self.skipped_rows += rows
+
     def rewind(self, devices: Sequence[torch.device], loader: MinibatchLoader) -> None:
         """Put all generators back to the start of the epoch."""
         for device, state in zip(devices, self.generators, strict=False):
@@ -60,6 +71,7 @@ class Position:
         return {
             "number": self.number,
             "rows": self.rows,
+            "skipped": [self.skipped, self.skipped_rows],
             "labels": [list(labels) for labels in self.sums],
             "sums": list(self.sums.values()),
             "generators": self.generators,
@@ -71,8 +83,15 @@ class Position:
         """Return the position that :meth:`state_dict` described, with its sums on a device."""
         sums = [values.to(device) for values in state["sums"]]
         labels = [tuple(each) for each in state["labels"]]
+        skipped = state.get("skipped", (0, 0))
         return cls(
-            state["generators"], state["loader"], state["number"], state["rows"], dict(zip(labels, sums, strict=True))
+            state["generators"],
+            state["loader"],
+            state["number"],
+            state["rows"],
+            skipped=skipped[0],
+            skipped_rows=skipped[1],
+            sums=dict(zip(labels, sums, strict=True)),
         )
 
 

@@ -48,6 +48,7 @@ from .position import Position
 from .problem import TrainingProblem, programs_of
 from .progress import ProgressBar, progress_bar
 from .step import Update
+from .updates import StepValues
 from .validation import Validation
 
 
@@ -80,6 +81,7 @@ class TrainingOptions:
     callbacks: tuple[Any, ...]
     devices: int
     audit: bool
+    nonfinite: str = "stop"
     pace: Pace = PACE
 
 
@@ -248,7 +250,16 @@ class Trainer:
         synchronise(self.processes, self.callbacks.training.tensors, self.loader)
         epochs_before = self.resume(head)
         knows_rows = isinstance(self.train, Batch)
-        self.monitor = NonFiniteMonitor(self.sequence, names, self.placement.device, knows_rows, options.pace)
+        self.monitor = NonFiniteMonitor(
+            self.sequence,
+            names,
+            self.placement.device,
+            knows_rows,
+            options.pace,
+            skips=options.nonfinite == "skip",
+            checkpoint=options.checkpoint,
+            precision=options.precision,
+        )
         steps_before = 0 if self.position is None else self.position.number
         self.bar.skip(epochs_before, steps_before)
         return epochs_before
@@ -429,14 +440,17 @@ class Trainer:
                 if checks_values:
                     self.audit.check(batch)
                 self.monitor.before_step(batch, epoch + 1, position.number + 1)
-                labels, values = self.take_step(batch)
-                for missing in self.missing_gradients:
-                    missing.after_step(batch, self.sequence.steps)
                 rows = self.loader.count(batch)
-                position.add(labels, values * (rows / batch.size), rows)
-                self.monitor.after_step(position.sums.values())
+                values = self.take_step(batch)
+                if values is None:
+                    position.skip(rows)
+                else:
+                    for missing in self.missing_gradients:
+                        missing.after_step(batch, self.sequence.steps)
+                    position.add(values.labels, values.values * (rows / batch.size), rows)
+                    self.monitor.after_step(position.sums.values())
                 self.bar.step()
-                self.after_step(labels, values, batch.size)
+                self.after_step(values, batch.size)
                 if self.is_over:
                     break
         self.monitor.check(position.sums.values())
@@ -453,7 +467,10 @@ class Trainer:
         if begun is None:
             for missing in self.missing_gradients:
                 missing.after_epoch(self.loader.modalities)
-        return values_per_row(*merge_sums(self.processes, position.sums, position.rows))
+        entry = values_per_row(*merge_sums(self.processes, position.sums, position.rows - position.skipped_rows))
+        if self.options.nonfinite == "skip":
+            entry["skipped"] = float(position.skipped)
+        return entry
 
     def minibatches(self, epoch: int, begun: Position | None) -> Iterator[Batch]:
         """Yield the minibatches of an epoch, transformed, or those that are left of one that was begun.
@@ -485,27 +502,33 @@ class Trainer:
                 return
             yield batch if batch is self.loader.idle else self.transform(batch)
 
-    def take_step(self, batch: Batch) -> tuple[tuple[str, ...], Tensor]:
-        """Take a step; return labels and values of the loss and its terms, summed over rows."""
+    def take_step(self, batch: Batch) -> StepValues | None:
+        """Take a step; return the values of the loss and its terms, summed over rows, or None if it is left out."""
+        skips = self.options.nonfinite == "skip"
         with explain_index_errors({"model": self.model, "guide": self.guide}, batch.size, "a minibatch of {} rows"):
             try:
-                return join_values(self.sequence(batch), batch.size)
+                values = self.sequence(batch)
             except torch.OutOfMemoryError:
                 raise
             except (ValueError, RuntimeError, ArithmeticError) as error:
+                if skips and self.processes.world == 1 and self.monitor.finish_step([], error):
+                    return None
                 self.monitor.explain_error(error)
                 raise
+        if skips and self.monitor.finish_step([each.values for each in values if each is not None]):
+            return None
+        return join_values(values, batch.size)
 
-    def after_step(self, labels: tuple[str, ...], values: Tensor, rows: int) -> None:
-        """Move schedule and callbacks on after a step."""
+    def after_step(self, values: StepValues | None, rows: int) -> None:
+        """Move schedule and callbacks on after a step; the callbacks not after one that was left out."""
         moved = self.sequence.was_due(self.sequence.steps - 1)
         if moved:
             self.schedule.after_step()
         training = self.callbacks.training
         training.step = self.sequence.steps
-        training.moved = moved
-        if self.callbacks.watches_steps:
-            training.step_values = step_values(labels, values, rows)
+        training.moved = moved and values is not None
+        if self.callbacks.watches_steps and values is not None:
+            training.step_values = step_values(values.labels, values.values, rows)
             self.history.stopped = self.callbacks.after_step()
         if self.processes.world > 1:
             # the flags go to the others with the gradients of the next step

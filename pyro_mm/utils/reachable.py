@@ -35,6 +35,7 @@ class ReachableObjects:
             a function calls by that name; a module inside another one is not named again.
         functions: functions, those of methods too.
         objects: objects of a user's classes, apart from modules.
+        loose: parameters that are in no module.
 
     Example::
 
@@ -51,7 +52,7 @@ class ReachableObjects:
         self._seen: dict[int, Any] = {}  # objects by identity, kept alive so that no identity is used twice
         self._inside: set[int] = set()
         self._scalars: list[Any] = []
-        self._loose: list[Tensor] = []  # parameters that are in no module
+        self.loose: list[Tensor] = []
         for name, program in programs.items():
             self._visit(name, program)
 
@@ -69,7 +70,7 @@ class ReachableObjects:
         for root in self.modules.values():
             for tensor in (*root.parameters(), *root.buffers()):
                 return tensor.device
-        return self._loose[0].device if self._loose else None
+        return self.loose[0].device if self.loose else None
 
     def fingerprint(self) -> Fingerprint:
         """Return the :class:`Fingerprint` of the programs."""
@@ -82,7 +83,7 @@ class ReachableObjects:
         if type(value) in (Tensor, nn.Parameter):
             self._scalars.append((path, value.shape, value.dtype, value.device))
             if value.requires_grad and value.is_leaf:
-                self._loose.append(value)
+                self.loose.append(value)
             return
         if id(value) in self._seen or isinstance(value, Tensor):
             return
