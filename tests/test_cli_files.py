@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from pyro_mm.cli import app
-from pyro_mm.experiments import user_data
+from pyro_mm.experiments import runs, user_data
 
 HELD_OUT = int(torch.randperm(60, generator=torch.Generator().manual_seed(0))[0])
 """A row of a file of 60 that is a test row under the seed 0."""
@@ -54,7 +54,7 @@ def trained(cells, tmp_path_factory):
 
 def test_a_file_is_trained_evaluated_and_drawn(trained, cells):
     out, output = trained
-    assert {"weights.pt", "latent.png", "confusion.png", "training.png"} <= {path.name for path in out.iterdir()}
+    assert {runs.WEIGHTS, "latent.png", "confusion.png", "training.png"} <= {path.name for path in out.iterdir()}
     assert not (out / "generated.png").exists()  # nothing in it is an image
     settings = json.loads((out / "config.json").read_text())
     assert (settings["dataset"], settings["kinds"], settings["test"]) == (str(cells), "rna=counts", None)
