@@ -88,8 +88,7 @@ def measure_generation(run: Recipe, sample: Sample, seed: int) -> Measurements:
     for mean, suffix in kinds:
         drawn = generate(model, run.guide, rows.only(), mean="image" if mean else False, **options)["image"][0]
         with torch.no_grad():
-            features = judge.features(rows["image"]), judge.features(drawn)
-        distance = metrics.kernel_distance(*features, kernel="polynomial", permutations=1, seed=seed)
+            distance = _distance(judge.features(rows["image"]), judge.features(drawn), seed)
         found[f"distance × 1000{suffix}"] = 1000 * distance.value, 1000 * distance.standard_error
         if has_text:
             coherent = metrics.cross_modal_coherence(
@@ -113,11 +112,18 @@ def measure_real(sample: Sample, seed: int) -> Measurements:
     with torch.no_grad():
         right = metrics.Share.of(judge(rows["image"]).argmax(-1) == judged_class(rows))
         first, second = judge.features(rows["image"]).tensor_split(2)
-    distance = metrics.kernel_distance(first, second, kernel="polynomial", permutations=1, seed=seed)
+    distance = _distance(first, second, seed)
     return {
         "distance × 1000": (1000 * distance.value, 1000 * distance.standard_error),
         "image from caption": right[:2],
     }
+
+
+def _distance(real: Tensor, fake: Tensor, seed: int) -> metrics.KernelDistance:
+    """Return the Gaussian kernel distance of features; the bandwidth is the median distance of real rows."""
+    distances = torch.pdist(real[:ROWS])
+    bandwidth = distances[distances > 0].median().item()
+    return metrics.kernel_distance(real, fake, kernel="gaussian", bandwidth=bandwidth, permutations=1, seed=seed)
 
 
 def facts_right(captions: Tensor, rows: Batch) -> tuple[float, float]:
