@@ -99,6 +99,7 @@ def test_compiled_players_train_on_the_gpu(name):
     make, rows = GAMES[name]
     with warnings.catch_warnings(), override_validation(True):
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch itself, within inductor
         compiled, _ = train(make, rows(), "cuda", compile=True, epochs=20)
     eager, _ = train(make, rows(), "cuda", epochs=20)
     for column in eager:
@@ -156,7 +157,7 @@ def test_a_flow_of_images_has_the_same_density_and_gradient_everywhere(device):
     there = copy.deepcopy(decoder).to(device)
     found = there(z.to(device)).log_prob(x.to(device))
     exact = decoder(z).log_prob(x)
-    torch.testing.assert_close(found.cpu(), exact, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(found.cpu(), exact, rtol=1e-3, atol=1e-3)  # convolutions by TF32 there
     found.sum().backward()
     exact.sum().backward()
     for one, other in zip(there.parameters(), decoder.parameters(), strict=True):
