@@ -217,7 +217,8 @@ def test_encoders_see_so_many_rows_at_once_and_give_the_same_numbers(route, post
         monkeypatch.setattr("pyro_mm.utils.network_calls.ROWS", 10**9)  # where all of them ask whether to cut
         with torch.no_grad():
             torch.testing.assert_close(found, ROUTES[route](model, guide, batch))
-        assert max(net.most for net in nets) > ROWS
+        if route == "encode":  # the others draw for blocks of fewer rows, whatever a network may see
+            assert max(net.most for net in nets) > ROWS
 
 
 def test_with_gradients_and_in_training_mode_nothing_is_cut():
