@@ -327,7 +327,8 @@ class Trainer:
             list(tensors.values()),
             validates=self.validation is not None,
             is_main=self.processes.is_main,
-            options=self._describe_options(names),
+            # describing an objective asks its schedules for later steps, which not every training has to
+            options=self._describe_options(names) if self.options.callbacks else {},
         )
 
     def _describe_options(self, names: tuple[str, ...]) -> dict[str, Any]:

@@ -8,14 +8,17 @@ import pyro_mm as mm
 from pyro_mm.utils.global_state import import_zuko
 
 NAMES = ("image", "caption", "attributes")
-TABLES = {name: getattr(mm.objectives, name) for name in mm.objectives.__all__ if name.islower() and name != "warm_up"}
+SCHEDULES = ("warm_up", "cyclical")
+TABLES = {
+    name: getattr(mm.objectives, name) for name in mm.objectives.__all__ if name.islower() and name not in SCHEDULES
+}
 CRITICS = ("critic against the posterior", "critic against the prior")
 # with a discriminator or a flow the table is one of densities: each table with one of the two
 CASES = [(kind, name) for i, name in enumerate(TABLES) for kind in (*CRITICS, ("VAE-GAN", "flow")[i % 2])]
 
 # a critic against the prior stands for likelihood and KL together
 OTHER_WEIGHTS = "a critic against the prior stands for likelihood and KL together, and they weigh"
-NO_KL = "a critic of 'image' against the prior stands for the KL from the guide to the prior, and the term has none"
+NO_KL = "a critic of image against the prior stands for the KL from the guide to the prior, and the term has none"
 REFUSED = {
     "beta_vae": OTHER_WEIGHTS, "mmvm": OTHER_WEIGHTS, "masked": NO_KL, "mmjsd": NO_KL, "mvtcae": NO_KL, "vaevae": NO_KL,
 }  # fmt: skip
