@@ -27,13 +27,18 @@ def save_images(path: Path, images: Mapping[str, Images]) -> None:
     """
     content = {
         title: {
-            "values": each.values.detach().float().cpu(),
+            "values": _copy(each.values),
             "labels": list(each.labels),
-            "truth": None if each.truth is None else each.truth.detach().float().cpu(),
+            "truth": None if each.truth is None else _copy(each.truth),
         }
         for title, each in images.items()
     }
     replace_file(path, lambda file: torch.save(content, file))
+
+
+def _copy(images: Tensor) -> Tensor:
+    """Return a copy on the CPU: a slice of a batch would be written with the memory of the whole batch."""
+    return images.detach().float().cpu().clone()
 
 
 def load_images(path: Path) -> dict[str, Images]:

@@ -88,3 +88,10 @@ def test_a_picture_has_a_line_of_data_and_one_of_each_member(tmp_path, event):
     assert rows == ["data", "one", "two"] and tuple(columns) == ("a", "b")
     torch.testing.assert_close(images, torch.stack([truth[:2], first[:2].clamp(0, 1), second]))
     assert calls["u"][1] == ["one"] and calls["u"][0].shape == (1, 3, *event)
+
+
+def test_a_slice_of_a_batch_is_written_without_the_batch(tmp_path):
+    whole = torch.rand(2000, 4, 4)
+    save_images(tmp_path / "images.pt", {"title": Images(whole[:2], truth=whole[2:4])})
+    assert (tmp_path / "images.pt").stat().st_size < whole.nbytes / 10
+    assert torch.equal(load_images(tmp_path / "images.pt")["title"].truth, whole[2:4])
