@@ -47,6 +47,11 @@ class Pushforward(TorchDistribution):
         super().__init__(parents.shape[:-1], validate_args=False)
 
     @property
+    def keywords(self) -> tuple[str, ...]:
+        """Names of what the generator gets beside parents and noise: lengths, covariates."""
+        return tuple(self._keywords)
+
+    @property
     def event_dim(self) -> int:
         return 1 if self._shape is None else len(self._shape)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,13 +12,15 @@ from torch import Tensor
 
 from ..batch.batch import Batch
 from ..batch.context import TermStack
+from ..batch.keywords import Covariates
 from ..scoring.structure import Callback, pair_structure
 from ..scoring.training_objective import Player
 from ..utils.graph import graph_leaves
 from ..utils.modules import preserve_buffers
 from ..utils.reachable import ReachableObjects
-from .critic_losses import ClassificationLoss, GeneratorLoss, Tables
-from .critic_runs import Programs
+from ..utils.seeding import temporary_seed
+from .critic_losses import ClassificationLoss, Game, GeneratorLoss, Tables
+from .critic_runs import Pairs, Programs
 from .critics import Critic, Key, key_text
 
 WINNING = 0.99  # accuracy of a critic that has won
@@ -38,7 +41,7 @@ def critic_players(
 
     Raises:
         ValueError: a modality that the story does not generate or no term decodes, or a generator that shares a
-            parameter with what the objective trains.
+            parameter with what the objective trains, or one that covariates move behind the critic's back.
     """
     players: list[Player] = []
     shown = {name: True for name in batch.names if batch.holds(name)}
@@ -59,6 +62,8 @@ def critic_players(
             )
         with torch.enable_grad(), torch.random.fork_rng(devices=devices), preserve_buffers(model, guide):
             own: dict[int, Tensor] = {}
+            if critic.form.replaces_kl:
+                _check_covariates(name, generation, games[0], programs)
             for game in games:
                 pairs = generation.run(game.term, programs).generate()
                 critic.logits(game.term.label, pairs.x, pairs.conditions)  # makes its network
@@ -93,6 +98,28 @@ def _check_scales(name: str, critic: Critic, programs: Mapping[str, Any]) -> Non
                     f"of {'.'.join(filter(None, (path, inner)))} may fall to {least:g}: give this "
                     f"{type(conditional).__name__} least_scale={critic.least_scale:g}"
                 )
+
+
+def _check_covariates(name: str, generation: GeneratorLoss, game: Game, programs: Programs) -> None:
+    """Raise a ValueError if covariates move latents or values, of which a critic against the prior is shown nothing.
+
+    They do if the same noise gives other draws once each row has the covariates of the next one.
+    """
+    batch = programs.batch
+    if not batch.covariates:
+        return
+    others = batch.with_context()
+    others.covariates = Covariates({each: x.roll(1, 0) for each, x in batch.covariates.items()})
+    drawn: list[Pairs] = []
+    for rows in (batch, others):
+        with temporary_seed(0, batch.device):
+            drawn.append(generation.run(game.term, replace(programs, batch=rows)).generate())
+    if not (torch.equal(drawn[0].x, drawn[1].x) and torch.equal(drawn[0].conditions, drawn[1].conditions)):
+        raise ValueError(
+            f"in this story latents or values of {name} depend on covariates ({', '.join(batch.covariates)}), and a "
+            "critic against the prior is shown latents alone: let it stand against the posterior, with the covariates "
+            "as a parent of the modality"
+        )
 
 
 def _parameter_name(p: Tensor, programs: Mapping[str, Any]) -> str:

@@ -216,6 +216,12 @@ def implicit_distribution(name: str, site: Any) -> Pushforward:
             f"modality {name!r} has a density in the story, and a critic besides: leave it out of with_critics, or "
             "decode it by conditionals.Implicit"
         )
+    if found.keywords:
+        raise ValueError(
+            f"the generator of {name!r} asks for {' and '.join(found.keywords)} by keyword, which its critic is not "
+            "shown, so that its ratio would be a mean over them: give covariates as a parent, "
+            f"batch.observe({name!r}, implicit, z, batch.covariates[..]); a modality with lengths cannot have a critic"
+        )
     return found
 
 

@@ -38,6 +38,9 @@ class Critic(nn.Module):
     they weigh 0, the critic learns and the generator does not. Guide, prior and
     the other decoders learn by the objective, through the latents and with the critic held constant.
 
+    A critic is shown no covariates but those that are parents of the modality. A generator that gets them by keyword is
+    refused, and against the prior any story whose latents or values of the modality depend on them.
+
     A term of a table has a critic of its own, a copy of ``net``, since its pairs depend on what it encodes.
 
     Args:

@@ -294,8 +294,27 @@ class Chain(nn.Module):
             batch.observe("x", self.x, z, y)
 
 
-class OfCovariates(nn.Module):
-    """A generator that is given a covariate."""
+class OfCovariate(nn.Module):
+    """A story whose generator has a covariate as a parent, or by keyword; with a prior that may depend on it too."""
+
+    def __init__(self, by_keyword=False, of_prior=False):
+        super().__init__()
+        net = ByKeyword() if by_keyword else nn.Linear(2 + 1 + 2, 2)
+        self.x = mm.conditionals.Implicit(nn.Linear(4, 2) if of_prior else net, 2)
+        self.y = pair()[0].decoders["y"]
+        self.by_keyword = by_keyword
+        self.of_prior = of_prior
+
+    def forward(self, batch):
+        u = batch.covariates["u"]
+        with batch.plate():
+            z = pyro.sample("z", dist.Normal(u.expand(-1, 2) if self.of_prior else torch.zeros(2), 1.0).to_event(1))
+            batch.observe("x", self.x, *((z,) if self.by_keyword or self.of_prior else (z, u)))
+            batch.observe("y", self.y, z)
+
+
+class ByKeyword(nn.Module):
+    """A generator that asks for a covariate by keyword."""
 
     def __init__(self):
         super().__init__()
@@ -330,8 +349,8 @@ STORIES = {
         lambda: elbo().with_critics({"x": Critic(mm.nn.MLP(5, 3, ()))}),
     ),
     "a covariate": (
-        lambda: with_decoders(x=mm.conditionals.Implicit(OfCovariates(), 2)),
-        lambda: vaevae().with_critics({"x": Critic(perceptron())}),
+        lambda: (OfCovariate(), pair()[1]),
+        lambda: vaevae().with_critics({"x": Critic(mm.nn.MLP(5, 3, (8,)))}),
     ),
     "two implicit modalities": (
         lambda: with_decoders(y=mm.conditionals.Implicit(nn.Linear(4, 1), 2)),
@@ -350,12 +369,33 @@ def test_critics_meet_other_features(story):
     batch = mm.Batch(
         {name: rows()[name] for name in "xy"},
         {"x": torch.arange(64) >= 8, "y": torch.arange(64) % 5 != 3},
-        covariates={"u": torch.ones(64, 1)},
+        covariates={"u": torch.arange(64.0)[:, None] / 64},
     )
     model, guide = programs()
     history = mm.fit(model, guide, objective(), batch, epochs=1, **OPTIONS | {"batch_size": 16})
     assert all(math.isfinite(column[0]) for column in history.columns.values())
     assert 0.2 < history.columns["critic x accuracy"][0] < 0.9
+
+
+@pytest.mark.parametrize(
+    ("story", "against", "words"),
+    [
+        ({"by_keyword": True}, "posterior", "the generator of 'x' asks for covariates by keyword"),
+        ({}, "prior", r"latents or values of x depend on covariates \(u\)"),
+        ({"of_prior": True}, "prior", r"latents or values of x depend on covariates \(u\)"),
+    ],
+)
+def test_covariates_that_a_critic_is_not_shown_are_refused(story, against, words):
+    batch = mm.Batch({name: rows()[name] for name in "xy"}, covariates={"u": torch.arange(64.0)[:, None] / 64})
+    critic = Critic(perceptron(3 if against == "posterior" else 1), against)
+    with pytest.raises(ValueError, match=words):
+        mm.fit(OfCovariate(**story), pair()[1], elbo().with_critics({"x": critic}), batch, epochs=1, **OPTIONS)
+
+
+def test_covariates_of_another_modality_leave_a_critic_against_the_prior_alone():
+    batch = mm.Batch({name: rows()[name] for name in "xy"}, covariates={"u": torch.arange(64.0)[:, None] / 64})
+    history = mm.fit(*pair(), elbo().with_critics({"x": PRIOR_CRITIC()}), batch, epochs=1, **OPTIONS)
+    assert math.isfinite(history.columns["loss"][0])
 
 
 def test_each_term_has_a_critic_of_its_own():

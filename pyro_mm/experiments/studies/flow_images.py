@@ -22,7 +22,8 @@ from ...posteriors.guide import Guide
 from ...recipes.networks import Recipe, standard_prior
 from ...sampling.predictive import generate
 from ..estimates import BY_GUIDE, estimate
-from .generated_images import kernel_widths, train_judge
+from .generated_images import kernel_widths
+from .jmvae_gan import sample_data as sample_grey_mnist
 from .study import Images, Measurements, Number, Sample, Study
 
 SHAPE = (28, 28)
@@ -55,9 +56,8 @@ def sample_data(seed: int, directory: str | None = None, every: int = 1) -> Samp
         directory: the folder of the data files.
         every: take one training row of so many.
     """
-    train, test = datasets.mnist(directory, binarize=None)
-    train, test = train[torch.arange(0, train.size, every)], test[torch.arange(0, test.size, 5)]
-    return Sample(train, datasets.dequantize(test, "image", LEVELS, seed=0), train_judge(train, test, epochs=5))
+    sample = sample_grey_mnist(seed, directory, every)
+    return sample._replace(test=datasets.dequantize(sample.test, "image", LEVELS, seed=0))
 
 
 def recipe(batch: Batch, kind: Kind) -> Recipe:
