@@ -517,7 +517,8 @@ def _path_gradient(
         slopes = dict(zip(map(id, sources), _slopes(weight * log_q, sources), strict=True))
         of_model = _slopes(weight * model_part, [path.value for path in scores.paths])
         for path, h in zip(scores.paths, of_model, strict=True):
-            z, reduce = path.value, path.reduce
+            z = path.value
+            reduce = path.reduce
             g = sum(slopes[id(source)] for source in path.sources)
             # the surrogate passes h on to the guide already, with weight one
             surrogate = surrogate + ((path_weight - 1) * reduce(h * z) - path_weight * reduce(g * z)).sum(0)

@@ -73,9 +73,11 @@ def _read_numbers(what: str, value: Any) -> tuple[Tensor, Tensor | None]:
         known = [item for item in value if not _is_missing(item)]
         value = [known[0] if mark else item for mark, item in zip(marked, value, strict=True)] if known else marked
     if isinstance(value, np.ma.MaskedArray):
-        marked, value = np.ma.getmaskarray(value), np.ma.getdata(value)
+        marked = np.ma.getmaskarray(value)
+        value = np.ma.getdata(value)
     elif hasattr(value, "isna") and hasattr(value, "to_numpy"):  # pandas, without importing it
-        marked, value = np.asarray(value.isna(), dtype=bool), _pandas_to_numpy(value)
+        marked = np.asarray(value.isna(), dtype=bool)
+        value = _pandas_to_numpy(value)
     if isinstance(value, np.ndarray) and value.dtype == object and value.ndim:
         marks = np.array([_is_missing(item) for item in value.ravel()], dtype=bool).reshape(value.shape)
         marked = marks if marked is None else marked | marks

@@ -278,7 +278,8 @@ class Batch(Rows):
     @staticmethod
     def empty(n: int, like: Batch) -> Batch:
         """Return n rows in which every modality of ``like`` is missing, for which ``generate`` draws from the prior."""
-        n, like = check_integer("n", n, least=1), check_batch(like, "like")
+        n = check_integer("n", n, least=1)
+        like = check_batch(like, "like")
         new = like[torch.zeros(n, dtype=torch.long, device=like.device)]
         lengths = {name: new._longest(name) for name in like._lengths}
         return new._copy(_masks=dict.fromkeys(like._masks, False), _lengths=lengths, total=None, _index=None)

@@ -172,7 +172,8 @@ class _ImageTransform(torch.distributions.Transform):
         slope = (1 - 2 * self.margin) / (high - low)
         least = torch.finfo(x.dtype).eps  # distance from the bounds below which a logit is cut off
         share = ((x - low) * slope + self.margin).clamp(least, 1 - least)
-        log_share, log_rest = share.log(), torch.log1p(-share)
+        log_share = share.log()
+        log_rest = torch.log1p(-share)
         return log_share - log_rest, math.log(slope) - log_share - log_rest
 
     def _to_pixels(self, real: Tensor) -> Tensor:

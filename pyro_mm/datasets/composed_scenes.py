@@ -182,7 +182,8 @@ def _digit_patches(images: Tensor, size: int) -> np.ndarray:
 def _shape_patches(shapes: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """Draw shapes of half of ``size`` to ``size`` pixels into the upper left corner, boolean ``(N, size, size)``."""
     sizes = rng.integers((size + 1) // 2, size + 1, len(shapes))[:, None, None]
-    y, x = np.arange(size)[:, None], np.arange(size)
+    y = np.arange(size)[:, None]
+    x = np.arange(size)
     middle = (sizes - 1) / 2
     inside = (x < sizes) & (y < sizes)
     arm = sizes / 6

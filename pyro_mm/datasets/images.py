@@ -229,7 +229,8 @@ def _read_checked(name: str, i: int, directory: str | os.PathLike[str] | None) -
     """Read the i-th of :data:`FILES`, uncompressed. Raises a ValueError unless its SHA-256 is the published one."""
     path = _find_or_download(name, FILES[i], directory)
     payload = read_decompressed(path, SIZES[i])
-    found, expected = hashlib.sha256(payload).hexdigest(), SHA256[name][i]
+    found = hashlib.sha256(payload).hexdigest()
+    expected = SHA256[name][i]
     if found != expected:
         raise ValueError(
             f"{path} is not {FILES[i]} of {name}: uncompressed, its SHA-256 is {found}, expected {expected}; "

@@ -78,7 +78,8 @@ def read_svhn(path: Path, max_rows: int = MAX_SVHN_ROWS) -> Batch:
         raise
     except Exception as error:  # scipy has a dozen types for it
         raise ValueError(f"{path} is damaged, or no MATLAB file up to version 7: {type(error).__name__}") from error
-    images, labels = held["X"], held["y"].reshape(-1).astype(np.int64)
+    images = held["X"]
+    labels = held["y"].reshape(-1).astype(np.int64)
     if labels.min() < 1 or labels.max() > 10:
         raise ValueError(f"{path}: expected labels from 1 to 10, got {labels.min()} to {labels.max()}")
     pixels = np.ascontiguousarray(images.transpose(3, 2, 0, 1), np.float32)
@@ -192,7 +193,8 @@ def _read_attributes(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
     lines = read_lines(path)
     if len(lines) < 3 or not lines[0].strip().isdigit():
         raise ValueError(f"{path}: expected the number of rows, the names of the attributes, and the rows")
-    names, rows = lines[1].split(), [line.split() for line in lines[2:] if line.strip()]
+    names = lines[1].split()
+    rows = [line.split() for line in lines[2:] if line.strip()]
     if len(rows) != int(lines[0]):
         raise ValueError(f"{path}: expected {int(lines[0])} rows, as its first line says, got {len(rows)}")
     for row in rows:

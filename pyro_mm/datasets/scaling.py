@@ -41,7 +41,8 @@ def mean_and_deviation(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows: ``(.., F)``.
     """
     axes = tuple(range(rows.ndim - 1))
-    mean, deviation = rows.mean(axes, np.float64), rows.std(axes, dtype=np.float64)
+    mean = rows.mean(axes, np.float64)
+    deviation = rows.std(axes, dtype=np.float64)
     # the deviation of equal float32 numbers is a rounding error, not 0
     deviation[np.ptp(rows, axes) == 0] = 1
     return mean, deviation

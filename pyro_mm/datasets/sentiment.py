@@ -363,7 +363,8 @@ def _check_labels(
     path: Path, part: str, labels: np.ndarray, bounds: tuple[float, float], *, whole: bool = False
 ) -> None:
     """Raise a ValueError that names the path unless labels lie within bounds, and are integers if ``whole``."""
-    low, high = float(labels.min()), float(labels.max())
+    low = float(labels.min())
+    high = float(labels.max())
     if not bounds[0] <= low <= high <= bounds[1] or (whole and (labels != np.round(labels)).any()):
         kind = "integers" if whole else "numbers"
         raise ValueError(f"{path}: expected {part} labels, {kind} from {bounds[0]} to {bounds[1]}, got {low} to {high}")

@@ -50,7 +50,8 @@ def orthonormal_loadings(dims: Mapping[str, int], shared: int, private: int = 0,
     """
     _check_sizes(dims, seed)
     check_counts(0, shared=shared, private=private)
-    rng, loadings = numpy_generator(seed, 0), {}
+    rng = numpy_generator(seed, 0)
+    loadings = {}
     for m, (name, size) in enumerate(dims.items()):
         if size < shared + private:
             raise ValueError(f"{name!r} has {size} dimensions, too few for {shared + private} orthonormal columns")
@@ -169,7 +170,8 @@ class Mixing:
         self.inner, self.outer = inner, outer
 
     def __call__(self, z: Tensor) -> Tensor:
-        inner, outer = self.inner.to(z.dtype), self.outer.to(z.dtype)
+        inner = self.inner.to(z.dtype)
+        outer = self.outer.to(z.dtype)
         return torch.nn.functional.leaky_relu(z @ inner.T, SLOPE) @ outer.T
 
 

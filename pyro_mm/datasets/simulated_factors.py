@@ -210,7 +210,8 @@ def _shared_factor(
     if size == 1:
         centres[:, 0] = RADIUS * np.linspace(-1, 1, classes)
     else:
-        centres[:, 0], centres[:, 1] = RADIUS * np.cos(angle), RADIUS * np.sin(angle)
+        centres[:, 0] = RADIUS * np.cos(angle)
+        centres[:, 1] = RADIUS * np.sin(angle)
     within = np.full(size, 1.0)
     within[:2] = SPREAD
     return torch.from_numpy(centres[y] + within * rng.standard_normal((rows, size))), torch.from_numpy(y)

@@ -56,7 +56,8 @@ def log_mel(waves: Tensor) -> Tensor:
     check_tensor("waves", waves)
     if waves.dim() != 2 or waves.shape[1] != SAMPLES:
         raise ValueError(f"expected waves of shape (N, {SAMPLES}), got {tuple(waves.shape)}")
-    window, f = torch.hann_window(WINDOW, device=waves.device), mel_filters().to(waves.device)
+    window = torch.hann_window(WINDOW, device=waves.device)
+    f = mel_filters().to(waves.device)
     parts = []
     for part in waves.float().split(WAVES_AT_ONCE):
         x = torch.stft(part, WINDOW, HOP, window=window, center=False, return_complex=True)
@@ -77,6 +78,7 @@ def clip_recordings(audio: np.ndarray, offsets: np.ndarray) -> Tensor:
     waves = np.zeros((len(offsets) - 1, SAMPLES), np.float32)
     for wave, start, stop in zip(waves, offsets, offsets[1:], strict=False):
         n = min(SAMPLES, stop - start)
-        skip, before = (stop - start - n) // 2, (SAMPLES - n) // 2
+        skip = (stop - start - n) // 2
+        before = (SAMPLES - n) // 2
         wave[before : before + n] = audio[start + skip : start + skip + n] / np.float32(32768)
     return torch.from_numpy(waves)

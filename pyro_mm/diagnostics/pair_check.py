@@ -148,7 +148,8 @@ class _PairCheck:
                 joint = self.evidence_of_each(rows, sites)
                 target = bound_target(objective, rows.names)
                 value = self.attempt("the objective", objective_value, objective, model, guide, rows, seed, value_step)
-                gap, remark = None, undefined_gap_reason(target)
+                gap = None
+                remark = undefined_gap_reason(target)
                 plain = None
                 if joint is not None:
                     gap, remark = self.gap_to(target, rows, value)

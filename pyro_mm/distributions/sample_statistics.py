@@ -98,12 +98,15 @@ def squared_mmd(
 
         own = _different_rows(n, x.device)
         other = _different_rows(y.shape[-2], x.device)
-        within_x, within_y, between = gram[..., :n, :n], gram[..., n:, n:], gram[..., :n, n:]
+        within_x = gram[..., :n, :n]
+        within_y = gram[..., n:, n:]
+        between = gram[..., :n, n:]
         if unbiased:
             within_x, within_y = within_x * own, within_y * other
             between = between * own if paired else between
 
-        size_x, size_y = weights[..., :n].sum(-1), weights[..., n:].sum(-1)
+        size_x = weights[..., :n].sum(-1)
+        size_y = weights[..., n:].sum(-1)
         less = 1 if unbiased else 0
         pairs = size_x * (size_x - 1) if unbiased and paired else size_x * size_y
         value = (

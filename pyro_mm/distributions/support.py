@@ -211,7 +211,8 @@ def describe_values_outside(name: str, values: Tensor, present: Tensor | bool, s
         return None
 
     bad_values = values[outside].double()
-    low, high = bad_values.min().item(), bad_values.max().item()
+    low = bad_values.min().item()
+    high = bad_values.max().item()
     one_or_range = f"from {low:g} to {high:g}" if low != high else f"{low:g}"
     found = "NaN" if math.isnan(low) else one_or_range
     listed = _list_rows(rows)

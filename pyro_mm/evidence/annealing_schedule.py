@@ -57,7 +57,9 @@ class AnnealingSchedule:
         step_size = torch.full_like(state.log_p[0], FIRST_STEP_SIZE)
         grid = _pilot_grid(max(temperatures // 2, WARM_UP_MOVES), step_size)
 
-        step_sizes, scales, deviations = [], [], [state.log_ratio.std(0)]
+        step_sizes = []
+        scales = []
+        deviations = [state.log_ratio.std(0)]
         for interval, beta in enumerate(grid[1:]):
             scale = variance.sqrt().clamp(min=LEAST_SCALE)
             for _ in range(WARM_UP_MOVES if interval == 0 else 1):

@@ -99,7 +99,8 @@ class ClassProbabilities:
         )
 
     def __repr__(self) -> str:
-        evidence, num_classes = self.evidence, len(self.classes)
+        evidence = self.evidence
+        num_classes = len(self.classes)
         largest = self.standard_error.nan_to_num(0.0).max().item()
         heavy = "too few draws for k-hat" if evidence.few else f"k-hat > 0.7 in {evidence.untrusted():.1%}"
         return (

@@ -207,7 +207,8 @@ def _check_arguments(
     wanted = "expected target and given to be sequences of names without one in common"
     if isinstance(target, str) or isinstance(given, str):
         raise ValueError(f"{wanted}, got a string: target={target!r}, given={given!r}")
-    targets, givens = check_names("target", target, batch, least=1), check_names("given", given, batch)
+    targets = check_names("target", target, batch, least=1)
+    givens = check_names("given", given, batch)
     if set(targets) & set(givens):
         raise ValueError(f"{wanted}, got target={targets}, given={givens}")
     return targets, givens

@@ -66,7 +66,8 @@ class KnownPlates(Messenger):
         if msg["value"] is None and site_is_subsample(msg):
             fn = msg["fn"]
             if fn.subsample_size in (None, fn.size):
-                msg["value"], msg["done"] = PlateIndices(fn.size, fn.device), True
+                msg["value"] = PlateIndices(fn.size, fn.device)
+                msg["done"] = True
 
 
 def plate_shape() -> tuple[int, ...]:

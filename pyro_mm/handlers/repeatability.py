@@ -25,7 +25,8 @@ class RandomNumbers:
 
     def found(self) -> bool:
         """Return True if random numbers were drawn since the last call, outside of :meth:`paused`."""
-        before, self._last = self._last, self._state()
+        before = self._last
+        self._last = self._state()
         moved = self._moved or not all(map(torch.equal, before, self._last))
         self._moved = False
         return moved

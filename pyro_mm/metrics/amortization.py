@@ -100,7 +100,8 @@ class AmortizationGap:
 
         The errors are those by the draws, of these very rows. Rows are those of the evidence that count.
         """
-        rows, evidence_error = self.evidence.counted, self.evidence.mean()[1]
+        rows = self.evidence.counted
+        evidence_error = self.evidence.mean()[1]
         errors = {
             "total": math.hypot(evidence_error, self.mean_errors["elbo"]),
             "approximation": math.hypot(evidence_error, self.mean_errors["best_elbo"]),
@@ -298,7 +299,8 @@ def _guide_family(guide: Callback, batch: Batch, seed: int) -> Family | None:
             same = torch.equal(d.loc, e.loc) and torch.equal(d.scale_tril, e.scale_tril)
             return "full" if same else None
     for name, site in one.items():
-        parameters, again_parameters = _normal_parameters(site), _normal_parameters(other[name])
+        parameters = _normal_parameters(site)
+        again_parameters = _normal_parameters(other[name])
         if parameters is None or again_parameters is None:
             return None
         # equal in two runs of other draws: it depends on no latent
@@ -319,7 +321,8 @@ def _normal_parameters(d: Any) -> tuple[Tensor, Tensor] | None:
     shape = d.batch_shape + d.event_shape
     base = base_distribution(d)
     if isinstance(base, Where):
-        one, other = _normal_parameters(base.p), _normal_parameters(base.q)
+        one = _normal_parameters(base.p)
+        other = _normal_parameters(base.q)
         if one is None or other is None or isinstance(base_distribution(base.p), dist.LogNormal):
             return None
         return tuple(base.choose(x.expand(shape), y.expand(shape)) for x, y in zip(one, other, strict=True))  # type: ignore[return-value]
@@ -339,6 +342,7 @@ def _guide_normal(
         parameters = _normal_parameters(d)
         assert parameters is not None
         mean, deviation = (x[None] for x in parameters)
-        means[name], ends[name] = pair.transforms[name](mean), pair.transforms[name](mean + deviation)
+        means[name] = pair.transforms[name](mean)
+        ends[name] = pair.transforms[name](mean + deviation)
     mean = pair.flatten(means)[0]
     return mean, pair.flatten(ends)[0] - mean

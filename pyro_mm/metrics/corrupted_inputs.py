@@ -319,7 +319,8 @@ class _Predictor:
 
     def _mean(self, name: str, scores: Tensor) -> tuple[float, float]:
         """Return the mean over the entries that are data, in units of the measure, with its error over rows."""
-        truth, valid = self._truth[name], _valid(self._truth, name)
+        truth = self._truth[name]
+        valid = _valid(self._truth, name)
         present = self._truth.present[name] if valid is None else self._truth.present[name] & valid.any(1)
         counted = (
             torch.ones_like(truth, dtype=torch.bool) if valid is None else _as_event(valid, truth).expand_as(truth)

@@ -81,7 +81,8 @@ class Decoded:
                 found[name] = self._latents[name]
 
         self.modalities = tuple(name for name in self._distributions({}, record) if name in self.rows)
-        self.values, self.deterministic = found, frozenset(named)
+        self.values = found
+        self.deterministic = frozenset(named)
 
     def distributions(self, values: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return the distribution of each modality of the batch, with the site that tells its plates.

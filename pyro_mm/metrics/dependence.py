@@ -307,7 +307,8 @@ def _shared_to_private(
         for factor in samples.factors:
             if not own or samples.private(factor) is not None:
                 continue
-            (shared, each_shared), (private, each_private) = parts[factor, name], parts[own[0], name]
+            shared, each_shared = parts[factor, name]
+            private, each_private = parts[own[0], name]
             if private > NO_DEPENDENCE:
                 found[factor, name] = _jackknife(shared / private, each_shared / each_private)
     return found

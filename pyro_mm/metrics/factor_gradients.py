@@ -201,7 +201,8 @@ class _Norms:
         """
         norms, errors, rows = {}, {}, {}
         for name, parts in self._norms.items():
-            values, counts = torch.cat(parts, 1), torch.cat(self._counts[name], 1)
+            values = torch.cat(parts, 1)
+            counts = torch.cat(self._counts[name], 1)
             number = counts.sum(1)
             if not number.any():
                 raise ValueError(f"modality {name!r}: no row has it, and what its factors are inferred from")

@@ -182,8 +182,10 @@ class _PairSums:
     def jackknife_error(self) -> float:
         """Return the jackknife's standard error over real and over fake rows, or over pairs of them."""
         n, m = self.sizes
-        within_x, within_y = self.gram[:n, :n].sum(1), self.gram[n:, n:].sum(1)
-        from_x, from_y = self.gram[:n, n:].sum(1), self.gram[n:, :n].sum(1)
+        within_x = self.gram[:n, :n].sum(1)
+        within_y = self.gram[n:, n:].sum(1)
+        from_x = self.gram[:n, n:].sum(1)
+        from_y = self.gram[n:, :n].sum(1)
         real, fake, between = within_x.sum(), within_y.sum(), from_x.sum()
         if self.paired:
             without = self._combine(real - 2 * within_x, fake - 2 * within_y, between - from_x - from_y, n - 1, m - 1)

@@ -134,7 +134,8 @@ def _describe(total: Pieces, kind: str, concrete: bool) -> Target:
     for piece, weight in total.items():
         text = piece.over + _log_p(piece.decode, piece.given)
         texts[text] = texts.get(text, 0.0) + weight
-        decode, given = piece.decode, piece.given
+        decode = piece.decode
+        given = piece.given
         if isinstance(decode, Symbol) or isinstance(given, Symbol):
             result.random |= isinstance(decode, Random) or isinstance(given, Random)
         elif concrete and given:
@@ -299,7 +300,8 @@ def _join_chains(total: Pieces, row: RowNames | None) -> Pieces:
 
 def _union(piece: Piece, row: RowNames | None) -> Piece | None:
     """Return the joint log-density of the sets decoded and given; None where it is not known."""
-    decode, given = piece.decode, piece.given
+    decode = piece.decode
+    given = piece.given
     everything: Names = ALL if row is None else row.all
     over = "" if piece.over.startswith("mean") else piece.over
     if isinstance(decode, Symbol) or isinstance(given, Symbol):

@@ -163,7 +163,8 @@ class TwoSample(Discrepancy):
     def statistic(self, draws: Draws, place: int, term: ConcreteTerm, rows: Tensor) -> Tensor:
         source = draws.prior if term.given_prior else draws.given
         reference = source(self.reference_site)
-        x, y = _rows_of(draws.latent(self.site), place), _rows_of(reference, place)
+        x = _rows_of(draws.latent(self.site), place)
+        y = _rows_of(reference, place)
         if x.shape[-1] != y.shape[-1]:
             raise ValueError(
                 f"{term.label}: expected latents of one dimension, got {x.shape[-1]} of {self.site!r} and "

@@ -139,7 +139,8 @@ def _random_subset(batch: Batch, empty: bool) -> dict[str, Tensor]:
     """Draw a uniform subset of each row's modalities, modality -> boolean ``(N,)``; it may be empty if ``empty``."""
     present = batch.present
     left = torch.stack([p.float() for p in present.values()]).sum(0)
-    chosen, none = {}, torch.ones(batch.size, dtype=torch.bool, device=batch.device)
+    chosen = {}
+    none = torch.ones(batch.size, dtype=torch.bool, device=batch.device)
     for name, there in present.items():
         # with r modalities left and none chosen yet, 2^(r-1) of the 2^r - 1 non-empty subsets have this one, a share
         # that is written so that it does not overflow where there are many
@@ -147,7 +148,8 @@ def _random_subset(batch: Batch, empty: bool) -> dict[str, Tensor]:
         if not empty:
             odds = torch.where(none, 0.5 / (1 - 2**-left).clamp(min=0.5), odds)
         chosen[name] = there & (torch.rand(batch.size, device=batch.device) < odds)
-        none, left = none & ~chosen[name], left - there.float()
+        none = none & ~chosen[name]
+        left = left - there.float()
     return chosen
 
 

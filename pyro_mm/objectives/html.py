@@ -40,7 +40,8 @@ def typeset(term: Term) -> Markup:
     over = {EACH: "m", EVERY: "S"}.get(term.over, "") if term.over is not None else ""
     operator = "mean" if term.average else "\N{N-ARY SUMMATION}"
     sign = f"{operator}<sub>{over}</sub> " if over else ""
-    encode, given = _density(term.encode), _density(term.given)
+    encode = _density(term.encode)
+    given = _density(term.given)
     if term.kind is not None:
         return Markup(sign + escape(term.label(*map(_plain, (term.encode, term.decode, term.given)))))
     divergence = f"KL( {encode} \N{DOUBLE VERTICAL LINE} {given} )"

@@ -523,5 +523,6 @@ def masked(estimator: ELBO | None = None, *, vectorize: bool = True) -> Objectiv
     References:
         Hirt et al. 2024 (arXiv:2309.00380).
     """
-    chosen, rest = Random(), Random(rest=True)
+    chosen = Random()
+    rest = Random(rest=True)
     return Objective([Term(chosen, chosen), Term(ALL, rest, chosen)], estimator, vectorize=vectorize)

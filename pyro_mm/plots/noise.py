@@ -62,8 +62,10 @@ def _panel(ax: Axes, found: Robustness, name: str) -> None:
     span = levels[-1] or 1.0
     absent = levels[-1] + 0.3 * span
     for i, corrupted in enumerate(found.corrupted):
-        values, errors = found.values[name][i].numpy(), found.errors[name][i].numpy()
-        last, last_error = found.missing[name][i].item(), found.missing_errors[name][i].item()
+        values = found.values[name][i].numpy()
+        errors = found.errors[name][i].numpy()
+        last = found.missing[name][i].item()
+        last_error = found.missing_errors[name][i].item()
         shift = 0.012 * span * (i - (len(found.corrupted) - 1) / 2)  # lest error bars hide each other
         style = style_of(i)
         line = {"markersize": 4.5, "linewidth": 1.3, "capsize": 2, "elinewidth": 0.9, **style}

@@ -35,7 +35,9 @@ def per_set(
         The tensors of ``function``.
     """
     context = batch._context
-    cache, stack, terms = context.cache, context.stack, context.term_masks
+    cache = context.cache
+    stack = context.stack
+    terms = context.term_masks
     if context.latents or cache is None or stack is None or terms is None or len(terms) <= search_above:
         return function(batch)
 
@@ -75,7 +77,8 @@ def per_view(batch: Batch, owner: object, function: Callable[[Batch], Result]) -
         owner: the posterior that the function belongs to. Results are cached by it.
         function: a function of the values and masks of a batch alone.
     """
-    cache, terms = batch._context.cache, batch._context.term_masks
+    cache = batch._context.cache
+    terms = batch._context.term_masks
     if batch._context.latents or cache is None or terms is None:
         return function(batch)
     key = ("per view", *(_key(owner, masks) for masks in terms))

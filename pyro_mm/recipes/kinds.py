@@ -55,7 +55,8 @@ def modality_kind(batch: Batch, name: str) -> Kind:
     if value.dim() == 3 and name in batch.lengths:
         return "sequence"
 
-    lowest, highest = float(value.min()), float(value.max())
+    lowest = float(value.min())
+    highest = float(value.max())
     if lowest >= 0 and bool(((value == 0) | (value == 1)).all()):
         return "bits"
     if value.dim() == 2:
@@ -117,7 +118,8 @@ def end_token(batch: Batch, name: str) -> int | None:
     if name not in batch.lengths:
         return None
     present: Any = batch.present[name]
-    tokens, lengths = batch[name][present], batch.lengths[name][present].long()
+    tokens = batch[name][present]
+    lengths = batch.lengths[name][present].long()
     if not len(tokens) or bool((lengths < 1).any()):
         return None
     last = tokens.gather(1, lengths[:, None] - 1)[:, 0]

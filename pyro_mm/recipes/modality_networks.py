@@ -214,7 +214,8 @@ class ModalityNetworks:
 
     def _image_decoder(self, name: str, inputs: int) -> nn.Module:
         """Build a map from z to one number per entry of a value: convolutions for colour images, or a perceptron."""
-        event, hidden = self.event(name), self.hidden
+        event = self.event(name)
+        hidden = self.hidden
         channels = convolution_channels(event)[::-1]
         if not channels:
             return MLP(inputs, self.batch[name][0].numel(), hidden)

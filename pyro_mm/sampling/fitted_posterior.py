@@ -66,7 +66,8 @@ class FittedPosterior(dict[str, dist.Distribution]):
         Returns:
             Latent site -> ``(S, N, *plates, *event)``.
         """
-        mean, log_weights = self.normals.mean, self.normals.log_weights
+        mean = self.normals.mean
+        log_weights = self.normals.log_weights
         with temporary_seed(seed, mean.device), torch.no_grad():
             noise = torch.randn(num_samples, *mean.shape[1:], dtype=mean.dtype, device=mean.device)
             component = torch.distributions.Categorical(logits=log_weights.T).sample((num_samples,))
@@ -178,7 +179,8 @@ def _site_distribution(
     """
     alone = mean.shape[-2] == 1
     if alone:
-        mean, scale = mean[..., 0, :], scale[..., 0, :, :]
+        mean = mean[..., 0, :]
+        scale = scale[..., 0, :, :]
     whole: Any
     if event:
         whole = dist.MultivariateNormal(mean, scale_tril=scale, validate_args=False)

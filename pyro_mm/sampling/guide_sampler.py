@@ -141,10 +141,12 @@ class GuideSampler(ParticleSampler):
                 width = self.uniforms_per_site[name]
                 own = uniforms[..., used : used + width]
                 used += width
-                msg["value"], msg["done"] = _draw_from_uniforms(name, fn, own, component_choice, pair), True
+                msg["value"] = _draw_from_uniforms(name, fn, own, component_choice, pair)
+                msg["done"] = True
             elif component_choice is not None:
                 index = component_of(fn, _broadcastable(component_choice, fn.batch_shape, pair))
-                msg["value"], msg["done"] = fn.component_sample(index), True
+                msg["value"] = fn.component_sample(index)
+                msg["done"] = True
 
         propose(pair, self.structure, draw_site)
 
@@ -211,7 +213,8 @@ def _draw_from_uniforms(name: str, fn: Any, u: Tensor, component_choice: Tensor 
         ValueError: a distribution without an inverse distribution function.
     """
     like = fn.sample()
-    batch, event = fn.batch_shape, fn.event_shape
+    batch = fn.batch_shape
+    event = fn.event_shape
     plates = batch[pair.plated : -1]
     u = u.reshape(*u.shape[:2], *plates, -1).movedim(1, 1 + len(plates))
     choice = u[..., -1] if component_choice is None else component_choice

@@ -225,7 +225,8 @@ def _log_weights_in_parts(
     pair: TermPair, structure: PairStructure, sampler: ParticleSampler, most: int, classes: ClassWeights | None
 ) -> Tensor:
     """Return the log-weights of a block as :func:`_log_weights`, from at most so many (row, particle) pairs at once."""
-    num_rows, num_particles = pair.views.decode.size, pair.num_particles
+    num_rows = pair.views.decode.size
+    num_particles = pair.num_particles
     if num_rows * num_particles <= most:
         return _log_weights(pair, structure, sampler, classes)
 
@@ -243,7 +244,8 @@ def _log_weights_in_parts(
 
 def _part(pair: TermPair, particles: slice, rows: slice) -> TermPair:
     """Return the pair with some of its particles and rows, their latent values and log-densities."""
-    num_rows, num_particles = pair.views.decode.size, pair.num_particles
+    num_rows = pair.views.decode.size
+    num_particles = pair.num_particles
     views = replace(pair.views, decode=pair.views.decode.block(rows))
     length = len(range(*particles.indices(num_particles)))
     part = TermPair(pair.source_model, pair.source_guide, views, length, plated=pair.plated)

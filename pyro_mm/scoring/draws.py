@@ -95,7 +95,8 @@ class Draws:
         value = found[site]["value"]
         event = value.shape[len(found[site]["fn"].batch_shape) :]
 
-        pair, views = self._pair, self._pair.views
+        pair = self._pair
+        views = self._pair.views
         lead = ((pair.num_particles,) if pair.plated else ()) + ((views.terms,) if views.terms > 1 else ())
         batch_shape = value.shape[: value.dim() - len(event)]
         if len(batch_shape) > views.nesting + len(lead) and any(

@@ -37,7 +37,8 @@ class Given:
 
     def _set_value(self, msg: dict[str, Any]) -> None:
         if msg["name"] in self.values:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
+            msg["value"] = self.values[msg["name"]]
+            msg["done"] = True
 
 
 @torch.no_grad()

@@ -129,8 +129,10 @@ class _Strata:
     def __init__(self, structure: PairStructure, views: TermViews, num_particles: int):
         if structure.strata is None:
             raise ValueError("stratified draws need a mixture posterior, and the guide has none")
-        self.site, self.components = structure.strata.site, structure.strata.components
-        self.each, self.particles = num_particles, num_particles * self.components
+        self.site = structure.strata.site
+        self.components = structure.strata.components
+        self.each = num_particles
+        self.particles = num_particles * self.components
         self.device = views.encode.device
         self.log_weight: Tensor | None = None
 
@@ -146,7 +148,8 @@ class _Strata:
 
     def log_weights(self, pair: TermPair) -> Tensor:
         """The log-weight of each particle's stratum, ``(K, T, N)``."""
-        shape, alike = SiteReducer(pair), -math.log(self.components)
+        shape = SiteReducer(pair)
+        alike = -math.log(self.components)
         if self.log_weight is None:
             raise ValueError(
                 f"stratified draws need the guide's mixture {self.site!r}, and it did not sample that site"
@@ -279,7 +282,8 @@ def score_model(
     dims = _enumerated_dims(theirs)
     free_dim = min([pair.enum_dim + 1, *dims.values()]) - 1  # to the left of what the guide enumerates
     model_trace = run_model(pair, structure)
-    shape, ours = SiteReducer(pair, unscaled), pair.row_latents(model_trace)
+    shape = SiteReducer(pair, unscaled)
+    ours = pair.row_latents(model_trace)
     _check_given(pair, model_trace)
     proposal = pair.log_q
     likelihood = {name: shape.log_prob(site) for name, site in observed_sites(model_trace).items()}

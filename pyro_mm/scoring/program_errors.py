@@ -137,7 +137,8 @@ def _paths(programs: Mapping[str, Any]) -> dict[int, str]:
 def _site(frames: list[FrameType]) -> str | None:
     """Return the site that was being sampled, or whose distribution was being computed."""
     for frame in reversed(frames):
-        code, names = frame.f_code, frame.f_locals
+        code = frame.f_code
+        names = frame.f_locals
         if code.co_name == "sample" and frame.f_globals.get("__name__", "").startswith("pyro.primitives"):
             return names.get("name")
         if code.co_name in ("observe", "_observed") and isinstance(names.get("self"), Batch):
@@ -160,7 +161,8 @@ def _site(frames: list[FrameType]) -> str | None:
 def _modality(frames: list[FrameType]) -> str | None:
     """Return the modality that was being read, encoded or observed."""
     for frame in reversed(frames):
-        names, function = frame.f_locals, frame.f_code.co_name
+        names = frame.f_locals
+        function = frame.f_code.co_name
         if not isinstance(names.get("self"), Batch):
             continue
         if function in ("observe", "_observed", "encode"):
@@ -237,7 +239,9 @@ def _index_hints(module: Any, indices: Tensor) -> Iterator[str]:
         whole = "x.argmax(-1) of one-hot rows x" if indices.dim() > 1 else "x.long()"
         yield f"An embedding takes indices as torch.int64, and gets {indices.dtype}: give it {whole}"
     elif indices.numel():
-        low, high, most = int(indices.min()), int(indices.max()), module.num_embeddings
+        low = int(indices.min())
+        high = int(indices.max())
+        most = module.num_embeddings
         if low < 0 or high >= most:
             yield (
                 f"An embedding of {most} takes indices from 0 to {most - 1}, and gets {low} to {high}: count classes "

@@ -132,7 +132,9 @@ class SiteReducer:
     """Reduction of the log-probabilities of a pair's sites to ``(K, T, N)``."""
 
     def __init__(self, pair: TermPair, unscaled: bool = False):
-        self.pair, self.unscaled, self.factor = pair, unscaled, 1.0
+        self.pair = pair
+        self.unscaled = unscaled
+        self.factor = 1.0
         self.size = pair.views.decode.size
 
     def log_prob(self, site: dict[str, Any], scaled: bool = True) -> Tensor:
@@ -188,7 +190,8 @@ class SiteReducer:
         return x
 
     def full(self, x: Tensor) -> Tensor:
-        k, t = self.pair.num_particles, self.pair.views.terms
+        k = self.pair.num_particles
+        t = self.pair.views.terms
         lead = ((k,) if self.pair.plated else ()) + ((t,) if t > 1 else ())
         return x.expand(*lead, *[1] * (self.pair.views.nesting - 1), self.size).reshape(k, t, self.size)
 

@@ -235,7 +235,8 @@ class _Watch:
                 value = msg["fn"](*msg["args"], **msg["kwargs"])
             if value.is_floating_point() and not value.requires_grad:
                 value = value.detach().requires_grad_()
-            msg["value"], msg["done"] = value, True
+            msg["value"] = value
+            msg["done"] = True
         if msg["value"].requires_grad:
             self.normalisation.values.append(msg["value"])
 

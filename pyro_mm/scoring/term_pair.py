@@ -106,9 +106,13 @@ class TermPair:
         def edit(msg: dict[str, Any]) -> None:
             self._weigh(msg)
             if msg["name"] in prior:
-                mask, fn, p = self.views.encode_prior, msg["fn"], prior[msg["name"]]
+                mask = self.views.encode_prior
+                fn = msg["fn"]
+                p = prior[msg["name"]]
                 value = msg["value"] if msg["done"] else fn.rsample() if fn.has_rsample else fn.sample()
-                msg["fn"], msg["value"], msg["done"] = p["fn"], p["value"], True
+                msg["fn"] = p["fn"]
+                msg["value"] = p["value"]
+                msg["done"] = True
                 if isinstance(mask, Tensor):
                     msg["fn"] = Where(mask, p["fn"], fn)
                     msg["value"] = torch.where(add_event_dims(mask, fn.event_dim), p["value"], value)
@@ -126,7 +130,8 @@ class TermPair:
         self.trace = trace.trace
         if frozen:
             for site in latent_sites(self.trace).values():
-                site["fn"], site["value"] = detach_distribution(site["fn"]), site["value"].detach()
+                site["fn"] = detach_distribution(site["fn"])
+                site["value"] = site["value"].detach()
 
     def draw_prior(self, values: Any = None, missing: Mapping[str, tuple[Tensor, int]] | None = None) -> dict[str, Any]:
         """Sample the model's latents from its prior, under the plates of particles and terms.
@@ -193,7 +198,8 @@ class TermPair:
             if prior:
                 self.own_prior[msg["name"]] = msg["fn"]
             if msg["name"] in given:
-                mask, fn = self.views.given_prior, given[msg["name"]]["fn"]
+                mask = self.views.given_prior
+                fn = given[msg["name"]]["fn"]
                 if (modality := private_modality(msg["name"], self.views.modalities)) is not None:
                     mask = any_of([mask, invert(self.views.given.presence(modality))])
                 if mask is not True:
@@ -201,8 +207,10 @@ class TermPair:
             elif msg["name"] not in self.trace.nodes and msg["fn"].has_enumerate_support:
                 msg["infer"].setdefault("enumerate", "parallel")
             elif msg["name"] not in self.trace.nodes and msg["name"] in prior:
-                value, event_dim = prior[msg["name"]]["value"], msg["fn"].event_dim
-                msg["value"], msg["done"] = self._of_prior(value, event_dim, lambda: msg["fn"](*msg["args"])), True
+                value = prior[msg["name"]]["value"]
+                event_dim = msg["fn"].event_dim
+                msg["value"] = self._of_prior(value, event_dim, lambda: msg["fn"](*msg["args"]))
+                msg["done"] = True
 
         with EditSites(edit, self._weigh), self.plates():
             self.source_model(self.views.decode.with_context(draw_missing=self._draw_missing))

@@ -32,7 +32,7 @@ def describe(value: Any) -> str:
     if value is None or isinstance(value, bool | str):
         return _short(value)
     if isinstance(value, numbers.Number):
-        return f"{_short(value)}, a {type(value).__name__}"
+        return f"{_short(value)}, {_with_article(type(value).__name__)}"
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if isinstance(value, Tensor | np.ndarray):
@@ -44,6 +44,10 @@ def describe(value: Any) -> str:
     if isinstance(value, list | tuple | set | frozenset) and len(repr(value)) <= MAX_LENGTH:
         return f"the {type(value).__name__} {value!r}"
     return f"an object of type {type(value).__name__}"
+
+
+def _with_article(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
 def check_integer(argument: str, value: Any, least: int | None = None, most: int | None = None) -> int:

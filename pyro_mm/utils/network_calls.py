@@ -179,7 +179,8 @@ def _call_with_types(what: str, module: Any, call: Callable[[Tensor], Any], valu
     except (RuntimeError, IndexError, NotImplementedError) as error:
         wanted = _parameter_type(module)
         if isinstance(error, IndexError) and not value.is_floating_point() and _has_embedding(module):
-            low, high = int(value.min()), int(value.max())
+            low = int(value.min())
+            high = int(value.max())
             raise ValueError(
                 f"{what}: values from {low} to {high} do not index the table of its network: {error}. A "
                 "value such as -1 that marks a missing row goes to present="

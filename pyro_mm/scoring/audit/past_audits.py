@@ -79,7 +79,8 @@ def likelihood_notes(model: Any, guide: Any, batch: Batch, guide_batch: Batch | 
 
 def _has_fractions(batch: Batch, name: str) -> bool:
     """Return True if some values of a modality lie strictly between 0 and 1."""
-    column, present = batch[name], batch.presence(name)
+    column = batch[name]
+    present = batch.presence(name)
     if not isinstance(column, StoredColumn):
         return has_fractions(column, present)
     found: bool = column.fact("fractions", lambda: any(has_fractions(x, present) for _, x in column.blocks()))

@@ -166,7 +166,8 @@ def _fixed_latents(values: dict[str, Tensor]) -> EditSites:
         shape = msg["fn"].shape()
         while value.dim() > len(shape) and value.shape[0] == 1:
             value = value[0]
-        msg["value"], msg["done"] = value, True
+        msg["value"] = value
+        msg["done"] = True
 
     return EditSites(fix)
 

@@ -27,6 +27,7 @@ def _unscored_values(batch: Batch, supports: dict[str, Support]) -> list[str]:
     found = [describe_values_outside(name, batch[name], batch.presence(name), held[name]) for name in held]
     for name, support in held.items():
         if support.end is not None and name in batch.lengths:
-            tokens, present = batch[name], batch.presence(name)
+            tokens = batch[name]
+            present = batch.presence(name)
             found.append(describe_no_strings(name, tokens, batch.lengths[name], present, support.end))
     return [text for text in found if text]
