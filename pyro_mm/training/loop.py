@@ -14,32 +14,15 @@ from torch.utils.data import DataLoader
 from ..batch.batch import Batch
 from ..scoring.prepare_objective import prepare_objective
 from ..scoring.training_objective import TrainingObjective
-from ..utils.arguments import (
-    check_choice,
-    check_flag,
-    check_function,
-    check_integer,
-    check_number,
-    check_path,
-    check_seed,
-)
+from ..utils.arguments import check_function
 from ..utils.launch import run_on_devices
 from ..utils.processes import Processes, current_processes
 from ..utils.sharing import alone
-from .arguments import (
-    check_device,
-    check_gradients,
-    check_optimizer_factory,
-    check_precision,
-    check_rows,
-    check_scheduler_factory,
-    check_validation,
-)
-from .callback_list import check_callbacks
-from .callbacks import Log
+from .arguments import check_gradients, check_rows
 from .history import History
+from .options import check_options
 from .problem import TrainingError
-from .trainer import Trainer, TrainingOptions
+from .trainer import run_training
 
 
 def fit(
@@ -175,44 +158,21 @@ def fit(
     check_function("guide", guide)
     prepared = prepare_objective(objective)
     check_rows(train)
-    check_validation(validation)
-    check_integer("epochs", epochs, least=0)
-    batch_size = check_integer("batch_size", batch_size, least=1)
-    check_optimizer_factory(optimizer)
-    check_scheduler_factory(scheduler)
-    seed = check_seed(seed)
-    placed = check_device(device)
-    check_precision(precision)
-    check_choice("scheduler_interval", scheduler_interval, ("epoch", "step"))
-    check_choice("resume", resume, ("strict", "force"))
-    check_choice("nonfinite", nonfinite, ("stop", "skip"))
-    check_integer("workers", workers, least=0)
-    check_integer("accumulate", accumulate, least=1)
-    devices = check_integer("devices", devices, least=1)
-    if validation_batch_size is not None:
-        check_integer("validation_batch_size", validation_batch_size, least=1)
-    if clip_norm is not None:
-        check_number("clip_norm", clip_norm, above=0.0)
-    check_flag("progress", progress)
-    for name, optional in dict(compile=compile, validate=validate, resident=resident, drop_last=drop_last).items():
-        if optional is not None:
-            check_flag(name, optional)
-    if transform is not None:
-        check_function("transform", transform)
-    if callback is not None:
-        check_function("callback", callback, ("epoch", "entry"))
-    logs = () if logger is None else (Log(logger),)
-    options = TrainingOptions(
-        validation, validation_batch_size, epochs, batch_size, optimizer, scheduler, scheduler_interval, clip_norm,
-        accumulate, seed, placed, precision, compile, validate, resident, workers, drop_last, transform,
-        None if checkpoint is None else check_path("checkpoint", checkpoint), resume == "force", progress, callback,
-        (*check_callbacks(callbacks), *logs), devices, check_flag("audit", audit), nonfinite,
+    options = check_options(
+        dict(
+            validation=validation, validation_batch_size=validation_batch_size, epochs=epochs, batch_size=batch_size,
+            optimizer=optimizer, scheduler=scheduler, scheduler_interval=scheduler_interval, clip_norm=clip_norm,
+            accumulate=accumulate, seed=seed, device=device, precision=precision, compile=compile, validate=validate,
+            resident=resident, workers=workers, drop_last=drop_last, transform=transform, checkpoint=checkpoint,
+            resume=resume, progress=progress, callback=callback, callbacks=callbacks, logger=logger, devices=devices,
+            nonfinite=nonfinite, audit=audit,
+        )
     )  # fmt: skip
 
     def run(processes: Processes) -> History:
         with alone():
-            return Trainer(model, guide, prepared, train, options, processes).run()
+            return run_training(model, guide, prepared, train, options, processes)
 
-    if devices == 1:
+    if options.devices == 1:
         return run(current_processes())
-    return run_on_devices(devices, run, "training", TrainingError)
+    return run_on_devices(options.devices, run, "training", TrainingError)

@@ -4,7 +4,8 @@ import inspect
 
 import pyro_mm as mm
 from pyro_mm.scoring.prepare_objective import prepare_objective
-from pyro_mm.training.trainer import Trainer, TrainingOptions
+from pyro_mm.training.options import TrainingOptions
+from pyro_mm.training.trainer import run_training
 
 DEFAULTS = {
     name: parameter.default
@@ -19,4 +20,4 @@ def fit_at(pace, model, guide, objective, train, **options):
     force_resume = chosen.pop("resume") == "force"
     assert chosen.pop("logger") is None  # of which mm.fit makes a callback
     settings = TrainingOptions(**chosen, force_resume=force_resume, pace=pace)
-    return Trainer(model, guide, prepare_objective(objective), train, settings).run()
+    return run_training(model, guide, prepare_objective(objective), train, settings)

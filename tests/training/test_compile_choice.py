@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import pyro_mm as mm
-from pyro_mm.training import trainer
+from pyro_mm.training import preparation
 from pyro_mm.training.compile import MAX_GRAPHS_UNASKED
 from pyro_mm.training.compile_choice import LEAST_STEPS, compilation_pays
 from tests.support.training_pair import data, pair
@@ -65,7 +65,7 @@ def chosen(monkeypatch):
         asked.append((steps, options))
         return True
 
-    monkeypatch.setattr(trainer, "compilation_pays", pays)
+    monkeypatch.setattr(preparation, "compilation_pays", pays)
     monkeypatch.setattr("pyro_mm.training.compile.CompiledStep._compile", lambda self, traced, inputs: traced.graph)
     return asked
 
