@@ -65,7 +65,13 @@ Course = Annotated[
     ),
 ]
 Compile = Annotated[
-    bool, typer.Option("--compile/--no-compile", help="Compile the training step; needs a C++ compiler.")
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile",
+        help="Compile the training step, which needs a C++ compiler, or run it as it is. By default as the experiment "
+        "was chosen to run, or on a GPU if the training is long enough for compilation to pay.",
+        show_default=False,
+    ),
 ]
 Data = Annotated[
     Path | None,
@@ -123,7 +129,7 @@ def reproduce(
     only: Only = None,
     full: Full = False,
     course: Course = 10,
-    compile: Compile = True,
+    compile: Compile = None,
     data: Data = None,
     fitted: Fitted = True,
     particles: EvidenceParticles = None,

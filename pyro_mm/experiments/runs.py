@@ -48,7 +48,7 @@ class Settings:
         data: the folder of the data files; None for the default.
         rows: test rows of the table, the first ones.
         evidence_particles: draws per row of the likelihoods.
-        compile: compile the training step.
+        compile: compile the training step; None where it pays.
         fitted: estimate likelihoods by proposals fitted to each row; missing in folders of version 0.2 and earlier.
         test: the file of the test rows; None for those of the data set, or rows that are held out of its file.
         kinds: kinds of modalities of a file, as they were given; None for those that their values say.
@@ -68,7 +68,7 @@ class Settings:
     data: str | None
     rows: int
     evidence_particles: int
-    compile: bool = False
+    compile: bool | None = None
     fitted: bool = True
     test: str | None = None
     kinds: str | None = None
@@ -109,24 +109,22 @@ def read_settings(out: Path) -> Settings:
     return settings
 
 
-def resume_command(out: Path, settings: Settings, device: str | None) -> str:
+def resume_command(settings: Settings, **options: Any) -> str:
     """Return the command that goes on with a run, to be pasted into a shell.
 
     Args:
-        out: the folder of the run.
         settings: the settings of the run.
-        device: the device as it was given.
+        options: further options of the command as they were given; None for those that were not.
     """
-    options = {name: value for name, value in asdict(settings).items() if name not in ("dataset", "digest")}
     words = ["pyro-mm", "train", settings.dataset]
-    for name, value in {**options, "device": device, "out": out}.items():
-        option = f"--{name.replace('_', '-')}"
-        if name == "fitted":
-            words += [] if value else ["--no-fitted"]
-        elif isinstance(value, bool):
-            words += [option] if value else []
-        elif value is not None:
-            words += [option, str(value)]
+    for name, value in {**asdict(settings), **options}.items():
+        option = name.replace("_", "-")
+        if name in ("dataset", "digest") or value is None:
+            continue
+        if isinstance(value, bool):
+            words += [] if (name, value) == ("fitted", True) else [f"--{option}" if value else f"--no-{option}"]
+        else:
+            words += [f"--{option}", str(value)]
     return shlex.join([*words, "--resume"])
 
 
@@ -229,9 +227,11 @@ def load_run(out: Path, model: nn.Module, guide: nn.Module) -> int | None:
 
 
 def _differences(here: Settings, there: Settings) -> str:
-    """Describe the settings in which two runs differ."""
+    """Describe the settings in which two runs differ; ``compile`` left to its default fits any."""
     one = asdict(here)
     other = asdict(there)
+    if here.compile is None:
+        other["compile"] = None
 
     def text(value: Any) -> str:
         return "none" if value is None else str(value)

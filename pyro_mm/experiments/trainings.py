@@ -46,7 +46,7 @@ class RunOptions:
         minutes: stop after the epoch in which they are over; None for no limit.
         rows: test rows of the table; None for the default.
         course: epochs between two points of course-<seed>.csv.
-        compile: compile the training step, if the experiment does.
+        compile: compile the training step, or do not; None as the experiment does, or where it pays.
         device: the device to train on.
         data: the folder of the data files; None for the default.
         fitted: estimate likelihoods by proposals fitted to each row beside the guide's; False for the guide alone.
@@ -62,7 +62,7 @@ class RunOptions:
     minutes: float | None
     rows: int | None
     course: int
-    compile: bool
+    compile: bool | None
     device: torch.device
     data: str | None
     fitted: bool = True
@@ -163,7 +163,7 @@ def train_recipe(
         **steps,
         transform=experiment.transform,
         checkpoint=checkpoint_path(progress.out, options.seed),
-        compile=options.compile and experiment.compile,
+        compile=(experiment.compile or None) if options.compile is None else options.compile,
         seed=options.seed,
         device=options.device,
         progress=False,

@@ -47,7 +47,7 @@ def numbers(output):
 def few_images():
     """One generated image per class, as matplotlib takes its time for each."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "SAMPLES_PER_CLASS", 1)
+        patch.setattr(cli.figures, "SAMPLES_PER_CLASS", 1)
         yield
 
 
@@ -121,7 +121,9 @@ def test_train_takes_another_objective_and_estimator(tmp_path):
 
 def test_images_of_a_class_are_drawn_by_weight_if_the_guide_does_not_encode_labels(tmp_path, monkeypatch):
     settings = []
-    monkeypatch.setattr(cli, "generate", lambda *_, **options: settings.append(options) or mm.generate(*_, **options))
+    monkeypatch.setattr(
+        cli.figures, "generate", lambda *_, **options: settings.append(options) or mm.generate(*_, **options)
+    )
     for recipe in ("mfm-variational", "jmvae-kl"):
         options = ["--recipe", recipe, "--latent", 2, "--no-fitted", "--out", tmp_path / recipe]
         result = run("train", "digits", *FAST, *options)
@@ -157,7 +159,7 @@ def test_compare_prints_side_by_side_and_writes_its_table_and_plot(tmp_path):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["train", "digit"], "unknown data set 'digit': expected one of digits, mnist, fashion"),
+        (["train", "digit"], "unknown data set 'digit' (do you mean 'digits'?): expected one of digits, mnist"),
         (["train", "digits", "--recipe", "va"], "unknown recipe 'va'"),
         (["train", "digits", "--recipe", "vae"], "recipe 'vae': it has one modality"),
         (["train", "digits", "--recipe", "mfm"], "deterministic autoencoder without likelihoods"),
@@ -210,7 +212,7 @@ def test_folders_are_named_by_what_is_in_them():
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Drawing them takes longer than all the rest."""
-    monkeypatch.setattr(cli, "_draw_figures", lambda *_: {})
+    monkeypatch.setattr(cli.train, "draw_figures", lambda *_: {})
     return FILES - {name for name in FILES if name.endswith(".png")}
 
 
@@ -227,7 +229,7 @@ def test_a_run_is_replaced_only_by_force(trained, tmp_path, monkeypatch, no_pict
     (out / "notes.txt").write_text("mine")
     before = contents(out)
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "fit", lambda *_, **__: pytest.fail("it was trained"))
+        patch.setattr(cli.training, "fit", lambda *_, **__: pytest.fail("it was trained"))
         result = run("train", "digits", *FAST, "--latent", 4, "--out", out)
         assert result.exit_code == 2 and "holds a run already" in text_of(result) and "--force" in text_of(result)
         for name in ("weights.safetensors", "evidence.csv", "latent.png"):
@@ -245,7 +247,7 @@ def test_a_run_is_replaced_only_by_force(trained, tmp_path, monkeypatch, no_pict
 
 @pytest.mark.parametrize("recipe", ["jmvae-kl", "mopoe"])
 def test_a_folder_that_cannot_be_written_shows_before_training(tmp_path, monkeypatch, recipe):
-    monkeypatch.setattr(cli, "fit", lambda *_, **__: pytest.fail("it was trained"))
+    monkeypatch.setattr(cli.training, "fit", lambda *_, **__: pytest.fail("it was trained"))
     (tmp_path / "file").touch()
     result = run("train", "digits", *FAST, "--recipe", recipe, "--out", tmp_path / "file" / "a")
     assert result.exit_code == 1 and "Error" in result.output and "file" in text_of(result)
@@ -269,7 +271,7 @@ def test_a_folder_is_of_one_training_at_a_time(tmp_path):
 
 def interrupting(monkeypatch, at):
     """Ctrl-C after that epoch, or before the first."""
-    fit = cli.fit
+    fit = cli.training.fit
 
     def interrupted(*arguments, **options):
         def callback(epoch, entry):
@@ -280,7 +282,7 @@ def interrupting(monkeypatch, at):
             signal.raise_signal(signal.SIGINT)
         return fit(*arguments, **options, callback=callback)
 
-    monkeypatch.setattr(cli, "fit", interrupted)
+    monkeypatch.setattr(cli.training, "fit", interrupted)
 
 
 SLOW = ["--epochs", "4", "--rows", "20", "--evidence-particles", "20", "--no-fitted", "--latent", 4]
@@ -308,7 +310,7 @@ def test_an_interrupted_run_keeps_its_weights_and_goes_on(tmp_path, monkeypatch,
     result = run("train", "digits", *SLOW, "--seed", 1, "--out", out)
     assert result.exit_code == 2 and "unfinished run of other settings (seed 0, not 1)" in text_of(result)
     with monkeypatch.context() as patch:  # Ctrl-C while it is evaluated
-        patch.setattr(cli, "evaluate_recipe", lambda *_: signal.raise_signal(signal.SIGINT))
+        patch.setattr(cli.training, "evaluate_recipe", lambda *_: signal.raise_signal(signal.SIGINT))
         result = run("train", "digits", *SLOW, "--out", out)
         assert result.exit_code == 130 and "after epoch 4 of 4" in text_of(result)
     command = shlex.split(re.search(r"go on by: pyro-mm (.*)", result.output)[1])
@@ -326,8 +328,10 @@ def test_a_run_that_is_interrupted_within_an_epoch_says_so(tmp_path, monkeypatch
             if training.step == 3:
                 signal.raise_signal(signal.SIGINT)
 
-    fit = cli.fit
-    monkeypatch.setattr(cli, "fit", lambda *arguments, **options: fit(*arguments, **options, callbacks=[CtrlC()]))
+    fit = cli.training.fit
+    monkeypatch.setattr(
+        cli.training, "fit", lambda *arguments, **options: fit(*arguments, **options, callbacks=[CtrlC()])
+    )
     result = run("train", "digits", *SLOW, "--out", tmp_path / "out")
     assert result.exit_code == 130 and "after epoch 0 of 4 and 3 steps of the next" in text_of(result)
     assert not [w for w in recwarn if "the training was interrupted" in str(w.message)]
@@ -344,7 +348,7 @@ def test_an_interruption_in_the_first_epoch_leaves_nothing(tmp_path, monkeypatch
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("what", ["compare", "evaluate"])
 def test_an_interrupted_evaluate_or_compare_ends_without_a_traceback(trained, monkeypatch, what):
-    monkeypatch.setattr(cli, "_load", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(getattr(cli, what), "load_rows", lambda *_: signal.raise_signal(signal.SIGINT))
     result = run(what, "digits" if what == "compare" else trained[0])
     assert result.exit_code == 130 and "Interrupted" in result.output and "Traceback" not in result.output
 
@@ -411,7 +415,7 @@ def test_a_failure_of_reproduce_has_no_traceback(tmp_path, monkeypatch):
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr(cli, "_load", lambda *_: {}["a defect"])
+    monkeypatch.setattr(cli.compare, "load_rows", lambda *_: {}["a defect"])
     result = run("compare", "digits")
     assert isinstance(result.exception, KeyError)
 
@@ -443,12 +447,12 @@ def test_the_command_that_goes_on_has_every_setting():
     settings = runs.Settings(
         "digits", "mvae", "elbo", "iwae", 3, 5, 64, 0.01, 7, 4, None, 40, 50, True, False, None, "a=counts"
     )
-    words = shlex.split(runs.resume_command(Path("my runs/a"), settings, "cpu"))
+    words = shlex.split(runs.resume_command(settings, device="cpu", out=Path("my runs/a"), logger="csv", log_dir=None))
     assert words == [
         "pyro-mm", "train", "digits", "--recipe", "mvae", "--objective", "elbo", "--estimator", "iwae",
         "--num-particles", "3", "--epochs", "5", "--batch-size", "64", "--lr", "0.01", "--seed", "7", "--latent", "4",
         "--rows", "40", "--evidence-particles", "50", "--compile", "--no-fitted", "--kinds", "a=counts",
-        "--device", "cpu", "--out", "my runs/a", "--resume",
+        "--device", "cpu", "--out", "my runs/a", "--logger", "csv", "--resume",
     ]  # fmt: skip
 
 
