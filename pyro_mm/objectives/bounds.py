@@ -41,7 +41,7 @@ class Target:
         kind: ``"lower bound"``, ``"approximate"`` (a lower bound only where q(z | x_C) is the exact posterior for every
             C that a term is given), ``"estimate"`` (by critics, of a bound and of entropies of the data) or
             ``"surrogate"``.
-        text: the quantity in words.
+        text: the quantity in words; of a surrogate the reason, if it is none of the table's.
         log_evidence: set of modalities -> weight of its log-evidence; empty if their names are not known.
         conditional: (targets, given) -> weight of a log-conditional; empty if names are not known.
         random: True if log-densities of random sets belong to it besides.
@@ -55,7 +55,7 @@ class Target:
 
     def __str__(self) -> str:
         if self.kind == "surrogate":
-            return "surrogate: not a bound"
+            return "surrogate: not a bound" + (f", since {self.text}" if self.text else "")
         if self.kind == "estimate":
             return self.text
         text = f"lower bound on {self.text}"

@@ -1,4 +1,4 @@
-"""Terms whose likelihood of some modalities is a ratio of densities that critics give."""
+"""Terms whose likelihood of some modalities is a ratio of densities by critics, or one of features."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from ..scoring.structure import PairStructure, latent_sites, private_modality
 from .bounds import Target, is_linear
 from .concrete_terms import ConcreteTerm
 from .critics import Critic, Key, key_text, names_of
+from .feature_likelihood import FeatureLikelihood
 from .term_kinds import DENSITY, Density
 from .terms import EACH, PRIOR, Symbol, Term
 
@@ -32,11 +33,13 @@ class RatioDensity(Density):
     Args:
         critics: modality, or modalities, -> critic, of those that the term decodes.
         label: of the term, by which critics have networks.
+        features: modality -> likelihood of features in the place of its own, of those that the term decodes.
     """
 
-    def __init__(self, critics: Mapping[Key, Critic], label: str):
+    def __init__(self, critics: Mapping[Key, Critic], label: str, features: Mapping[str, FeatureLikelihood]):
         self.critics = dict(critics)
         self.label = label
+        self.features = dict(features)
         self.of_kl = [key for key, critic in critics.items() if critic.form.replaces_kl]
         self.replaces_kl = bool(self.of_kl)
 
@@ -47,7 +50,7 @@ class RatioDensity(Density):
             first, *others = names_of(key)
             found[first] = partial(self._log_ratio, key, critic)
             found |= {name: partial(_counted_with_another, name) for name in others}
-        return found
+        return found | {name: likelihood.log_density for name, likelihood in self.features.items()}
 
     def _log_ratio(self, key: Key, critic: Critic, site: Any, pair: Any) -> Tensor:
         """Return the logarithm of the ratio for the observed values, of the batch shape of a modality's distribution.
@@ -72,7 +75,7 @@ class RatioDensity(Density):
     def check(self, term: ConcreteTerm, batch: Batch, structure: PairStructure) -> None:
         for key in self.critics:
             _check_together(term, names_of(key))
-        if structure.enumerates:
+        if structure.enumerates and self.critics:
             everything = ", ".join(map(key_text, self.critics))
             raise ValueError(
                 f"{term.label}: a critic of {everything} compares draws of all latents, and a discrete latent is "
@@ -178,27 +181,40 @@ def _number(weight: Any) -> str:
     return f"{float(weight):g}"
 
 
-def assign_critics(terms: Sequence[ConcreteTerm], critics: Mapping[Key, Critic]) -> list[ConcreteTerm]:
-    """Return concrete terms, those that decode a modality with a critic as :class:`RatioDensity`."""
-    return [_assign(term, critics) for term in terms]
+NO_FEATURES: Mapping[str, FeatureLikelihood] = {}
 
 
-def _assign(term: ConcreteTerm, critics: Mapping[Key, Critic]) -> ConcreteTerm:
+def assign_critics(
+    terms: Sequence[ConcreteTerm],
+    critics: Mapping[Key, Critic],
+    features: Mapping[str, FeatureLikelihood] = NO_FEATURES,
+) -> list[ConcreteTerm]:
+    """Return concrete terms, those that decode a modality with a critic, or by features, as :class:`RatioDensity`."""
+    return [_assign(term, critics, features) for term in terms]
+
+
+def _assign(
+    term: ConcreteTerm, critics: Mapping[Key, Critic], features: Mapping[str, FeatureLikelihood]
+) -> ConcreteTerm:
     decoded = {name for name, mask in term.decode.items() if mask is not False}
     own = {key: critic for key, critic in critics.items() if not decoded.isdisjoint(names_of(key))}
-    return replace(term, kind=RatioDensity(own, term.label)) if own and term.kind is DENSITY else term
+    of_features = {name: features[name] for name in features if name in decoded}
+    if term.kind is not DENSITY or not (own or of_features):
+        return term
+    return replace(term, kind=RatioDensity(own, term.label, of_features))
 
 
 def check_ratio_estimator(terms: Sequence[ConcreteTerm], estimator: ELBO) -> None:
-    """Raise a ValueError if an estimator cannot evaluate a term with critics."""
+    """Raise a ValueError if an estimator cannot evaluate a term with critics, or with likelihoods of features."""
     for term in terms:
         if not isinstance(term.kind, RatioDensity):
             continue
         if not isinstance(estimator, PerRow):
-            names = ", ".join(map(key_text, term.kind.critics))
+            names = ", ".join([*map(key_text, term.kind.critics), *term.kind.features])
+            stand = "critic stands" if term.kind.critics else "discriminator's layer stands"
             raise ValueError(
                 f"{term.label}: {type(estimator).__name__} asks for a density of {names}, in the place of which a "
-                "critic stands: take one of pyro_mm.estimators, such as AnalyticKL()"
+                f"{stand}: take one of pyro_mm.estimators, such as AnalyticKL()"
             )
         if term.kind.replaces_kl and not is_linear(estimator):
             raise ValueError(

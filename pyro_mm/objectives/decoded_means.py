@@ -150,6 +150,12 @@ def _used(value: Tensor, parameters: list[Tensor]) -> list[Tensor]:
     return [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
 
 
+def unreached_parameters(value: Tensor, parameters: list[Tensor]) -> list[Tensor]:
+    """Return those parameters that a value does not depend on."""
+    used = set(map(id, _used(value.sum(), parameters)))
+    return [p for p in parameters if id(p) not in used]
+
+
 def is_continuous(fn: Any) -> bool:
     """Return True if a distribution has a mean of the shape of its values, by which they can be judged."""
     base = unwrap(fn)

@@ -29,6 +29,7 @@ from .critic_terms import target_by_critics
 from .critics import Critic, Key, check_critics, key_text, module_dict
 from .evaluation import Evaluation, combine
 from .expansion import expand
+from .feature_likelihood import FeatureLikelihood, target_by_features
 from .html import objective_html
 from .plan import PlanCache
 from .terms import Number, Term, check_nonnegative, check_table, step_weight, weights_in_order
@@ -73,6 +74,7 @@ class Objective(ELBO, PreparedObjective):
         self.vectorize = check_flag("vectorize", vectorize)
         self.subsample = subsample
         self.critics: dict[Key, Critic] = {}
+        self._features: Mapping[str, FeatureLikelihood] = {}
         subsampling.check_subsample(subsample, self.estimator_text, self.linear)
         self.steps = 0
         self.by_term: dict[str, Tensor] = {}
@@ -122,7 +124,8 @@ class Objective(ELBO, PreparedObjective):
         names = None if names is None else tuple(names)
         table = self._table(names)
         found = target(table, names, lower=self.lower, linear=self.linear, present=present)
-        return target_by_critics(found, table, self.critics, names)
+        found = target_by_critics(found, table, self.critics, names)
+        return target_by_features(found, table, self._features, names)
 
     @property
     def lower(self) -> bool:
@@ -204,6 +207,13 @@ class Objective(ELBO, PreparedObjective):
         """Return an objective of other terms, with the settings of this one."""
         new = Objective(terms, self.estimator, vectorize=self.vectorize, subsample=self.subsample)
         new.critics = self.critics
+        new._features = self._features
+        return new
+
+    def _with_features(self, features: Mapping[str, FeatureLikelihood]) -> Objective:
+        """Return the objective with likelihoods of features in the place of those of some modalities."""
+        new = copy.copy(self)
+        new._features = dict(features)
         return new
 
     def with_discriminators(self, discriminators: Mapping[str, Discriminator]) -> VAEGAN:
@@ -431,7 +441,7 @@ class Objective(ELBO, PreparedObjective):
 
         table = self._table(batch.names)
         plans = PlanCache() if callable(self.terms) else _plans.setdefault(self, PlanCache())
-        passes = plans.get(table, self.estimator, batch, structure, self.vectorize, self.critics)
+        passes = plans.get(table, self.estimator, batch, structure, self.vectorize, self.critics, self._features)
         if any(term.has_step_weights for term in table):
             at_step = [term.evaluated(weight_at) for term in table]
             passes = [each.with_weights(at_step) for each in passes]

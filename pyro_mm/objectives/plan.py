@@ -13,10 +13,11 @@ from ..scoring.structure import PairStructure
 from ..scoring.training_objective import plain_attributes
 from . import pyro_elbos
 from .concrete_terms import ConcreteTerm
-from .critic_terms import assign_critics, check_ratio_estimator
+from .critic_terms import NO_FEATURES, assign_critics, check_ratio_estimator
 from .critics import Critic, Key
 from .evaluation import PerRowPass, TermPass
 from .expansion import expand
+from .feature_likelihood import FeatureLikelihood
 from .terms import Term, check_modalities
 
 NO_CRITICS: Mapping[Key, Critic] = {}
@@ -30,6 +31,7 @@ def plan(
     *,
     vectorize: bool = True,
     critics: Mapping[Key, Critic] = NO_CRITICS,
+    features: Mapping[str, FeatureLikelihood] = NO_FEATURES,
 ) -> list[TermPass]:
     """Return the passes that evaluate a table on a batch, with all weights 1.
 
@@ -40,6 +42,7 @@ def plan(
         structure: structure of the pair on batches like this one.
         vectorize: False gives each term a pass of its own.
         critics: modality, or modalities, -> critic that stands for the likelihood.
+        features: modality -> likelihood of features that stands for that of its values.
 
     Raises:
         ValueError: a model whose log joint has a factor that no term of the table counts; or an estimator that cannot
@@ -51,7 +54,7 @@ def plan(
             "PRIOR that decode something count such a site, and this table has none: take one that does (elbo, vaevae, "
             "masked), or leave the site out of the story"
         )
-    terms = assign_critics(expand(table, batch, bool(structure.factors)), critics)
+    terms = assign_critics(expand(table, batch, bool(structure.factors)), critics, features)
     check_ratio_estimator(terms, estimator)
     for term in terms:
         if term.frozen and not term.kind.as_pair:
@@ -88,18 +91,20 @@ class PlanCache:
         structure: PairStructure,
         vectorize: bool,
         critics: Mapping[Key, Critic] = NO_CRITICS,
+        features: Mapping[str, FeatureLikelihood] = NO_FEATURES,
     ) -> list[TermPass]:
         """Return the plan of these arguments, which are those of :func:`plan`."""
         presence = tuple([batch.presence(name) for name in batch.names])
         if any(isinstance(mask, Tensor) for mask in presence) or any(term.is_random for term in table):
-            return self._make(table, estimator, batch, structure, vectorize, critics)
-        owners = (table, estimator, structure, critics)
+            return self._make(table, estimator, batch, structure, vectorize, critics, features)
+        owners = (table, estimator, structure, critics, features)
         key = (batch.names, presence, vectorize, plain_attributes(estimator), *map(id, owners))
         if key not in self._plans:
             if len(self._plans) >= self.MOST:
                 self._plans.clear()
             # the owners are kept, so that no other objects get their identities
-            self._plans[key] = owners, self._make(table, estimator, batch, structure, vectorize, critics)
+            made = self._make(table, estimator, batch, structure, vectorize, critics, features)
+            self._plans[key] = owners, made
         return self._plans[key][1]
 
     @staticmethod
@@ -110,9 +115,10 @@ class PlanCache:
         structure: PairStructure,
         vectorize: bool,
         critics: Mapping[Key, Critic],
+        features: Mapping[str, FeatureLikelihood],
     ) -> list[TermPass]:
         check_modalities(table, batch.names, structure.modalities)
-        made = plan(table, estimator, batch, structure, vectorize=vectorize, critics=critics)
+        made = plan(table, estimator, batch, structure, vectorize=vectorize, critics=critics, features=features)
         return made if any(term.has_step_weights for term in table) else [each.with_weights(table) for each in made]
 
 

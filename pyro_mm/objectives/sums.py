@@ -23,6 +23,7 @@ from .bounds import Target, target
 from .critic_players import critic_players
 from .critic_terms import target_by_critics
 from .critics import Critic, Key, key_text, module_dict
+from .feature_likelihood import FeatureLikelihood, target_by_features
 from .objective import Objective
 from .terms import ALL, Number, Term
 
@@ -63,7 +64,8 @@ class ObjectiveSum(Objective):
         linear = [part.linear for part, table in zip(self.parts, tables, strict=True) for _ in table]
         table = [term for each in tables for term in each]
         found = target(table, names, lower=self.lower, linear=linear, present=present)
-        return target_by_critics(found, table, self.all_critics, names)
+        found = target_by_critics(found, table, self.all_critics, names)
+        return target_by_features(found, table, self._features, names)
 
     @property
     def all_critics(self) -> dict[Key, Critic]:
@@ -73,6 +75,11 @@ class ObjectiveSum(Objective):
     def with_critics(self, critics: Mapping[Key, Critic]) -> Objective:
         """Return the sum of the parts with these critics, whose networks they share where terms are equal."""
         return ObjectiveSum([part.with_critics(critics) for part in self.parts])
+
+    def _with_features(self, features: Mapping[str, FeatureLikelihood]) -> Objective:
+        new = ObjectiveSum([part._with_features(features) for part in self.parts])
+        new._features = dict(features)
+        return new
 
     @property
     def modules(self) -> list[nn.Module]:

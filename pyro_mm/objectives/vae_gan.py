@@ -7,6 +7,12 @@ p(z)`, with the decoder's mean :math:`G(z) = E[x_m | z]` and the discriminator's
 * posterior, prior and all other decoders: the table's own loss, in which the likelihood of :math:`x_m` counts too;
 * the decoder of m: the table's loss :math:`+ \lambda_m [ - \log D_m(G(\tilde z)) - \log D_m(G(z)) ]`;
 * the discriminator of m: :math:`- \log D_m(x_m) - \log(1 - D_m(G(\tilde z))) - \log(1 - D_m(G(z)))`.
+
+With ``Discriminator(features=)`` the table's likelihood of :math:`x_m` is one of features, as in the first VAE-GAN:
+
+.. math:: \log N(l_m(x_m); l_m(G(z)), \sigma^2 I), \qquad l_m \text{ a layer of the discriminator, held constant.}
+
+It is none of :math:`x_m`, so the objective bounds nothing. Evidence is of the story, and so of its explicit likelihood.
 """
 
 from __future__ import annotations
@@ -42,9 +48,13 @@ from .decoded_means import (
     mean_of,
     posterior_site,
     prior_site,
+    unreached_parameters,
     unwrap_masks,
 )
+from .expansion import expand
+from .feature_likelihood import FeatureLikelihood, check_layer, check_mean_alone, check_rows_apart
 from .objective import Objective
+from .term_kinds import DENSITY
 from .terms import Number
 
 OptimizerFactory = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
@@ -64,15 +74,25 @@ class Discriminator:
         optimizer: parameters -> ``torch.optim`` optimiser of the discriminator; None for that of the training.
         decoder_optimizer: that of the decoder; None for that of the training.
         every: the discriminator moves at every so many steps.
+        features: name of the layer of ``net``, as ``net.named_modules()`` has it, whose Normal log-density stands in
+            the table for the likelihood of the modality; None for the story's own likelihood. The decoder, which
+            learns by its mean alone then, must have no scale to learn.
+        feature_scale: σ of that Normal distribution, equal for all features.
 
     Raises:
-        TypeError, ValueError: a net that is no module, or a number out of range.
+        TypeError, ValueError: a net that is no module, a number out of range, or a layer that it has not.
 
     Example:
         >>> from torch import nn
         >>> import pyro_mm as mm
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.LeakyReLU(0.2), nn.Linear(32, 1))
         >>> discriminator = mm.objectives.Discriminator(net, weight=10.0, penalty=0.1)
+        >>> objective = mm.objectives.elbo().with_discriminators({"image": discriminator})
+        >>> objective.target
+        'lower bound on log p(x)'
+        >>> of_features = mm.objectives.Discriminator(net, features="2")
+        >>> mm.objectives.elbo().with_discriminators({"image": of_features}).target
+        'surrogate: not a bound, since the likelihood of image is that of features of a discriminator'
     """
 
     net: nn.Module
@@ -82,9 +102,14 @@ class Discriminator:
     optimizer: OptimizerFactory | None = None
     decoder_optimizer: OptimizerFactory | None = None
     every: int = 1
+    features: str | None = None
+    feature_scale: float = 1.0
 
     def __post_init__(self) -> None:
         check_module("net", self.net)
+        if self.features is not None:
+            check_layer(self.net, self.features)
+        check_number("feature_scale", self.feature_scale, above=0)
         check_number("weight", self.weight, above=0)
         check_choice("latents", self.latents, ("prior", "uniform"))
         check_number("penalty", self.penalty, least=0)
@@ -100,6 +125,14 @@ class Discriminator:
             )
         return found.reshape(len(x))
 
+    @property
+    def settings(self) -> str:
+        """Short text of the settings."""
+        penalty = f", penalty {self.penalty:g}" if self.penalty else ""
+        scale = f" (scale {self.feature_scale:g})" if self.feature_scale != 1 else ""
+        features = "" if self.features is None else f", likelihood of the layer {self.features!r}{scale}"
+        return f"weight {self.weight:g}, latents {self.latents}{penalty}{features}"
+
 
 class VAEGAN(PreparedObjective):
     """An objective whose story has VAE-GAN modalities: the table, with a discriminator for each of them.
@@ -109,14 +142,14 @@ class VAEGAN(PreparedObjective):
     and ``"image discriminator"``, with the parts ``"data"``, ``"prior"`` and ``"posterior"``, each per row.
 
     Rows that lack the modality count in no part of a discriminator. The value is that of the table, and so is what it
-    bounds: the discriminators change the gradient of a decoder alone.
+    bounds: the discriminators change the gradient of a decoder alone. Likelihoods of features are the exception.
 
     Args:
         table: the objective.
         discriminators: modality -> discriminator.
 
     Attributes:
-        table: the objective without discriminators.
+        table: the objective without discriminators, and with the story's own likelihoods.
         discriminators: modality -> discriminator.
     """
 
@@ -139,24 +172,27 @@ class VAEGAN(PreparedObjective):
             )
         self.table = table
         self.discriminators = found
-        self._losses = {name: _losses_of(table, name, value) for name, value in found.items()}
+        features = {
+            name: FeatureLikelihood(name, d.net, d.features, d.feature_scale)
+            for name, d in found.items()
+            if d.features is not None
+        }
+        self._trained = table._with_features(features) if features else table
+        self._losses = {name: _losses_of(self._trained, name, value) for name, value in found.items()}
 
     def __repr__(self) -> str:
-        return f"{self.table!r}\n{self._text()}"
+        return f"{self._trained!r}\n{self._text()}"
 
     def _text(self) -> str:
-        each = []
-        for name, d in self.discriminators.items():
-            penalty = f", penalty {d.penalty:g}" if d.penalty else ""
-            each.append(f"  VAE-GAN {name!r}: weight {d.weight:g}, latents {d.latents}{penalty}")
-        return "\n".join(each)
+        return "\n".join(f"  VAE-GAN {name!r}: {d.settings}" for name, d in self.discriminators.items())
 
     def players(self, model: Program, guide: Program, batch: Batch) -> Sequence[Player]:
         """Return the players of the table's critics, and the decoder and the discriminator of each modality.
 
         Raises:
             ValueError: a modality that the story does not observe, whose values have no mean to judge, that lies in
-                plates within a row, or whose decoder has no parameters of its own; or a story that sums a latent out.
+                plates within a row, or whose decoder has no parameters of its own; or a story that sums a latent out;
+                with features, a decoder that learns a scale, features that mix rows, or a modality that no term decodes.
         """
         found: list[Player] = list(self.table.players(model, guide, batch))
         nets = [d.net for d in self.discriminators.values()]
@@ -165,6 +201,8 @@ class VAEGAN(PreparedObjective):
                 _check_modality(name, discriminator, model, guide, batch)
                 decoder, critic = self._losses[name]
                 parameters = decoder_parameters(model, batch, name)
+                if discriminator.features is not None:
+                    self._check_features(name, discriminator, parameters, model, batch)
                 found += [
                     Player(f"{name} decoder", decoder, parameters, discriminator.decoder_optimizer),
                     Player(
@@ -178,6 +216,23 @@ class VAEGAN(PreparedObjective):
                 ]
         return found
 
+    def _check_features(
+        self, name: str, discriminator: Discriminator, parameters: Sequence[Tensor], model: Program, batch: Batch
+    ) -> None:
+        """Raise a ValueError for a modality that a likelihood of features cannot train."""
+        if batch.presence(name) is not False:
+            terms = expand(self.table._table(batch.names), batch)
+            if not any(term.kind is DENSITY and term.decode[name] is not False for term in terms):
+                raise ValueError(
+                    f"features={discriminator.features!r}: no term of the objective decodes {name!r} by a likelihood, "
+                    "in the place of which that of features could stand"
+                )
+        with torch.enable_grad():
+            site = prior_site(model, batch, name)
+            mean = mean_of(site)
+            check_mean_alone(name, site, unreached_parameters(mean, parameters))
+        check_rows_apart(name, discriminator.net, str(discriminator.features), mean[:1].detach())
+
     @property
     def terms(self) -> Any:
         """The table's terms."""
@@ -189,12 +244,12 @@ class VAEGAN(PreparedObjective):
 
     @property
     def estimator_name(self) -> str:
-        return self.table.estimator_name
+        return self._trained.estimator_name
 
     @property
     def untraceable(self) -> str | None:  # type: ignore[override]
         """Reason why a step cannot be compiled, or None."""
-        return self.table.untraceable
+        return self._trained.untraceable
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -203,33 +258,33 @@ class VAEGAN(PreparedObjective):
 
     def evaluate(self, model: Program, guide: Program, batch: Batch, *, step: int | Tensor) -> Loss:
         """Return the loss of the table."""
-        return self.table.evaluate(model, guide, batch, step=step)
+        return self._trained.evaluate(model, guide, batch, step=step)
 
     def step_weights(self, names: tuple[str, ...], step: int) -> StepWeights:
-        return self.table.step_weights(names, step)
+        return self._trained.step_weights(names, step)
 
     def evaluate_with_weights(
         self, weights: Tensor, fixed: Mapping[int, float], model: Program, guide: Program, batch: Batch, step: Tensor
     ) -> Loss:
-        return self.table.evaluate_with_weights(weights, fixed, model, guide, batch, step)
+        return self._trained.evaluate_with_weights(weights, fixed, model, guide, batch, step)
 
     def layout(self, batch: Batch) -> Layout:
-        return self.table.layout(batch)
+        return self._trained.layout(batch)
 
     def least_rows(self, names: tuple[str, ...]) -> int:
-        return self.table.least_rows(names)
+        return self._trained.least_rows(names)
 
     def describe(self, names: tuple[str, ...]) -> str:
-        return f"{self.table.describe(names)}\n{self._text()}"
+        return f"{self._trained.describe(names)}\n{self._text()}"
 
     def bounds(self, names: Sequence[str] | None = None, present: Any = None) -> Target:
         """Return the quantity that the table bounds."""
-        return self.table.bounds(names, present)
+        return self._trained.bounds(names, present)
 
     @property
     def target(self) -> str:
         """Quantity that the table bounds, in words."""
-        return self.table.target
+        return self._trained.target
 
     def decoding_all(self) -> VAEGAN:
         full = self.table.decoding_all()
