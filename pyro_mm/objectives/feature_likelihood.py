@@ -79,8 +79,8 @@ def layer_values(net: nn.Module, layer: str, x: Tensor) -> Tensor:
         handle.remove()
     if len(found) != 1:
         raise ValueError(
-            f"features={layer!r}: this layer of the discriminator runs {len(found)} times for one value, and its output "
-            "has to be one: name a layer that runs once"
+            f"features={layer!r}: this layer of the discriminator runs {len(found)} times for one value, and its "
+            "output has to be one: name a layer that runs once"
         )
     (output,) = found
     if not isinstance(output, Tensor) or output.dim() < 1 or len(output) != len(x):
@@ -97,9 +97,7 @@ def check_layer(net: nn.Module, layer: Any) -> None:
     names = [name for name, _ in net.named_modules() if name]
     if not isinstance(layer, str) or layer not in names:
         known = ", ".join(map(repr, names[:12])) + (", .." if len(names) > 12 else "") or "none"
-        raise ValueError(
-            f"expected features to be the name of a layer of net, one of {known}, got {describe(layer)}"
-        )
+        raise ValueError(f"expected features to be the name of a layer of net, one of {known}, got {describe(layer)}")
 
 
 def check_rows_apart(name: str, net: nn.Module, layer: str, mean: Tensor) -> None:

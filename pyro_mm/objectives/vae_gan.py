@@ -192,7 +192,7 @@ class VAEGAN(PreparedObjective):
         Raises:
             ValueError: a modality that the story does not observe, whose values have no mean to judge, that lies in
                 plates within a row, or whose decoder has no parameters of its own; or a story that sums a latent out;
-                with features, a decoder that learns a scale, features that mix rows, or a modality that no term decodes.
+                with features, a decoder that learns a scale, features that mix rows, or a modality not decoded.
         """
         found: list[Player] = list(self.table.players(model, guide, batch))
         nets = [d.net for d in self.discriminators.values()]
