@@ -230,7 +230,7 @@ class VAEGAN(PreparedObjective):
         with torch.enable_grad():
             site = prior_site(model, batch, name)
             mean = mean_of(site)
-            check_mean_alone(name, site, unreached_parameters(mean, parameters))
+            check_mean_alone(name, site, unreached_parameters(mean, list(parameters)))
         check_rows_apart(name, discriminator.net, str(discriminator.features), mean[:1].detach())
 
     @property
