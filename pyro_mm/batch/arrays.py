@@ -36,6 +36,13 @@ def read_array(what: str, value: Any) -> tuple[Tensor, Tensor | None] | tuple[No
     return _read_rows(what, value) if _is_row_sequence(value) else _read_numbers(what, value)
 
 
+def absent_rows(value: Any, size: int) -> Tensor:
+    """Return the rows of a sequence of rows that are given as None, or another mark of a missing entry: ``(N,)``."""
+    if not _is_row_sequence(value):
+        return torch.zeros(size, dtype=torch.bool)
+    return torch.tensor([_is_missing(item) for item in value], dtype=torch.bool)
+
+
 def _read_rows(what: str, value: Any) -> tuple[Tensor, Tensor | None] | tuple[None, None]:
     """Return a sequence of numbers, arrays and marks of missing rows as one tensor."""
     held = [not _is_missing(item) for item in value]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..utils.arguments import check_mapping
-from .arrays import read_array
+from .arrays import absent_rows, read_array
 from .keywords import Covariates
 from .masks import Presence, add_event_dims
 from .steps import fill_padding, lengths_of_missing, valid_steps
@@ -93,7 +93,11 @@ def parse(values: Any, present: Any, covariates: Any, lengths: Any) -> Columns:
             masks[name] = mask if bool(mask.any()) and not bool(mask.all()) else bool(mask.all())
             filled[name] = column.values.with_rows(masks[name], column.lengths)
             continue
-        masks[name], filled[name] = _fill(column.values, column.complete & mask)
+        complete = column.complete & mask
+        numbers = column.values
+        if column.lengths is not None:
+            numbers = fill_padding(numbers, column.lengths, complete)
+        masks[name], filled[name] = _fill(numbers, complete)
 
     read: dict[str, Tensor] = {}
     for name, value in lengths.items():
@@ -137,7 +141,7 @@ def read_modality(name: str, value: Any, lengths: Any = None) -> Column | None:
     """Return the values of a modality, and the rows that have them; None if no row has.
 
     Missing are ``None``, pandas' ``NA``, NaN, and entries that a mask of ``numpy.ma`` hides. Nothing is missing, and
-    nothing is read, behind the end of a sequence.
+    nothing is read, behind the end of a sequence; but a row that is ``None`` is missing, whatever its length.
 
     Args:
         name: the modality.
@@ -166,9 +170,8 @@ def read_modality(name: str, value: Any, lengths: Any = None) -> Column | None:
         if values.dim() < 2:
             raise ValueError(f"lengths of {name!r}: expected sequences (N, T, ..), got shape {tuple(values.shape)}")
         steps = read_lengths(name, lengths, len(values), values.shape[1]).to(values.device)
-        valid = add_event_dims(valid_steps(steps, values.shape[1]), values.dim() - 2)
-        missing = None if missing is None else missing.expand(values.shape) & valid
-        values = fill_padding(values, steps)
+        read = valid_steps(steps, values.shape[1]) | absent_rows(value, len(values)).to(values.device)[:, None]
+        missing = None if missing is None else missing.expand(values.shape) & add_event_dims(read, values.dim() - 2)
     if missing is None:
         return Column(values, torch.ones(len(values), dtype=torch.bool, device=values.device), lengths=steps)
 

@@ -224,7 +224,7 @@ class Rows:
             index = torch.arange(self.size, device=self.device)[index]
         new = self._take(index)
         new.total = self.size
-        new._index = index
+        new._index = index % self.size
         return new
 
     def block(self, rows: Any) -> Self:

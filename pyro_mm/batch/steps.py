@@ -16,13 +16,14 @@ def valid_steps(lengths: Tensor, steps: int) -> Tensor:
     return torch.arange(steps, device=lengths.device) < lengths[..., None]
 
 
-def fill_padding(values: Tensor, lengths: Tensor) -> Tensor:
+def fill_padding(values: Tensor, lengths: Tensor, complete: Tensor) -> Tensor:
     """Return sequences with copies of the last valid step behind the end, so that all steps lie in one support.
 
     Args:
-        values: ``(N, T, *event)``; anything may stand behind the end.
-        lengths: numbers of valid steps, ``(N,)``. A sequence of length 0 gets the first valid step of another one, and
-            zeros if there is none.
+        values: ``(N, T, *event)``; anything may stand behind the end, and in rows that are not complete.
+        lengths: numbers of valid steps, ``(N,)``. A sequence of length 0 gets the first step of another row that is
+            complete, and zeros if there is none.
+        complete: the rows whose valid steps are numbers to go by, boolean ``(N,)``.
     """
     steps = values.shape[1]
     if not bool((lengths < steps).any()):
@@ -31,9 +32,11 @@ def fill_padding(values: Tensor, lengths: Tensor) -> Tensor:
     source = torch.minimum(torch.arange(steps, device=values.device), last)
     filled = values[torch.arange(len(values), device=values.device)[:, None], source]
     empty = lengths == 0
-    if bool(empty.all()):
-        return torch.zeros_like(values)
-    return torch.where(add_event_dims(empty, values.dim() - 1), values[~empty][0, 0], filled)
+    if not bool(empty.any()):
+        return filled
+    known = complete & ~empty
+    step = values[known][0, 0] if bool(known.any()) else values.new_zeros(())
+    return torch.where(add_event_dims(empty, values.dim() - 1), step, filled)
 
 
 def lengths_of_missing(lengths: Tensor, mask: Presence, steps: int) -> Tensor:

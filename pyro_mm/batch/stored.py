@@ -180,12 +180,14 @@ class StoredColumn:
         """Return sequences with steps behind the end as :func:`fill_padding` has them in all rows together."""
         if self._lengths is None:
             return values
-        values = fill_padding(values, self._lengths[places])
-        empty = self._lengths[places] == 0
-        if not bool(empty.any()) or not bool(self._lengths.any()):
+        lengths = self._lengths[places]
+        values = fill_padding(values, lengths, torch.zeros_like(lengths, dtype=torch.bool))
+        empty = lengths == 0
+        known = (self._lengths > 0) & self._mask
+        if not bool(empty.any()) or not bool(known.any()):
             return values
         if self._first_step is None:
-            self._first_step = self._read((self._lengths > 0).int().argmax().reshape(1))[:, :1]
+            self._first_step = self._read(known.int().argmax().reshape(1))[:, :1]
         return torch.where(add_event_dims(empty, values.dim() - 1), self._first_step, values)
 
     def _check_complete(self, values: Tensor, places: Tensor) -> None:

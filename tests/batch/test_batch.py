@@ -485,3 +485,7 @@ def test_a_covariate_that_begins_with_its_rows_is_not_taken_for_a_stack_of_terms
 def test_lengths_of_another_number_of_rows_are_refused():
     with pytest.raises(ValueError, match="lengths of 'a': expected 5 numbers, got 2"):
         mm.Batch({"a": torch.zeros(5, 2)}, lengths={"a": [1, 2]})
+
+
+def test_places_of_a_subsample_count_from_the_first_row():
+    assert mixed().subsample([-1, 0])._index.tolist() == [4, 0]

@@ -205,3 +205,17 @@ def test_a_decoder_that_lacks_the_shape_of_a_row_is_told_so():
     batch = mm.Batch({"s": torch.randn(8, 5, 3)}, lengths={"s": torch.full((8,), 4)})
     with pytest.raises(ValueError, match=r"(?s)site s.*needs \.to_event"):
         mm.log_marginal(model, guide, batch, num_particles=2)
+
+
+def test_an_empty_sequence_is_filled_by_a_row_that_has_the_modality():
+    values = torch.tensor([[[NAN], [NAN]], [[5.0], [6.0]], [[7.0], [8.0]]])
+    batch = mm.Batch({"a": values}, {"a": [True, False, True]}, lengths={"a": [0, 2, 1]})
+    assert batch.present["a"].tolist() == [True, False, True]
+    assert batch["a"][0].flatten().tolist() == [7.0, 7.0]
+    nan = mm.Batch({"a": [[NAN, 1.0], [0.0, 0.0]]}, lengths={"a": [2, 0]})
+    assert nan.present["a"].tolist() == [False, True] and bool(nan["a"].isfinite().all())
+
+
+def test_a_sequence_that_is_none_is_missing_whatever_its_length():
+    batch = mm.Batch({"a": [None, torch.tensor([1.0, 2.0])]}, lengths={"a": [0, 1]})
+    assert batch.present["a"].tolist() == [False, True] and batch.lengths["a"].tolist() == [2, 1]
