@@ -35,5 +35,7 @@ STUDIES: Mapping[str, Study] = {
     "jmvae-gan-mnist": jmvae_gan.MNIST,
     "wae-mnist": wasserstein_autoencoders.MNIST,
     "wu-goodman-kanji": kanji.KANJI,
+    "wu-goodman-kanji-small": kanji.SMALL_KANJI,
     "wu-goodman-scenes": scenes.SCENES,
+    "wu-goodman-scenes-small": scenes.SMALL_SCENES,
 }

@@ -104,3 +104,14 @@ SCENES = replace(
     ),
 )
 """``--full`` has larger images and wide networks, and wants a GPU. No published figure is of these scenes."""
+
+SMALL_SCENES = replace(
+    SHORT,
+    title="Scenes of a digit and a shape, few of them, for a processor core",
+    groups=_groups(rows=(5000, 4000)),
+    batch_size=100,
+    epochs=40,
+    seeds=1,
+    compile=False,
+)
+"""A quarter of the rows and of the steps, for machines without a GPU: one to ten minutes a row."""
