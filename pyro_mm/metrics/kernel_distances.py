@@ -157,7 +157,7 @@ class _PairSums:
         if paired:
             self.gram.diagonal(size).zero_()
             self.gram.diagonal(-size).zero_()
-        self.is_real = (torch.arange(len(gram)) < size).double()
+        self.is_real = (torch.arange(len(gram), device=gram.device) < size).double()
         self._by_row = self.gram.sum(1)
         self._total = self._by_row.sum()
 
@@ -174,10 +174,10 @@ class _PairSums:
         for start in range(0, number, PERMUTATIONS_PER_PASS):
             count = min(PERMUTATIONS_PER_PASS, number - start)
             if self.paired:
-                keep = torch.rand(size, count) < 0.5
+                keep = torch.rand(size, count, device=self.gram.device) < 0.5
                 yield torch.cat([keep, ~keep]).double()
             else:
-                yield self.is_real[torch.rand(len(self.gram), count).argsort(0)]
+                yield self.is_real[torch.rand(len(self.gram), count, device=self.gram.device).argsort(0)]
 
     def jackknife_error(self) -> float:
         """Return the jackknife's standard error over real and over fake rows, or over pairs of them."""

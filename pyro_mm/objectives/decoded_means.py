@@ -88,7 +88,7 @@ def decoder_parameters(model: Program, batch: Batch, name: str) -> list[Tensor]:
         found = _used(own.mean.sum() + own.log_prob(value).sum(), known)
         others = [site for n, site in sites.items() if n != name and n in latent_sites(traced.trace)]
         others += [site for n, site in sites.items() if n != name and site["infer"].get("is_auxiliary", False)]
-        elsewhere = sum((_log_density(site) for site in others), torch.zeros(()))
+        elsewhere = sum((_log_density(site) for site in others), torch.zeros((), device=value.device))
     if not found:
         raise ValueError(f"modality {name!r}: its decoder has no parameters that require a gradient")
     if shared := set(map(id, found)) & set(map(id, _used(elsewhere, known))):

@@ -266,7 +266,7 @@ def test_reproduce_runs_only_the_rows_of_a_study_that_are_named(monkeypatch, tmp
 
 def test_seeds_have_data_of_their_own_and_keep_them():
     from_files = {"hirt-mnist", "mfm-mosi", "mfm-mmmo", "mfm-pom", "mfm-digits", "wae-mnist"}
-    from_files |= {"wu-goodman-scenes", "wu-goodman-kanji"}
+    from_files |= {"wu-goodman-scenes", "wu-goodman-kanji", "wu-goodman-scenes-small", "wu-goodman-kanji-small"}
     from_files |= {"jmvae-gan-mnist", "wu-goodman-digits", "flow-mnist"}  # the same rows for all seeds
     for study in (study for name, study in STUDIES.items() if name not in from_files):
         for draw in study.groups.values():

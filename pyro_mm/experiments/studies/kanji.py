@@ -101,7 +101,5 @@ KANJI = replace(
 )
 """``--full`` has pictures of 64 x 64 pixels and wide networks, and wants a GPU."""
 
-SMALL_KANJI = replace(
-    SHORT, title="Kanji: linear probes of z, for a processor core", epochs=30, seeds=1, compile=False
-)
+SMALL_KANJI = replace(SHORT, title="Kanji: linear probes of z, for a processor core", epochs=30, seeds=1, compile=False)
 """Half of the steps, for machines without a GPU: one to ten minutes a row."""
