@@ -123,14 +123,14 @@ def _check_folder(where: Path, force: bool) -> None:
 def _column(found: Measurements, seconds: float) -> dict[tuple[str, str], str]:
     """Return the column of a recipe: (quantity, name of the line) -> cell."""
     comparable = [line for line in found.lines if line.comparable]
-    column = {(line.quantity, name): cell for line in comparable for name, cell in _cells(line)}
+    column = {(line.title, name): cell for line in comparable for name, cell in _cells(line)}
     column |= {("", f"{each.target} accuracy"): f"{each.accuracy:.1%}" for each in found.predictions}
     return column | {("", "training, seconds"): f"{seconds:.0f}"}
 
 
 def _cells(line: Line) -> list[tuple[str, str]]:
     """Return a line of the table as pairs (name, cell): its value, its k-hat, and those by the guide."""
-    cells = [(line.quantity, f"{line.value:.3f} ± {line.error:.3f}")]
+    cells = [(line.title, f"{line.value:.3f} ± {line.error:.3f}")]
     if line.ess is not None:
         cells.append(("  rows with k-hat > 0.7", format_share(line.untrusted)))
     if line.by_guide is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import typer
 
 from ..experiments.console import print_table
-from ..experiments.estimates import FITTED_TEXT, Estimates
+from ..experiments.estimates import FITTED_TEXT
 from ..experiments.evaluation import format_lines
-from ..experiments.runs import CHECKPOINT, EVIDENCE, HISTORY, INFERENCE_DATA, WEIGHTS, Settings
+from ..experiments.runs import CHECKPOINT, EVIDENCE, HISTORY, INFERENCE_DATA, TABLE, WEIGHTS, Settings
 from ..objectives.objective import Objective
 from ..recipes import Recipe
 from ..training.history import History
 from ..training.weights import save
+from .numbers import Number, write_numbers
 from .training import Measurements
 
 COLUMNS = ("log_prob", "standard_error", "ess", "pareto_k")
@@ -40,7 +42,13 @@ def proposals_text(settings: Settings) -> str:
 
 
 def write_run(
-    out: Path, settings: Settings, run: Recipe, history: History, likelihoods: list[Estimates], figures: dict[str, Any]
+    out: Path,
+    settings: Settings,
+    run: Recipe,
+    history: History,
+    found: Measurements,
+    numbers: Sequence[Number],
+    figures: Mapping[str, Any],
 ) -> None:
     """Write the files of a run, and remove its checkpoint last: a run without one is finished.
 
@@ -49,6 +57,8 @@ def write_run(
     settings.write(out)
     history.to_csv(out / HISTORY)
     save(out / WEIGHTS, run.model, run.guide, notes=asdict(settings))
+    write_numbers(out / TABLE, numbers, rows=found.size)
+    likelihoods = found.likelihoods
     with open(out / EVIDENCE, "w", newline="") as file:
         writer = csv.writer(file)
         proposals = {"": [each.evidence for each in likelihoods]}

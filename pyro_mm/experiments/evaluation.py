@@ -33,6 +33,7 @@ class Line:
         particles: draws per row; None without importance weights.
         by_guide: the line of the same likelihood with draws of the guide; None if this line is that already, or has no
             importance weights.
+        rows: the number of rows that have the quantity, in words; None if all do.
     """
 
     quantity: str
@@ -43,6 +44,12 @@ class Line:
     untrusted: float | None = None
     particles: int | None = None
     by_guide: Line | None = None
+    rows: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The quantity, with the number of rows that have it if not all do."""
+        return self.quantity if self.rows is None else f"{self.quantity}, {self.rows}"
 
 
 HEADER = ("", "nats per row", "s.e.", "median ESS", "k-hat > 0.7", "K")
@@ -102,15 +109,11 @@ def _line(likelihood: Estimates) -> Line:
     """Return the line of a likelihood, with that of the guide's draws beside it if it has other ones."""
     by_guide = None if likelihood.by_guide is None else _line(Estimates(likelihood.by_guide))
     evidence = likelihood.evidence
+    rows = None if evidence.counts is None else evidence.rows_text
     return Line(
-        _quantity(evidence), *evidence.mean(), True, median_ess(evidence), evidence.untrusted(), evidence.num_particles,
-        by_guide,
+        evidence.quantity, *evidence.mean(), True, median_ess(evidence), evidence.untrusted(), evidence.num_particles,
+        by_guide, rows,
     )  # fmt: skip
-
-
-def _quantity(evidence: Evidence) -> str:
-    """Return the name of a likelihood, with the number of rows that have it if not all do."""
-    return evidence.quantity if evidence.counts is None else f"{evidence.quantity}, {evidence.rows_text}"
 
 
 def _objective_value(objective: Objective, run: Recipe, test: Batch, seed: int) -> tuple[float, float]:
@@ -130,7 +133,7 @@ def format_lines(lines: Sequence[Line]) -> tuple[tuple[str, ...], list[list[str]
 
 def _cells(line: Line) -> list[str]:
     """Format a line as cells under :data:`HEADER`."""
-    cells = [line.quantity, f"{line.value:.3f}", f"{line.error:.3f}"]
+    cells = [line.title, f"{line.value:.3f}", f"{line.error:.3f}"]
     if line.ess is not None:
         cells += [f"{line.ess:.0f}", format_share(line.untrusted), f"{line.particles}"]
     return cells

@@ -6,7 +6,7 @@ import json
 import shlex
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import typer
 from torch import nn
@@ -24,9 +24,11 @@ CHECKPOINT = "checkpoint.pt"
 HISTORY = "history.csv"
 EVIDENCE = "evidence.csv"
 INFERENCE_DATA = "evidence.nc"
+TABLE = "table.json"
 PICTURES = ("training", "generated", "confusion", "latent")
 FILES = (
-    CONFIG, WEIGHTS, OLD_WEIGHTS, CHECKPOINT, HISTORY, EVIDENCE, INFERENCE_DATA, *(f"{name}.png" for name in PICTURES)
+    CONFIG, WEIGHTS, OLD_WEIGHTS, CHECKPOINT, HISTORY, EVIDENCE, INFERENCE_DATA, TABLE,
+    *(f"{name}.png" for name in PICTURES),
 )  # fmt: skip
 
 
@@ -128,6 +130,28 @@ def resume_command(settings: Settings, **options: Any) -> str:
     return shlex.join([*words, "--resume"])
 
 
+State = Literal["none", "unfinished", "finished"]
+
+
+def run_state(out: Path) -> State:
+    """Return the state of the run in a folder; config.json alone, left by a kill in the first epoch, is none."""
+    held = {name for name in FILES if (out / name).exists()}
+    if {CHECKPOINT, CONFIG} <= held:
+        return "unfinished"
+    return "finished" if held - {CONFIG} else "none"
+
+
+def check_settings(out: Path, settings: Settings, state: State) -> None:
+    """Raise a BadParameter if the run in a folder has other settings, or a ValueError if they cannot be read."""
+    differences = settings_difference(settings, read_settings(out))
+    if not differences:
+        return
+    to_go_on = "Give the same ones to go on, --force to start anew in its place, or another folder by --out"
+    if state == "unfinished":
+        raise typer.BadParameter(f"{out} holds an unfinished run of other settings ({differences}). {to_go_on}")
+    raise typer.BadParameter(f"{out} holds a run of other settings ({differences}). {to_go_on}")
+
+
 def prepare_folder(out: Path, settings: Settings, force: bool, resume: bool = False) -> bool:
     """Prepare the folder of a run: write its settings, and remove the files of an earlier run if ``force`` says so.
 
@@ -145,24 +169,19 @@ def prepare_folder(out: Path, settings: Settings, force: bool, resume: bool = Fa
     """
     if resume and force:
         raise typer.BadParameter("--resume goes on with a run, and --force replaces it: give one of them")
+    state = run_state(out)
+    if resume and state != "unfinished":
+        found = "holds a finished one" if state == "finished" else "is without a checkpoint"
+        raise typer.BadParameter(f"--resume: there is no unfinished run to go on with, {out} {found}: leave it out")
     held = [name for name in FILES if (out / name).exists()]
-    unfinished = CHECKPOINT in held and CONFIG in held
-    if resume and not unfinished:
-        state = "holds a finished one" if set(held) - {CONFIG} else "is without a checkpoint"
-        raise typer.BadParameter(f"--resume: there is no unfinished run to go on with, {out} {state}: leave it out")
-    if not force and unfinished:
-        differences = _differences(settings, read_settings(out))
-        if differences:
-            raise typer.BadParameter(
-                f"{out} holds an unfinished run of other settings ({differences}). Give the same ones to go on, "
-                "--force to start anew in its place, or another folder by --out"
-            )
-    elif not force and set(held) - {CONFIG}:  # CONFIG alone is left by a run that was killed in its first epoch
+    if state == "unfinished" and not force:
+        check_settings(out, settings, state)
+    elif state == "finished" and not force:
         raise typer.BadParameter(
             f"{out} holds a run already ({', '.join(held)}). Give --force to replace it, or another folder by --out"
         )
 
-    goes_on = unfinished and not force
+    goes_on = state == "unfinished" and not force
     for name in held:
         if not (goes_on and name in (CONFIG, CHECKPOINT)):
             (out / name).unlink()
@@ -226,7 +245,7 @@ def load_run(out: Path, model: nn.Module, guide: nn.Module) -> int | None:
     return load_weights(out / CHECKPOINT, [model, guide])[1]
 
 
-def _differences(here: Settings, there: Settings) -> str:
+def settings_difference(here: Settings, there: Settings) -> str:
     """Describe the settings in which two runs differ; ``compile`` left to its default fits any."""
     one = asdict(here)
     other = asdict(there)

@@ -23,7 +23,7 @@ from pyro_mm.utils import locks
 ROWS = 24
 FAST = ["--epochs", "1", "--rows", str(ROWS), "--evidence-particles", "50"]
 FILES = {
-    "config.json", "history.csv", "evidence.csv", "evidence.nc", "weights.safetensors",
+    "config.json", "history.csv", "evidence.csv", "evidence.nc", "weights.safetensors", "table.json",
     "training.png", "generated.png", "confusion.png", "latent.png",
 }  # fmt: skip
 
@@ -212,7 +212,7 @@ def test_folders_are_named_by_what_is_in_them():
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Drawing them takes longer than all the rest."""
-    monkeypatch.setattr(cli.train, "draw_figures", lambda *_: {})
+    monkeypatch.setattr(cli.run, "draw_figures", lambda *_: {})
     return FILES - {name for name in FILES if name.endswith(".png")}
 
 
@@ -348,7 +348,8 @@ def test_an_interruption_in_the_first_epoch_leaves_nothing(tmp_path, monkeypatch
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("what", ["compare", "evaluate"])
 def test_an_interrupted_evaluate_or_compare_ends_without_a_traceback(trained, monkeypatch, what):
-    monkeypatch.setattr(getattr(cli, what), "load_rows", lambda *_: signal.raise_signal(signal.SIGINT))
+    module = cli.compare if what == "compare" else cli.run
+    monkeypatch.setattr(module, "load_rows", lambda *_: signal.raise_signal(signal.SIGINT))
     result = run(what, "digits" if what == "compare" else trained[0])
     assert result.exit_code == 130 and "Interrupted" in result.output and "Traceback" not in result.output
 
