@@ -27,6 +27,18 @@ def test_training_curve_has_a_panel_for_the_terms(tmp_path, epochs):
     assert len(rendered(plots.training_curve({"loss": falling, "(*, *, P)": falling}), tmp_path)) == 1
 
 
+def test_training_curve_has_panels_for_players_and_for_accuracies(tmp_path):
+    falling = [100.0 - i for i in range(30)]
+    names = ["critic image+sound", "generator image+sound", "text decoder", "text decoder prior", "text discriminator"]
+    columns = {"loss": falling, "(*, *, P)": falling, **dict.fromkeys(names, falling)}
+    columns["critic image+sound accuracy"] = [0.9] * 30
+    loss, players, accuracy = rendered(plots.training_curve(columns), tmp_path)
+    assert [line.get_label() for line in loss.lines] == ["training", "text decoder"]
+    assert [line.get_label() for line in players.lines] == [name for name in names if name != "text decoder"]
+    assert accuracy.get_ylabel() == "accuracy" and accuracy.get_ylim() == (-0.02, 1.02)
+    assert [line.get_label() for line in accuracy.lines] == ["critic image+sound", "chance"]
+
+
 def test_image_grid_has_a_cell_for_each(tmp_path):
     figure = plots.image_grid(torch.rand(2, 3, 8, 6), rows=[0, 1], columns="abc", title="t")
     axes = rendered(figure, tmp_path)

@@ -24,7 +24,10 @@ from .critic_runs import Pairs, Programs
 from .critics import Critic, Key, key_text
 
 WINNING = 0.99  # accuracy of a critic that has won
-EPOCHS_TO_WIN = 3  # in so many epochs one after the other
+# In so many epochs on end. Against the prior such an accuracy is usual at first: latents of the guide are far from p(z),
+# and the generator needs some epochs to follow.
+EPOCHS_TO_WIN = {"posterior": 3, "prior": 10}
+FALL = 0.002  # in accuracy over these epochs, by which the generator is catching up
 
 
 def critic_players(
@@ -132,19 +135,21 @@ def _parameter_name(p: Tensor, programs: Mapping[str, Any]) -> str:
 
 def _winning(name: str, critic: Critic) -> Callable[[Mapping[str, float]], str | None]:
     """Return a function that says of an epoch's entry if the critic has won outright, epochs on end."""
-    epochs = 0
+    accuracies: list[float] = []
+    needed = EPOCHS_TO_WIN[critic.against]
 
     def diagnose(entry: Mapping[str, float]) -> str | None:
-        nonlocal epochs
-        accuracy = entry.get(f"critic {name} accuracy", math.nan)
-        epochs = epochs + 1 if accuracy > WINNING else 0
-        if epochs < EPOCHS_TO_WIN:
+        accuracies.append(entry.get(f"critic {name} accuracy", math.nan))
+        if not accuracies[-1] > WINNING:
+            accuracies.clear()
+        latest = accuracies[-needed:]
+        if len(latest) < needed or latest[-1] < latest[0] - FALL:
             return None
         return (
-            f"the critic of {name!r} has won: for {epochs} epochs it has told {100 * accuracy:.1f} % of values of "
-            "the data and generated ones apart, so that its logit is no estimate of a ratio, and the generator learns "
-            "little. "
-            f"Give it a penalty ({critic.penalty:g} now), a smaller rate or every=2, or the generator a larger one"
+            f"the critic of {name!r} has won: for {len(accuracies)} epochs it has told {100 * latest[-1]:.1f} % of "
+            "values of the data and generated ones apart, and no less of late, so that its logit is no estimate of a "
+            f"ratio, and the generator learns little. Give it a penalty ({critic.penalty:g} now), a smaller rate or "
+            "every=2, or the generator a larger one"
         )
 
     return diagnose

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,8 +14,11 @@ from ..utils.arguments import describe
 from .figure import LEGEND_ABOVE, NATS, PALETTE, SMALL, make_figure, tidy
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# columns of critics, generators, discriminators and the decoders beside these, with the parts of their losses
+PLAYER = re.compile(r"(critic|generator) \S|[^(]*\S (decoder|discriminator)( |$)")
 DASHES = ("-", "--", ":", "-.")
 SYMBOLS = {"*": "all", "P": "prior", "-": "nothing"}
 
@@ -23,12 +27,13 @@ def training_curve(history: History | Mapping[str, Sequence[float]]) -> Figure:
     """Plot the loss against the epoch, and the terms of the objective beside it if there are several.
 
     The terms are in words: the modalities that are decoded, and those that are encoded to decode them; or the KL
-    between the posteriors given two sets. With more than 20 epochs, the vertical scale is that of all but the first
-    twentieth.
+    between the posteriors given two sets. The losses of critics, generators and discriminators have a panel of their own,
+    and so has the accuracy of critics, with that of chance. With more than 20 epochs, the vertical
+    scale is that of all but the first twentieth.
 
     Args:
         history: result of ``fit``, or its columns: ``"loss"``, perhaps ``"validation"``, and one per term, each a
-            sequence of numbers in nats per row.
+            sequence of numbers in nats per row; and those of players.
 
     Raises:
         TypeError: something else.
@@ -39,38 +44,76 @@ def training_curve(history: History | Mapping[str, Sequence[float]]) -> Figure:
     columns = dict(history) if isinstance(history, Mapping) else history.to_dict()
     if "loss" not in columns or not len(columns["loss"]):
         raise ValueError(f"expected a history with a loss of one epoch at least, got columns {list(columns)}")
-    losses = {"loss": "training", "validation": "validation"}
-    terms = [name for name in columns if name not in losses]
+    panels = _panels(columns)
     epochs = np.arange(1, len(columns["loss"]) + 1)
 
-    panels = 2 if len(terms) > 1 else 1
-    figure = make_figure(4.4 * panels, 3.6 + 0.1 * max(0, len(terms) - 4))
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    for name, label in losses.items():
-        if name in columns:
-            axes[0].plot(epochs, columns[name], color=PALETTE[len(axes[0].lines)], label=label)
-    axes[0].set_ylabel(f"loss: minus the objective ({NATS})")
-    axes[0].legend(**LEGEND_ABOVE)
-    if panels == 2:
-        for i, name in enumerate(terms):
-            axes[1].plot(epochs, columns[name], **_line(i), label=term_in_words(name))
-        axes[1].set_ylabel(f"term of the objective ({NATS})")
-        long = max(len(term_in_words(name)) for name in terms) > 24
-        axes[1].legend(fontsize=SMALL, **LEGEND_ABOVE | {"ncols": 1 if long else 2})
-
-    for ax in axes:
+    most_lines = max(len(panel.lines) * (2 if panel.is_long else 1) for panel in panels)
+    figure = make_figure(4.4 * len(panels), 3.6 + 0.1 * max(0, most_lines - 4))
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for ax, panel in zip(axes, panels, strict=True):
+        for i, (name, label) in enumerate(panel.lines.items()):
+            ax.plot(epochs, columns[name], **_line(i), label=label)
         tidy(ax)
-        ax.set_xlabel("epoch")
-        if len(epochs) > 20:  # the first epochs would flatten all later ones
-            late = np.concatenate([line.get_ydata()[len(epochs) // 20 :] for line in ax.lines])
-            late = late[np.isfinite(late)]
-            if len(late):
-                margin = 0.08 * max(np.ptp(late), 1e-6)
-                ax.set_ylim(late.min() - margin, late.max() + margin)
+        ax.set(xlabel="epoch", ylabel=panel.axis)
+        if panel.is_share:
+            ax.axhline(0.5, color="0.6", linewidth=0.8, linestyle=":", label="chance")
+            ax.set_ylim(-0.02, 1.02)
+        elif len(epochs) > 20:  # the first epochs would flatten all later ones
+            _limit_to(ax, [line.get_ydata()[len(epochs) // 20 :] for line in ax.lines])
         if len(epochs) == 1:  # a single point makes no line
             for line in ax.lines:
                 line.set_marker("o")
+        size = {"fontsize": SMALL} if ax is not axes[0] else {}
+        ax.legend(**size, **LEGEND_ABOVE | {"ncols": 1 if panel.is_long else 2})
     return figure
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """A panel of a training curve.
+
+    Attributes:
+        axis: label of the vertical axis.
+        lines: column -> label.
+        is_share: True for numbers between 0 and 1.
+    """
+
+    axis: str
+    lines: Mapping[str, str]
+    is_share: bool = False
+
+    @property
+    def is_long(self) -> bool:
+        """True if a label is too long for two columns of them."""
+        return max(map(len, self.lines.values())) > 24
+
+
+def _panels(columns: Mapping[str, Any]) -> list[_Panel]:
+    """Return the panels for these columns of a history, the loss first."""
+    losses = {name: text for name, text in {"loss": "training", "validation": "validation"}.items() if name in columns}
+    # a decoder beside a discriminator has the whole objective in its loss, and so its scale
+    losses |= {name: name for name in columns if re.fullmatch(r"[^(]*\S decoder", name)}
+    accuracies = {name: name.removesuffix(" accuracy") for name in columns if name.endswith(" accuracy")}
+    players = [name for name in columns if name not in (*accuracies, *losses) and PLAYER.match(name)]
+    terms = [name for name in columns if not (name in losses or name in accuracies or name in players)]
+
+    found = [_Panel(f"loss: minus the objective ({NATS})", losses)]
+    if len(terms) > 1:
+        found.append(_Panel(f"term of the objective ({NATS})", {name: term_in_words(name) for name in terms}))
+    if players:
+        found.append(_Panel(f"players ({NATS})", {name: name for name in players}))
+    if accuracies:
+        found.append(_Panel("accuracy", accuracies, is_share=True))
+    return found
+
+
+def _limit_to(ax: Axes, values: Sequence[Any]) -> None:
+    """Set the vertical limits of axes to the range of finite values, if there are any."""
+    late = np.concatenate(values)
+    late = late[np.isfinite(late)]
+    if len(late):
+        margin = 0.08 * max(np.ptp(late), 1e-6)
+        ax.set_ylim(late.min() - margin, late.max() + margin)
 
 
 def _line(i: int) -> dict[str, str]:

@@ -417,13 +417,30 @@ def test_a_check_has_the_gradients_of_the_objectives_own_parameters():
     assert "its distance from the evidence has no sign" in str(report)
 
 
-def test_a_critic_that_has_won_is_named():
+def warnings_of_winning(against, accuracies):
+    """Return the epochs, from 1, after which a critic is said to have won, and the last text."""
     model, guide = pair()
-    (player, _) = elbo().with_critics({"x": Critic(perceptron())}).players(model, guide, rows())
-    entries = [{"critic x": 1.0, "critic x accuracy": value} for value in (0.999, 0.9, 0.995, 1.0, 1.0)]
-    texts = [player.diagnose(entry) for entry in entries]
-    assert texts[:4] == [None] * 4
-    assert texts[4].startswith("the critic of 'x' has won: for 3 epochs it has told 100.0 % of values of the data")
+    critic = Critic(perceptron(3 if against == "posterior" else 1), against)
+    (player, _) = elbo().with_critics({"x": critic}).players(model, guide, rows())
+    texts = [player.diagnose({"critic x": 1.0, "critic x accuracy": value}) for value in accuracies]
+    return [epoch for epoch, text in enumerate(texts, 1) if text], texts[-1]
+
+
+def test_a_critic_that_has_won_is_named():
+    epochs, text = warnings_of_winning("posterior", (0.999, 0.9, 0.995, 1.0, 1.0))
+    assert epochs == [5]
+    assert text.startswith("the critic of 'x' has won: for 3 epochs it has told 100.0 % of values of the data")
+    assert warnings_of_winning("posterior", (0.999, 0.995, 0.991)) == ([], None)  # the generator is catching up
+    assert warnings_of_winning("posterior", (math.nan, 1.0, 1.0)) == ([], None)
+
+
+def test_a_critic_against_the_prior_may_be_nearly_always_right_at_first():
+    """The first accuracies are those of a training on digits that went well."""
+    well = (0.873, 0.935, 0.995, 0.999, 0.997, 0.99, 0.944, 0.957, 0.958, 0.957, 0.95, 0.869)
+    assert warnings_of_winning("prior", well) == ([], None)
+    assert warnings_of_winning("prior", (0.9, *[1.0] * 9)) == ([], None)
+    assert warnings_of_winning("prior", (0.9, *[1.0] * 9, 0.999))[0] == [11]
+    assert warnings_of_winning("prior", (0.9, *[1.0] * 9, 0.991)) == ([], None)
 
 
 def test_a_minibatch_of_one_row_is_refused():
