@@ -27,9 +27,9 @@ def training_curve(history: History | Mapping[str, Sequence[float]]) -> Figure:
     """Plot the loss against the epoch, and the terms of the objective beside it if there are several.
 
     The terms are in words: the modalities that are decoded, and those that are encoded to decode them; or the KL
-    between the posteriors given two sets. The losses of critics, generators and discriminators have a panel of their own,
-    and so has the accuracy of critics, with that of chance. With more than 20 epochs, the vertical
-    scale is that of all but the first twentieth.
+    between the posteriors given two sets. The losses of critics, generators and discriminators have a panel of their
+    own, and so has the accuracy of critics, with that of chance. With more than 20 epochs, the vertical scale is that
+    of all but the first twentieth.
 
     Args:
         history: result of ``fit``, or its columns: ``"loss"``, perhaps ``"validation"``, and one per term, each a
