@@ -24,7 +24,7 @@ from .critic_runs import Pairs, Programs
 from .critics import Critic, Key, key_text
 
 WINNING = 0.99  # accuracy of a critic that has won
-# In so many epochs on end. Such an accuracy is usual at first against the prior, from which latents of the guide are far.
+# In so many epochs on end. It is usual at first against the prior, from which latents of the guide are far then.
 EPOCHS_TO_WIN = {"posterior": 3, "prior": 10}
 FALL = 0.002  # in accuracy over these epochs, by which the generator is catching up
 
