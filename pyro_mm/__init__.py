@@ -9,6 +9,7 @@ from .utils import quiet_import  # noqa: F401  # before anything else imports Py
 # isort: split
 from . import conditionals, datasets, distributions, estimators, metrics, models, nn, objectives, posteriors, recipes
 from .batch.batch import Batch
+from .batch.stream import Stream
 from .diagnostics.check_report import Check
 from .diagnostics.comparison import Comparison, compare
 from .diagnostics.inference_data import to_arviz
@@ -40,8 +41,8 @@ __version__ = "0.2.0"
 
 __all__ = [
     "Batch", "Calibration", "Check", "ClassProbabilities", "Comparison", "Evidence", "Fitted", "FittedPosterior",
-    "Guide", "History", "Loss", "Player", "Proposal", "TrainingObjective", "annealed_importance", "bidirectional",
-    "calibration", "callbacks", "check", "class_probabilities", "compare", "conditionals", "datasets",
+    "Guide", "History", "Loss", "Player", "Proposal", "Stream", "TrainingObjective", "annealed_importance",
+    "bidirectional", "calibration", "callbacks", "check", "class_probabilities", "compare", "conditionals", "datasets",
     "distributions", "encode", "estimators", "fit", "generate", "load", "log_conditional", "log_marginal",
     "log_weights", "metrics", "models", "nn", "objectives", "plots", "posterior_draws", "posteriors", "priors",
     "protocols", "recipes", "replay", "save", "simulate", "stage", "to_arviz",

@@ -176,6 +176,7 @@ def constructors():
     return {
         mm.Batch: {"values": {"x": x}, "present": None, "covariates": None, "lengths": None},
         mm.Guide: {"z": part},
+        mm.Stream: {"source": [{"x": 0.0}, {"x": 1.0}], "size": 2, "buffer": 2, "collate": None},
         mm.Proposal: {"draws": "quasi", "stratify": True, "prior_share": 0.1},
         mm.Fitted: {
             "rounds": 2, "draws": 8, "components": 2, "guide_share": 0.1, "prior_share": 0.1, "widen": 0.1, "pilot": 20,

@@ -241,10 +241,18 @@ class Rows:
         new._index = places[read_rows_key(rows, self.size, self.device)]
         return new
 
-    def part_of(self, total: int) -> Self:
-        """Return the same rows as a subsample of ``total`` rows; their places in the plate are those in this batch."""
+    def part_of(self, total: int, places: Sequence[int] | None = None) -> Self:
+        """Return the same rows as a subsample of ``total`` rows.
+
+        Args:
+            total: the number of rows that the plate is sized to.
+            places: the place of each row in the plate; None for those in this batch.
+        """
         total = check_integer("total", total, least=self.size)
-        return self._copy(total=total, _index=torch.arange(self.size, device=self.device))
+        index = torch.arange(self.size, device=self.device)
+        if places is not None:
+            index = torch.tensor(places, device=self.device)
+        return self._copy(total=total, _index=index)
 
     def standalone(self) -> Self:
         """Return the same rows as a data set of their own: scaled up to no other, and without cached results."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..batch.batch import Batch, check_batch
+from ..batch.stream import Stream
 from ..utils.arguments import check_choice, check_function, describe
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -24,37 +26,42 @@ def check_gradients(what: str) -> None:
             raise ValueError(f"{what} takes gradients, and is called under torch.{name}(): call it outside of it")
 
 
-def check_rows(train: Any) -> Batch | DataLoader[Any]:
-    """Return the rows to train on: a batch of one row or more, or a loader.
+def check_rows(train: Any) -> Batch | DataLoader[Any] | Stream:
+    """Return the rows to train on: a batch of one row or more, a loader, or a stream.
 
     Raises:
         TypeError: something else.
         ValueError: no rows.
     """
-    if isinstance(train, DataLoader):
+    if isinstance(train, DataLoader | Stream):
         return train
     if isinstance(train, Batch):
         return check_batch(train, "train")
     hint = ""
     if isinstance(train, Mapping | Tensor):
         hint = ": make a pyro_mm.Batch of it"
+    elif isinstance(train, IterableDataset) or inspect.isgeneratorfunction(train):
+        hint = ": make a pyro_mm.Stream of it"
+    elif isinstance(train, Iterator):
+        hint = ", which is over after one epoch: make a pyro_mm.Stream of the function that makes it"
     elif isinstance(train, Dataset):
         hint = ": make a DataLoader of it, with a collate_fn that returns a pyro_mm.Batch"
     elif isinstance(train, tuple) and any(isinstance(x, Batch) for x in train):
         hint = ": unpack it, as in train, test = pyro_mm.datasets.load(..)"
     elif isinstance(train, Iterable) and not isinstance(train, str):
-        hint = ": batches in a list go into DataLoader(batches, batch_size=None)"
-    raise TypeError(f"expected train to be a pyro_mm.Batch or a torch DataLoader of them, got {describe(train)}{hint}")
+        hint = ": batches in a list go into DataLoader(batches, batch_size=None), rows one by one into a pyro_mm.Stream"
+    wanted = "a pyro_mm.Batch, a torch DataLoader of them or a pyro_mm.Stream"
+    raise TypeError(f"expected train to be {wanted}, got {describe(train)}{hint}")
 
 
-def check_validation(validation: Any) -> Batch | DataLoader[Any] | None:
-    """Return rows for validation, a loader of them, or None.
+def check_validation(validation: Any) -> Batch | DataLoader[Any] | Stream | None:
+    """Return rows for validation, a loader or a stream of them, or None.
 
     Raises:
         TypeError: something else.
         ValueError: no rows.
     """
-    if validation is None or isinstance(validation, DataLoader):
+    if validation is None or isinstance(validation, DataLoader | Stream):
         return validation
     return check_batch(validation, "validation")
 

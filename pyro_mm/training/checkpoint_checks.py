@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..batch.batch import Batch
+from ..batch.stream import Stream
 from ..utils.arguments import check_seed
 from ..utils.tensor_files import describe_tensor_mismatch
 from .fingerprint import describe_contents, rows_hash
@@ -78,7 +79,8 @@ def data_identity(
     """Describe what decides a training's minibatches, to be compared when it goes on.
 
     Args:
-        data: a batch; or a loader, whose values are not compared, since they may differ from epoch to epoch.
+        data: a batch; a stream, of which the first rows are compared; or a loader, whose values are not, since they may
+            differ from epoch to epoch.
         head: some of its rows.
         rows: their number in all.
         batch_size: rows of a minibatch.
@@ -91,8 +93,14 @@ def data_identity(
         "minibatches of an epoch": minibatches,
         "seed": check_seed(seed),
         "holds": describe_contents(head),
-        "values": rows_hash(data) if isinstance(data, Batch) else "of a loader",
+        "values": _values_hash(data, head),
     }
+
+
+def _values_hash(data: Any, head: Batch) -> str:
+    if isinstance(data, Stream):
+        return rows_hash(head)
+    return rows_hash(data) if isinstance(data, Batch) else "of a loader"
 
 
 def difference(saved: Mapping[str, Any], here: Mapping[str, Any]) -> str:

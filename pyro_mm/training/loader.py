@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-)
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..batch.batch import Batch
+from .data_loaders import generators_of, minibatch_sizes, rows_of, set_epoch, shard_loader
 
 MEMORY_FRACTION = 0.5  # of a GPU's free memory that data may take
 
@@ -85,7 +77,7 @@ class MinibatchLoader:
             raise ValueError("expected drop_last=None for a loader, which has a drop_last of its own: pass it there")
         if shard is not None:
             self.data = data = shard_loader(data, *shard)
-        self.size = len(data.dataset) if shard is not None else _rows_of(data)  # type: ignore[arg-type]
+        self.size = len(data.dataset) if shard is not None else rows_of(data)  # type: ignore[arg-type]
         if self.size == 0:
             raise ValueError("expected a loader of one row at least to train on, got one of none")
         self.batch_size = data.batch_size or getattr(data.batch_sampler, "batch_size", 0) or 0
@@ -126,7 +118,7 @@ class MinibatchLoader:
     @property
     def smallest(self) -> int:
         """Rows of the smallest minibatch, the last one of an epoch; 0 if a loader does not say."""
-        if (sizes := _minibatch_sizes(self.data)) is not None:
+        if (sizes := minibatch_sizes(self.data)) is not None:
             return min(sizes)
         if not self.batch_size:
             return 0
@@ -163,13 +155,13 @@ class MinibatchLoader:
     def head(self) -> Batch:
         """Return a few rows for a first run of the programs: of every modality one row with it and one without."""
         if isinstance(self.data, Batch):
-            index = _diverse_rows(self.data)
+            index = diverse_rows(self.data)
             return self.data.subsample(index).to(self.device)
         first = next(iter(self.data), None)
         if first is None:
             raise ValueError("expected a loader of one minibatch at least, got none from it")
         part = self._as_part(first)
-        return part[_diverse_rows(part)]
+        return part[diverse_rows(part)]
 
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch()
@@ -183,7 +175,7 @@ class MinibatchLoader:
             after_skip: called when all is as it was after these, and before another one is fetched.
         """
         if isinstance(self.data, DataLoader):
-            _set_epoch(self.data, number)
+            set_epoch(self.data, number)
             items = iter(self.data)
             for _ in range(skip):
                 next(items, None)
@@ -208,7 +200,7 @@ class MinibatchLoader:
         loader: Any = DataLoader(
             _Rows(self.data),  # type: ignore[arg-type]
             batch_sampler=[index.tolist() for index in minibatches],
-            collate_fn=_identity,
+            collate_fn=identity,
             num_workers=self.workers,
             generator=torch.Generator(),  # or an epoch would take a number from the one that draws the latents
             pin_memory=self.device.type == "cuda",
@@ -259,73 +251,6 @@ class MinibatchLoader:
         return part
 
 
-def shard_loader(data: DataLoader[Any], rank: int, world: int) -> DataLoader[Any]:
-    """Return a loader of the rows of one of several processes, made alike.
-
-    Args:
-        data: a loader of all rows; one whose sampler is a ``DistributedSampler`` is returned as it is.
-        rank: the number of the process.
-        world: the number of processes.
-
-    Raises:
-        ValueError: its sampler, or its dataset, cannot be shared out.
-    """
-    if isinstance(data.sampler, DistributedSampler):
-        return data
-    standard = type(data.sampler) in (RandomSampler, SequentialSampler) and type(data.batch_sampler) is BatchSampler
-    if isinstance(data.dataset, IterableDataset) or not standard:
-        raise ValueError(
-            f"the rows of this loader cannot be shared out among {world} processes: give it a map-style dataset, and "
-            "torch.utils.data.DistributedSampler as its sampler"
-        )
-    shuffle = isinstance(data.sampler, RandomSampler)
-    sampler: Any = DistributedSampler(data.dataset, world, rank, shuffle=shuffle, drop_last=data.drop_last)
-    return DataLoader(
-        data.dataset,
-        batch_size=data.batch_size,
-        sampler=sampler,
-        num_workers=data.num_workers,
-        collate_fn=data.collate_fn,
-        pin_memory=data.pin_memory,
-        drop_last=data.drop_last,
-        timeout=data.timeout,
-        worker_init_fn=data.worker_init_fn,
-        multiprocessing_context=data.multiprocessing_context,
-        prefetch_factor=data.prefetch_factor,
-        persistent_workers=data.persistent_workers,
-    )
-
-
-def _set_epoch(data: DataLoader[Any], number: int) -> None:
-    """Give the number of the epoch to samplers and datasets that shuffle by it."""
-    batches = data.batch_sampler
-    for holder in (data.sampler, batches, getattr(batches, "sampler", None), data.dataset):
-        if callable(getattr(holder, "set_epoch", None)):
-            holder.set_epoch(number)  # type: ignore[union-attr]
-
-
-def generators_of(data: Any) -> list[torch.Generator]:
-    """Return the generators that a loader, its samplers and its dataset hold; none for rows in a batch."""
-    if not isinstance(data, DataLoader):
-        return []
-    batches = data.batch_sampler
-    holders = [data, data.sampler, batches, getattr(batches, "sampler", None), data.dataset]
-    found = [value for held in holders for value in getattr(held, "__dict__", {}).values()]
-    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
-
-
-@contextmanager
-def preserve_generators(data: Any) -> Iterator[None]:
-    """Restore a loader's own generators afterwards."""
-    generators = generators_of(data)
-    states = [g.get_state() for g in generators]
-    try:
-        yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
-
-
 class _Rows(Dataset[Batch]):
     """A batch as a dataset from which whole minibatches are fetched."""
 
@@ -339,40 +264,7 @@ class _Rows(Dataset[Batch]):
         return self.batch.subsample(torch.as_tensor(rows, device=self.batch.device))
 
 
-def _rows_of(loader: DataLoader[Any]) -> int:
-    """Return the number of rows that a loader gives in an epoch, by its samplers, without loading them.
-
-    Raises:
-        TypeError: neither its sampler nor its dataset has a length.
-    """
-    if (sizes := _minibatch_sizes(loader)) is not None:
-        return sum(sizes)
-    batches: Any = loader.batch_sampler
-    sampler = getattr(batches, "sampler", loader.sampler)
-    if loader.batch_size is None and not hasattr(batches, "sampler"):
-        sampler = loader.dataset  # a batch sampler of the user's own, or items that are batches already
-    for sized in (sampler, loader.dataset):
-        try:
-            return len(sized)  # type: ignore[arg-type]
-        except TypeError:
-            continue
-    raise TypeError("expected a loader whose sampler or dataset has a length: the data plate is sized to it")
-
-
-def _minibatch_sizes(data: Batch | DataLoader[Any]) -> list[int] | None:
-    """Return the rows of every minibatch, where a loader has a list of them or of their rows; else None."""
-    if isinstance(data, Batch):
-        return None
-    batches: Any = data.batch_sampler
-    items: Any = data.dataset
-    if isinstance(batches, Sequence):
-        return [len(rows) for rows in batches]
-    if data.batch_size is None and batches is None and isinstance(items, list | tuple):
-        return [x.size for x in items] if all(isinstance(x, Batch) for x in items) else None
-    return None
-
-
-def _diverse_rows(batch: Batch) -> Tensor:
+def diverse_rows(batch: Batch) -> Tensor:
     """Return the first two rows, and for every modality that some rows lack the first row with and the first without.
 
     So a run on them reaches modules that only such rows use, such as the expert of a rare modality.
@@ -386,7 +278,8 @@ def _diverse_rows(batch: Batch) -> Tensor:
     return diverse
 
 
-def _identity(batch: Any) -> Any:
+def identity(batch: Any) -> Any:
+    """Return what a worker has made, as it is."""
     return batch
 
 

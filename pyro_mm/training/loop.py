@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from ..batch.batch import Batch
+from ..batch.stream import Stream
 from ..scoring.prepare_objective import prepare_objective
 from ..scoring.training_objective import TrainingObjective
 from ..utils.arguments import check_function
@@ -29,9 +30,9 @@ def fit(
     model: Callable[[Batch], Any],
     guide: Callable[[Batch], Any],
     objective: TrainingObjective | Any,
-    train: Batch | DataLoader[Any],
+    train: Batch | DataLoader[Any] | Stream,
     *,
-    validation: Batch | DataLoader[Any] | None = None,
+    validation: Batch | DataLoader[Any] | Stream | None = None,
     validation_batch_size: int | None = None,
     epochs: int = 10,
     batch_size: int = 128,
@@ -72,8 +73,10 @@ def fit(
             or a function as described by :class:`~pyro_mm.TrainingObjective`. Every training counts its steps from 0
             and hands the count to the objective, for warm-ups.
         train: all rows, N; ``batch.plate()`` is sized to them, so that a latent outside of it is weighed right. Or a
-            ``DataLoader`` of batches, for rows that no memory holds; the plate is sized to the rows of its sampler.
-        validation: rows whose loss is evaluated after every epoch, under one seed; or a ``DataLoader`` of them.
+            ``DataLoader`` of batches, for rows that no memory holds; the plate is sized to the rows of its sampler. Or
+            a :class:`~pyro_mm.Stream`, for rows that come one after the other; the plate is sized to its ``size``.
+        validation: rows whose loss is evaluated after every epoch, under one seed; or a ``DataLoader`` or a
+            :class:`~pyro_mm.Stream` of them.
         validation_batch_size: rows of a minibatch of them; None is ``batch_size``.
         epochs: passes through the rows.
         batch_size: rows of a minibatch; a ``DataLoader`` has its own.
@@ -96,7 +99,8 @@ def fit(
             recurrent, ``validate`` is True or the schedule moves by steps. On a CPU it takes True.
         validate: True lets Pyro check shapes and supports at every step, False at none; None checks the first one.
         resident: True keeps all rows on the device, False where they are; None decides by their size.
-        workers: processes that fetch rows that do not live on the device.
+        workers: processes that fetch rows that do not live on the device. Each goes through the whole source of a
+            stream, and makes its share of the minibatches, so that the numbers do not depend on how many there are.
         drop_last: leave out the last minibatch of every epoch if it is smaller than the others, as it has to be if it
             is a single row and a network has batch normalisation. A loader has a setting of its own.
         transform: minibatch of training rows -> ``batch.replaced({...})``, the same rows with other values; applied on

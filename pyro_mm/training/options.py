@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
 
 from ..batch.batch import Batch
 from ..utils.arguments import (
@@ -31,6 +30,7 @@ from .arguments import (
 )
 from .callback_list import check_callbacks
 from .callbacks import Log
+from .make_loader import TrainingRows
 from .pace import PACE, Pace
 
 
@@ -38,7 +38,7 @@ from .pace import PACE, Pace
 class TrainingOptions:
     """The options of :func:`~pyro_mm.fit`, checked by type."""
 
-    validation: Batch | DataLoader[Any] | None
+    validation: TrainingRows | None
     validation_batch_size: int | None
     epochs: int
     batch_size: int

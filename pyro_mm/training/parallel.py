@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ..batch.batch import Batch
+from ..batch.stream import Stream
 from ..handlers.internals import BatchNorm
 from ..utils.processes import Processes
 from ..utils.seeding import generator_state, part_seed
+from .fingerprint import rows_hash
 from .loader import MinibatchLoader
 from .problem import TrainingProblem
 
@@ -42,6 +44,16 @@ def check_parallel(problem: TrainingProblem, names: tuple[str, ...], processes: 
         )
 
 
+def check_same_rows(head: Batch, processes: Processes) -> None:
+    """Raise a ValueError unless the source of a stream gives all processes the same first rows."""
+    if len(set(processes.gather(rows_hash(head)))) > 1:
+        raise ValueError(
+            f"the source of the stream gives other rows to each of {processes.world} processes, which share out one "
+            "order of all rows: seed a source that draws random numbers by the epoch that its set_epoch is given, and "
+            "let it not share out rows by rank itself"
+        )
+
+
 @torch.no_grad()
 def synchronise(processes: Processes, tensors: Iterable[Tensor], loader: MinibatchLoader) -> None:
     """Start all processes with the tensors of rank 0, one permutation of the rows, and draws of their own.
@@ -57,8 +69,8 @@ def synchronise(processes: Processes, tensors: Iterable[Tensor], loader: Minibat
         return
     for tensor in tensors:
         processes.broadcast_(tensor)
-    if isinstance(loader.data, Batch):
-        device = loader.data.device
+    if isinstance(loader.data, Batch | Stream):
+        device = loader.data.device if isinstance(loader.data, Batch) else torch.device("cpu")
         loader.order = torch.Generator(device)
         loader.order.set_state(processes.broadcast(generator_state(device)))
     seed = processes.broadcast(int(torch.randint(2**62, ())))

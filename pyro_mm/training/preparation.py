@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..batch.batch import Batch
+from ..batch.stream import Stream
 from ..scoring.audit.training import TrainingAudit, audit_training
 from ..scoring.training_objective import Player
 from .arguments import check_validation_names
@@ -21,7 +22,7 @@ from .minibatch_sizes import check_least_rows, check_single_row
 from .missing_gradients import MissingGradients
 from .nonfinite import NonFiniteMonitor
 from .optimization import Schedule, make_optimizer
-from .parallel import check_parallel, synchronise
+from .parallel import check_parallel, check_same_rows, synchronise
 from .parameter_names import parameter_names
 from .players import check_every, player_updates, players_of
 from .problem import TrainingProblem
@@ -51,6 +52,8 @@ def prepare(setting: Setting, history: History, flags: StopFlags, bar: ProgressB
         setting.objective, setting.model, setting.guide, first, setting.placement.autocast, audit.unrunnable
     )
     check_parallel(problem, head.names, setting.processes)
+    if isinstance(setting.train, Stream):
+        check_same_rows(head, setting.processes)
     updates, names = _make_updates(setting, problem, players)
     check_single_row(setting, problem)
     check_least_rows(setting, head, validation)

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from ..batch.batch import Batch
 from ..scoring.training_objective import Loss, PreparedObjective
 from ..utils.arguments import describe
 from ..utils.processes import Processes
-from .loader import MinibatchLoader
+from .make_loader import TrainingRows, make_loader
 from .modes import networks_to_train
 from .options import TrainingOptions
 from .placement import Placement, training_device
@@ -25,7 +24,7 @@ class Setting:
     Args:
         model, guide: callables of a batch.
         objective: as ``prepare_objective`` returns it.
-        train: the rows, or a loader of them.
+        train: the rows, a loader of them, or a stream.
         options: the options of :func:`~pyro_mm.fit`.
         processes: the processes that train together, each on a part of every minibatch.
 
@@ -40,7 +39,7 @@ class Setting:
         model: Callable[[Batch], Any],
         guide: Callable[[Batch], Any],
         objective: PreparedObjective,
-        train: Batch | DataLoader[Any],
+        train: TrainingRows,
         options: TrainingOptions,
         processes: Processes,
     ):
@@ -54,14 +53,14 @@ class Setting:
         self.placement = Placement(training_device(self.networks, options.device, model, guide), options.precision)
         for network in self.networks:
             network.to(self.placement.device)
-        self.loader = MinibatchLoader(
+        self.loader = make_loader(
             train,
             options.batch_size,
             self.placement.device,
-            options.resident,
-            options.workers,
-            options.drop_last,
-            (processes.rank, processes.world) if processes.world > 1 else None,
+            resident=options.resident,
+            workers=options.workers,
+            drop_last=options.drop_last,
+            shard=(processes.rank, processes.world) if processes.world > 1 else None,
         )
 
     @property

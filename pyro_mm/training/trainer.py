@@ -6,8 +6,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from torch.utils.data import DataLoader
-
 from ..batch.batch import Batch
 from ..scoring.training_objective import PreparedObjective
 from ..utils.locks import lock_path
@@ -16,6 +14,7 @@ from ..utils.seeding import temporary_seed
 from .after_epoch import record_epoch
 from .epoch import run_epoch
 from .history import History
+from .make_loader import TrainingRows
 from .modes import leave_in_evaluation
 from .options import TrainingOptions
 from .preparation import prepare
@@ -29,7 +28,7 @@ def run_training(
     model: Callable[[Batch], Any],
     guide: Callable[[Batch], Any],
     objective: PreparedObjective,
-    train: Batch | DataLoader[Any],
+    train: TrainingRows,
     options: TrainingOptions,
     processes: Processes | None = None,
 ) -> History:
@@ -38,7 +37,7 @@ def run_training(
     Args:
         model, guide: callables of a batch.
         objective: as ``prepare_objective`` returns it.
-        train: the rows, or a loader of them.
+        train: the rows, a loader of them, or a stream.
         options: the options of :func:`~pyro_mm.fit`.
         processes: the processes that train together, each on a part of every minibatch.
     """

@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from ..batch.batch import Batch
 from ..scoring.training_objective import Loss
 from ..utils.processes import Processes
 from ..utils.seeding import part_seed, temporary_seed
-from .loader import MinibatchLoader, preserve_generators
+from .data_loaders import preserve_generators
+from .make_loader import TrainingRows, make_loader
 from .nonfinite_report import validation_check
 
 
@@ -21,7 +21,7 @@ class Validation:
     """Rows for validation, and the evaluation of their loss, whose minibatches several processes share out.
 
     Args:
-        rows: the rows, or a loader of them.
+        rows: the rows, a loader of them, or a stream, which is gone through in its own order.
         batch_size: rows of a minibatch; a loader has its own.
         device: where they are evaluated.
         autocast: makes the context of a loss.
@@ -30,7 +30,7 @@ class Validation:
 
     def __init__(
         self,
-        rows: Batch | DataLoader[Any],
+        rows: TrainingRows,
         batch_size: int,
         device: torch.device,
         autocast: Callable[[], AbstractContextManager[Any]],
@@ -40,7 +40,7 @@ class Validation:
         self._device = device
         self._autocast = autocast
         self._batch_size = batch_size
-        self._loader = None if isinstance(rows, Batch) else MinibatchLoader(rows, batch_size, device)
+        self._loader = None if isinstance(rows, Batch) else make_loader(rows, batch_size, device, shuffles=False)
         self.rows = rows.to(device) if isinstance(rows, Batch) else None
 
     def head(self) -> Batch:

@@ -55,6 +55,11 @@ def loader(**options):
     return DataLoader(Rows(), batch_size=32, collate_fn=collate, **options)
 
 
+def stream():
+    """Rows of batches of 15, mixed by a buffer."""
+    return mm.Stream(lambda: (ROWS[first : first + 15] for first in range(0, 100, 15)), size=100, buffer=40)
+
+
 def noisy(batch):
     return batch.replaced({"a": batch["a"] + 0.1 * torch.randn_like(batch["a"])})
 
@@ -67,6 +72,8 @@ CASES = {
     "a loader": lambda: {"rows": loader(shuffle=True), "batch_size": 128},
     "its own generator": lambda: {"rows": loader(shuffle=True, generator=torch.Generator().manual_seed(5))},
     "its processes": lambda: {"rows": loader(shuffle=True, num_workers=1)},
+    "a stream": lambda: {"rows": stream()},
+    "workers of a stream": lambda: {"rows": stream(), "workers": 2},
 }
 
 
