@@ -31,6 +31,8 @@ class TermKind(ABC):
         ratios: modality -> function in the place of its log-density, as in ``TermViews``. A term whose kind has some
             gets a pass of its own.
         least_rows: fewest rows of a batch that it can be computed of.
+        gathers: True if the rows that it compares are those of all processes that share a minibatch out
+            (``utils.shared_rows``).
     """
 
     estimated: bool = False
@@ -38,6 +40,7 @@ class TermKind(ABC):
     as_pair: bool = False
     only_loosens: bool = False
     least_rows: int = 1
+    gathers: bool = False
 
     @property
     def ratios(self) -> Mapping[str, Callable[[Any, Any], Tensor]]:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from ..batch.batch import Batch
 from ..scoring.structure import Callback, pair_structure
 from ..scoring.training_objective import Loss, PreparedObjective, StepWeights
+from ..utils.shared_rows import gather_rows, own_rows
 from .concrete_terms import ConcreteTerm
 from .critic_runs import Pairs, Programs, TermRun, next_row
 from .critic_terms import RatioDensity, assign_critics, likelihood_weight
@@ -136,7 +137,13 @@ class CriticLoss(PreparedObjective):
 
 
 class ClassificationLoss(CriticLoss):
-    """Cross-entropy of a critic, the mean over its games, with guide, model and generator held constant."""
+    """Cross-entropy of a critic, the mean over its games, with guide, model and generator held constant.
+
+    Pairs with another row, and the weights of rows, are those of one process where several share a minibatch out.
+    """
+
+    def gathers_rows(self, names: tuple[str, ...]) -> bool:
+        return True
 
     def evaluate(self, model: Callback, guide: Callback, batch: Batch, *, step: int | Tensor) -> Loss:
         return self.of_games(self.games(batch), Programs(model, guide, batch, pair_structure(model, guide, batch)))
@@ -163,20 +170,23 @@ class ClassificationLoss(CriticLoss):
             return critic.logits(term.label, pairs.x, pairs.conditions)
 
         rows = run.rows
+        every = gather_rows(rows, f"the critic of {term.label}")
         of_joint, of_fake, of_other = logits(joint), logits(fake), None
         if form.has_other:
-            of_other = logits(Pairs(joint.x[next_row(rows)], joint.conditions))
-            rows = rows & (rows.sum() > 1)
+            others = gather_rows(joint.x.detach(), f"the critic of {term.label}")[next_row(every)]
+            of_other = logits(Pairs(own_rows(others, len(rows)), joint.conditions))
+            rows, every = (flags & (every.sum() > 1) for flags in (rows, every))
         loss = form.loss(of_joint, of_fake, of_other)
         if critic.penalty:
             slopes = [_squared_slope(form.realness(of_joint), joint), _squared_slope(form.realness(of_fake), fake)]
             loss = loss + critic.penalty / 2 * (slopes[0] + slopes[1])
 
         is_right = (form.realness(of_joint) > 0).to(loss.dtype) + (form.realness(of_fake) < 0).to(loss.dtype)
-        correct = _sum_rows(is_right.detach() / 2, rows) / rows.sum().clamp(min=1)  # share of the rows that count
+        right = gather_rows(is_right.detach() / 2, f"the accuracy of the critic of {term.label}")
+        correct = _sum_rows(right, every) / every.sum().clamp(min=1)  # share of the rows that count
         shown = programs.batch.rows
         size = shown.sum() if isinstance(shown, Tensor) else programs.batch.size
-        weights = _mean_one(game.share * run.scale, rows)
+        weights = _mean_one(game.share * run.scale, every, f"the weights of rows in {term.label}")
         return Loss(
             _sum_rows((weights * loss).to(loss.dtype), rows) * run.factor, {"accuracy": correct * size * run.factor}
         )
@@ -215,11 +225,17 @@ def _sum_rows(values: Tensor, rows: Tensor) -> Tensor:
     return torch.where(rows, values, torch.zeros_like(values)).sum()
 
 
-def _mean_one(weights: float | Tensor, rows: Tensor) -> float | Tensor:
-    """Return weights of rows divided by their mean over the rows that count; 1 for a number."""
+def _mean_one(weights: float | Tensor, every: Tensor, what: str) -> float | Tensor:
+    """Return weights of rows divided by their mean over the rows that count; 1 for a number.
+
+    Args:
+        weights: a number, or one per row.
+        every: the rows that count, of all processes that share a minibatch out.
+        what: what is weighed, in words.
+    """
     if not isinstance(weights, Tensor) or weights.dim() == 0:
         return 1.0
-    mean = _sum_rows(weights, rows) / rows.sum().clamp(min=1)
+    mean = _sum_rows(gather_rows(weights.detach(), what), every) / every.sum().clamp(min=1)
     return weights / torch.where(mean > 0, mean, torch.ones_like(mean))
 
 

@@ -7,7 +7,7 @@ With the aggregated posterior of a set of modalities A, :math:`q_A(z) = E_n \, q
 where D is estimated from one draw of each row's posterior and as many of the reference. An objective's value is a sum
 over rows, and D is a number of the batch: it stands for each row in which the term counts, as a KL does. So the loss
 per row is that of the other terms plus :math:`w D`, and a weight means the same whatever the number of rows in a
-minibatch or in the whole data set.
+minibatch or in the whole data set. Of several processes that share a minibatch out, each computes D of the rows of all.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from ..scoring.draws import Draws
 from ..scoring.scores import Scores
 from ..scoring.structure import PairStructure, private_modality
 from ..utils.arguments import check_flag, check_integer, check_name, check_number
+from ..utils.shared_rows import gather_rows, rows_are_shared
 from .concrete_terms import ConcreteTerm, TermKind
 from .objective import Objective
 from .terms import ALL, PRIOR, Names, Term
@@ -61,7 +62,7 @@ class Discrepancy(TermKind):
         return type(self).__name__.removesuffix("Kind")
 
     def rows(self, draws: Draws, term: ConcreteTerm) -> Tensor:
-        """Return the rows that count for terms like one of them, boolean ``(T, N)``."""
+        """Return the rows of this process that count for terms like one of them, boolean ``(T, N)``."""
         rows = draws.counts
         for site in dict.fromkeys(self.sites):
             rows = rows & draws.informed(site)
@@ -75,21 +76,27 @@ class Discrepancy(TermKind):
             draws: those of the terms of this kind in the pass.
             place: index of the term among them.
             term: the term.
-            rows: boolean ``(N,)``, the rows that count.
+            rows: boolean ``(N,)``, the rows that count; of several processes that share a minibatch out those of all,
+                in the order of :func:`~pyro_mm.utils.shared_rows.gather_rows`.
         """
 
     def values(self, terms: Sequence[ConcreteTerm], scores: Scores, estimator: PerRow) -> Sequence[Tensor]:
         draws: Any = scores.draws
-        size = draws.counts.shape[-1]
-        if size < self.least_rows:
+        if rows_are_shared() and not self.gathers:
             raise ValueError(
-                f"{terms[0].label} compares the rows of a batch with each other and needs {self.least_rows} of them, "
-                f"got {size}: pass drop_last=True to fit, or another batch_size"
+                f"{terms[0].label} compares the rows of a minibatch with each other, and does not gather those of "
+                "several processes: train in one process"
             )
         values = []
         for place, term in enumerate(terms):
             rows = self.rows(draws, term)[place]
-            value = -self.statistic(draws, place, term, rows).mean()
+            every = gather_rows(rows, term.label)
+            if len(every) < self.least_rows:
+                raise ValueError(
+                    f"{term.label} compares the rows of a batch with each other and needs {self.least_rows} of them, "
+                    f"got {len(every)}: pass drop_last=True to fit, or another batch_size"
+                )
+            value = -self.statistic(draws, place, term, every).mean()
             values.append(torch.where(rows, value, torch.zeros_like(value)))
         return values
 
@@ -117,15 +124,18 @@ class Discrepancy(TermKind):
                 )
 
 
-def _rows_of(draws: Tensor, place: int) -> Tensor:
+def _rows_of(draws: Tensor, place: int, term: ConcreteTerm) -> Tensor:
     """Return the draws of a term as vectors, ``(K, N, D)``: elements of a plate within a row are parts of one vector.
+
+    Of several processes that share a minibatch out, N are the rows of all.
 
     Args:
         draws: ``(K, T, N, *plates, *event)``.
         place: index of the term.
+        term: the term.
     """
     own = draws[:, place]
-    return own.reshape(*own.shape[:2], -1)
+    return gather_rows(own.reshape(*own.shape[:2], -1), term.label, dim=1)
 
 
 class TwoSample(Discrepancy):
@@ -135,6 +145,8 @@ class TwoSample(Discrepancy):
         site: the latent on the left.
         reference_site: the latent on the right; the same by default.
     """
+
+    gathers = True
 
     def __init__(self, site: str, reference_site: str | None = None):
         super().__init__(site) if reference_site is None else super().__init__(site, reference_site)
@@ -163,8 +175,8 @@ class TwoSample(Discrepancy):
     def statistic(self, draws: Draws, place: int, term: ConcreteTerm, rows: Tensor) -> Tensor:
         source = draws.prior if term.given_prior else draws.given
         reference = source(self.reference_site)
-        x = _rows_of(draws.latent(self.site), place)
-        y = _rows_of(reference, place)
+        x = _rows_of(draws.latent(self.site), place, term)
+        y = _rows_of(reference, place, term)
         if x.shape[-1] != y.shape[-1]:
             raise ValueError(
                 f"{term.label}: expected latents of one dimension, got {x.shape[-1]} of {self.site!r} and "
@@ -246,6 +258,8 @@ class SlicedWassersteinKind(TwoSample):
 class HSICKind(Discrepancy):
     """Minus the Hilbert-Schmidt independence criterion of two latents; the arguments are those of :func:`HSIC`."""
 
+    gathers = True
+
     def __init__(self, a: str, b: str, kernels: _Kernels):
         super().__init__(a, b)
         if a == b:
@@ -261,7 +275,7 @@ class HSICKind(Discrepancy):
         return f"{self.name}({', '.join(self.sites)} | {encode})"
 
     def statistic(self, draws: Draws, place: int, term: ConcreteTerm, rows: Tensor) -> Tensor:
-        x, y = (_rows_of(draws.latent(site), place) for site in self.sites)
+        x, y = (_rows_of(draws.latent(site), place, term) for site in self.sites)
         own = self.kernels
         mask = rows.expand(x.shape[:-1])
         return hsic(x, y, kernel=own.kernel, bandwidth=own.bandwidth, unbiased=own.unbiased, mask=mask)

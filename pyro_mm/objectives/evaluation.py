@@ -19,6 +19,7 @@ from ..scoring.prepare_objective import as_total
 from ..scoring.scores import Scores
 from ..scoring.structure import Callback, PairStructure
 from ..scoring.training_objective import Loss
+from ..utils.shared_rows import rows_are_shared
 from .concrete_terms import ConcreteTerm, TermKind
 from .stacked_views import share_decoding, stack_views
 from .terms import Term
@@ -136,6 +137,11 @@ def _per_row(value: Tensor, term: ConcreteTerm, batch: Batch, dtype: torch.dtype
         raise ValueError(
             f"expected {term.label} to have a value per row, of shape ({batch.size},), or one number for the batch, "
             f"got {tuple(value.shape)}"
+        )
+    if value.dim() == 0 and rows_are_shared() and not term.kind.gathers:
+        raise ValueError(
+            f"{term.label} has one number for all rows, which would be of those of one process where several share a "
+            "minibatch out: give it a value per row, or train in one process"
         )
     rows = value.to(dtype).expand(batch.size)  # a weight that is a tensor is of double precision
     counts = all_of([batch.rows, term.counts])

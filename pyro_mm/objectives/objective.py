@@ -402,6 +402,16 @@ class Objective(ELBO, PreparedObjective):
         own = [term.kind.least_rows for term in self._table(names) if term.kind is not None]
         return max([*own, 2 if any(critic.form.has_other for critic in self.critics.values()) else 1])
 
+    def gathers_rows(self, names: tuple[str, ...]) -> bool:
+        """Return True if all that compares rows gathers those of several processes.
+
+        Args:
+            names: the modalities.
+        """
+        kinds = [term.kind for term in self._table(names) if term.kind is not None]
+        comparing = [kind for kind in kinds if kind.gathers or kind.least_rows > 1]
+        return self.differentiable and bool(comparing or self.critics) and all(kind.gathers for kind in comparing)
+
     @property
     def modules(self) -> list[torch.nn.Module]:
         """The critics."""

@@ -103,6 +103,10 @@ class ObjectiveSum(Objective):
     def least_rows(self, names: tuple[str, ...]) -> int:
         return max(part.least_rows(names) for part in self.parts)
 
+    def gathers_rows(self, names: tuple[str, ...]) -> bool:
+        gathers = {part: part.gathers_rows(names) for part in self.parts}
+        return any(gathers.values()) and all(gathers[part] or part.least_rows(names) == 1 for part in self.parts)
+
     @property
     def lower(self) -> bool:
         return all(part.lower for part in self.parts)

@@ -274,6 +274,9 @@ class VAEGAN(PreparedObjective):
     def least_rows(self, names: tuple[str, ...]) -> int:
         return self._trained.least_rows(names)
 
+    def gathers_rows(self, names: tuple[str, ...]) -> bool:
+        return self._trained.gathers_rows(names)
+
     def describe(self, names: tuple[str, ...]) -> str:
         return f"{self._trained.describe(names)}\n{self._text()}"
 
@@ -343,6 +346,12 @@ class _DecoderLoss(_VerdictLoss):
 
     def layout(self, batch: Batch) -> Layout:
         return self.table.layout(batch)
+
+    def least_rows(self, names: tuple[str, ...]) -> int:
+        return self.table.least_rows(names)
+
+    def gathers_rows(self, names: tuple[str, ...]) -> bool:
+        return self.table.gathers_rows(names)
 
     def evaluate(self, model: Program, guide: Program, batch: Batch, *, step: int | Tensor) -> Loss:
         return self._with_verdict(self.table.evaluate(model, guide, batch, step=step), model, guide, batch)

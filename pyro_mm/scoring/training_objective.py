@@ -179,6 +179,17 @@ class PreparedObjective(ABC):
         """Return the fewest rows of a batch that it can be evaluated on, for modalities of these names."""
         return 1
 
+    def gathers_rows(self, names: tuple[str, ...]) -> bool:
+        """Return True if rows that it compares are those of all processes that share a minibatch out.
+
+        It gathers them by ``utils.shared_rows``. Where it is False, a training by several processes refuses an
+        objective of ``least_rows`` above 1.
+
+        Args:
+            names: the modalities.
+        """
+        return False
+
     def describe(self, names: tuple[str, ...]) -> str:
         """Return the objective in words, for modalities of these names, by which checkpoints are compared."""
         return repr(self)

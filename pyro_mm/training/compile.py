@@ -18,6 +18,7 @@ from ..scoring.training_objective import Loss, PreparedObjective, TrainingObject
 from ..utils.arguments import check_function, describe
 from ..utils.global_state import preserve_process_settings
 from ..utils.seeding import temporary_seed
+from ..utils.shared_rows import refuse_gathering
 from .arguments import check_optimizer
 from .cuda_graph import CUDAGraphStep, can_capture
 from .draw_order import compile_between_draws
@@ -231,7 +232,8 @@ class CompiledStep:
                 raise Untraceable(f"batches of more than {most} shapes came: pad them to a few sizes")
             if update.loss.objective.untraceable is not None:
                 raise Untraceable(update.loss.objective.untraceable)
-            traced = trace_step(update, inputs)
+            with refuse_gathering():
+                traced = trace_step(update, inputs)
         except Untraceable as reason:
             if str(reason) not in self.reasons:
                 self.reasons.append(str(reason))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..batch.batch import Batch
 from ..utils.processes import Processes
+from ..utils.shared_rows import share_rows
 from .loader import MinibatchLoader
 from .step import Update
 from .updates import StepValues, UpdateSequence
@@ -28,6 +29,7 @@ class GradientSequence(UpdateSequence):
         accumulate: minibatches per step of the optimisers, k.
         clip_norm: the largest norm of the gradient of an update; None leaves it as it is.
         processes: the processes that take each step together.
+        names: the modalities.
         options: those of :class:`UpdateSequence`.
 
     Attributes:
@@ -43,6 +45,7 @@ class GradientSequence(UpdateSequence):
         accumulate: int = 1,
         clip_norm: float | None = None,
         processes: Processes | None = None,
+        names: tuple[str, ...] = (),
         **options: Any,
     ):
         self.processes = processes or Processes()
@@ -52,6 +55,7 @@ class GradientSequence(UpdateSequence):
         self.minibatch_rows = 0
         self._loader = loader
         self._minibatches = loader.known_length()
+        self._gathers = any(update.loss.objective.gathers_rows(names) for update in updates)
         self.gradients = [GradientGroup(update, self, clip_norm) for update in updates]
         for group in self.gradients:
             if accumulate > 1 or clip_norm is not None or self.processes.world > 1:
@@ -60,7 +64,8 @@ class GradientSequence(UpdateSequence):
 
     def __call__(self, batch: Batch) -> list[StepValues | None]:
         self.minibatch_rows = self._loader.count(batch)
-        return super().__call__(batch)
+        with share_rows(self.processes, self.minibatch_rows, self._gathers):
+            return super().__call__(batch)
 
     @property
     def is_due(self) -> bool:

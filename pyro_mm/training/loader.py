@@ -129,6 +129,14 @@ class MinibatchLoader:
         return rest if rest and not self.drop_last else min(self.batch_size, self.size)
 
     @property
+    def smallest_of_all(self) -> int:
+        """Rows of the smallest minibatch of all shards together; 0 if a loader does not say."""
+        if self.shard is None or isinstance(self.data, DataLoader):
+            return self.smallest if self.shard is None else 0
+        whole = self.batch_size * self.shard[1]
+        return whole if self.drop_last else self.size - (len(self) - 1) * whole
+
+    @property
     def modalities(self) -> tuple[str, ...] | None:
         """The modalities that some row has; None if that is not known."""
         if not isinstance(self.data, Batch):

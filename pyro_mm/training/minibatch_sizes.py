@@ -46,7 +46,7 @@ def check_least_rows(setting: Setting, head: Batch, validation: Validation | Non
         validation: the rows for validation.
     """
     least = setting.objective.least_rows(head.names)
-    sizes = {"minibatch": setting.loader.smallest}
+    sizes = {"minibatch": setting.loader.smallest_of_all}
     if validation is not None:
         sizes["minibatch of the validation rows"] = validation.smallest
     for what, smallest in sizes.items():

@@ -15,33 +15,38 @@ from ..utils.seeding import generator_state, part_seed
 from .fingerprint import rows_hash
 from .loader import MinibatchLoader
 from .problem import TrainingProblem
+from .step import Update
 
 
-def check_parallel(problem: TrainingProblem, names: tuple[str, ...], processes: Processes) -> None:
+def check_parallel(updates: Iterable[Update], names: tuple[str, ...], processes: Processes) -> None:
     """Raise a ValueError for a training whose gradient is not the mean of those of parts of the minibatch.
 
     Args:
-        problem: the training problem.
+        updates: those of a step.
         names: the modalities.
         processes: the processes.
     """
     if processes.world == 1:
         return
-    if problem.objective.least_rows(names) > 1:
-        raise ValueError(
-            f"the objective compares the rows of a minibatch with each other, which {processes.world} processes share "
-            "out: train it in one process, with a larger batch_size"
-        )
-    normalises = any(
-        isinstance(m, BatchNorm) and not isinstance(m, nn.SyncBatchNorm)
-        for root in problem.networks
-        for m in root.modules()
-    )
-    if normalises:
-        raise ValueError(
-            f"batch normalisation would take its mean and variance of the rows of one process of {processes.world}: "
-            "train in one process, or use torch.nn.SyncBatchNorm (on GPUs), GroupNorm or LayerNorm"
-        )
+    for update in updates:
+        whose = f"the player {update.name!r}" if update.name else "the objective"
+        objective = update.loss.objective
+        if objective.least_rows(names) > 1 and not objective.gathers_rows(names):
+            raise ValueError(
+                f"{whose} compares the rows of a minibatch with each other, which {processes.world} processes share "
+                "out: train in one process, with a larger batch_size"
+            )
+        if any(isinstance(m, BatchNorm) and not isinstance(m, nn.SyncBatchNorm) for m in _modules_of(update.loss)):
+            raise ValueError(
+                f"batch normalisation{f' in {whose}' if update.name else ''} would take its mean and variance of the "
+                f"rows of one process of {processes.world}: train in one process, or use torch.nn.SyncBatchNorm (on "
+                "GPUs), GroupNorm or LayerNorm"
+            )
+
+
+def _modules_of(problem: TrainingProblem) -> list[nn.Module]:
+    """Return all modules that a loss depends on."""
+    return [m for root in problem.networks for m in root.modules()]
 
 
 def check_same_rows(head: Batch, processes: Processes) -> None:

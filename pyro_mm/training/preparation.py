@@ -51,14 +51,14 @@ def prepare(setting: Setting, history: History, flags: StopFlags, bar: ProgressB
     problem = build_problem(
         setting.objective, setting.model, setting.guide, first, setting.placement.autocast, audit.unrunnable
     )
-    check_parallel(problem, head.names, setting.processes)
     if isinstance(setting.train, Stream):
         check_same_rows(head, setting.processes)
     updates, names = _make_updates(setting, problem, players)
+    check_parallel(updates, head.names, setting.processes)
     check_single_row(setting, problem)
     check_least_rows(setting, head, validation)
     warned: set[str] = set()
-    sequence = _make_sequence(setting, problem, updates, _say_once(bar, warned))
+    sequence = _make_sequence(setting, problem, updates, head.names, _say_once(bar, warned))
     callbacks = _start_callbacks(setting, problem, sequence, history, head.names, validates=validation is not None)
     checkpoint = _make_checkpoint(setting, sequence, history, callbacks, head)
     first_epoch = 0
@@ -130,9 +130,13 @@ def _make_updates(
 
 
 def _make_sequence(
-    setting: Setting, problem: TrainingProblem, updates: list[Update], say: Callable[[str], None]
+    setting: Setting,
+    problem: TrainingProblem,
+    updates: list[Update],
+    names: tuple[str, ...],
+    say: Callable[[str], None],
 ) -> GradientSequence:
-    """Return the steps of the training, compiled if that is asked for or pays."""
+    """Return the steps of the training on modalities of these names, compiled if that is asked for or pays."""
     options = setting.options
     return GradientSequence(
         updates,
@@ -140,6 +144,7 @@ def _make_sequence(
         accumulate=options.accumulate,
         clip_norm=options.clip_norm,
         processes=setting.processes,
+        names=names,
         compile=_choose_compilation(setting, problem, say) if options.compile is None else options.compile,
         validate=options.validate,
         report=say if options.compile is None else None,

@@ -13,6 +13,7 @@ from ..batch.batch import Batch
 from ..handlers.internals import foreach_multiply_
 from ..scoring.training_objective import Loss
 from ..utils.global_state import override_validation
+from ..utils.shared_rows import finish_loss
 from .problem import TrainingProblem
 
 
@@ -71,6 +72,7 @@ class Update:
             p.grad = None
         if self.loss.objective.differentiable:
             loss = self.loss.evaluate(batch, step)
+            finish_loss()
             moving = [p for p in self.targets if p.requires_grad] if self.others else None
             (loss.total * (1 / rows)).backward(inputs=moving)
             return Loss(loss.total.detach(), loss.by_term)
