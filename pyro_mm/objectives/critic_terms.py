@@ -16,6 +16,7 @@ from ..batch.batch import Batch
 from ..batch.masks import all_of, any_of
 from ..distributions.pushforward import Pushforward, find_pushforward
 from ..estimators import PerRow
+from ..handlers.graph_tracing import is_tracing
 from ..scoring.reduction import SiteReducer
 from ..scoring.scores import Scores
 from ..scoring.structure import PairStructure, latent_sites, private_modality
@@ -69,8 +70,13 @@ class RatioDensity(Density):
             conditions = latents_of(pair.trace)
         x = observed_values(pair.views.decode, names, conditions)
         ratio = critic.form.log_ratio(critic.logits(self.label, x, conditions, frozen=True))
-        mask = pair.views.decode.presence(names[0])
-        return torch.where(mask, ratio, torch.zeros_like(ratio)) if isinstance(mask, Tensor) else ratio
+        masks = [pair.views.decode.presence(name) for name in names]
+        counts = any_of(masks)
+        if not isinstance(counts, Tensor):
+            return ratio
+        if isinstance(complete := all_of(masks), Tensor) and complete is not counts:
+            ratio = torch.where(complete, ratio, torch.full_like(ratio, math.nan))
+        return torch.where(counts, ratio, torch.zeros_like(ratio))
 
     def check(self, term: ConcreteTerm, batch: Batch, structure: PairStructure) -> None:
         for key in self.critics:
@@ -148,7 +154,8 @@ def _check_together(term: ConcreteTerm, names: Sequence[str]) -> None:
     if all(mask is masks[0] for mask in masks):
         return
     some, every = any_of(masks), all_of(masks)
-    if isinstance(some, Tensor) and isinstance(every, Tensor) and torch.equal(some, every):
+    # the ratio of a compiled step, which reads no masks, is NaN where they differ
+    if isinstance(some, Tensor) and isinstance(every, Tensor) and (is_tracing() or torch.equal(some, every)):
         return
     alone = [name for name, mask in zip(names, masks, strict=True) if mask is False] or names[1:]
     raise ValueError(
