@@ -18,7 +18,7 @@ from ..sampling.shared_blocks import share_tensors
 from ..scoring.audit.audit import audit as audit_pair
 from ..scoring.evaluation import evaluating, move_result
 from ..scoring.given_latents import Given, draw_global_latents
-from ..scoring.importance import score_model
+from ..scoring.model_scores import score_model
 from ..scoring.reduction import SiteReducer, refuse_atoms
 from ..scoring.sharing import share_evaluation
 from ..scoring.structure import Callback, PairStructure, latent_sites, pair_structure, private_modality

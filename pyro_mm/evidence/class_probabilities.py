@@ -20,7 +20,7 @@ from ..sampling.shared_blocks import SharedBlock, share_blocks, shared_weights
 from ..sampling.weighted import ImportanceSampling
 from ..scoring.classes import classes_of_site
 from ..scoring.evaluation import evaluating, move_result
-from ..scoring.importance import propose, run_model
+from ..scoring.program_runs import propose, run_model
 from ..scoring.sharing import share_evaluation
 from ..scoring.structure import Callback, latent_sites, pair_structure, private_modality
 from ..scoring.term_pair import TermPair

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..batch.batch import Batch
 from ..batch.masks import all_of
 from ..distributions.pushforward import Pushforward
-from ..scoring.importance import propose, run_model
+from ..scoring.program_runs import propose, run_model
 from ..scoring.reduction import SiteReducer
 from ..scoring.structure import Callback, PairStructure, observed_sites
 from ..scoring.term_pair import TermPair

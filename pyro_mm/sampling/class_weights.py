@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..batch.masks import Presence
-from ..scoring.importance import score_model
+from ..scoring.model_scores import score_model
 from ..scoring.structure import PairStructure
 from ..scoring.term_pair import TermPair
 from .particle_sampler import ParticleSampler, log_weights

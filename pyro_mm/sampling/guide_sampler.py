@@ -14,7 +14,7 @@ from ..batch.masks import add_event_dims
 from ..distributions.mixture import Mixture
 from ..distributions.quantiles import component_at as component_of
 from ..distributions.quantiles import has_mixture, quantile
-from ..scoring.importance import propose
+from ..scoring.program_runs import propose
 from ..scoring.reduction import SiteReducer
 from ..scoring.scores import Scores
 from ..scoring.term_pair import TermPair

@@ -14,7 +14,7 @@ from torch.distributions import Transform, biject_to
 from torch.distributions.constraints import Constraint
 
 from ..distributions.normal_scores import normal_scores
-from ..scoring.importance import score_model
+from ..scoring.model_scores import score_model
 from ..scoring.reduction import LazyMapping, SiteReducer, sum_out
 from ..scoring.structure import Callback, PairStructure, latent_sites
 from ..scoring.term_pair import TermPair

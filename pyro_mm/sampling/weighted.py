@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..batch.batch import Batch
 from ..batch.context import TermStack
-from ..scoring.importance import score_model
+from ..scoring.model_scores import score_model
 from ..scoring.structure import Callback, PairStructure, in_data_plate, latent_sites, pair_structure
 from ..scoring.term_pair import TermPair
 from ..scoring.views import TermViews
