@@ -306,7 +306,7 @@ def check_batch(value: Any, argument: str = "batch") -> Batch:
         elif hasattr(value, "__iter__") and hasattr(value, "dataset"):
             hint = ": a Batch holds all rows, and fit takes minibatches of it by itself"
         elif hasattr(value, "batches"):
-            hint = ": call this for each batch of stream.batches(1000), and join the results of all rows"
+            hint = ": take its first rows, stream.head(1000), or call this for each batch of stream.batches(1000)"
         raise TypeError(f"expected {argument} to be a pyro_mm.Batch, got {describe(value)}{hint}")
     if value.size == 0:
         raise ValueError(f"expected {argument} to have one row at least, got none")

@@ -36,7 +36,7 @@ def shard_loader(data: DataLoader[Any], rank: int, world: int) -> DataLoader[Any
     if isinstance(data.dataset, IterableDataset) or not standard:
         raise ValueError(
             f"the rows of this loader cannot be shared out among {world} processes: give it a map-style dataset, and "
-            "torch.utils.data.DistributedSampler as its sampler"
+            "torch.utils.data.DistributedSampler as its sampler, or make a pyro_mm.Stream of an iterable one"
         )
     shuffle = isinstance(data.sampler, RandomSampler)
     sampler: Any = DistributedSampler(data.dataset, world, rank, shuffle=shuffle, drop_last=data.drop_last)

@@ -268,7 +268,7 @@ def test_an_evaluation_says_how_it_takes_a_stream():
     rows = mm.Batch({"a": WHOLE["a"] / 20})
     stream = mm.Stream(lambda: ({"a": row} for row in rows["a"]))
     for evaluate in (mm.log_marginal, mm.generate, mm.check):
-        with pytest.raises(TypeError, match=r"of type Stream: call this for each batch of stream.batches"):
+        with pytest.raises(TypeError, match=r"of type Stream: take its first rows, stream.head\(1000\), or call"):
             evaluate(*pair, stream) if evaluate is not mm.check else evaluate(*pair, mm.objectives.elbo(), stream)
     parts = [mm.log_marginal(*pair, batch, num_particles=2, seed=0) for batch in stream.batches(5)]
     found = torch.cat([part.log_prob for part in parts])
