@@ -27,7 +27,7 @@ from .parameter_names import parameter_names
 from .problem import TrainingProblem
 from .program_snapshot import ProgramSnapshot, unknown_to_optimizer
 from .step import EagerStep, Update
-from .tracing import TracedStep, TraceInputs, Untraceable, trace_step
+from .tracing import TracedStep, TraceInputs, Untraceable, isolated_run, trace_step
 
 MAX_GRAPHS = 8  # graphs of one step: one for each shape of the batch, and a compilation each
 MAX_GRAPHS_UNASKED = 3  # of a training that compiles of its own accord
@@ -108,7 +108,7 @@ class CompiledStep:
         backend: as for :func:`stage`.
         validate: True lets Pyro check the steps that do not run compiled.
         report: for steps that nobody asked to compile: called with a sentence if something cannot be compiled, which
-            then runs as it is. None warns, and an error while a CUDA graph is captured is raised.
+            then runs as it is. None warns.
 
     Attributes:
         reasons: reasons why some batches do not run compiled, if any.
@@ -244,12 +244,25 @@ class CompiledStep:
         graph: Any = traced.graph
         if self.backend is not None:
             step_input = [inputs.step] if traced.uses_step else []
+            example = [inputs.numbers, *step_input, *inputs.batch.parts()[1], *parameters_and_buffers]
             with preserve_process_settings():
-                graph = self._compile(
-                    traced, [inputs.numbers, *step_input, *inputs.batch.parts()[1], *parameters_and_buffers]
-                )
+                graph = self._compile(traced, example)
+                if graph is not traced.graph and not self._runs(graph, example, inputs.batch.device):
+                    graph = traced.graph
         step = GraphStep(graph, traced, update, parameters_and_buffers, self._optimizer_inside)
-        return (CUDAGraphStep(step, self.report) if self._is_cuda else step), traced
+        return (CUDAGraphStep(step, self._tell) if self._is_cuda else step), traced
+
+    def _runs(self, graph: Any, example: list[Tensor], device: torch.device) -> bool:
+        """Return True if what inductor made of a graph can be run, after a warning if not; the run changes nothing."""
+        try:
+            with isolated_run(self.update.loss, device), torch.no_grad():
+                graph(*example)
+                if self._is_cuda:
+                    torch.cuda.synchronize(device)
+        except Exception as error:
+            self._tell(f"what inductor compiled cannot be run, and the step runs as it was traced: {_text(error)}", 6)
+            return False
+        return True
 
     def _compile(self, traced: TracedStep, inputs: list[Any]) -> Any:
         """Return the graph as compiled by inductor; the graph itself if that fails, after a warning."""
@@ -271,11 +284,12 @@ class CompiledStep:
                 return compiler(traced.graph, inputs)
             return compile_between_draws(traced.graph, inputs, compiler)
         except Exception as error:
-            text = (str(error).splitlines() or [type(error).__name__])[0]
-            self._tell(f"inductor could not compile the step, which runs as it was traced: {text}", stacklevel=6)
+            self._tell(
+                f"inductor could not compile the step, which runs as it was traced: {_text(error)}", stacklevel=6
+            )
             return traced.graph
 
-    def _tell(self, text: str, stacklevel: int) -> None:
+    def _tell(self, text: str, stacklevel: int = 5) -> None:
         if self.report is None:
             warnings.warn(text, stacklevel=stacklevel)
         else:
@@ -293,6 +307,11 @@ class CompiledStep:
         if device not in self._step_tensors:
             self._step_tensors[device] = torch.zeros((), dtype=torch.long, device=device)
         return self._step_tensors[device].fill_(step)
+
+
+def _text(error: Exception) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _metrics_context() -> AbstractContextManager[Any]:

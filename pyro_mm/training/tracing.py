@@ -360,7 +360,10 @@ def _check_values(update: Update, traced: TracedStep, inputs: TraceInputs) -> No
         return _summary(loss, [g / inputs.numbers[0] for g in rest[len(traced.labels) :]])
 
     expected = outcome(run_programs)
-    found = outcome(run_graph)
+    try:
+        found = outcome(run_graph)
+    except RuntimeError as error:  # of a view, say, of a result that a faster kernel lays out in another order
+        raise Untraceable(f"its trace cannot be run: {_explain(error)}") from error
     nodes = traced.graph.graph.nodes
     kinds = {n.meta["val"].dtype for n in nodes if isinstance(n.meta.get("val"), Tensor)}
     tolerance = max(TOLERANCE.get(kind, 0.0) for kind in {*kinds, *(p.dtype for p in problem.parameters)})

@@ -1,5 +1,6 @@
 """A staged step does what the programs do: the same numbers under the same draws, and no others."""
 
+import operator
 import os
 import random
 import shutil
@@ -190,6 +191,29 @@ def test_without_a_compiler_the_traced_step_runs(monkeypatch):
     step = mm.stage(objective, model, guide, batch)
     torch.manual_seed(1)
     with pytest.warns(UserWarning, match="inductor could not compile.*no compiler"):
+        loss = step(batch)
+    assert_same((loss, gradients(parameters)), eager(objective, model, guide, batch, parameters, 1))
+
+
+@pytest.mark.parametrize("stage", ["trace", "compilation"])
+def test_a_graph_that_fails_when_it_runs_is_not_taken(monkeypatch, stage):
+    """Compiled code gives way to the trace, and a trace to the programs: with the same numbers, and the reason."""
+
+    def fails(*_):
+        raise RuntimeError("another layout\nof memory")
+
+    if stage == "trace":
+        hook = operator.methodcaller("register_forward_pre_hook", fails)
+        monkeypatch.setattr("pyro_mm.training.tracing._fold_constants", hook)
+        expected = "runs as it is: its trace cannot be run: RuntimeError: another layout$"
+    else:
+        monkeypatch.setattr("pyro_mm.training.compile.CompiledStep._compile", lambda self, traced, inputs: fails)
+        expected = "compiled cannot be run, and the step runs as it was traced: another layout$"
+    model, guide = pair("shared", "product")
+    objective, batch, parameters = mm.objectives.elbo(), complete(), [*model.parameters(), *guide.parameters()]
+    step = mm.stage(objective, model, guide, batch)
+    torch.manual_seed(1)
+    with pytest.warns(UserWarning, match=expected):
         loss = step(batch)
     assert_same((loss, gradients(parameters)), eager(objective, model, guide, batch, parameters, 1))
 
