@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from ..batch.batch import Batch
 from ..scoring.structure import Callback, pair_structure
 from ..scoring.training_objective import Loss, PreparedObjective, StepWeights
-from ..utils.shared_rows import gather_rows, own_rows
+from ..utils.shared_rows import gather_rows, own_rows, rows_are_shared
 from .concrete_terms import ConcreteTerm
 from .critic_runs import Pairs, Programs, TermRun, next_row
 from .critic_terms import RatioDensity, assign_critics, likelihood_weight
@@ -186,7 +186,10 @@ class ClassificationLoss(CriticLoss):
         correct = _sum_rows(right, every) / every.sum().clamp(min=1)  # share of the rows that count
         shown = programs.batch.rows
         size = shown.sum() if isinstance(shown, Tensor) else programs.batch.size
-        weights = _mean_one(game.share * run.scale, every, f"the weights of rows in {term.label}")
+        weights = game.share * run.scale
+        if rows_are_shared():  # of which some processes may know that they are equal
+            weights = torch.as_tensor(weights, dtype=torch.float64, device=rows.device).expand(len(rows))
+        weights = _mean_one(weights, every, f"the weights of rows in {term.label}")
         return Loss(
             _sum_rows((weights * loss).to(loss.dtype), rows) * run.factor, {"accuracy": correct * size * run.factor}
         )

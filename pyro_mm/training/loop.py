@@ -88,7 +88,9 @@ def fit(
         clip_norm: the largest norm of the gradient of the loss per row, of all parameters together; a longer one is
             scaled down to it. None leaves gradients as they are.
         accumulate: minibatches per step of the optimiser, whose gradient is then that of all their rows. The last
-            minibatch of an epoch ends a group. The objective's count of steps goes on counting minibatches.
+            minibatch of an epoch ends a group. The objective's count of steps goes on counting minibatches. Of several
+            players each steps at the last minibatch, before the next one's gradient is taken there: that of the earlier
+            minibatches is of the players as they were.
         seed: seed of the shuffling and the draws; None goes on with torch's generator.
         device: where to train. None is where the modules are; or CUDA, if there is one and both are modules.
         precision: "bf16-mixed" runs the networks under autocast, with log-probabilities in float32; "32-true" runs

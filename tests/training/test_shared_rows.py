@@ -141,6 +141,15 @@ def rows_of(case):
 
 
 @pytest.mark.usefixtures("no_noise")
+def test_a_stream_is_shared_out():
+    """Its minibatches know of some modalities that all of their rows have them, in one process and not in the other."""
+    whole = rows(21)
+    stream = mm.Stream(lambda: (whole[i : i + 1] for i in range(whole.size)), whole.size, buffer=10)
+    make = CASES["critic, posterior"]
+    assert differing(train(make, stream, 2), train(make, stream, 1), atol=1e-10) == []
+
+
+@pytest.mark.usefixtures("no_noise")
 def test_compiled_steps_of_two_processes_are_those_of_one(monkeypatch):
     """The critic's loss, which gathers rows, runs uncompiled, and the generator's and the objective's are compiled."""
     without_inductor(monkeypatch)
@@ -216,6 +225,23 @@ def test_processes_that_compare_different_rows_are_refused():
 
     with pytest.raises(ValueError, match=r"process 1 has come to the end of the loss, and process 0 to MMD\(z"):
         train(lambda: (*explicit_pair(), Chance()), rows(), 2)
+
+
+def test_an_error_of_another_process_ends_those_that_wait_for_its_rows():
+    class Broken(PreparedObjective):
+        estimator_name = "own"
+        part = mm.objectives.elbo() + MMD("z")
+
+        def gathers_rows(self, names):
+            return True
+
+        def evaluate(self, model, guide, batch, *, step):
+            if step == 1 and os.getpid() != MAIN:
+                raise KeyError("of rank 1")
+            return self.part.evaluate(model, guide, batch, step=step)
+
+    with pytest.raises(KeyError, match="of rank 1"):
+        train(lambda: (*explicit_pair(), Broken()), rows(), 2)
 
 
 def test_batch_normalisation_in_a_players_network_is_refused():
