@@ -98,7 +98,7 @@ def _check_scales(name: str, critic: Critic, programs: Mapping[str, Any]) -> Non
                 raise ValueError(
                     f"the critic of {name!r} against the prior has least_scale={critic.least_scale:g}, and the scale "
                     f"of {'.'.join(filter(None, (path, inner)))} may fall to {least:g}: give this "
-                    f"{type(conditional).__name__} least_scale={critic.least_scale:g}"
+                    f"{type(conditional).__name__} least_scale={critic.least_scale:g}, or the critic 0"
                 )
 
 

@@ -55,9 +55,11 @@ class Critic(nn.Module):
         generator_loss: "non-saturating", :math:`\log(1 + e^{-T})` with T the log ratio of joint to fake; or
             "likelihood", :math:`-e^{T}` with T no more than 3, whose gradient is that of maximum likelihood.
         generator_optimizer: that of the generator; None is that of the training.
-        least_scale: against the prior no KL holds the scales of the encoder and of explicit decoders up, and a critic
-            that is not exact lets them fall. A number above 0, such as 0.05, refuses every ``conditionals.Normal`` and
-            ``Laplace`` of story and guide whose scale may fall below: give these ``least_scale``. 0 refuses none.
+        least_scale: against the prior nothing holds the scales of the encoder and of explicit decoders up. They fall for
+            as long as it trains, since latents that are nearly points hide the other modalities best, and what the
+            guide says of its own uncertainty is too small then; draws of the story are as good as before. A number
+            above 0, such as 0.05, refuses every ``conditionals.Normal`` and ``Laplace`` of story and guide whose scale
+            may fall below: give these ``least_scale``. 0 refuses none.
 
     Attributes:
         nets: a network for each term, of which the first is ``net``.
