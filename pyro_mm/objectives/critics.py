@@ -55,7 +55,7 @@ class Critic(nn.Module):
         generator_loss: "non-saturating", :math:`\log(1 + e^{-T})` with T the log ratio of joint to fake; or
             "likelihood", :math:`-e^{T}` with T no more than 3, whose gradient is that of maximum likelihood.
         generator_optimizer: that of the generator; None is that of the training.
-        least_scale: against the prior nothing holds the scales of the encoder and of explicit decoders up. They fall for
+        least_scale: against the prior nothing holds the scales of the encoder and of explicit decoders up. They fall
             as long as it trains, since latents that are nearly points hide the other modalities best, and what the
             guide says of its own uncertainty is too small then; draws of the story are as good as before. A number
             above 0, such as 0.05, refuses every ``conditionals.Normal`` and ``Laplace`` of story and guide whose scale
