@@ -33,7 +33,8 @@ class Stream:
         buffer: rows among which each is drawn, in a training, so that the order differs from epoch to epoch; 1 keeps
             the order of the source. The state of torch's generator decides it. With a buffer of all rows every order
             is equally likely; a smaller one does not mix rows that lie far apart, as in a source sorted by class.
-        collate: a list of rows -> :class:`~pyro_mm.Batch`, of a source whose rows are anything else.
+        collate: a list of rows -> :class:`~pyro_mm.Batch`, of a source whose rows are anything else, such as bytes to
+            decode. Workers and processes share out this work, while each goes through the whole source.
 
     Raises:
         TypeError: a source that cannot be gone through again, or that has another place in :func:`~pyro_mm.fit`.

@@ -40,7 +40,7 @@ def check_rows(train: Any) -> Batch | DataLoader[Any] | Stream:
     hint = ""
     if isinstance(train, Mapping | Tensor):
         hint = ": make a pyro_mm.Batch of it"
-    elif isinstance(train, IterableDataset) or inspect.isgeneratorfunction(train):
+    elif isinstance(train, IterableDataset) or inspect.isroutine(train):
         hint = ": make a pyro_mm.Stream of it"
     elif isinstance(train, Iterator):
         hint = ", which is over after one epoch: make a pyro_mm.Stream of the function that makes it"

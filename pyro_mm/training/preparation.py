@@ -244,6 +244,8 @@ def _make_checkpoint(
     if options.checkpoint is None:
         return None
     identity = data_identity(setting.train, head, loader.size, loader.batch_size, len(loader), options.seed)
+    if isinstance(setting.train, Stream):
+        identity["shuffle buffer"] = setting.train.buffer
     return Checkpoint(
         options.checkpoint,
         sequence,
@@ -274,7 +276,7 @@ def _make_monitor(setting: Setting, sequence: GradientSequence, names: dict[int,
         sequence,
         names,
         setting.device,
-        isinstance(setting.train, Batch),
+        isinstance(setting.train, Batch | Stream),
         options.pace,
         skips=options.skips_nonfinite,
         checkpoint=options.checkpoint,

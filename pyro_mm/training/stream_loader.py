@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +19,7 @@ from .loader import MinibatchLoader, diverse_rows, identity
 
 HEAD_ROWS = 128  # of a first run and the audit
 DIGEST_ROWS = 4  # by which workers find that their sources differ
+WORKERS_BY = "fork" if sys.platform == "linux" else None  # so that a source may be a closure, as it may without workers
 
 
 @dataclass
@@ -214,6 +216,7 @@ class StreamLoader(MinibatchLoader):
             batch_size=None,
             collate_fn=identity,
             num_workers=self.workers,
+            multiprocessing_context=WORKERS_BY,
             generator=torch.Generator(),  # or an epoch would take a number from the one that draws the latents
             pin_memory=self.device.type == "cuda",
         )

@@ -99,6 +99,20 @@ def test_the_order_differs_from_epoch_to_epoch_and_goes_on_within_one():
         assert [batch._index.tolist() for batch in loader.epoch(0, skip)] == first[skip:]
 
 
+def test_rows_are_collated_only_where_their_minibatch_is_made():
+    made = []
+
+    def collate(numbers):
+        made.append(numbers)
+        return ROWS[torch.tensor(numbers)]
+
+    stream = mm.Stream(range(N), buffer=6, collate=collate)
+    for rank in range(2):
+        made.clear()
+        found = epoch_of(StreamLoader(stream, 4, CPU, 0, None, (rank, 2)))
+        assert made == found and len(chain(made)) == len(range(rank, N, 2))
+
+
 def test_rows_for_validation_keep_the_order_of_the_source():
     loader = StreamLoader(mm.Stream(single_rows()), 4, CPU, shuffles=False)
     assert chain(batch._index.tolist() for batch in loader) == list(range(N))
@@ -173,7 +187,7 @@ def test_a_training_has_the_numbers_of_the_same_rows_in_memory(source, options):
 def test_workers_and_compiled_steps_leave_the_numbers_as_they_are(compile, monkeypatch):
     without_inductor(monkeypatch)
     stream = mm.Stream(chunks(), size=N, buffer=6)
-    options = {"validation": mm.Stream(single_rows(rows(7, 1)))}
+    options = {"validation": mm.Stream(single_rows(rows(7, 1))), "epochs": 1 if compile else 2}
     if not compile:  # where the rows that fill the last minibatch draw too
         options |= {"make": double_pair, "objective": mm.objectives.mvae()}
     with override_validation(True):
@@ -216,7 +230,7 @@ def test_a_global_latent_weighs_all_rows():
 
 def test_a_minibatch_that_is_not_finite_is_skipped():
     batch = ROWS.replaced({"a": torch.where(torch.arange(N)[:, None] == 7, math.inf, ROWS["a"])})
-    with pytest.warns(UserWarning, match="a minibatch is skipped"):
+    with pytest.warns(UserWarning, match=r"a minibatch is skipped.* in row 7 of the data"):
         history, _ = train(mm.Stream(chunks(batch), buffer=6), nonfinite="skip", audit=False)
     assert history["skipped"] == [1.0, 1.0, 1.0] and all(map(math.isfinite, history["loss"]))
 
@@ -227,6 +241,8 @@ def test_other_rows_are_noticed_when_a_training_goes_on(tmp_path):
     train(mm.Stream(single_rows(), buffer=6), checkpoint=path, epochs=2)
     with pytest.raises(ValueError, match="some rows have other values"):
         train(mm.Stream(single_rows(rows(N, 1)), buffer=6), checkpoint=path)
+    with pytest.raises(ValueError, match="shuffle buffer: 6, and not 7"):
+        train(mm.Stream(single_rows(), buffer=7), checkpoint=path)
     assert_equal(straight, train(mm.Stream(single_rows(), buffer=6), checkpoint=path, epochs=4), 0)
 
 
@@ -272,6 +288,6 @@ def test_processes_that_meet_other_rows_are_refused():
 def test_options_that_a_stream_does_not_have_are_refused():
     with pytest.raises(ValueError, match="resident=True keeps all rows on the device"):
         train(mm.Stream(single_rows()), resident=True)
-    for given in (single_rows(), single_rows()()):
+    for given in (single_rows(), chunks(), single_rows()()):
         with pytest.raises(TypeError, match=r"make a pyro_mm.Stream of"):
             train(given)
