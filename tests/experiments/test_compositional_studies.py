@@ -76,10 +76,13 @@ def test_pairs_are_taken_apart_in_training_rows_alone(sample, characters):
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_every_member_trains_on_scenes_and_is_measured(sample, name):
+    """Under another default device: on a GPU, a tensor that is made without one would not mix with the others."""
     torch.manual_seed(0)
     run = MEMBERS[name](sample.train, SMALL)
-    mm.fit(*run, sample.train, epochs=1, batch_size=50, seed=0, progress=False)
-    found = scenes.measure(run, sample, seed=0)
+    with torch.device("meta"):
+        mm.fit(*run, sample.train, epochs=1, batch_size=50, seed=0, progress=False, device="cpu")
+        found = scenes.measure(run, sample, seed=0)
+        shown = draw_scenes(run, sample, seed=0)
     assert all(torch.tensor(cell).isfinite().all() for cell in found.values())
     expected = {*scenes.SCENES.known["nothing"](sample, 0), "distance × 1000"}
     if name != "implicit images":
@@ -91,7 +94,6 @@ def test_every_member_trains_on_scenes_and_is_measured(sample, name):
         expected |= {"known from text", "known from both", "image from caption", "facts from image"}
         expected |= {"image from caption, means"} if has_means else set()
     assert set(found) == expected
-    shown = draw_scenes(run, sample, seed=0)
     assert all(each.values.shape == each.truth.shape == (8, 3, 16, 16) for each in shown.values())
     assert ("given the caption" in shown) == (name != "image alone")
 
@@ -123,13 +125,14 @@ def test_the_judge_of_images_is_measured_on_real_ones(sample):
 def test_every_member_trains_on_kanji_and_is_measured(characters, name):
     torch.manual_seed(0)
     run = MEMBERS[name](characters.train, SMALL)
-    mm.fit(*run, characters.train, epochs=1, batch_size=50, drop_last=True, seed=0, progress=False)
-    found = measure_kanji(run, characters, seed=0)
+    with torch.device("meta"):
+        mm.fit(*run, characters.train, epochs=1, batch_size=50, drop_last=True, seed=0, progress=False, device="cpu")
+        found = measure_kanji(run, characters, seed=0)
+        shown = kanji.draw_kanji(run, characters, seed=0)
     assert all(torch.tensor(cell).isfinite().all() for cell in found.values())
     blind = set(measure_kanji_blindly(characters, 0))
     pen = {"components from pen", "strokes from pen"}
     assert set(found) == (blind if name == "image alone" else blind | pen)
-    shown = kanji.draw_kanji(run, characters, seed=0)
     assert all(each.values.shape == each.truth.shape == (9, 16, 16) for each in shown.values())
     assert set(shown) >= {"from the prior", "given the image"} and len(shown) == (2 if name == "image alone" else 4)
 

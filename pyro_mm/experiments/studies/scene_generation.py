@@ -130,7 +130,7 @@ def facts_right(captions: Tensor, rows: Batch) -> tuple[float, float]:
     """Return the proportion of facts that captions have right, and its standard error; no sentence has none right."""
     truth = torch.stack([rows.covariates[name] for name in FACTS], -1).tolist()
     right = [_right(text, facts) for text, facts in zip(datasets.caption_text(captions), truth, strict=True)]
-    each = torch.tensor(right, dtype=torch.float64)
+    each = torch.tensor(right, dtype=torch.float64, device="cpu")
     return each.mean().item(), (each.std() / len(each) ** 0.5).item()
 
 
