@@ -73,7 +73,6 @@ CASES = {
     "its own generator": lambda: {"rows": loader(shuffle=True, generator=torch.Generator().manual_seed(5))},
     "its processes": lambda: {"rows": loader(shuffle=True, num_workers=1)},
     "a stream": lambda: {"rows": stream()},
-    "workers of a stream": lambda: {"rows": stream(), "workers": 2},
 }
 
 
