@@ -155,6 +155,8 @@ def to_tensor(what: str, value: Any) -> Tensor:
             f"{what}: expected real numbers, got {tensor.dtype}: give the real and the imaginary part as two entries"
         )
     tensor = tensor.to(WIDER_DTYPES.get(tensor.dtype, tensor.dtype))
+    if tensor.is_inference():
+        tensor = tensor.clone()  # or nothing that is computed of it could have a gradient
     if tensor.dtype not in NUMERIC_DTYPES:
         raise TypeError(f"{what}: expected numbers, got {tensor.dtype}")
     return tensor

@@ -266,6 +266,10 @@ class Batch(Rows):
             _context=context._replace(latents=context.latents | {site}, term_masks=term_masks),
         )
 
+    def is_draw(self, name: str) -> bool:
+        """Return True if a modality is the draw of a latent, by :meth:`with_latent`."""
+        return name in self._context.latents
+
     @property
     def has_end_marks(self) -> bool:
         """True if sequences show their own end, and all their steps count."""

@@ -57,6 +57,7 @@ class Columns(NamedTuple):
     warnings: list[str]
 
 
+@torch.inference_mode(False)
 def parse(values: Any, present: Any, covariates: Any, lengths: Any) -> Columns:
     """Parse the arguments of :class:`~pyro_mm.batch.batch.Batch`.
 

@@ -21,6 +21,7 @@ from ..sampling.proposals import resolve_proposal
 from ..scoring.audit.sites import Sites
 from ..scoring.evaluation import evaluating
 from ..scoring.prepare_objective import prepare_objective
+from ..scoring.program_errors import explain_errors
 from ..scoring.structure import pair_structure
 from ..scoring.training_objective import PreparedObjective
 from ..training.missing_gradients import explain_missing_gradients
@@ -144,7 +145,8 @@ class _PairCheck:
         value_step = AFTER_WARM_UP if self.table is not None else step or 0
         with preserve_buffers(model, guide, *objective.modules), _no_site_warnings():
             with evaluating(model, guide, batch, audit=False) as rows:
-                sites = inspect_sites(model, guide, rows, seed, stacked=self.vectorize)
+                with explain_errors({"model": model, "guide": guide}, rows.size):
+                    sites = inspect_sites(model, guide, rows, seed, stacked=self.vectorize)
                 joint = self.evidence_of_each(rows, sites)
                 target = bound_target(objective, rows.names)
                 value = self.attempt("the objective", objective_value, objective, model, guide, rows, seed, value_step)

@@ -44,7 +44,10 @@ class PosteriorOfExperts(nn.Module):
                 f"the batch holds no values of {list(self.experts)}: a batch with all of them missing is made by "
                 "Batch.empty(n, like=...), which holds filler"
             )
-        return [batch.encode(name, self.experts[name]) for name in names], [batch.presence(name) for name in names]
+        encoded = [batch.encode(name, self.experts[name]) for name in names]
+        for name, expert in zip(names, encoded, strict=True):
+            check_batch_shape(name, expert, batch)
+        return encoded, [batch.presence(name) for name in names]
 
     def parameters_of(self, batch: Batch) -> tuple[list[Tensor], list[Tensor], list[Presence]]:
         """Encode every modality that the batch holds values of by Normal experts.
@@ -71,6 +74,25 @@ class PosteriorOfExperts(nn.Module):
     def names_held(self, batch: Batch) -> list[str]:
         """Return the modalities that have an expert, and values in the batch."""
         return [name for name in self.experts if batch.holds(name)]
+
+
+def check_batch_shape(name: str, expert: Any, batch: Batch) -> None:
+    """Raise a ValueError unless an expert gave a distribution for each row.
+
+    Args:
+        name: its modality.
+        expert: the distribution.
+        batch: the rows that it encoded.
+    """
+    found = tuple(getattr(expert, "batch_shape", ()))
+    if batch.is_draw(name) or found in ((), (1,), (batch.size,)):
+        return
+    shape = tuple(batch[name].shape)
+    raise ValueError(
+        f"expert of {name!r}: expected a distribution of batch shape ({batch.size},) from values of shape {shape}, one "
+        f"per row, and got batch shape {found} and event shape {tuple(expert.event_shape)}: does its network take "
+        "another dimension of the values for that of rows? Give it as many inputs as a value has entries"
+    )
 
 
 class ProductOfExperts(PosteriorOfExperts):

@@ -169,7 +169,9 @@ class ModalityNetworks:
                 return Convolutional(event, out, channels)
             return nn.Sequential(Convolutional(event, hidden[0], channels), nn.ReLU(), MLP(hidden[0], out, hidden[1:]))
         perceptron = MLP(self.batch[name][0].numel(), out, hidden)
-        return nn.Sequential(_Log1p(), perceptron) if kind == "counts" else perceptron
+        if kind == "counts":
+            return nn.Sequential(_Log1p(), perceptron)
+        return nn.Sequential(nn.Flatten(-len(event)), perceptron) if _has_idle_dimension(event) else perceptron
 
     def decoder(self, name: str, inputs: int, scale: Scale | None = None) -> nn.Module:
         """Build p(x_m | z) by the kind of the modality, see :func:`~pyro_mm.recipes.kinds.modality_kind`.
@@ -218,7 +220,8 @@ class ModalityNetworks:
         hidden = self.hidden
         channels = convolution_channels(event)[::-1]
         if not channels:
-            return MLP(inputs, self.batch[name][0].numel(), hidden)
+            perceptron = MLP(inputs, self.batch[name][0].numel(), hidden)
+            return nn.Sequential(perceptron, nn.Unflatten(-1, event)) if _has_idle_dimension(event) else perceptron
         if not hidden:
             return Deconvolutional(inputs, event, channels)
         return nn.Sequential(
@@ -235,6 +238,11 @@ def convolution_channels(event: tuple[int, ...]) -> tuple[int, ...]:
         return ()
     side = min(event[1:])
     return CHANNELS[: sum(side >> times >= LEAST_SIDE for times in range(1, 1 + len(CHANNELS)))]
+
+
+def _has_idle_dimension(event: tuple[int, ...]) -> bool:
+    """Return True for events such as ``(1, D)``, of which a perceptron cannot tell one of rows from that of size 1."""
+    return len(event) > 1 and event[0] == 1
 
 
 def _learned_scale(shape: tuple[int, ...]) -> nn.Parameter:
@@ -267,7 +275,9 @@ def _check_features_vary(batch: Batch, name: str) -> None:
 
 
 def _start_at_mean_counts(network: nn.Module, counts: Tensor) -> None:
-    """Set the bias of a perceptron's last layer to the logarithms of mean counts ``(N, D)``, in place."""
+    """Set the bias of a perceptron's last layer to the logarithms of mean counts ``(N, D)``, in place; if N > 0."""
+    if len(counts) == 0:
+        return
     last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
     with torch.no_grad():
         last.bias.copy_((counts.double().mean(0) + COUNT_OFFSET).log())

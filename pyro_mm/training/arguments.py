@@ -31,12 +31,19 @@ def check_rows(train: Any) -> Batch | DataLoader[Any] | Stream:
 
     Raises:
         TypeError: something else.
-        ValueError: no rows.
+        ValueError: no rows, none with a modality, or values that need a gradient.
     """
     if isinstance(train, DataLoader | Stream):
         return train
     if isinstance(train, Batch):
-        return check_batch(train, "train")
+        check_constants(check_batch(train, "train"))
+        rows = train.rows
+        if not (bool(rows.any()) if isinstance(rows, Tensor) else rows):
+            listed = ", ".join(map(repr, train.names))
+            raise ValueError(
+                f"expected train to have rows with a modality, got {train.size} rows that all lack {listed}"
+            )
+        return train
     hint = ""
     if isinstance(train, Mapping | Tensor):
         hint = ": make a pyro_mm.Batch of it"
@@ -52,6 +59,19 @@ def check_rows(train: Any) -> Batch | DataLoader[Any] | Stream:
         hint = ": batches in a list go into DataLoader(batches, batch_size=None), rows one by one into a pyro_mm.Stream"
     wanted = "a pyro_mm.Batch, a torch DataLoader of them or a pyro_mm.Stream"
     raise TypeError(f"expected train to be {wanted}, got {describe(train)}{hint}")
+
+
+def check_constants(train: Batch) -> None:
+    """Raise a ValueError if values or covariates of the training rows need a gradient."""
+    columns: dict[str, Any] = {f"modality {name!r}": train[name] for name in train.names if train.holds(name)}
+    columns |= {f"covariate {name!r}": value for name, value in train.covariates.items()}
+    for what, value in columns.items():
+        if isinstance(value, Tensor) and value.requires_grad:
+            given = "values with requires_grad=True" if value.is_leaf else "the result of a computation with a gradient"
+            raise ValueError(
+                f"{what}: expected rows to train on to be constants, got {given}: give their .detach(), "
+                "or compute them under torch.no_grad(). A network to be trained belongs in the model or the guide"
+            )
 
 
 def check_validation(validation: Any) -> Batch | DataLoader[Any] | Stream | None:

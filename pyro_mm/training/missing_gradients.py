@@ -147,7 +147,8 @@ def _keys_of_modalities(
         for path, module in root.named_modules():
             if not isinstance(module, nn.ModuleDict):
                 continue
-            by_modality = any(difflib.get_close_matches(key, modalities, 1) for key in module)
+            keys = [key for key in module if key.removeprefix("w_") not in modalities or key in modalities]
+            by_modality = any(difflib.get_close_matches(key, modalities, 1) for key in keys)
             for key in module if by_modality else ():
                 yield ".".join(part for part in (what, path, key) if part), key
 

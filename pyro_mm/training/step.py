@@ -74,7 +74,8 @@ class Update:
             loss = self.loss.evaluate(batch, step)
             finish_loss()
             moving = [p for p in self.targets if p.requires_grad] if self.others else None
-            (loss.total * (1 / rows)).backward(inputs=moving)
+            if loss.total.requires_grad:  # unless nothing is present in these rows
+                (loss.total * (1 / rows)).backward(inputs=moving)
             return Loss(loss.total.detach(), loss.by_term)
 
         before = [p.grad for p in self.others]
