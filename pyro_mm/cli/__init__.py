@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from ..experiments.console import plain_warnings
 from ..experiments.reproduce import reproduce
 from . import compare, evaluate, train
 from .choices import ESTIMATORS, OBJECTIVES, TRAINED
@@ -31,6 +32,7 @@ def main(
     ] = False,
 ) -> None:
     """Train, evaluate and compare multimodal deep generative models."""
+    context.with_resource(plain_warnings())
     context.obj = draw_images  # for the pictures of `reproduce`, which lies below the plots
 
 

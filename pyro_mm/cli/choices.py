@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TypeVar
@@ -11,6 +10,7 @@ import typer
 from pyro.infer import ELBO
 
 from .. import estimators, objectives
+from ..experiments.console import nearest
 from ..experiments.runs import Settings
 from ..experiments.user_data import is_file
 from ..objectives.objective import Objective
@@ -52,12 +52,6 @@ def join_names(names: Iterable[str]) -> str:
     return ", ".join(names)
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """Return ``" (do you mean 'x'?)"`` for the choice that is spelled most alike; nothing if none is."""
-    found = difflib.get_close_matches(name.lower().replace("_", "-"), list(choices), n=1)
-    return f" (do you mean {found[0]!r}?)" if found else ""
-
-
 def choose(choices: Mapping[str, T], name: str, what: str) -> T:
     """Return the value of a name, or raise a BadParameter that lists the names.
 
@@ -74,7 +68,7 @@ def choose(choices: Mapping[str, T], name: str, what: str) -> T:
 
 
 def check_choices(settings: Settings) -> None:
-    """Raise a BadParameter for an unknown name, or for a folder of data files that the data do not need."""
+    """Raise a BadParameter for an unknown name, no step size, or a folder of files that the data do not need."""
     if settings.recipe in REFUSED:
         raise typer.BadParameter(
             f"recipe {settings.recipe!r}: {REFUSED[settings.recipe]}. Train it in Python, by mm.fit, or take one of "
@@ -85,5 +79,7 @@ def check_choices(settings: Settings) -> None:
         choose(OBJECTIVES, settings.objective, "objective")
     if settings.estimator is not None:
         choose(ESTIMATORS, settings.estimator, "estimator")
+    if not settings.lr > 0:
+        raise typer.BadParameter(f"--lr: expected a step size above 0, got {settings.lr:g}")
     if settings.data is not None and (settings.dataset in WITHOUT_FILES or is_file(settings.dataset)):
         raise typer.BadParameter(f"--data: {settings.data_name} needs no files, leave it out")

@@ -12,7 +12,7 @@ import typer
 from ..diagnostics.comparison import Comparison
 from ..diagnostics.comparison import compare as compare_models
 from ..evidence.evidence import Evidence
-from ..experiments.console import format_share, parse_device, print_table, report_errors
+from ..experiments.console import check_writable, format_share, parse_device, print_table, report_errors
 from ..experiments.evaluation import Line
 from ..experiments.runs import Settings
 from .choices import TRAINED, check_choices, join_names
@@ -87,6 +87,8 @@ def compare(
         raise typer.BadParameter(f"--recipes: expected two different recipes at least, got {recipes}")
     where = out or Path("runs") / f"{each[0].data_name}-compare"
     _check_folder(where, force)
+    with report_errors(lambda: "before anything was trained"):
+        check_writable(where)
 
     columns: dict[str, dict[tuple[str, str], str]] = {}
     evidence: dict[str, Evidence] = {}

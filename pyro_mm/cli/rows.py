@@ -10,9 +10,10 @@ import typer
 
 from .. import datasets
 from ..batch.batch import Batch
+from ..experiments.console import nearest
 from ..experiments.runs import Settings
 from ..experiments.user_data import digest_files, is_file, load_arrays, parse_kinds
-from .choices import EPOCHS, FILE_EPOCHS, join_names, nearest
+from .choices import EPOCHS, FILE_EPOCHS, join_names
 
 ONE_THREAD = ("digits",)  # matrices so small that several threads are slower, on a busy machine by a factor of 10
 
@@ -34,6 +35,10 @@ class Source(NamedTuple):
 def find_source(dataset: str, test: Path | None, kinds: str | None) -> Source:
     """Return the data of a run. Raises a BadParameter for an unknown name, or for options that do not fit to it."""
     if not is_file(dataset):
+        if Path(dataset).suffix and Path(dataset).exists():
+            raise typer.BadParameter(
+                f"{dataset} is no npz file: read it in Python, and write its columns by np.savez(path, NAME=array, ..)"
+            )
         if dataset not in EPOCHS:
             raise typer.BadParameter(
                 f"unknown data set {dataset!r}{nearest(dataset, EPOCHS)}: expected one of {join_names(EPOCHS)}, or an "
@@ -52,7 +57,11 @@ def find_source(dataset: str, test: Path | None, kinds: str | None) -> Source:
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     paths = [str(Path(dataset).resolve()), None if test is None else str(test.resolve())]
-    return Source(str(paths[0]), FILE_EPOCHS, (paths[1], kinds, digest_files(paths)))
+    try:
+        digest = digest_files(paths)
+    except OSError as error:
+        raise typer.BadParameter(f"{error.filename or dataset} cannot be read: {error.strerror}") from error
+    return Source(str(paths[0]), FILE_EPOCHS, (paths[1], kinds, digest))
 
 
 def load_rows(settings: Settings) -> tuple[Batch, Batch]:

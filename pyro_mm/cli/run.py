@@ -113,8 +113,10 @@ def train_run(settings: Settings, options: RunOptions) -> MeasuredRun:
                 remove_settings(out)
                 _print_go_on(options)
                 raise
-            except BaseException:
+            except BaseException as error:
                 remove_settings(out)
+                if isinstance(error, ValueError) and f"{out / CHECKPOINT} is damaged" in str(error):
+                    raise ValueError(f"{error}. Give --force to start anew in its place") from error
                 raise
     return MeasuredRun(run.objective, found, numbers, seconds)
 

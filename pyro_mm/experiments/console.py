@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
+import errno
 import math
-from collections.abc import Callable, Iterator, Sequence
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
+from pathlib import Path
 
 import torch
 import typer
@@ -37,7 +44,7 @@ def report_errors(interrupted: Callable[[], str]) -> Iterator[None]:
         _print_panel("Interrupted", _text_of(interrupted), "yellow")
         raise typer.Exit(INTERRUPTED) from None
     except FAILURES as error:
-        _print_panel("Error", str(error) or type(error).__name__, "red")
+        _print_panel("Error", _describe(error), "red")
         raise typer.Exit(FAILED) from error
 
 
@@ -49,6 +56,40 @@ def _text_of(interrupted: Callable[[], str]) -> str:
         return f"nothing could be kept: {error}"
 
 
+def _describe(error: BaseException) -> str:
+    """Return the message of an error, in words where it is that of the system."""
+    if isinstance(error, OSError) and error.errno is not None:
+        reason = error.strerror or os.strerror(error.errno)
+        if error.filename is not None:
+            reason = f"{error.filename}: {reason[:1].lower()}{reason[1:]}"
+        return f"{reason}. {_ADVICE[error.errno]}" if error.errno in _ADVICE else reason
+    if isinstance(error, MemoryError) and not str(error):
+        return "out of memory: give a smaller --batch-size, or fewer draws"
+    return str(error) or type(error).__name__
+
+
+_ADVICE = {
+    errno.ENOSPC: "Free some space, or give another folder by --out",
+    errno.EDQUOT: "Free some space, or give another folder by --out",
+    errno.ENOTDIR: "It lies in a file where a folder is needed: give another path",
+    errno.EACCES: "Change its permissions, or give another path",
+    errno.EPERM: "Change its permissions, or give another path",
+    errno.EROFS: "It cannot be written to: give another path",
+}
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Print warnings as a line of text each, without the line of code that gave them."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        typer.echo(f"warning: {message}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
 def _print_panel(title: str, text: str, colour: str) -> None:
     """Print a text in a frame to the standard error."""
     from rich.console import Console
@@ -58,18 +99,39 @@ def _print_panel(title: str, text: str, colour: str) -> None:
     Console(stderr=True).print(Panel(Text(text), title=title, title_align="left", border_style=colour))
 
 
+def check_writable(folder: Path) -> None:
+    """Raise an OSError if no file can be written to a folder that may have to be created: before hours of training."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    with tempfile.TemporaryFile(dir=existing):
+        pass
+
+
 def parse_device(name: str | None) -> torch.device:
     """Return the device of that name, by default CUDA if it is available.
 
     Raises:
         typer.BadParameter: torch does not know the device, or cannot use it here.
     """
+    default = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(default if name is None else name)
         torch.zeros((), device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise typer.BadParameter(f"no device {name!r} here: {str(error).splitlines()[0]}") from None
+        reason = re.split(r"[.:] ", str(error).splitlines()[0])[0]
+        raise typer.BadParameter(f"--device: there is no {name!r} here, {reason}. Leave it out for {default}") from None
+    if device.type == "meta":
+        raise typer.BadParameter(f"--device: meta holds no numbers to train with. Leave it out for {default}")
     return device
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Return ``" (do you mean 'x'?)"`` for the choice that is spelled most alike; nothing if none is."""
+    given = name.lower().replace("_", "-")
+    longer = [each for each in choices if given and each.startswith(given)]
+    found = longer or difflib.get_close_matches(given, list(choices), n=1)
+    return f" (do you mean {found[0]!r}?)" if found else ""
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, num_left: int = 1) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .console import parse_device, print_table, report_errors
+from .console import check_writable, nearest, parse_device, print_table, report_errors
 from .families import FAMILIES, Family
 from .family_runs import reproduce_family
 from .paper_runs import reproduce_paper
@@ -147,12 +146,18 @@ def reproduce(
         _print_list(experiments)
         return
     if name not in experiments:
-        raise typer.BadParameter(f"unknown reproduction {name!r}: expected one of {', '.join(experiments)}")
+        raise typer.BadParameter(
+            f"unknown reproduction {name!r}{nearest(name, experiments)}: expected one of {', '.join(experiments)}"
+        )
 
     experiment = experiments[name]
     _check_options(experiment, particles, weights, only)
-    if finished and not isinstance(experiment, Study):
-        raise typer.BadParameter("--finished: this one is no study of several seeds, leave it out")
+    if not isinstance(experiment, Study):
+        for option, given in {"--seeds": seeds is not None, "--full": full, "--finished": finished}.items():
+            if given:
+                raise typer.BadParameter(f"{option}: this one is no study of several seeds, leave it out")
+    elif rows is not None:
+        raise typer.BadParameter("--rows: this one is measured on test rows of its own, leave it out")
     out = out or Path("runs") / "reproduce" / name
     directory = str(data) if data else None
     options = RunOptions(
@@ -160,9 +165,9 @@ def reproduce(
         draw=context.obj,
     )  # fmt: skip
     with report_errors(lambda: f"the same command goes on from the latest checkpoint in {out}"):
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):  # a folder that cannot be written to fails here, and not after hours
-            pass
+        check_writable(out)
+        if not finished:
+            out.mkdir(parents=True, exist_ok=True)
         try:
             if isinstance(experiment, Study):
                 reproduce_study(experiment, options, seeds, full, only or [], finished)

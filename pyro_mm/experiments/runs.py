@@ -182,8 +182,8 @@ def prepare_folder(out: Path, settings: Settings, force: bool, resume: bool = Fa
         )
 
     goes_on = state == "unfinished" and not force
-    for name in held:
-        if not (goes_on and name in (CONFIG, CHECKPOINT)):
+    if not goes_on:  # else the weights of the interruption stay until the run is finished
+        for name in held:
             (out / name).unlink()
     settings.write(out)
     return goes_on
@@ -252,7 +252,10 @@ def settings_difference(here: Settings, there: Settings) -> str:
     if here.compile is None:
         other["compile"] = None
 
-    def text(value: Any) -> str:
-        return "none" if value is None else str(value)
+    def text(name: str) -> str:
+        if name == "digest":
+            return "other content of the files"
+        here_text, there_text = ("none" if value[name] is None else value[name] for value in (one, other))
+        return f"{name} {there_text}, not {here_text}"
 
-    return ", ".join(f"{k} {text(other[k])}, not {text(v)}" for k, v in one.items() if v != other[k])
+    return ", ".join(text(name) for name in one if one[name] != other[name])

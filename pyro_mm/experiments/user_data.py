@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,8 @@ HELD_OUT = 0.2
 MASK = "present"
 LENGTHS = "lengths"
 
+HOW_TO_WRITE = "Write one by np.savez(path, NAME=array, ..), with the rows of a modality in each array"
+
 
 def is_file(dataset: str) -> bool:
     """Return True if the name of a data set is that of a file of arrays."""
@@ -35,7 +38,7 @@ def parse_kinds(text: str | None) -> dict[str, Kind]:
         ValueError: a part of another form, or an unknown kind.
     """
     kinds: dict[str, Kind] = {}
-    for part in (text or "").split(",") if text else ():
+    for part in () if text is None else text.split(","):
         name, _, value = (piece.strip() for piece in part.partition("="))
         kind = next((kind for kind in get_args(Kind) if kind == value), None)
         if not name or kind is None or name in kinds:
@@ -67,10 +70,15 @@ def load_arrays(path: str, test: str | None, seed: int, kinds: Mapping[str, Kind
         kinds: modality -> kind, of those whose kind was given.
 
     Raises:
-        ValueError: a file that is damaged or of other modalities, too few rows, or a class of the test rows that no
-            training row has.
+        ValueError: a file that is damaged or of other modalities, a single modality or one without values, too few
+            rows, or a class of the test rows that no training row has.
     """
     train = read_batch(Path(path))
+    if len(train.names) < 2:
+        raise ValueError(
+            f"{path}: expected two modalities at least, as each is evaluated given the others, got {train.names[0]!r} "
+            "alone. One modality trains in Python, by mm.fit"
+        )
     if test is None:
         count = round(HELD_OUT * train.size)
         if not 0 < count < train.size:
@@ -85,6 +93,9 @@ def load_arrays(path: str, test: str | None, seed: int, kinds: Mapping[str, Kind
             )
     if unknown := [name for name in kinds if name not in train.names]:
         raise ValueError(f"--kinds: {path} has no modality {unknown[0]!r}, its modalities are {', '.join(train.names)}")
+    for name in train.names:
+        if not train.holds(name) or not bool(train.present[name].any()):
+            raise ValueError(f"{path}: modality {name!r} has no values in any training row: leave it out of the file")
     _check_classes(train, held_out, kinds)
     return train, held_out
 
@@ -99,13 +110,7 @@ def read_batch(path: Path) -> Batch:
         ValueError: the file is damaged, holds an array of objects, a mask or lengths without values, or arrays that do
             not fit together; the message names the file.
     """
-    try:
-        with np.load(path, allow_pickle=False) as held:
-            arrays = {name: held[name] for name in held.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(f"{path}: not a file of arrays as np.savez writes it: {error}") from error
+    arrays = _read_arrays(path)
     columns: Mapping[str, dict[str, np.ndarray]] = {"": {}, MASK: {}, LENGTHS: {}}
     for key, array in arrays.items():
         name, dot, what = key.rpartition(".")
@@ -116,15 +121,64 @@ def read_batch(path: Path) -> Batch:
     alone = [f"{name}.{what}" for what in (MASK, LENGTHS) for name in columns[what] if name not in columns[""]]
     if alone or not columns[""]:
         found = f"{alone[0]} without values of it" if alone else "none"
-        raise ValueError(f"{path}: expected an array for each modality, named by it, got {found}")
+        raise ValueError(f"{path}: expected an array for each modality, named by it, got {found}. {HOW_TO_WRITE}")
+    for name, array in columns[""].items():
+        _check_array(path, name, array)
     try:
         return Batch(columns[""], present=columns[MASK], lengths=columns[LENGTHS])
     except (ValueError, TypeError) as error:
         raise type(error)(f"{path}: {error}") from error
 
 
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of an npz file. Raises a ValueError that names the file and what is wrong with it."""
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty. {HOW_TO_WRITE}")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: not a file of arrays as np.savez writes it, or a part of one. {HOW_TO_WRITE}")
+    arrays: dict[str, np.ndarray] = {}
+    name = ""
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            for name in held.files:
+                arrays[name] = held[name]
+    except OSError as error:
+        raise ValueError(f"{path}: it cannot be read: {error}") from error
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        if "allow_pickle" in str(error):
+            raise ValueError(
+                f"{path}: the array {name!r} holds Python objects and not numbers: give it a type of numbers, as by "
+                "array.astype(float), and write the file again"
+            ) from error
+        raise ValueError(f"{path}: the file is damaged, {error}: write it again") from error
+    return arrays
+
+
+def _check_array(path: Path, name: str, array: np.ndarray) -> None:
+    """Raise a ValueError for an array whose name or values cannot be those of a modality."""
+    stem, dot, ending = name.rpartition(".")
+    if not name or dot or "/" in name:
+        guess = difflib.get_close_matches(ending, (MASK, LENGTHS), n=1, cutoff=0.5)
+        hint = f", do you mean {stem}.{guess[0]}?" if dot and guess else ": give it another name"
+        raise ValueError(
+            f"{path}: the array {name!r} has no name of a modality, which has no dot and no slash in it; NAME.{MASK} "
+            f"is the mask of NAME and NAME.{LENGTHS} are its lengths{hint}"
+        )
+    if array.dtype.kind == "u" and array.size and int(array.max()) > np.iinfo(np.int64).max:
+        raise ValueError(f"{path}: modality {name!r}: expected integers below 2**63, got {array.max()}")
+    if array.dtype.kind == "f" and array.ndim:
+        infinite = np.isinf(array).any(tuple(range(1, array.ndim))).nonzero()[0]
+        if infinite.size:
+            raise ValueError(
+                f"{path}: modality {name!r}: {len(infinite)} of {len(array)} rows have infinite values (the first is "
+                f"row {infinite[0]}): write finite ones, or NaN in the whole row if it is missing"
+            )
+
+
 def with_option(error: ValueError, path: str) -> ValueError:
     """Return an error about the kind of a modality with the option that says it, and any other error as it is."""
+    if "present=" in str(error):
+        return ValueError(f"{path}: {error}. In a file this mask is the array NAME.{MASK}")
     if "networks=" not in str(error):
         return error
     return ValueError(

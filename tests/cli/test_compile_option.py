@@ -1,4 +1,4 @@
-"""``--compile`` and ``--no-compile``, and neither: the value that ``fit`` is given."""
+"""``reproduce`` with ``--compile``, ``--no-compile`` or neither: the value that ``fit`` is given."""
 
 import pytest
 from typer.testing import CliRunner
@@ -16,19 +16,11 @@ def received(monkeypatch):
         found.append(options["compile"])
         raise ValueError("recorded")
 
-    monkeypatch.setattr(cli.training, "fit", fit)
     monkeypatch.setattr(trainings, "fit", fit)
     return found
 
 
 CHOICES = [((), None), (("--compile",), True), (("--no-compile",), False)]
-
-
-@pytest.mark.parametrize(("options", "value"), CHOICES)
-@pytest.mark.parametrize("command", ["train", "compare"])
-def test_fit_compiles_as_chosen_and_decides_itself_by_default(command, options, value, received, tmp_path):
-    CliRunner().invoke(cli.app, [command, "digits", *options, "--out", str(tmp_path / "out")])
-    assert received == [value] and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("options", "value"), CHOICES)

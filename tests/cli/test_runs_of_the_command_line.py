@@ -12,13 +12,13 @@ import pytest
 import torch
 import typer
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 import pyro_mm as mm
 from pyro_mm import cli
 from pyro_mm.cli import ESTIMATORS, OBJECTIVES, TRAINED, app
 from pyro_mm.experiments import runs
 from pyro_mm.utils import locks
+from tests.support.command_line import run, text_of
 
 ROWS = 24
 FAST = ["--epochs", "1", "--rows", str(ROWS), "--evidence-particles", "50"]
@@ -26,15 +26,6 @@ FILES = {
     "config.json", "history.csv", "evidence.csv", "evidence.nc", "weights.safetensors", "table.json",
     "training.png", "generated.png", "confusion.png", "latent.png",
 }  # fmt: skip
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "120", "TERM": "dumb"})
-
-
-def text_of(result):
-    """The output of a command without the frames of panels."""
-    return re.sub(r"[\s│╭╮╰╯─]+", " ", result.output)
 
 
 def numbers(output):
@@ -49,6 +40,13 @@ def few_images():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli.figures, "SAMPLES_PER_CLASS", 1)
         yield
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Drawing them takes longer than all the rest."""
+    monkeypatch.setattr(cli.run, "draw_figures", lambda *_: {})
+    return FILES - {name for name in FILES if name.endswith(".png")}
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +81,8 @@ def test_the_printed_table_is_the_mean_of_the_rows_of_evidence_csv(trained):
     assert cells[1] != cells[6] and "by the guide" in output
 
 
-def test_a_table_without_fitted_proposals_has_the_numbers_of_the_guide(trained, tmp_path):
-    """From the weights, with the same numbers that stood beside the others; and in a run of its own."""
+def test_a_table_without_fitted_proposals_has_the_numbers_of_the_guide(trained):
+    """From the weights, with the same numbers that stood beside the others."""
     out, output = trained
     assert json.loads((out / "config.json").read_text())["fitted"] is True
     result = run("evaluate", out, "--no-fitted")
@@ -95,24 +93,18 @@ def test_a_table_without_fitted_proposals_has_the_numbers_of_the_guide(trained, 
     alone = {cells[0]: [*cells[1:3], cells[4]] for cells in tables[1] if len(cells) == 6}
     assert len(beside) == 5 and alone == beside
 
-    result = run("train", "digits", *FAST, "--latent", 4, "--no-fitted", "--out", tmp_path)
-    assert result.exit_code == 0, result.output
-    with open(tmp_path / "evidence.csv") as file:
-        assert next(csv.reader(file)) == ["quantity", "row", "log_prob", "standard_error", "ess", "pareto_k"]
-    assert json.loads((tmp_path / "config.json").read_text())["fitted"] is False
-    assert "by the guide" not in run("evaluate", tmp_path).output
-    assert "by the guide" in run("evaluate", tmp_path, "--fitted").output
 
-
-def test_evaluate_prints_the_same_numbers(trained):
+def test_evaluate_prints_the_same_numbers_and_writes_nothing(trained):
     out, output = trained
+    before = {path.name: os.stat(path).st_mtime_ns for path in out.iterdir()}
     result = run("evaluate", out)
     assert result.exit_code == 0, result.output
+    assert {path.name: os.stat(path).st_mtime_ns for path in out.iterdir()} == before
     assert numbers(result.output) == numbers(output)
     assert len(numbers(output)) > 8
 
 
-def test_train_takes_another_objective_and_estimator(tmp_path):
+def test_train_takes_another_objective_and_estimator(tmp_path, no_pictures):
     options = ["--recipe", "mopoe", "--objective", "elbo", "--estimator", "iwae", "--num-particles", 3, "--no-fitted"]
     result = run("train", "digits", *FAST, *options, "--out", tmp_path)
     assert result.exit_code == 0, result.output
@@ -156,41 +148,10 @@ def test_compare_prints_side_by_side_and_writes_its_table_and_plot(tmp_path):
     assert "holds a comparison already (table.csv, comparison.txt, forest.png). Give --force" in text_of(again)
 
 
-@pytest.mark.parametrize(
-    "arguments, words",
-    [
-        (["train", "digit"], "unknown data set 'digit' (do you mean 'digits'?): expected one of digits, mnist"),
-        (["train", "digits", "--recipe", "va"], "unknown recipe 'va'"),
-        (["train", "digits", "--recipe", "vae"], "recipe 'vae': it has one modality"),
-        (["train", "digits", "--recipe", "mfm"], "deterministic autoencoder without likelihoods"),
-        (["train", "digits", "--objective", "elb"], "unknown objective 'elb'"),
-        (["train", "digits", "--estimator", "iw"], "unknown estimator 'iw'"),
-        (["train", "digits", "--device", "abacus"], "no device 'abacus'"),
-        (["train", "digits", "--epochs", "1", "--estimator", "iwae-stratified"], "needs a mixture posterior"),
-        (["evaluate", "nowhere"], "expected a folder that train wrote"),
-        (["compare", "digits", "--recipes", "mvae"], "expected two different recipes at least, got mvae"),
-        (["compare", "digits", "--recipes", "mvae,mvae"], "expected two different recipes at least"),
-        (["compare", "digits", "--recipes", "mvae,jnf"], "recipe 'jnf': it is trained in two stages"),
-    ],
-)
-def test_errors_of_the_command_line_are_short_and_without_a_traceback(arguments, words):
-    result = run(*arguments)
-    text = re.sub(r"[\s│]+", " ", result.output)
-    assert result.exit_code == 2
-    assert words in text
-    assert "Traceback" not in text
-    assert len(result.output.splitlines()) < 15
-
-
 def test_help_names_every_choice():
     text = re.sub(r"[\s│]+", " ", run("train", "--help").output)
     for name in [*TRAINED, *OBJECTIVES, *ESTIMATORS]:
         assert name in text
-
-
-def test_the_command_line_prints_the_version():
-    result = run("--version")
-    assert (result.exit_code, result.output) == (0, f"pyro-mm {mm.__version__}\n")
 
 
 # -- folders --------------------------------------------------------------------------------------------------------
@@ -207,13 +168,6 @@ def test_folders_are_named_by_what_is_in_them():
         for estimator in (None, *ESTIMATORS)
     }
     assert len(names) == len(TRAINED) * (1 + len(OBJECTIVES)) * (1 + len(ESTIMATORS))
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """Drawing them takes longer than all the rest."""
-    monkeypatch.setattr(cli.run, "draw_figures", lambda *_: {})
-    return FILES - {name for name in FILES if name.endswith(".png")}
 
 
 def contents(folder):
@@ -243,20 +197,6 @@ def test_a_run_is_replaced_only_by_force(trained, tmp_path, monkeypatch, no_pict
     after = contents(out)
     assert after.keys() == no_pictures | {"notes.txt"} and after["weights.safetensors"] != before["weights.safetensors"]
     assert after["notes.txt"] == b"mine" and json.loads(after["config.json"])["latent"] == 3
-
-
-@pytest.mark.parametrize("recipe", ["jmvae-kl", "mopoe"])
-def test_a_folder_that_cannot_be_written_shows_before_training(tmp_path, monkeypatch, recipe):
-    monkeypatch.setattr(cli.training, "fit", lambda *_, **__: pytest.fail("it was trained"))
-    (tmp_path / "file").touch()
-    result = run("train", "digits", *FAST, "--recipe", recipe, "--out", tmp_path / "file" / "a")
-    assert result.exit_code == 1 and "Error" in result.output and "file" in text_of(result)
-    result = run("train", "digits", *FAST, "--out", tmp_path / "file")
-    assert result.exit_code == 2 and "is a file" in text_of(result)
-    monkeypatch.chdir(tmp_path)
-    for options in (["--estimator", "iwae-stratified"], ["--objective", "elb"]):
-        assert run("train", "digits", *FAST, *options).exit_code == 2
-    assert [path.name for path in tmp_path.rglob("*")] == ["file"]  # what fails at once leaves no folder
 
 
 def test_a_folder_is_of_one_training_at_a_time(tmp_path):
@@ -364,19 +304,9 @@ def damaged(trained, folder, name, content):
     return folder
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("config.json", b"{", "config.json is damaged, or was not written by pyro-mm train"),
-        ("config.json", b"[]", "config.json is damaged, or was not written by pyro-mm train"),
-        ("config.json", b'{"recipe": "mvae"}', "config.json is damaged, or was not written by pyro-mm train"),
-        ("config.json", b"\xff", "config.json is damaged, or was not written by pyro-mm train"),
-        ("weights.safetensors", b"x", "weights.safetensors is damaged, or not a file of mm.save"),
-    ],
-)
-def test_a_damaged_run_is_a_failure_with_the_path(trained, tmp_path, name, content, words):
-    result = run("evaluate", damaged(trained, tmp_path / "a", name, content))
-    assert result.exit_code == 1 and words in text_of(result) and "Traceback" not in result.output
+def test_damaged_weights_are_a_failure_with_the_path(trained, tmp_path):
+    result = run("evaluate", damaged(trained, tmp_path / "a", "weights.safetensors", b"x"))
+    assert result.exit_code == 1 and "weights.safetensors is damaged, or not a file of mm.save" in text_of(result)
 
 
 def test_settings_of_other_types_are_a_failure(trained, tmp_path):
@@ -385,25 +315,10 @@ def test_settings_of_other_types_are_a_failure(trained, tmp_path):
     assert result.exit_code == 1 and "expected epochs of type int, got '2'" in text_of(result)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "words"),
-    [
-        (["train", "mnist", "--data", "nowhere"], 2, "'nowhere' does not exist"),
-        (["train", "digits", "--data", "."], 2, "digits needs no files, leave it out"),
-        (["train", "digits", "--lr", "inf"], 2, "--lr"),
-        (["train", "digits", "--seed", str(2**70)], 2, "--seed"),
-        (["train", "digits", "--epochs", "0"], 2, "--epochs"),
-        (["train", "digits", "--epochs", "1", "--lr", "1e5"], 1, "Error"),
-        (["compare", "digits", "--device", "abacus"], 2, "no device 'abacus'"),
-        (["reproduce", "jmvae-mnist", "--data", "nowhere"], 2, "does not exist"),
-        (["reproduce", "jmvae-mnist", "--minutes", "-1"], 2, "--minutes"),
-    ],
-)
-def test_codes_of_a_mistake_and_of_a_failure(arguments, code, words, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    result = run(*arguments, *(FAST[2:] if arguments[0] == "train" else []))
-    assert result.exit_code == code, result.output
-    assert words in text_of(result) and "Traceback" not in result.output
+def test_a_training_that_diverges_is_a_failure(tmp_path):
+    result = run("train", "digits", *FAST[2:], "--epochs", 1, "--lr", "1e5", "--out", tmp_path / "out")
+    assert result.exit_code == 1 and "the loss is" in text_of(result) and "Traceback" not in result.output
+    assert not (tmp_path / "out" / "config.json").exists()
 
 
 def test_a_failure_of_reproduce_has_no_traceback(tmp_path, monkeypatch):
@@ -411,20 +326,12 @@ def test_a_failure_of_reproduce_has_no_traceback(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     result = run("reproduce", "hirt-mnist", "--data", tmp_path, "--out", tmp_path / "out")
     assert result.exit_code == 1 and "usps" in text_of(result) and "Traceback" not in result.output
-    result = run("reproduce", "hirt-mnist", "--data", tmp_path, "--out", tmp_path / "file" / "out")
-    assert result.exit_code == 1 and "file" in text_of(result)
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(cli.compare, "load_rows", lambda *_: {}["a defect"])
     result = run("compare", "digits")
     assert isinstance(result.exception, KeyError)
-
-
-def test_an_evaluation_writes_nothing(trained):
-    before = {path.name: os.stat(path).st_mtime_ns for path in trained[0].iterdir()}
-    assert run("evaluate", trained[0], "--rows", 20).exit_code == 0
-    assert {path.name: os.stat(path).st_mtime_ns for path in trained[0].iterdir()} == before
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "compare", "reproduce"])

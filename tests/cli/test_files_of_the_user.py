@@ -6,23 +6,13 @@ import re
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from pyro_mm.cli import app
 from pyro_mm.experiments import runs, user_data
+from tests.support.command_line import run, text_of
 
 HELD_OUT = int(torch.randperm(60, generator=torch.Generator().manual_seed(0))[0])
 """A row of a file of 60 that is a test row under the seed 0."""
 FAST = ["--epochs", "1", "--evidence-particles", "20"]
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200", "TERM": "dumb"})
-
-
-def text_of(result):
-    """The output of a command without the frames of panels."""
-    return re.sub(r"[\s│╭╮╰╯─]+", " ", result.output)
 
 
 def arrays(rows=60, seed=0):
@@ -88,17 +78,6 @@ def test_a_file_of_test_rows_is_taken_as_it_is(cells, tmp_path):
         user_data.load_arrays(str(cells), str(tmp_path / "fewer.npz"), 0, {})
 
 
-def test_a_file_that_has_changed_is_not_evaluated(tmp_path):
-    path = tmp_path / "cells.npz"
-    np.savez(path, **arrays())
-    options = ["--recipe", "mvae", "--kinds", "rna=counts", "--no-fitted", *FAST, "--out", tmp_path / "run"]
-    assert run("train", path, *options).exit_code == 0
-    np.savez(path, **arrays(seed=1))
-    result = run("evaluate", tmp_path / "run")
-    assert result.exit_code == 1
-    assert "has changed since the run was trained" in text_of(result)
-
-
 @pytest.mark.parametrize(
     ("change", "options", "words"),
     [
@@ -109,8 +88,6 @@ def test_a_file_that_has_changed_is_not_evaluated(tmp_path):
         ({}, ("--data", "."), "--data: cells needs no files"),
         ({}, ("--recipe", "vae"), "it has one modality"),
         ({"protein.present": np.ones(60, bool)}, (), "got protein.present without values of it"),
-        ({"clinical": np.zeros((59, 4))}, (), "59"),
-        ({"stage": np.array([None] * 60)}, (), "not a file of arrays as np.savez writes it"),
         ({"stage": np.eye(60, dtype=int)[HELD_OUT]}, ("--kinds", "rna=counts"), "no training row has it"),
     ],
 )
@@ -121,13 +98,6 @@ def test_mistakes_in_files_and_their_options_are_refused(tmp_path, change, optio
     assert result.exit_code in (1, 2)
     assert words in text_of(result) and "Traceback" not in result.output
     assert not (tmp_path / "run" / "config.json").exists()
-
-
-def test_options_of_files_and_missing_files_are_refused(tmp_path):
-    assert "--kinds: is for a file of arrays" in text_of(run("train", "digits", "--kinds", "image=grey"))
-    assert "there is no file" in text_of(run("train", tmp_path / "none.npz"))
-    (tmp_path / "text.npz").write_text("no arrays")
-    assert "not a file of arrays" in text_of(run("train", tmp_path / "text.npz"))
 
 
 def test_images_are_drawn_given_a_class_and_recipes_are_compared(tmp_path):
