@@ -134,8 +134,11 @@ def check_mean_alone(name: str, site: Mapping[str, Any], unreached: Sequence[Ten
         unreached: parameters of the decoder that its mean does not depend on.
     """
     fn = unwrap(site["fn"])
-    own = [vars(fn).get(argument) for argument in getattr(fn, "arg_constraints", {})]
-    if unreached or sum(isinstance(value, Tensor) and value.requires_grad for value in own) > 1:
+    own = {argument: vars(fn).get(argument) for argument in getattr(fn, "arg_constraints", {})}
+    learned = {name for name, value in own.items() if isinstance(value, Tensor) and value.requires_grad}
+    if "logits" in learned:
+        learned.discard("probs")  # of which one is computed from the other
+    if unreached or len(learned) > 1 or hasattr(fn, "component_distribution"):
         raise ValueError(
             f"modality {name!r}: its decoder learns a scale, or something else beside its mean, and a likelihood of "
             "features trains the mean alone. Evidence is of the decoder's own likelihood, and would be of a scale that "

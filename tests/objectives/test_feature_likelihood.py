@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy, softplus
 
 import pyro_mm as mm
 from pyro_mm.objectives import Discriminator, Objective, Term
+from pyro_mm.objectives.feature_likelihood import check_mean_alone
 
 N = 6
 SIGMA = 0.7
@@ -149,6 +150,15 @@ def test_features_count_as_a_likelihood_of_particles_and_masks(noise):
 OPTIONS = {"batch_size": 4, "seed": 0, "progress": False}
 
 
+@pytest.mark.parametrize("family", ["Bernoulli", "Poisson"])
+def test_decoders_of_one_parameter_train(family):
+    model, guide, _, discriminator = parts()
+    model.decoders["image"] = getattr(mm.conditionals, family)(nn.Linear(2, 4).double(), (2, 2))
+    batch = mm.Batch({"image": rows()["image"].sigmoid().round(), "label": rows()["label"]})
+    history = mm.fit(model, guide, objective_of(discriminator), batch, epochs=1, **OPTIONS)
+    assert math.isfinite(history.columns["image decoder"][0])
+
+
 def test_compiled_and_eager_trainings_are_equal_and_a_training_resumes(monkeypatch, tmp_path):
     monkeypatch.setattr("pyro_mm.training.compile.CompiledStep._compile", lambda self, traced, inputs: traced.graph)
     batch = rows(12, present={"image": torch.arange(12) > 1, "label": torch.arange(12) != 5})
@@ -244,6 +254,12 @@ def test_pairs_and_layers_that_have_no_likelihood_of_features_are_refused(make, 
     model, guide, _, discriminator = make()
     with pytest.raises(ValueError, match=message):
         mm.fit(model, guide, objective_of(discriminator), rows(), epochs=1, **OPTIONS)
+
+
+def test_a_mixture_learns_more_than_its_mean():
+    mixture = mm.conditionals.NormalMixture(nn.Linear(2, 18), 2)(torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="its decoder learns a scale"):
+        check_mean_alone("image", {"fn": mixture}, [])
 
 
 def test_other_mistakes_are_refused():
