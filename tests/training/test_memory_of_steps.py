@@ -16,7 +16,7 @@ from tests.support.training_pair import data
 
 LONG = os.environ.get("PYRO_MM_LONG") == "1"
 STEPS_PER_EPOCH = 100 if LONG else 20
-EPOCHS = 200 if LONG else 12
+EPOCHS = 200 if LONG else 8
 GROWTH = 10.0  # bytes per step; a tensor that is left behind takes some hundreds
 FEW = 10  # objects that come and go
 
@@ -63,7 +63,7 @@ def in_a_child(act):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say what memory is in use")
 @pytest.mark.parametrize("compile", [False, True])
 def test_steps_of_two_players_leave_nothing_behind(monkeypatch, compile):
-    """400 steps, and 20,000 in the long mode.
+    """160 steps, and 20,000 in the long mode.
 
     From a quarter of them on the objects of Python and the tensors are as many. In the long mode the slope of the
     resident memory over the last three quarters is below 10 bytes per step.

@@ -26,8 +26,8 @@ from tests.support.nested_values import differing
 LONG = os.environ.get("PYRO_MM_LONG") == "1"
 SIZE = 33
 EPOCHS = 4
-BAD_STEP = 3  # counted from 0: the first of the second epoch
-INTERRUPTED_AFTER = 5
+BAD_STEP = 4  # counted from 0: the second one of the second epoch
+INTERRUPTED_AFTER = 4  # steps: within a group of two minibatches whose gradients are accumulated
 
 OPTIONS = (
     "callbacks", "clip", "averages", "players", "skip", "early stopping", "schedule", "accumulate", "validation"

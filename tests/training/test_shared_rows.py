@@ -43,7 +43,7 @@ def train(make, batch, processes, **options):
     modules = [model, guide, *([objective] if isinstance(objective, nn.Module) else networks)]
     for module in modules:
         module.double()
-    settings = {"batch_size": 16 // processes, "devices": processes, "epochs": 2, "optimizer": SGD, "seed": 0}
+    settings = {"batch_size": 16 // processes, "devices": processes, "epochs": 1, "optimizer": SGD, "seed": 0}
     history = mm.fit(
         model, guide, objective, batch, **{"progress": False, "audit": False} | settings | options
     )  # fmt: skip
@@ -124,7 +124,7 @@ CASES = {
 @pytest.mark.usefixtures("no_noise")
 @pytest.mark.parametrize("case", CASES)
 def test_trainings_by_two_processes_are_those_of_one_with_the_whole_batch(case):
-    """Six steps on 37 rows, some without x or y: shards of 8 and 8 rows, and of 3 and 2 at the end of an epoch.
+    """Three steps on 37 rows, some without x or y: shards of 8 and 8 rows, and of 3 and 2 at the end.
 
     Without noise in float64; history and weights of all networks agree within 1e-10.
     """
