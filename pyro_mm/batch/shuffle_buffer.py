@@ -47,6 +47,7 @@ class ShuffleBuffer:
         self._held: list[Row] = []
         self._live: Counter[int] = Counter()  # identity of a batch -> its rows in the buffer
         self._batches: dict[int, Batch] = {}
+        self._batch_rows = 0  # rows of these batches, whether they are in the buffer or not
 
     def shuffle(self, rows: Iterator[Row]) -> Iterator[Row]:
         """Yield the rows of a source, each once."""
@@ -57,9 +58,9 @@ class ShuffleBuffer:
         for row in rows:
             place = next(draws)
             leaving = self._held[place]
+            self._count(leaving, -1)
             self._held[place] = row
             self._count(row, 1)
-            self._count(leaving, -1)
             yield leaving
         order = torch.randperm(len(self._held), generator=self._generator).tolist()
         yield from (self._held[place] for place in order)
@@ -75,10 +76,12 @@ class ShuffleBuffer:
         key = id(row.item)
         self._live[key] += change
         if self._live[key] == 0:
-            del self._live[key], self._batches[key]
+            self._batch_rows -= self._batches.pop(key).size
+            del self._live[key]
         elif key not in self._batches:
             self._batches[key] = row.item
-            if sum(batch.size for batch in self._batches.values()) > 2 * (self._size + row.item.size):
+            self._batch_rows += row.item.size
+            if self._batch_rows > 2 * (self._size + row.item.size):
                 self._compact()
 
     def _compact(self) -> None:
@@ -86,4 +89,5 @@ class ShuffleBuffer:
         own = join_rows([(row.item, row.place) for row in self._held])
         self._held = [Row(row.number, own, place) for place, row in enumerate(self._held)]
         self._batches = {id(own): own}
+        self._batch_rows = own.size
         self._live = Counter({id(own): len(self._held)})
