@@ -261,7 +261,7 @@ def test_processes_are_not_forked_where_there_are_some(monkeypatch):
 
 
 def test_processes_that_torchrun_started_train_together(tmp_path):
-    """Each has the environment that torchrun gives it, and runs the same program."""
+    """Each has the environment that torchrun, or ``fabric run`` by it, gives it, and runs the same program."""
     _, expected = train(*linear_pair(), log_likelihood, rows(41), epochs=5, batch_size=42)
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -275,7 +275,8 @@ def test_processes_that_torchrun_started_train_together(tmp_path):
             torch.set_num_threads(1)
             os.environ |= {
                 "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
+                "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "LT_CLI_USED": "1",
+                "LT_ACCELERATOR": "cpu", "LT_DEVICES": "2", "LT_NUM_NODES": "1",
             }  # fmt: skip
             torch.manual_seed(rank)
             model, guide = linear_pair(seed=rank)  # weights of their own, of which those of rank 0 count
