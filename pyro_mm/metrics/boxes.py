@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..batch.batch import Batch
-from ..utils.arguments import check_number, check_tensor
+from ..utils.arguments import check_number, check_tensor, describe
 from ..utils.global_state import preserve_process_settings
 from .probe_features import Features, probe_rows
 from .proportion import Share
@@ -42,7 +42,7 @@ def intersection_over_union(first: Tensor, second: Tensor) -> Tensor:
         ``(..)``, in [0, 1].
 
     Raises:
-        TypeError: no tensors.
+        TypeError: no tensors, or none of real numbers.
         ValueError: a last dimension other than 4.
 
     >>> intersection_over_union(torch.tensor([0.0, 0.0, 2.0, 2.0]), torch.tensor([1.0, 0.0, 3.0, 2.0]))
@@ -51,6 +51,8 @@ def intersection_over_union(first: Tensor, second: Tensor) -> Tensor:
     for argument, boxes in (("first", first), ("second", second)):
         if check_tensor(argument, boxes).shape[-1:] != (4,):
             raise ValueError(f"expected {argument} to be boxes (.., 4), got shape {tuple(boxes.shape)}")
+        if boxes.dtype == torch.bool or boxes.is_complex():
+            raise TypeError(f"expected {argument} to be boxes of real numbers, got {describe(boxes)}")
     low = torch.maximum(first[..., :2], second[..., :2])
     high = torch.minimum(first[..., 2:], second[..., 2:])
     shared = _area(low, high)
