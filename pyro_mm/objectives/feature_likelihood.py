@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..distributions.mixture import Mixture
 from ..distributions.support import unwrap
 from ..utils.arguments import describe
 from .bounds import Target
 from .decoded_means import mean_of
 from .terms import Symbol, Term
+
+MIXTURES = (Mixture, torch.distributions.MixtureSameFamily)
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ def check_mean_alone(name: str, site: Mapping[str, Any], unreached: Sequence[Ten
     learned = {name for name, value in own.items() if isinstance(value, Tensor) and value.requires_grad}
     if "logits" in learned:
         learned.discard("probs")  # of which one is computed from the other
-    if unreached or len(learned) > 1 or hasattr(fn, "component_distribution"):
+    if unreached or len(learned) > 1 or isinstance(fn, MIXTURES):
         raise ValueError(
             f"modality {name!r}: its decoder learns a scale, or something else beside its mean, and a likelihood of "
             "features trains the mean alone. Evidence is of the decoder's own likelihood, and would be of a scale that "
