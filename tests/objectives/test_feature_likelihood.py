@@ -147,6 +147,34 @@ def test_features_count_as_a_likelihood_of_particles_and_masks(noise):
     assert all(g.isfinite().all() for g in gradients(some, model.decoders["image"].parameters()))
 
 
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        mm.estimators.AnalyticKL(2),
+        mm.estimators.IWAE(3),
+        mm.estimators.IWAE(3, resample=True),
+        mm.estimators.DReG(3),
+        mm.estimators.StickTheLanding(2),
+        mm.estimators.Renyi(0.5, 3),
+    ],
+    ids=repr,
+)
+def test_features_that_are_the_pixels_give_the_story_s_own_likelihood(estimator):
+    """With the identity for a layer, and the decoder's scale: value and gradients of rows, some without the image."""
+    model, guide, _, _ = parts(scale=0.5)
+    net = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(4, 1)).double()
+    batch = rows(present={"image": torch.arange(N) != 1, "label": torch.arange(N) > 0})
+    plain = Objective([Term(("image", "label"), ("image", "label"))], estimator)
+    of_features = plain.with_discriminators({"image": Discriminator(net, features="0", feature_scale=0.5)})
+    own = [*model.parameters(), *guide.parameters()]
+    found = []
+    for objective in (plain, of_features):
+        torch.manual_seed(5)
+        total = objective.evaluate(model, guide, batch, step=0).total
+        found.append([total.detach(), *gradients(total, own)])
+    assert_equal(*found)
+
+
 OPTIONS = {"batch_size": 4, "seed": 0, "progress": False}
 
 
