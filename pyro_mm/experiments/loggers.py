@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..utils.global_state import preserve_process_settings
+from .console import check_writable
 
 LOGGERS = {"csv": "CSVLogger", "tensorboard": "TensorBoardLogger"}
 
@@ -21,7 +22,9 @@ def make_logger(kind: str, folder: Path) -> Any:
 
     Raises:
         ValueError: it is not installed.
+        OSError: the folder cannot be written to.
     """
+    check_writable(folder)
     compile = torch.compile
     try:
         with preserve_process_settings():

@@ -202,6 +202,8 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(here, monkey
     for command in (["train", "digits"], ["train", "digits", "--seeds", 2], ["compare", "digits"]):
         refused([*command, "--out", "file/a"], words, 1)
     refused(["reproduce", "hirt-linear", "--out", "file/a"], words, 1)
+    refused(["train", "digits", "--logger", "csv", "--log-dir", "file/a", "--out", "out"], words, 1)
+    assert [path.name for path in here.iterdir()] == ["file"]
 
 
 def test_a_full_disk_says_so_and_how_to_go_on(here, monkeypatch):

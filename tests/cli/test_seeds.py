@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from pyro_mm import cli
 from pyro_mm.cli import seed_table
 from pyro_mm.cli.numbers import Number
+from pyro_mm.cli.run import MeasuredRun
 from pyro_mm.experiments.runs import Settings
 from tests.support.command_line import run, text_of
 
@@ -167,6 +168,20 @@ def test_what_does_not_fit_to_the_folders_is_refused(three, copied, tmp_path):
     result = run(*command, "--out", copied)
     assert result.exit_code == 1 and "seed-5/table.json is damaged" in text_of(result)
     assert {path for path in copied.rglob("*")} == before.keys() and not (tmp_path / "none").exists()
+
+
+def test_force_trains_all_seeds_anew(copied, monkeypatch):
+    calls = []
+
+    def record(settings, options):
+        calls.append((settings.seed, options.force, options.out.name))
+        return MeasuredRun(None, None, [Number("a", float(settings.seed))])
+
+    monkeypatch.setattr(cli.seeds, "train_run", record)
+    result = run("train", "digits", *OPTIONS, "--lr", 0.5, "--seed", 4, "--seeds", 2, "--force", "--out", copied)
+    assert result.exit_code == 0, result.output
+    assert calls == [(4, True, "seed-4"), (5, True, "seed-5")]
+    assert {line["value"] for line in read(copied / "seeds.csv")} == {"4.0", "5.0"}
 
 
 def test_an_error_ends_the_sequence_and_keeps_what_is_finished(copied, monkeypatch):
