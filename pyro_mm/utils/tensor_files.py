@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,7 +49,10 @@ def save_tensors(path: str | Path | OpenFile, state: Mapping[str, Any]) -> None:
     def write(file: BinaryIO) -> None:
         try:
             torch.save(state, file)
-        except RuntimeError as error:  # torch's own writer on a full disk
+        except RuntimeError as error:  # torch's own writer, in place of the error of the system that made it fail
+            cause = error.__context__
+            if isinstance(cause, OSError) and cause.errno is not None:
+                raise OSError(cause.errno, os.strerror(cause.errno)) from error
             raise OSError(errno.EIO, str(error)) from error
 
     if isinstance(path, str | Path):

@@ -77,9 +77,9 @@ def test_a_failure_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypat
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_full_disk_is_an_error_of_the_system_with_the_path(tmp_path, monkeypatch):
-    """torch's own writer fails in its own way."""
+    """In its own words, where torch's own writer has others."""
     monkeypatch.setattr("builtins.open", lambda *_, opened=open: opened("/dev/full", "wb", buffering=0))
-    with pytest.raises(OSError, match=r"run.pt cannot be written"):
+    with pytest.raises(OSError, match=r"run.pt cannot be written: No space left"):
         tensor_files.save_tensors(tmp_path / "run.pt", NEW)
 
 
