@@ -60,15 +60,17 @@ def explicit(batch: Batch) -> Recipe:
     return Recipe(_story(image), _guide(), _table())
 
 
-def with_discriminator(batch: Batch, weight: float = 1.0) -> Recipe:
+def with_discriminator(batch: Batch, weight: float = 1.0, features: str | None = None) -> Recipe:
     """Build :func:`explicit` with a discriminator of images beside the likelihood.
 
     Args:
         batch: training rows.
         weight: of the discriminator in the loss of the decoder.
+        features: layer of the discriminator whose likelihood stands for that of the pixels; None for the pixels.
     """
     model, guide, table = explicit(batch)
-    discriminator = Discriminator(MLP(PIXELS, 1, HIDDEN, activation=_leaky), weight, penalty=PENALTY)
+    net = MLP(PIXELS, 1, HIDDEN, activation=_leaky)
+    discriminator = Discriminator(net, weight, penalty=PENALTY, features=features)
     return Recipe(model, guide, table.with_discriminators({"image": discriminator}))
 
 
@@ -142,6 +144,7 @@ _jmvae = partial(jmvae, latent=LATENT, hidden=HIDDEN)
 MEMBERS: Mapping[str, Callable[[Batch], Recipe]] = {
     "explicit": explicit,
     "VAE-GAN": with_discriminator,
+    "VAE-GAN of features": partial(with_discriminator, features="layers.3"),  # the last hidden layer
     "critic, posterior": partial(implicit, against="posterior"),
     "critic, prior": partial(implicit, against="prior"),
     "flow": flow,
