@@ -125,9 +125,10 @@ def fit(
         logger: an object with ``log_metrics(metrics, step)``, such as a logger of Lightning Fabric, which is given the
             history's columns after every epoch, as by :class:`pyro_mm.callbacks.Log`.
         devices: processes that train together on this machine's CPU, forked for the time of the training. Each takes
-            ``batch_size`` rows of every minibatch, from one permutation; the gradient is that of all of them, and draws
-            are each process's own. Model and guide are trained in the calling process, which alone prints and writes.
-            Run by torchrun, a script trains on the processes that there are, on several machines too; leave it at 1.
+            ``batch_size`` rows of every minibatch, from one permutation; the gradient is that of all of them, what
+            compares rows gathers those of all, and draws are each process's own. Model and guide are trained in the
+            calling process, which alone prints and writes. Run by torchrun, a script trains on the processes that there
+            are, on several machines too; leave it at 1.
         nonfinite: "stop" raises an error at a loss, a gradient or a parameter that is NaN or infinite. "skip" leaves
             such a minibatch out, with parameters, buffers and moments as they were before it, and counts it in the
             history's column ``skipped``; the losses of the history are of the others. It warns of the first, and raises
