@@ -91,6 +91,8 @@ def load_arrays(path: str, test: str | None, seed: int, kinds: Mapping[str, Kind
             raise ValueError(
                 f"{test}: expected the modalities of {path}, {', '.join(train.names)}, got {', '.join(held_out.names)}"
             )
+        for name in train.names:
+            _check_same_form(test, name, train, held_out)
     if unknown := [name for name in kinds if name not in train.names]:
         raise ValueError(f"--kinds: {path} has no modality {unknown[0]!r}, its modalities are {', '.join(train.names)}")
     for name in train.names:
@@ -205,6 +207,20 @@ def image_name(batch: Batch) -> str | None:
 
 def _is_class(values: Tensor) -> bool:
     return values.dim() == 1 and not values.is_floating_point() and values.dtype != torch.bool
+
+
+def _check_same_form(path: str, name: str, train: Batch, test: Batch) -> None:
+    """Raise a ValueError that names the file if a modality has another form among the test rows."""
+    if not (train.holds(name) and test.holds(name)):
+        return
+    forms = []
+    for batch in (train, test):
+        values, is_sequence = batch[name], name in batch.lengths
+        shape = tuple(values.shape[2 if is_sequence else 1 :])
+        kind = "floats" if values.is_floating_point() else "integers"
+        forms.append(f"{kind} of shape {shape} per {'step' if is_sequence else 'row'}")
+    if forms[0] != forms[1]:
+        raise ValueError(f"{path}: modality {name!r}: expected {forms[0]}, as in the training rows, got {forms[1]}")
 
 
 def _check_classes(train: Batch, test: Batch, kinds: Mapping[str, Kind]) -> None:

@@ -116,6 +116,11 @@ def test_a_file_of_another_form_is_refused(here):
     refused(["train", "none.npz"], "expected an array for each modality, named by it, got none")
     refused(["train", "one.npz"], "expected two modalities at least, as each is evaluated given the others, got 'a'")
     refused(["train", "good.npz", "--test", "one.npz"], "expected the modalities of", 1)
+    np.savez(here / "wide.npz", **{**PAIR, "a": np.zeros((ROWS, 4))})
+    words = (
+        "wide.npz: modality 'a': expected floats of shape (3,) per row, as in the training rows, got floats of shape (4"
+    )
+    refused(["train", "good.npz", "--test", "wide.npz"], words, 1)
     refused(["train", "folder.npz"], "there is no file folder.npz", 2)
     refused(["train", "nothing.npz"], "there is no file nothing.npz", 2)
     refused(["train", "good.npz", "--test", "nothing.npz"], "'nothing.npz' does not exist", 2)
