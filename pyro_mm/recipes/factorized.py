@@ -193,7 +193,8 @@ def _roles(batch: Batch, labels: Sequence[str] | None, private: int | Mapping[st
         found = check_names("labels", labels, batch)
     modalities = tuple(name for name in batch if name not in found)
     if not modalities:
-        raise ValueError(f"expected a modality besides the labels {', '.join(found)}, which generate nothing by itself")
+        listed = ", ".join(map(repr, found))
+        raise ValueError(f"expected a modality besides the labels, got {listed} alone, which are all taken for labels")
     if isinstance(private, Mapping):
         sizes = check_mapping("private", private, "dimensions")
         for name, size in sizes.items():
