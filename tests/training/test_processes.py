@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader
 import pyro_mm as mm
 from pyro_mm.objectives import ALL, EACH, PRIOR, Objective, Term
 from pyro_mm.utils.global_state import override_validation
+from tests.support.adversarial_game import game
+from tests.support.constant_noise import without_noise
 from tests.support.exact_training import linear_pair, log_likelihood, parameters, rows, without_inductor
 from tests.support.training_pair import data, pair
 
@@ -260,9 +262,21 @@ def test_processes_are_not_forked_where_there_are_some(monkeypatch):
 # -- processes of torchrun ------------------------------------------------------------------------------------------
 
 
-def test_processes_that_torchrun_started_train_together(tmp_path):
+def two_players(rank=0):
+    """Model, guide and objective of a training with a critic, of weights that differ from rank to rank."""
+    model, guide, objective = game(optimizer=lambda ps: torch.optim.SGD(ps, 0.01))
+    with torch.no_grad():
+        for module in (model, guide, objective):
+            for p in module.double().parameters():
+                p.add_(rank)
+    return model, guide, objective
+
+
+def test_processes_that_torchrun_started_train_together(tmp_path, monkeypatch):
     """Each has the environment that torchrun, or ``fabric run`` by it, gives it, and runs the same program."""
-    _, expected = train(*linear_pair(), log_likelihood, rows(41), epochs=5, batch_size=42)
+    without_noise(monkeypatch)
+    common = {"epochs": 5, "optimizer": lambda ps: torch.optim.SGD(ps, 0.002)}
+    _, expected = train(*two_players(), rows(41), batch_size=42, **common)
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -279,9 +293,8 @@ def test_processes_that_torchrun_started_train_together(tmp_path):
                 "LT_ACCELERATOR": "cpu", "LT_DEVICES": "2", "LT_NUM_NODES": "1",
             }  # fmt: skip
             torch.manual_seed(rank)
-            model, guide = linear_pair(seed=rank)  # weights of their own, of which those of rank 0 count
-            _, found = train(model, guide, log_likelihood, rows(41), epochs=5, batch_size=21,
-                             checkpoint=tmp_path / "run.pt")  # fmt: skip
+            players = two_players(rank)  # weights of their own, of which those of rank 0 count
+            _, found = train(*players, rows(41), batch_size=21, checkpoint=tmp_path / "run.pt", **common)
             torch.save(found, tmp_path / f"weights-{rank}.pt")
         finally:
             os._exit(0)
