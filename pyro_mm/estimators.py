@@ -18,9 +18,10 @@ from torch import Tensor
 from .batch.batch import Batch
 from .distributions.base import gumbel
 from .scoring.importance import score
+from .scoring.program import Program
 from .scoring.reduction import average
 from .scoring.scores import Scores
-from .scoring.structure import Callback, PairStructure, pair_structure
+from .scoring.structure import PairStructure, pair_structure
 from .scoring.training_objective import Layout, Loss, PreparedObjective, StepWeights, plain_attributes
 from .scoring.views import TermViews
 from .utils.arguments import check_choice, check_counts, check_flags, check_number
@@ -66,7 +67,7 @@ class PerRow(ELBO, PreparedObjective):
         raise NotImplementedError
 
     def scores(
-        self, model: Callback, guide: Callback, views: TermViews, info: PairStructure, *, draws: bool = False
+        self, model: Program, guide: Program, views: TermViews, info: PairStructure, *, draws: bool = False
     ) -> Scores:
         """Draw the particles that :meth:`bound` needs.
 
@@ -103,13 +104,13 @@ class PerRow(ELBO, PreparedObjective):
         """True for the estimators of this module, whose bound is 0 in a row that weighs nothing."""
         return type(self) in (AnalyticKL, IWAE, Renyi, StickTheLanding, DReG)
 
-    def evaluate(self, model: Callback, guide: Callback, batch: Batch, *, step: int | Tensor = 0) -> Loss:
+    def evaluate(self, model: Program, guide: Program, batch: Batch, *, step: int | Tensor = 0) -> Loss:
         """Return minus the bound, summed over rows and scaled by the data plate."""
         if type(self).differentiable_loss is not PerRow.differentiable_loss:  # a subclass with a loss of its own
             return Loss(self.differentiable_loss(model, guide, batch))
         return Loss(self._loss(model, guide, batch))
 
-    def _loss(self, model: Callback, guide: Callback, batch: Batch) -> Tensor:
+    def _loss(self, model: Program, guide: Program, batch: Batch) -> Tensor:
         structure = pair_structure(model, guide, batch, self.stratified is not None)
         check_pairing(self, structure)
         scores = self.scores(model, guide, TermViews.of(batch, structure), structure)
@@ -123,16 +124,16 @@ class PerRow(ELBO, PreparedObjective):
 
     # -- as a pyro.infer.ELBO ---------------------------------------------------------------------------------------
 
-    def differentiable_loss(self, model: Callback, guide: Callback, batch: Batch) -> Tensor:
+    def differentiable_loss(self, model: Program, guide: Program, batch: Batch) -> Tensor:
         """Return minus the bound, summed over rows and scaled by the data plate; differentiable."""
         return self._loss(model, guide, batch)
 
-    def loss(self, model: Callback, guide: Callback, batch: Batch) -> float:
+    def loss(self, model: Program, guide: Program, batch: Batch) -> float:
         """Return minus the bound, as a number."""
         with torch.no_grad():
             return self.evaluate(model, guide, batch).total.item()
 
-    def loss_and_grads(self, model: Callback, guide: Callback, batch: Batch) -> float:
+    def loss_and_grads(self, model: Program, guide: Program, batch: Batch) -> float:
         """Return minus the bound, as a number, and add its gradient to the parameters'."""
         return self.evaluate_with_gradient(model, guide, batch, step=0).total.item()
 

@@ -17,7 +17,7 @@ from ..objectives.objective import Objective
 from ..objectives.tables import elbo
 from ..scoring.importance import log_weights
 from ..scoring.prepare_objective import PreparedELBO
-from ..scoring.structure import Callback
+from ..scoring.program import Program
 from ..scoring.training_objective import PreparedObjective
 from ..utils.seeding import temporary_seed
 
@@ -165,7 +165,7 @@ def _mean_and_error(values: list[float]) -> tuple[float, float]:
 
 @torch.no_grad()
 def objective_value(
-    objective: PreparedObjective, model: Callback, guide: Callback, batch: Batch, seed: int, step: int = AFTER_WARM_UP
+    objective: PreparedObjective, model: Program, guide: Program, batch: Batch, seed: int, step: int = AFTER_WARM_UP
 ) -> ObjectiveValue:
     """Estimate an objective and its terms over 20 evaluations of all rows, without gradient.
 
@@ -193,8 +193,8 @@ def objective_value(
 def objective_gap(
     target: Target,
     objective: PreparedObjective,
-    model: Callback,
-    guide: Callback,
+    model: Program,
+    guide: Program,
     batch: Batch,
     evidence: EvidenceOf,
     seed: int,
@@ -228,7 +228,7 @@ def objective_gap(
 
 
 @torch.no_grad()
-def elbo_gap(model: Callback, guide: Callback, batch: Batch, joint: Evidence, seed: int) -> Gap:
+def elbo_gap(model: Program, guide: Program, batch: Batch, joint: Evidence, seed: int) -> Gap:
     """Estimate the gap of the plain ELBO, which is the mean of KL(q(z | x) || p(z | x)).
 
     Args:

@@ -19,9 +19,10 @@ from ..scoring.audit.audit import audit as audit_pair
 from ..scoring.evaluation import evaluating, move_result
 from ..scoring.given_latents import Given, draw_global_latents
 from ..scoring.model_scores import score_model
+from ..scoring.program import Program
 from ..scoring.reduction import SiteReducer, refuse_atoms
 from ..scoring.sharing import share_evaluation
-from ..scoring.structure import Callback, PairStructure, latent_sites, pair_structure, private_modality
+from ..scoring.structure import PairStructure, latent_sites, pair_structure, private_modality
 from ..scoring.term_pair import TermPair
 from ..scoring.views import TermViews
 from ..utils.arguments import check_counts, check_flags, check_function, check_mapping, check_programs
@@ -105,8 +106,8 @@ class Calibration:
 
 @torch.no_grad()
 def calibration(
-    model: Callback,
-    guide: Callback,
+    model: Program,
+    guide: Program,
     batch: Batch,
     *,
     num_draws: int = 100,
@@ -185,8 +186,8 @@ def calibration(
 
 
 def _simulate_and_rank(
-    model: Callback,
-    guide: Callback,
+    model: Program,
+    guide: Program,
     batch: Batch,
     num_draws: int,
     seed: int,

@@ -11,8 +11,8 @@ from ..sampling.weighted import row_block
 from ..scoring.audit.audit import audit as audited
 from ..scoring.evaluation import evaluating, move_result
 from ..scoring.given_latents import Given, draw_global_latents
+from ..scoring.program import Program
 from ..scoring.sharing import share_evaluation
-from ..scoring.structure import Callback
 from ..utils.arguments import check_choice, check_counts, check_flags, check_programs
 from ..utils.seeding import normalize_seed, temporary_seed
 from ..utils.sharing import sharing
@@ -69,15 +69,15 @@ class AnnealingSettings:
         """The number of rows whose chains move together."""
         return max(1, self.pairs_at_once // max(self.num_chains, self.pilot_chains))
 
-    def tune(self, model: Callback, guide: Callback, batch: Batch) -> AnnealingSchedule:
+    def tune(self, model: Program, guide: Program, batch: Batch) -> AnnealingSchedule:
         """Return a schedule that is tuned on the rows of a batch."""
         density = TemperedDensity(model, guide, batch, self.start, self.vectorize)
         return AnnealingSchedule.tune(density, self.temperatures, self.leapfrog_steps, self.pilot_chains)
 
 
 def annealed_importance(
-    model: Callback,
-    guide: Callback,
+    model: Program,
+    guide: Program,
     batch: Batch,
     *,
     num_chains: int = 16,
@@ -163,8 +163,8 @@ def annealed_importance(
 
 
 def bidirectional(
-    model: Callback,
-    guide: Callback,
+    model: Program,
+    guide: Program,
     batch: Batch,
     *,
     num_chains: int = 16,
@@ -226,7 +226,7 @@ def bidirectional(
 
 
 def estimate_by_annealing(
-    model: Callback, guide: Callback, batch: Batch, settings: AnnealingSettings, *, seed: int, audit: bool = True
+    model: Program, guide: Program, batch: Batch, settings: AnnealingSettings, *, seed: int, audit: bool = True
 ) -> Evidence:
     """Estimate log p(x_S) per row as :func:`annealed_importance` does, block by block of rows.
 
@@ -256,7 +256,7 @@ def estimate_by_annealing(
 
 
 def bound_both_ways(
-    model: Callback, guide: Callback, batch: Batch, settings: AnnealingSettings, *, seed: int, audit: bool = True
+    model: Program, guide: Program, batch: Batch, settings: AnnealingSettings, *, seed: int, audit: bool = True
 ) -> tuple[Evidence, Evidence]:
     """Bound the log-likelihood of simulated rows as :func:`bidirectional` does, block by block of rows.
 

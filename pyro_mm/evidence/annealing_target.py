@@ -14,7 +14,8 @@ from ..sampling.fitted_proposal import fit_posteriors
 from ..sampling.row_normals import NormalFit
 from ..sampling.unconstrained import UnconstrainedPair, gradient_of
 from ..sampling.weighted import BlockSizes
-from ..scoring.structure import Callback, pair_structure
+from ..scoring.program import Program
+from ..scoring.structure import pair_structure
 from ..scoring.views import TermViews
 from ..utils.arguments import check_choice
 from ..utils.global_state import override_validation
@@ -82,7 +83,7 @@ class TemperedDensity(UnconstrainedPair):
         ValueError: a discrete latent in the guide, one that only the model has, or a story that draws as it is scored.
     """
 
-    def __init__(self, model: Callback, guide: Callback, batch: Batch, start: Start, vectorize: bool = True):
+    def __init__(self, model: Program, guide: Program, batch: Batch, start: Start, vectorize: bool = True):
         check_choice("start", start, STARTS)
         self.start = start
         structure = pair_structure(model, guide, batch)

@@ -20,9 +20,10 @@ from ..sampling.shared_blocks import SharedBlock, share_blocks, shared_weights
 from ..sampling.weighted import ImportanceSampling
 from ..scoring.classes import classes_of_site
 from ..scoring.evaluation import evaluating, move_result
+from ..scoring.program import Program
 from ..scoring.program_runs import propose, run_model
 from ..scoring.sharing import share_evaluation
-from ..scoring.structure import Callback, latent_sites, pair_structure, private_modality
+from ..scoring.structure import latent_sites, pair_structure, private_modality
 from ..scoring.term_pair import TermPair
 from ..scoring.views import TermViews
 from ..utils.arguments import check_name, check_programs
@@ -117,7 +118,7 @@ def class_probabilities(
     site: str,
     *,
     num_particles: int = 1000,
-    proposal: ProposalScheme | Callback | Batch | str | None = None,
+    proposal: ProposalScheme | Program | Batch | str | None = None,
     seed: int | None = None,
     chunk: int | None = None,
     vectorize: bool = True,
@@ -194,8 +195,8 @@ def class_probabilities(
 
 
 def _estimate_all(
-    model: Callback,
-    guide: Callback,
+    model: Program,
+    guide: Program,
     batch: Batch,
     guide_batch: Batch,
     site: str,
@@ -224,8 +225,8 @@ def _estimate_all(
 
 
 def _estimate(
-    model: Callback,
-    guide: Callback,
+    model: Program,
+    guide: Program,
     batch: Batch,
     guide_batch: Batch,
     settings: ImportanceSampling,
@@ -246,7 +247,7 @@ def _estimate(
 
 
 @torch.no_grad()
-def _find_classes(model: Callback, guide: Callback, batch: Batch, guide_batch: Batch, site: str) -> ClassWeights:
+def _find_classes(model: Program, guide: Program, batch: Batch, guide_batch: Batch, site: str) -> ClassWeights:
     """Return the site by whose classes weights are split, from a run on two rows.
 
     Raises:
@@ -278,7 +279,7 @@ def _find_classes(model: Callback, guide: Callback, batch: Batch, guide_batch: B
         return ClassWeights(site, _classes_of_modality(model, guide, batch, guide_batch, site), observed=True)
 
 
-def _classes_of_modality(model: Callback, guide: Callback, batch: Batch, guide_batch: Batch, site: str) -> Tensor:
+def _classes_of_modality(model: Program, guide: Program, batch: Batch, guide_batch: Batch, site: str) -> Tensor:
     """Return the classes of a modality, ``(C, *event)``, from one run on two rows without it.
 
     Raises:

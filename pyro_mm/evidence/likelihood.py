@@ -14,8 +14,9 @@ from ..sampling.shared_blocks import SharedBlock, share_blocks, shared_weights
 from ..sampling.weighted import BlockSizes, ImportanceSampling
 from ..scoring.audit.audit import audit as audited
 from ..scoring.evaluation import evaluating, move_result
+from ..scoring.program import Program
 from ..scoring.sharing import share_evaluation
-from ..scoring.structure import Callback, pair_structure
+from ..scoring.structure import pair_structure
 from ..utils.arguments import (
     check_counts,
     check_flag,
@@ -33,12 +34,12 @@ from .quantity import conditional_evidence, name_quantity, scored_steps
 
 
 def log_marginal(
-    model: Callback,
-    guide: Callback,
+    model: Program,
+    guide: Program,
     batch: Batch,
     *,
     num_particles: int = 1000,
-    proposal: ProposalScheme | Callback | Batch | str | None = None,
+    proposal: ProposalScheme | Program | Batch | str | None = None,
     draws: DrawMethod | None = None,
     stratify: bool | None = None,
     prior_share: float | None = None,
@@ -140,7 +141,7 @@ def log_marginal(
     return share_evaluation("log_marginal", devices, model, sampled_guide, batch, seed, estimate)
 
 
-def split_proposal(proposal: Any, guide: Callback, batch: Batch) -> tuple[Callback, Batch, ProposalScheme | None]:
+def split_proposal(proposal: Any, guide: Program, batch: Batch) -> tuple[Program, Batch, ProposalScheme | None]:
     """Return the guide to draw from, the batch that it sees, and the way to draw, from ``proposal=``.
 
     Args:
@@ -191,8 +192,8 @@ def importance_sampling(
 
 
 def estimate_log_marginal(
-    model: Callback,
-    guide: Callback,
+    model: Program,
+    guide: Program,
     batch: Batch,
     settings: ImportanceSampling,
     *,
@@ -226,7 +227,7 @@ def estimate_log_marginal(
 
 
 def _accumulate(
-    model: Callback, guide: Callback, batch: Batch, settings: ImportanceSampling, guide_batch: Batch
+    model: Program, guide: Program, batch: Batch, settings: ImportanceSampling, guide_batch: Batch
 ) -> tuple[Evidence, int]:
     """Return the evidence of one block of rows, without a name, and the number of rows that could not be fitted."""
     accumulator: WeightAccumulator | None = None
@@ -249,8 +250,8 @@ def name_proposal(evidence: Evidence, settings: ImportanceSampling, sampler: Par
 
 
 def log_conditional(
-    model: Callback,
-    guide: Callback,
+    model: Program,
+    guide: Program,
     batch: Batch,
     *,
     target: Sequence[str] | str,
@@ -322,8 +323,8 @@ def log_conditional(
 
 
 def _estimate_log_conditional(
-    model: Callback,
-    guide: Callback,
+    model: Program,
+    guide: Program,
     batch: Batch,
     targets: Sequence[str],
     givens: Sequence[str],

@@ -17,7 +17,7 @@ prior. All are in nats per row, with the bias, standard errors and diagnostics o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from ..sampling.particle_sampler import ProposalScheme
 from ..sampling.proposals import Proposal
 from ..scoring.audit.audit import audit as audited
 from ..scoring.evaluation import evaluating, move_result
+from ..scoring.program import Program
 from ..scoring.sharing import share_evaluation
 from ..utils.arguments import check_counts, check_names, check_programs
 from ..utils.seeding import normalize_seed
@@ -36,12 +37,11 @@ from .quantity import conditional_evidence, restrict_means, scored_steps
 
 __all__ = ["PRIOR_DRAWS", "both_ways", "conditional", "joint", "multiple", "single"]
 
-Callback = Callable[[Batch], Any]
 Names = Sequence[str]
 PRIOR_DRAWS = 5000
 
 
-def joint(model: Callback, guide: Callback, batch: Batch, target: Names, given: Names, **options: Any) -> Evidence:
+def joint(model: Program, guide: Program, batch: Batch, target: Names, given: Names, **options: Any) -> Evidence:
     """Estimate log p(target, given) per row, under the guide's posterior given both.
 
     Args:
@@ -61,7 +61,7 @@ def joint(model: Callback, guide: Callback, batch: Batch, target: Names, given: 
         return move_result(log_marginal(model, guide, rows.only(*target, *given), **options), rows, batch)
 
 
-def multiple(model: Callback, guide: Callback, batch: Batch, target: Names, given: Names, **options: Any) -> Evidence:
+def multiple(model: Program, guide: Program, batch: Batch, target: Names, given: Names, **options: Any) -> Evidence:
     """Estimate log p(target) per row, under the guide's posterior given target and given.
 
     That proposal knows more than the likelihood asks for. It is narrower than p(z | target), so that its weights may
@@ -89,9 +89,7 @@ def multiple(model: Callback, guide: Callback, batch: Batch, target: Names, give
     return share_evaluation("multiple", devices, model, guide, batch, options.get("seed"), estimate)
 
 
-def single(
-    model: Callback, guide: Callback, batch: Batch, target: Names, given: Names = (), **options: Any
-) -> Evidence:
+def single(model: Program, guide: Program, batch: Batch, target: Names, given: Names = (), **options: Any) -> Evidence:
     """Estimate log p(target) per row, under the guide's posterior given the target alone.
 
     Args:
@@ -107,8 +105,8 @@ def single(
 
 
 def conditional(
-    model: Callback,
-    guide: Callback,
+    model: Program,
+    guide: Program,
     batch: Batch,
     target: Names,
     given: Names,
@@ -154,8 +152,8 @@ def conditional(
 
 
 def both_ways(
-    model: Callback,
-    guide: Callback,
+    model: Program,
+    guide: Program,
     batch: Batch,
     target: Names,
     given: Names,

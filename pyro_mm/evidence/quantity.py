@@ -11,11 +11,12 @@ from torch import Tensor
 from ..batch.batch import Batch
 from ..distributions.token_sequence import ends_before
 from ..scoring.audit.past_audits import likelihood_notes, modalities_read
-from ..scoring.structure import Callback, pair_structure
+from ..scoring.program import Program
+from ..scoring.structure import pair_structure
 from .evidence import Evidence
 
 
-def quantity_name(model: Callback, guide: Callback, batch: Batch, guide_batch: Batch | None = None) -> str:
+def quantity_name(model: Program, guide: Program, batch: Batch, guide_batch: Batch | None = None) -> str:
     """Return the name of the log-likelihood that is estimated, such as ``"log p(image | label)"``.
 
     Before the bar are the modalities that are present in some row and observed by the story, and the sites that it
@@ -36,7 +37,7 @@ def quantity_name(model: Callback, guide: Callback, batch: Batch, guide_batch: B
 
 
 def name_quantity(
-    evidence: Evidence, model: Callback, guide: Callback, batch: Batch, guide_batch: Batch | None = None
+    evidence: Evidence, model: Program, guide: Program, batch: Batch, guide_batch: Batch | None = None
 ) -> Evidence:
     """Return an evidence with its quantity's name, the rows that means are over, and the audit's notes.
 
@@ -53,7 +54,7 @@ def name_quantity(
     return restrict_means(replace(evidence, quantity=quantity, notes=notes, steps=steps), rows)
 
 
-def scored_steps(model: Callback, guide: Callback, batch: Batch, names: Sequence[str]) -> Tensor | None:
+def scored_steps(model: Program, guide: Program, batch: Batch, names: Sequence[str]) -> Tensor | None:
     """Return the number of valid steps of some sequences in each row, integers ``(N,)``; None if not all have lengths.
 
     Args:
@@ -78,14 +79,12 @@ def scored_steps(model: Callback, guide: Callback, batch: Batch, names: Sequence
     return total if names else None
 
 
-def _observes_more(model: Callback, guide: Callback, batch: Batch, guide_batch: Batch | None) -> bool:
+def _observes_more(model: Program, guide: Program, batch: Batch, guide_batch: Batch | None) -> bool:
     """Return True if the story observes sites that are no modalities, such as a ``pyro.factor``."""
     return bool(pair_structure(model, guide, batch if guide_batch is None else guide_batch).factors)
 
 
-def notes_on_shared(
-    model: Callback, guide: Callback, batch: Batch, guide_batch: Batch | None = None
-) -> tuple[str, ...]:
+def notes_on_shared(model: Program, guide: Program, batch: Batch, guide_batch: Batch | None = None) -> tuple[str, ...]:
     """Return a remark on a likelihood given draws of latents that all rows share, if there are such latents."""
     structure = pair_structure(model, guide, batch if guide_batch is None else guide_batch)
     if not structure.global_latents:

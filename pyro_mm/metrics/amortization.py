@@ -24,7 +24,8 @@ from ..sampling.row_normals import NormalFit, RowNormals
 from ..sampling.unconstrained import UnconstrainedPair
 from ..sampling.weighted import BlockSizes, row_blocks
 from ..scoring.evaluation import evaluating, move_result
-from ..scoring.structure import Callback, in_data_plate, latent_sites, pair_structure
+from ..scoring.program import Program
+from ..scoring.structure import in_data_plate, latent_sites, pair_structure
 from ..utils.arguments import check_choice, check_counts, check_flags, check_programs, check_seed
 from ..utils.seeding import normalize_seed, part_seed, temporary_seed
 
@@ -130,7 +131,7 @@ def amortization_gap(
     num_particles: int = 1000,
     family: Family | None = None,
     rounds: int = 30,
-    proposal: ProposalScheme | Callback | Batch | str | None = "fitted",
+    proposal: ProposalScheme | Program | Batch | str | None = "fitted",
     seed: int | None = None,
     vectorize: bool = True,
     audit: bool = True,
@@ -287,7 +288,7 @@ class _Sums:
         )  # fmt: skip
 
 
-def _guide_family(guide: Callback, batch: Batch, seed: int) -> Family | None:
+def _guide_family(guide: Program, batch: Batch, seed: int) -> Family | None:
     """Return the family of Normals that a guide belongs to in unconstrained coordinates; None for none."""
     with temporary_seed(seed, batch.device):
         one, other = _row_sites(guide, batch), _row_sites(guide, batch)
@@ -309,7 +310,7 @@ def _guide_family(guide: Callback, batch: Batch, seed: int) -> Family | None:
     return "diagonal"
 
 
-def _row_sites(guide: Callback, batch: Batch) -> dict[str, Any]:
+def _row_sites(guide: Program, batch: Batch) -> dict[str, Any]:
     """Return the guide's distribution of each latent of the rows."""
     with poutine.block(), poutine.trace() as traced:
         guide(batch)
@@ -332,7 +333,7 @@ def _normal_parameters(d: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def _guide_normal(
-    pair: UnconstrainedPair, guide: Callback, batch: Batch, family: Family | None
+    pair: UnconstrainedPair, guide: Program, batch: Batch, family: Family | None
 ) -> tuple[Tensor, Tensor] | None:
     """Return the mean and the deviations of a diagonal Normal guide, ``(N, D)`` each; None for another guide."""
     if family != "diagonal":

@@ -18,11 +18,11 @@ from ..handlers.rewrite import EditSites, RecordSites
 from ..sampling.ancestral import mean_of_modality, to_sample_layout
 from ..sampling.predictive import SampleSettings, draw_samples
 from ..scoring.evaluation import evaluating
+from ..scoring.program import Program
 from ..scoring.structure import in_data_plate, is_factor, pair_structure, private_modality
 from ..utils.arguments import check_names
 from ..utils.seeding import temporary_seed
 
-Callback = Callable[[Batch], Any]
 ROWS_PER_PASS = 256  # bounds the memory: a pass decodes every modality
 
 
@@ -53,7 +53,7 @@ class Decoded:
         modalities: names of the modalities that story and batch have.
     """
 
-    def __init__(self, model: Callback, rows: Batch, latents: Mapping[str, Tensor]):
+    def __init__(self, model: Program, rows: Batch, latents: Mapping[str, Tensor]):
         self._model = model
         self.rows = rows
         self._latents = latents
@@ -196,7 +196,7 @@ class Decoded:
 
 @contextmanager
 def decoding(
-    model: Callback, guide: Callback, batch: Batch, *, seed: int | None, audit: bool, rows_per_pass: int = ROWS_PER_PASS
+    model: Program, guide: Program, batch: Batch, *, seed: int | None, audit: bool, rows_per_pass: int = ROWS_PER_PASS
 ) -> Iterator[tuple[Batch, Iterator[Decoded]]]:
     """Draw the latents of a pair once per row, and give the rows, on the device of the networks, block by block.
 
@@ -217,7 +217,7 @@ def decoding(
 
 
 def _blocks(
-    model: Callback, guide: Callback, rows: Batch, shared: frozenset[str], rows_per_pass: int
+    model: Program, guide: Program, rows: Batch, shared: frozenset[str], rows_per_pass: int
 ) -> Iterator[Decoded]:
     for places in torch.arange(rows.size, device=rows.device).split(rows_per_pass):
         block = rows.block(places)

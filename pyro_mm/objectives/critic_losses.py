@@ -28,7 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from ..batch.batch import Batch
-from ..scoring.structure import Callback, pair_structure
+from ..scoring.program import Program
+from ..scoring.structure import pair_structure
 from ..scoring.training_objective import Loss, PreparedObjective, StepWeights
 from ..utils.shared_rows import gather_rows, own_rows, rows_are_shared
 from .concrete_terms import ConcreteTerm
@@ -127,7 +128,7 @@ class CriticLoss(PreparedObjective):
                     found.setdefault(term.label, []).append(term.with_weights(terms[term.place]))
         return [Game(terms, self.names[0]) for terms in found.values()]
 
-    def evaluate(self, model: Callback, guide: Callback, batch: Batch, *, step: int | Tensor) -> Loss:
+    def evaluate(self, model: Program, guide: Program, batch: Batch, *, step: int | Tensor) -> Loss:
         games = self.games(batch, lambda weight, kind: step_weight(weight, int(step)))
         return self.of_games(games, Programs(model, guide, batch, pair_structure(model, guide, batch)))
 
@@ -145,7 +146,7 @@ class ClassificationLoss(CriticLoss):
     def gathers_rows(self, names: tuple[str, ...]) -> bool:
         return True
 
-    def evaluate(self, model: Callback, guide: Callback, batch: Batch, *, step: int | Tensor) -> Loss:
+    def evaluate(self, model: Program, guide: Program, batch: Batch, *, step: int | Tensor) -> Loss:
         return self.of_games(self.games(batch), Programs(model, guide, batch, pair_structure(model, guide, batch)))
 
     def of_games(self, games: Sequence[Game], programs: Programs) -> Loss:
@@ -202,7 +203,7 @@ class GeneratorLoss(CriticLoss):
         return self.owner.step_weights(names, step)
 
     def evaluate_with_weights(
-        self, weights: Tensor, fixed: Mapping[int, float], model: Callback, guide: Callback, batch: Batch, step: Tensor
+        self, weights: Tensor, fixed: Mapping[int, float], model: Program, guide: Program, batch: Batch, step: Tensor
     ) -> Loss:
         games = self.games(batch, weights_in_order(weights, fixed))
         return self.of_games(games, Programs(model, guide, batch, pair_structure(model, guide, batch)))

@@ -13,7 +13,8 @@ from torch import Tensor
 from ..batch.batch import Batch
 from ..batch.context import TermStack
 from ..batch.keywords import Covariates
-from ..scoring.structure import Callback, pair_structure
+from ..scoring.program import Program
+from ..scoring.structure import pair_structure
 from ..scoring.training_objective import Player
 from ..utils.graph import graph_leaves
 from ..utils.modules import preserve_buffers
@@ -30,7 +31,7 @@ FALL = 0.002  # in accuracy over these epochs, by which the generator is catchin
 
 
 def critic_players(
-    owner: Any, tables: Tables, critics: Mapping[Key, Critic], model: Callback, guide: Callback, batch: Batch
+    owner: Any, tables: Tables, critics: Mapping[Key, Critic], model: Program, guide: Program, batch: Batch
 ) -> list[Player]:
     """Return the players of an objective with critics: of each modality its critic and then its generator.
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from ..batch.batch import Batch
 from ..batch.masks import all_of
 from ..distributions.pushforward import Pushforward
+from ..scoring.program import Program
 from ..scoring.program_runs import propose, run_model
 from ..scoring.reduction import SiteReducer
-from ..scoring.structure import Callback, PairStructure, observed_sites
+from ..scoring.structure import PairStructure, observed_sites
 from ..scoring.term_pair import TermPair
 from .concrete_terms import ConcreteTerm
 from .critic_terms import implicit_distribution, latents_of, observed_values
@@ -74,8 +75,8 @@ class Programs:
         structure: structure of the pair on them.
     """
 
-    model: Callback
-    guide: Callback
+    model: Program
+    guide: Program
     batch: Batch
     structure: PairStructure
 

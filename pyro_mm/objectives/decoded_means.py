@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,10 +16,9 @@ from ..distributions.pushforward import find_pushforward
 from ..distributions.support import unwrap
 from ..handlers.plates import KnownPlates
 from ..handlers.rewrite import EditSites
+from ..scoring.program import Program
 from ..scoring.structure import latent_sites
 from ..utils.reachable import ReachableObjects
-
-Program = Callable[[Batch], Any]
 
 
 def prior_site(model: Program, batch: Batch, name: str, *, uniform: bool = False) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from ..batch.context import Cache
 from ..batch.masks import all_of
 from ..estimators import AnalyticKL, PerRow
 from ..scoring.prepare_objective import as_total
+from ..scoring.program import Program
 from ..scoring.scores import Scores
-from ..scoring.structure import Callback, PairStructure
+from ..scoring.structure import PairStructure
 from ..scoring.training_objective import Loss
 from ..utils.shared_rows import rows_are_shared
 from .concrete_terms import ConcreteTerm, TermKind
@@ -36,8 +37,8 @@ class Evaluation:
         cache: results of encoders, shared by all passes.
     """
 
-    model: Callback
-    guide: Callback
+    model: Program
+    guide: Program
     batch: Batch
     structure: PairStructure
     decoded: Mapping[str, float] | None = None

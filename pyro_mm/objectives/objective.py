@@ -19,7 +19,8 @@ from ..batch.batch import Batch, check_batch
 from ..batch.context import Cache
 from ..estimators import AnalyticKL, PerRow, check_pairing, stacks_particles
 from ..scoring.prepare_objective import untraceable_reason
-from ..scoring.structure import Callback, PairStructure, pair_structure
+from ..scoring.program import Program
+from ..scoring.structure import PairStructure, pair_structure
 from ..scoring.training_objective import Layout, Loss, Player, PreparedObjective, StepWeights, plain_attributes
 from ..utils.arguments import check_flag, check_function, describe
 from . import pyro_elbos, subsampling
@@ -80,7 +81,7 @@ class Objective(ELBO, PreparedObjective):
         self.by_term: dict[str, Tensor] = {}
         self._names: tuple[str, ...] | None = None
 
-    def __call__(self, model: Callback, guide: Callback) -> torch.nn.Module:
+    def __call__(self, model: Program, guide: Program) -> torch.nn.Module:
         """Return the loss as a module that holds model and guide, and is called with a batch."""
         module: torch.nn.Module = super().__call__(model, guide)
         return module
@@ -289,7 +290,7 @@ class Objective(ELBO, PreparedObjective):
             return "the modalities that it decodes are drawn in Python, anew at every step"
         return None if isinstance(self.estimator, PerRow) else untraceable_reason(self.estimator)
 
-    def evaluate(self, model: Callback, guide: Callback, batch: Batch, *, step: int | Tensor) -> Loss:
+    def evaluate(self, model: Program, guide: Program, batch: Batch, *, step: int | Tensor) -> Loss:
         """Return minus the objective: summed over rows, averaged over particles, scaled by a subsampled data plate.
 
         Args:
@@ -302,7 +303,7 @@ class Objective(ELBO, PreparedObjective):
         """
         return self._evaluate(model, guide, batch, _at_step(step))
 
-    def evaluate_with_gradient(self, model: Callback, guide: Callback, batch: Batch, *, step: int) -> Loss:
+    def evaluate_with_gradient(self, model: Program, guide: Program, batch: Batch, *, step: int) -> Loss:
         """Return the loss without a graph, after its gradient was added to the parameters'.
 
         Args:
@@ -338,8 +339,8 @@ class Objective(ELBO, PreparedObjective):
         self,
         weights: Tensor,
         fixed: Mapping[int, float],
-        model: Callback,
-        guide: Callback,
+        model: Program,
+        guide: Program,
         batch: Batch,
         step: Tensor | None = None,
     ) -> Loss:
@@ -368,7 +369,7 @@ class Objective(ELBO, PreparedObjective):
 
     # -- as a pyro.infer.ELBO, with a counter of its own -----------------------------------------------------------
 
-    def differentiable_loss(self, model: Callback, guide: Callback, batch: Batch) -> Tensor:
+    def differentiable_loss(self, model: Program, guide: Program, batch: Batch) -> Tensor:
         """Return the loss at the object's own step, to be differentiated.
 
         Args:
@@ -379,14 +380,14 @@ class Objective(ELBO, PreparedObjective):
         self.steps += torch.is_grad_enabled()
         return loss.total
 
-    def loss(self, model: Callback, guide: Callback, batch: Batch) -> float:
+    def loss(self, model: Program, guide: Program, batch: Batch) -> float:
         """Return the loss at the object's own step, as a number."""
         with torch.no_grad():
             loss = self.evaluate(model, guide, batch, step=self.steps)
         self._note(loss, batch)
         return float(loss.total)
 
-    def loss_and_grads(self, model: Callback, guide: Callback, batch: Batch) -> float:
+    def loss_and_grads(self, model: Program, guide: Program, batch: Batch) -> float:
         """Return the loss at the object's own step, as a number, and add its gradient to the parameters'."""
         loss = self.evaluate_with_gradient(model, guide, batch, step=self.steps)
         self._note(loss, batch)
@@ -417,7 +418,7 @@ class Objective(ELBO, PreparedObjective):
         """The critics."""
         return [torch.nn.ModuleDict({"critics": module_dict(self.critics)})] if self.critics else []
 
-    def players(self, model: Callback, guide: Callback, batch: Batch) -> Sequence[Player]:
+    def players(self, model: Program, guide: Program, batch: Batch) -> Sequence[Player]:
         """Return the players of critics and generators; see :meth:`with_critics`."""
         if not self.critics:
             return ()
@@ -427,8 +428,8 @@ class Objective(ELBO, PreparedObjective):
 
     def _evaluate(
         self,
-        model: Callback,
-        guide: Callback,
+        model: Program,
+        guide: Program,
         batch: Batch,
         weight_at: Callable[[Callable[[int], float], str], float | Tensor],
         takes_gradient: bool = False,

@@ -28,8 +28,9 @@ from ..batch.masks import all_of
 from ..handlers.elbos import traceable_form
 from ..handlers.params import GRADIENT, announce_gradient
 from ..handlers.rewrite import EditSites
+from ..scoring.program import Program
 from ..scoring.reduction import refuse_atoms
-from ..scoring.structure import Callback, PairStructure, latent_sites
+from ..scoring.structure import PairStructure, latent_sites
 from ..scoring.term_pair import TermPair
 from .concrete_terms import ConcreteTerm
 from .evaluation import Evaluation, PassTotals, TermPass
@@ -172,7 +173,7 @@ class PyroPass(TermPass):
         return estimator, particles
 
 
-def _differentiable_loss(estimator: ELBO, model: Callback, guide: Callback) -> Any:
+def _differentiable_loss(estimator: ELBO, model: Program, guide: Program) -> Any:
     """Return the loss of a term, as a constant where there is nothing in it to differentiate."""
     try:
         return estimator.differentiable_loss(model, guide)
@@ -189,7 +190,7 @@ def _differentiable_loss(estimator: ELBO, model: Callback, guide: Callback) -> A
 
 
 @contextmanager
-def _frozen(model: Callback, frozen: list[bool], name: str) -> Iterator[None]:
+def _frozen(model: Program, frozen: list[bool], name: str) -> Iterator[None]:
     """Hold the model's parameters fixed while the graph is built, if the terms freeze the decoders."""
     if any(frozen) and (not all(frozen) or not isinstance(model, torch.nn.Module)):
         raise ValueError(f"freeze_decoder with {name} needs a model that is an nn.Module")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..batch.batch import Batch
 from ..batch.context import Cache
 from ..estimators import AnalyticKL
-from ..scoring.structure import Callback
+from ..scoring.program import Program
 from ..scoring.training_objective import Layout, Loss, Player, StepWeights
 from ..utils.arguments import describe
 from .bounds import Target, target
@@ -86,7 +86,7 @@ class ObjectiveSum(Objective):
         critics = self.all_critics
         return [nn.ModuleDict({"critics": module_dict(critics)})] if critics else []
 
-    def players(self, model: Callback, guide: Callback, batch: Batch) -> Sequence[Player]:
+    def players(self, model: Program, guide: Program, batch: Batch) -> Sequence[Player]:
         critics = self.all_critics
         for part in self.parts:
             for key, critic in part.critics.items():
@@ -130,7 +130,7 @@ class ObjectiveSum(Objective):
     def untraceable(self) -> str | None:  # type: ignore[override]
         return next((part.untraceable for part in self.parts if part.untraceable is not None), None)
 
-    def evaluate_with_gradient(self, model: Callback, guide: Callback, batch: Batch, *, step: int) -> Loss:
+    def evaluate_with_gradient(self, model: Program, guide: Program, batch: Batch, *, step: int) -> Loss:
         losses = [part.evaluate_with_gradient(model, guide, batch, step=step) for part in self.parts]
         return self._sum(losses)
 
@@ -155,8 +155,8 @@ class ObjectiveSum(Objective):
 
     def _evaluate(
         self,
-        model: Callback,
-        guide: Callback,
+        model: Program,
+        guide: Program,
         batch: Batch,
         weight_at: Callable[[Callable[[int], float], str], float | Tensor],
         takes_gradient: bool = False,

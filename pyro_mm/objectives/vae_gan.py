@@ -27,8 +27,9 @@ from torch.nn.functional import softplus
 
 from ..batch.batch import Batch
 from ..distributions.pushforward import find_pushforward
+from ..scoring.program import Program
 from ..scoring.structure import pair_structure
-from ..scoring.training_objective import Layout, Loss, Player, PreparedObjective, Program, StepWeights
+from ..scoring.training_objective import Layout, Loss, Player, PreparedObjective, StepWeights
 from ..utils.arguments import (
     check_choice,
     check_integer,

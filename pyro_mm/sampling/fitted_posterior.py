@@ -15,7 +15,8 @@ from torch.distributions.transforms import ComposeTransform, IndependentTransfor
 
 from ..batch.batch import Batch
 from ..distributions.mixture import Mixture
-from ..scoring.structure import Callback, PairStructure
+from ..scoring.program import Program
+from ..scoring.structure import PairStructure
 from ..scoring.views import TermViews
 from ..utils.seeding import temporary_seed
 from .ancestral import SiteValues
@@ -82,8 +83,8 @@ class FittedPosterior(dict[str, dist.Distribution]):
 
 
 def fit_posterior(
-    model: Callback,
-    guide: Callback,
+    model: Program,
+    guide: Program,
     batch: Batch,
     structure: PairStructure,
     fit: NormalFit,
@@ -116,7 +117,7 @@ def fit_posterior(
 
 
 def unconstrained_pair(
-    model: Callback, guide: Callback, batch: Batch, structure: PairStructure, vectorize: bool = True
+    model: Program, guide: Program, batch: Batch, structure: PairStructure, vectorize: bool = True
 ) -> UnconstrainedPair:
     """Return the densities of a pair at unconstrained coordinates."""
     views = TermViews.of(batch, structure).given_globals(structure)

@@ -26,8 +26,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..scoring.program import Program
 from ..scoring.scores import Scores
-from ..scoring.structure import Callback, PairStructure
+from ..scoring.structure import PairStructure
 from ..scoring.term_pair import TermPair
 from ..scoring.views import TermViews
 
@@ -46,8 +47,8 @@ class RowBlock:
         pairs_at_once: the number of (row, particle) pairs that a sampler decodes at once, which bounds the memory.
     """
 
-    model: Callback
-    guide: Callback
+    model: Program
+    guide: Program
     views: TermViews
     structure: PairStructure
     num_particles: int

@@ -18,8 +18,9 @@ from ..handlers.plates import FixedPlate
 from ..handlers.rewrite import EditSites
 from ..scoring.evaluation import evaluating, move_result
 from ..scoring.given_latents import Given, draw_global_latents
+from ..scoring.program import Program
 from ..scoring.sharing import share_evaluation
-from ..scoring.structure import Callback, PairStructure, latent_sites, pair_structure
+from ..scoring.structure import PairStructure, latent_sites, pair_structure
 from ..utils.arguments import check_counts, check_flags, check_names, check_programs, check_seed
 from .ancestral import AncestralSampler, SiteValues, to_sample_layout
 from .guide_sampler import DrawMethod
@@ -265,7 +266,7 @@ class Samples(NamedTuple):
 
 @torch.no_grad()
 def sample_pair(
-    model: Callback, guide: Callback, batch: Batch, settings: SampleSettings, *, seed: int | None, audit: bool
+    model: Program, guide: Program, batch: Batch, settings: SampleSettings, *, seed: int | None, audit: bool
 ) -> Samples:
     """Sample from a pair in evaluation mode, under a seed, where its networks are.
 
@@ -286,7 +287,7 @@ def sample_pair(
         return Samples(*move_result(tuple(samples), rows, batch))
 
 
-def draw_samples(model: Callback, guide: Callback, batch: Batch, settings: SampleSettings) -> Samples:
+def draw_samples(model: Program, guide: Program, batch: Batch, settings: SampleSettings) -> Samples:
     """Sample from a pair, with torch's generator and in the mode that its modules are in.
 
     Raises:
@@ -320,7 +321,7 @@ def draw_samples(model: Callback, guide: Callback, batch: Batch, settings: Sampl
     return _concatenate_samples(runs)
 
 
-def _given_globals(model: Callback, guide: Callback, batch: Batch, settings: SampleSettings) -> Samples:
+def _given_globals(model: Program, guide: Program, batch: Batch, settings: SampleSettings) -> Samples:
     """Return samples by weight, each given a draw of the guide's latents that all rows share."""
     given_model, given_guide = Given(model, {}), Given(guide, {})
     one = replace(settings, num_samples=1)
@@ -352,8 +353,8 @@ def _concatenate(samples: tuple[SiteValues, ...]) -> SiteValues:
 class _PairRun:
     """One run of a guide and a model for S samples of a batch."""
 
-    model: Callback
-    guide: Callback
+    model: Program
+    guide: Program
     batch: Batch
     structure: PairStructure
     num_samples: int

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..batch.batch import Batch
 from ..batch.masks import add_event_dims
-from ..scoring.structure import Callback
+from ..scoring.program import Program
 from ..scoring.term_pair import TermPair
 from ..utils.seeding import normalize_seed
 from .ancestral import SiteValues, to_sample_layout
@@ -34,7 +34,7 @@ class Resampling:
 
 
 def resample_latents(
-    model: Callback, guide: Callback, batch: Batch, num_samples: int, resampling: Resampling, vectorize: bool = True
+    model: Program, guide: Program, batch: Batch, num_samples: int, resampling: Resampling, vectorize: bool = True
 ) -> SiteValues:
     """Draw S of K weighted particles per row, with replacement.
 

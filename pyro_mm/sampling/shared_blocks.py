@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..batch.batch import Batch
 from ..scoring.evaluation import move_tensors
-from ..scoring.structure import Callback
+from ..scoring.program import Program
 from ..utils.sharing import share_units, sharing
 from .class_weights import ClassWeights
 from .particle_sampler import ParticleSampler
@@ -40,8 +40,8 @@ class SharedBlock(NamedTuple):
 
 
 def share_blocks(
-    model: Callback,
-    guide: Callback,
+    model: Program,
+    guide: Program,
     batch: Batch,
     shown: Batch,
     settings: ImportanceSampling,
@@ -83,8 +83,8 @@ def share_tensors(units: range, compute: Callable[[int], Result], device: torch.
 
 
 def shared_weights(
-    model: Callback,
-    guide: Callback,
+    model: Program,
+    guide: Program,
     batch: Batch,
     settings: ImportanceSampling,
     guide_batch: Batch,

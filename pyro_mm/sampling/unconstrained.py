@@ -15,8 +15,9 @@ from torch.distributions.constraints import Constraint
 
 from ..distributions.normal_scores import normal_scores
 from ..scoring.model_scores import score_model
+from ..scoring.program import Program
 from ..scoring.reduction import LazyMapping, SiteReducer, sum_out
-from ..scoring.structure import Callback, PairStructure, latent_sites
+from ..scoring.structure import PairStructure, latent_sites
 from ..scoring.term_pair import TermPair
 from ..scoring.views import TermViews
 from ..utils.global_state import override_validation
@@ -82,8 +83,8 @@ class UnconstrainedPair:
 
     def __init__(
         self,
-        model: Callback,
-        guide: Callback,
+        model: Program,
+        guide: Program,
         views: TermViews,
         structure: PairStructure,
         vectorize: bool = True,

@@ -12,7 +12,8 @@ from torch import Tensor
 from ..batch.batch import Batch
 from ..batch.context import TermStack
 from ..scoring.model_scores import score_model
-from ..scoring.structure import Callback, PairStructure, in_data_plate, latent_sites, pair_structure
+from ..scoring.program import Program
+from ..scoring.structure import PairStructure, in_data_plate, latent_sites, pair_structure
 from ..scoring.term_pair import TermPair
 from ..scoring.views import TermViews
 from ..utils.network_calls import ROWS
@@ -94,7 +95,7 @@ class ImportanceSampling:
         """Return the number of blocks that the particles of so many rows are drawn in."""
         return -(-self.num_particles // self.block_size(rows, device))
 
-    def rows_at_once(self, model: Callback, guide: Callback, batch: Batch) -> int:
+    def rows_at_once(self, model: Program, guide: Program, batch: Batch) -> int:
         """Return the most rows of a block.
 
         Args:
@@ -136,8 +137,8 @@ def row_block(batch: Batch, first_row: int, most: int) -> Batch:
 
 @torch.no_grad()
 def weighted_blocks(
-    model: Callback,
-    guide: Callback,
+    model: Program,
+    guide: Program,
     batch: Batch,
     settings: ImportanceSampling,
     guide_batch: Batch | None = None,
@@ -191,7 +192,7 @@ def weighted_blocks(
 
 
 def _row_block(
-    model: Callback, guide: Callback, batch: Batch, guide_batch: Batch, settings: ImportanceSampling
+    model: Program, guide: Program, batch: Batch, guide_batch: Batch, settings: ImportanceSampling
 ) -> RowBlock:
     """Return the block of rows as the guide sees them and as the model scores them."""
     structure = pair_structure(model, guide, guide_batch)

@@ -11,7 +11,8 @@ from pyro import poutine
 from ..batch.batch import Batch
 from ..handlers.rewrite import EditSites
 from ..utils.seeding import generator_state, set_generator_state
-from .structure import Callback, in_data_plate, latent_sites
+from .program import Program
+from .structure import in_data_plate, latent_sites
 
 
 class Given:
@@ -22,7 +23,7 @@ class Given:
         sites: name -> site with its value, as :func:`draw_global_latents` draws it.
     """
 
-    def __init__(self, program: Callback, sites: Mapping[str, Mapping[str, Any]]):
+    def __init__(self, program: Program, sites: Mapping[str, Mapping[str, Any]]):
         self.program = program
         self.set(sites)
 
@@ -42,7 +43,7 @@ class Given:
 
 
 @torch.no_grad()
-def draw_global_latents(guide: Callback, batch: Batch) -> dict[str, dict[str, Any]]:
+def draw_global_latents(guide: Program, batch: Batch) -> dict[str, dict[str, Any]]:
     """Draw the latents of a guide that lie outside the plate ``"data"``, once for all rows: name -> site.
 
     A guide without any leaves torch's generator as it was, so that its other draws do not depend on this call.

@@ -21,18 +21,19 @@ from ..utils.arguments import check_counts, check_flags, check_programs
 from .draws import StackedDraws
 from .evaluation import evaluating, move_result
 from .model_scores import score_model
+from .program import Program
 from .program_runs import propose
 from .rescoring import no_rescoring_reason, resampled_kl, rescore
 from .scores import Path, Scores
 from .strata import Strata
-from .structure import Callback, PairStructure, latent_sites, pair_structure
+from .structure import PairStructure, latent_sites, pair_structure
 from .term_pair import TermPair
 from .views import TermViews
 
 
 def score(
-    model: Callback,
-    guide: Callback,
+    model: Program,
+    guide: Program,
     views: TermViews,
     structure: PairStructure,
     num_particles: int = 1,
@@ -91,8 +92,8 @@ def _stand_ins(pair: TermPair) -> dict[str, Tensor]:
 
 
 def log_weights(
-    model: Callback,
-    guide: Callback,
+    model: Program,
+    guide: Program,
     batch: Batch,
     num_particles: int = 1,
     *,

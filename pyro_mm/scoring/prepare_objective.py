@@ -16,16 +16,8 @@ from ..handlers.elbos import traceable_form
 from ..handlers.params import announce_gradient
 from ..handlers.plates import KnownPlates
 from ..utils.arguments import describe
-from .training_objective import (
-    Layout,
-    Loss,
-    Player,
-    PreparedObjective,
-    Program,
-    StepWeights,
-    detach_values,
-    plain_attributes,
-)
+from .program import Program
+from .training_objective import Layout, Loss, Player, PreparedObjective, StepWeights, detach_values, plain_attributes
 
 WANTED = "expected objective to be an objective, such as pyro_mm.objectives.elbo(), or a pyro.infer.ELBO"
 PROTOCOL = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,10 +24,9 @@ from ..handlers.plates import sample_in_plates
 from ..handlers.repeatability import BatchNormalisation, RandomNumbers, depends
 from ..handlers.rewrite import EditSites
 from ..utils.modules import preserve_buffers
+from .program import Program
 from .program_errors import explain_errors
 from .structure_cache import PairCache
-
-Callback = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class Strata:
     varying: bool
 
 
-def pair_structure(model: Callback, guide: Callback, batch: Batch, stratified: bool = False) -> PairStructure:
+def pair_structure(model: Program, guide: Program, batch: Batch, stratified: bool = False) -> PairStructure:
     """Return the structure of a pair on batches of this form, from one run on two rows.
 
     It is cached while both live, per form of the batch (modalities held, present in all rows, in none or in some). It
@@ -127,7 +126,7 @@ def _form(batch: Batch) -> tuple[Hashable, ...]:
     return where(batch.rows), batch.device, torch.get_default_dtype(), *modalities, *values, *others
 
 
-def _structure(model: Callback, guide: Callback, batch: Batch) -> PairStructure:
+def _structure(model: Program, guide: Program, batch: Batch) -> PairStructure:
     """Run guide and model once on a few rows, and return the structure that the runs show."""
     watch = _Watch(batch)
     parents: set[str] = set()
@@ -163,7 +162,7 @@ def _structure(model: Callback, guide: Callback, batch: Batch) -> PairStructure:
 
 
 @contextmanager
-def _without_side_effects(model: Callback, guide: Callback, batch: Batch) -> Iterator[None]:
+def _without_side_effects(model: Program, guide: Program, batch: Batch) -> Iterator[None]:
     """Restore generators and buffers after a run with gradients.
 
     Whether a distribution can be differentiated may depend on whether its parameters can.
@@ -211,7 +210,7 @@ class _Watch:
         self.random = RandomNumbers(batch.device)
         self.normalisation = BatchNormalisation()
 
-    def run(self, program: Callback, batch: Batch, values: Any = None) -> tuple[Any, bool]:
+    def run(self, program: Program, batch: Batch, values: Any = None) -> tuple[Any, bool]:
         """Run a program.
 
         Args:
@@ -246,7 +245,7 @@ class _Watch:
             return sample_in_plates(d, plates)
 
 
-def _draws_again(guide: Callback, batch: Batch) -> bool:
+def _draws_again(guide: Program, batch: Batch) -> bool:
     """Return True if a guide's networks draw random numbers in a second run that finds what a step has cached."""
     view = batch.view({n: batch.presence(n) for n in batch.names}, TermStack({}), {})
     watch = _Watch(batch)
@@ -268,7 +267,7 @@ def _strata(sites: Mapping[str, dict[str, Any]]) -> Strata | None:
     return None
 
 
-def _structure_with_strata(model: Callback, guide: Callback, batch: Batch) -> PairStructure:
+def _structure_with_strata(model: Program, guide: Program, batch: Batch) -> PairStructure:
     """Return the structure, with a mixture that a guide has only where a modality is missing, if it has one.
 
     A joint encoder with experts is such a guide. A guide that cannot be run with a missing modality has no mixture.

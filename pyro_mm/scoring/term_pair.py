@@ -19,7 +19,8 @@ from ..distributions.base import detach_distribution
 from ..distributions.where import Where
 from ..handlers.plates import FixedPlate, KnownPlates, sample_in_plates
 from ..handlers.rewrite import EditSites
-from .structure import Callback, lacks_derivative, latent_sites, private_modality
+from .program import Program
+from .structure import lacks_derivative, latent_sites, private_modality
 from .views import TermViews
 
 UNBROADCAST = (
@@ -46,7 +47,7 @@ class TermPair:
     """
 
     def __init__(
-        self, model: Callback, guide: Callback, views: TermViews, num_particles: int = 1, plated: bool | None = None
+        self, model: Program, guide: Program, views: TermViews, num_particles: int = 1, plated: bool | None = None
     ):
         self.source_model = model
         self.source_guide = guide

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batch.batch import Batch
-
-Program = Callable[[Batch], Any]
+from .program import Program
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from ..batch.batch import Batch
 from ..scoring.prepare_objective import prepare_objective
+from ..scoring.program import Program
 from ..scoring.training_objective import Player, PreparedObjective
 from ..utils.arguments import check_integer, describe
 from .arguments import check_optimizer_factory
 from .optimization import make_optimizer
 from .parameter_names import parameter_names
-from .problem import Program, TrainingError, TrainingProblem
+from .problem import TrainingError, TrainingProblem
 from .step import Update
 
 RESERVED = ("loss", "validation")

@@ -17,13 +17,13 @@ from ..batch.batch import Batch
 from ..conditionals.unconditional import tensors_of
 from ..distributions.pushforward import find_pushforward
 from ..handlers.internals import BatchNorm
+from ..scoring.program import Program
 from ..scoring.training_objective import Loss, PreparedObjective
 from ..utils.graph import graph_leaves
 from ..utils.modules import preserve_buffers
 from ..utils.reachable import ReachableObjects
 from ..utils.seeding import temporary_seed
 
-Program = Callable[[Batch], Any]
 ContextFactory = Callable[[], AbstractContextManager[Any]]
 
 
