@@ -81,7 +81,12 @@ def score(
         scores.rescore = partial(rescore, pair, structure, log_component)
         first = torch.arange(0, pair.num_particles, num_particles, device=views.decode.device)  # of each component
         first = first[:, None, None].expand(-1, views.terms, views.decode.size)
-        scores.kl = partial(resampled_kl, scores.kl, lambda: rescore(pair, structure, log_component, first).kl())
+
+        def kl_of_some() -> Tensor:
+            some = rescore(pair, structure, log_component, first)  # by a name: its KL refers to it weakly
+            return some.kl()
+
+        scores.kl = partial(resampled_kl, scores.kl, kl_of_some)
     return scores
 
 
