@@ -81,12 +81,9 @@ def score(
         scores.rescore = partial(rescore, pair, structure, log_component)
         first = torch.arange(0, pair.num_particles, num_particles, device=views.decode.device)  # of each component
         first = first[:, None, None].expand(-1, views.terms, views.decode.size)
-
-        def kl_of_some() -> Tensor:
-            some = rescore(pair, structure, log_component, first)  # by a name: its KL refers to it weakly
-            return some.kl()
-
-        scores.kl = partial(resampled_kl, scores.kl, kl_of_some)
+        scores.divergence = partial(
+            resampled_kl, scores.divergence, partial(rescore, pair, structure, log_component, first)
+        )
     return scores
 
 
@@ -151,7 +148,7 @@ def _stack(each: list[Scores]) -> Scores:
         {name: cat(lambda s, n=name: s.likelihood[n]) for name in each[0].likelihood},  # type: ignore[misc]
         lambda: cat(lambda s: s.log_prior),
         lambda: cat(lambda s: s.log_proposal),
-        lambda: torch.stack([s.kl() for s in each]).mean(0),
+        lambda _: torch.stack([s.kl() for s in each]).mean(0),
         [Path(p.value, reduce_in_pass(p.reduce, k), p.sources) for k, s in enumerate(each) for p in s.paths],
         each[0].factor,
         undifferentiated=each[0].undifferentiated,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -47,26 +46,16 @@ def score_model(
         densities.likelihood(),
         densities.log_prior,
         partial(densities.log_proposal_at, stand_ins or {}),
-        lambda: densities.kl(_alive(reference)),
+        densities.kl,
         densities.paths(stand_ins),
         densities.reducer.factor,
         undifferentiated=densities.undifferentiated,
         deterministic=tuple(name for name, site in densities.of_guide.items() if has_atoms(site["fn"])),
     )
-    # or scores would hold themselves, and with them the rows of the pair, until Python looks for such circles
-    reference = weakref.ref(scores)
     if draws:
         scores.draws = Draws(pair, densities.model_trace)
     if classes_of is not None:
         scores.log_joint_by_class = densities.log_joint_by_class(classes_of)
-    return scores
-
-
-def _alive(reference: weakref.ref[Scores]) -> Scores:
-    """Return the scores that a reference is to."""
-    scores = reference()
-    if scores is None:
-        raise RuntimeError("the KL of scores was computed after these were let go: refer to them by a name")
     return scores
 
 

@@ -65,11 +65,17 @@ def rescore(pair: TermPair, structure: PairStructure, log_component: Tensor | No
     return scores
 
 
-def resampled_kl(of_all: Callable[[], Tensor], of_some: Callable[[], Tensor]) -> Tensor:
-    """Return the KL of all particles, with the gradient of that of some of them."""
+def resampled_kl(divergence: Callable[[Scores], Tensor], rescore_some: Callable[[], Scores], scores: Scores) -> Tensor:
+    """Return the KL of all particles, with the gradient of that of some of them.
+
+    Args:
+        divergence: computes the KL of scores.
+        rescore_some: scores some particles again, with gradients.
+        scores: those of all particles.
+    """
     with torch.no_grad():
-        value = of_all()
+        value = divergence(scores)
     if not torch.is_grad_enabled():
         return value
-    some = of_some()
+    some = rescore_some().kl()
     return value + some - some.detach()

@@ -23,8 +23,7 @@ class Scores:
     Attributes:
         likelihood: observed site -> log p, ``(K, T, N)``; under ``"*"`` alone where an enumerated site is summed out.
         prior, proposal: compute :attr:`log_prior` and :attr:`log_proposal`, which a KL in closed form does not need.
-        kl: computes KL(q || r), ``(T, N)``: in closed form site by site where torch has one, and averaged over classes
-            that the guide enumerates.
+        divergence: computes :meth:`kl` of the scores that it is given, which do not hold themselves by it.
         paths: the latent values that the scores depend on. In a pass for path derivatives ``log_proposal`` depends on
             them through their ``sources`` alone.
         factor: size of the data plate over that of its subsample.
@@ -40,7 +39,7 @@ class Scores:
     likelihood: dict[str, Tensor]
     prior: Callable[[], Tensor]
     proposal: Callable[[], Tensor]
-    kl: Callable[[], Tensor]
+    divergence: Callable[[Scores], Tensor]
     paths: list[Path] = field(default_factory=list)
     factor: float = 1.0
     log_component: Tensor | None = None
@@ -59,6 +58,13 @@ class Scores:
     def log_proposal(self) -> Tensor:
         """Log-density of the guide, log q(z), ``(K, T, N)``."""
         return self.proposal()
+
+    def kl(self) -> Tensor:
+        """Return KL(q || r), ``(T, N)``.
+
+        It is in closed form site by site where torch has one, and averaged over classes that the guide enumerates.
+        """
+        return self.divergence(self)
 
     @property
     def like(self) -> Tensor:
@@ -83,7 +89,7 @@ class Scores:
             {name: x[:, terms] for name, x in self.likelihood.items()},
             lambda: self.log_prior[:, terms],
             lambda: self.log_proposal[:, terms],
-            lambda: self.kl()[terms],
+            lambda _: self.kl()[terms],
             [Path(p.value, take_terms(p.reduce), p.sources) for p in self.paths],
             self.factor,
             None if self.log_component is None else self.log_component[:, terms],
