@@ -17,6 +17,9 @@ def change_rows(data, batch, kept, seed):
     values = {}
     rng = generator(seed)
     for name, column in data.columns.items():
+        if not batch.holds(name):  # a mixture has fewer components then, and other draws of one distribution
+            values[name] = None
+            continue
         new = values_of(column.kind, column.event, data.size, rng)
         if not column.missing[kept]:
             new[kept] = column.values[kept]
