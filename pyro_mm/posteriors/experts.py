@@ -87,6 +87,8 @@ def check_batch_shape(name: str, expert: Any, batch: Batch) -> None:
     found = tuple(getattr(expert, "batch_shape", ()))
     if batch.is_draw(name) or found in ((), (1,), (batch.size,)):
         return
+    if not expert.event_shape and found[0] == batch.size:  # independent entries, which become events
+        return
     shape = tuple(batch[name].shape)
     raise ValueError(
         f"expert of {name!r}: expected a distribution of batch shape ({batch.size},) from values of shape {shape}, one "

@@ -103,7 +103,7 @@ def test_a_report_is_over_the_rows_that_have_what_a_line_is_of(table):
     story, guide, batch = partial_rows(24)
     recipe = mm.recipes.Recipe(story, guide, getattr(mm.objectives, table)())
     lines, _ = evaluate_recipe(recipe, batch, 4, 0, fitted=False)  # the guide's weights are equal
-    found = {line.quantity: line.value for line in lines}
+    found = {line.title: line.value for line in lines}
     some, b, whole = batch.having(), batch.present["b"], batch.having(every=True)
     exact = story.log_prob(batch)
     assert found[f"log p(a, b), {int(some.sum())} of 24 rows"] == pytest.approx(exact[some].mean().item(), abs=1e-4)
