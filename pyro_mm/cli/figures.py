@@ -49,7 +49,8 @@ def draw_figures(
 
     name, given, probabilities, _ = predictions[0]
     rows = test.present[name]
-    label, classes = test[name][rows], probabilities.shape[-1]
+    label = test[name][rows]
+    classes = probabilities.shape[-1]
     matrix = metrics.confusion_matrix(label, probabilities.argmax(-1)[rows], classes)
     image = image_name(test)
     if image is not None:

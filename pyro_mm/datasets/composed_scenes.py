@@ -202,7 +202,8 @@ def _shape_patches(shapes: np.ndarray, size: int, rng: np.random.Generator) -> n
 def _to_corner(ink: np.ndarray) -> np.ndarray:
     """Move the ink of patches to their upper left corner."""
     n, y, x = ink.nonzero()
-    top, left = ink.any(2).argmax(1), ink.any(1).argmax(1)
+    top = ink.any(2).argmax(1)
+    left = ink.any(1).argmax(1)
     moved = np.zeros_like(ink)
     moved[n, y - top[n], x - left[n]] = True
     return moved
